@@ -1,0 +1,102 @@
+"""Errors that a user can act on, one exit code per class.
+
+    GemquantError (1)
+    ├── UsageError (2)          an option, a recipe or a combination of them is not valid
+    ├── CheckpointError (3)     the model cannot be read: missing, truncated, inconsistent, gated
+    ├── UnsupportedError (4)    readable, but this model, layer or target is not supported
+    ├── CalibrationError (5)    the calibration or evaluation text cannot be used
+    ├── ArtifactError (6)       an artifact is not what its manifest says
+    ├── OutputError (7)         the destination exists, is read-only, or is full
+    ├── RuntimeMissingError (8) an optional package or foreign runtime is not installed
+    └── Problems                several at once; exits with the code of the first
+
+An error names the thing, its value and the rule; its ``hint`` is the next command to type.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import IO, Any, ClassVar
+
+import click
+
+
+class GemquantError(click.ClickException):
+    """Base of every error that is reported without a traceback."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  hint: {self.hint}" if self.hint else self.message
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Write the message, and the hint if there is one, to ``file`` (stderr by default)."""
+        click.echo(f"error: {self}", file=file, err=file is None)
+
+
+class UsageError(GemquantError):
+    """An option, a recipe or a combination of them is not valid."""
+
+    exit_code = 2
+
+
+class CheckpointError(GemquantError):
+    """The model cannot be read: missing, truncated, inconsistent or gated."""
+
+    exit_code = 3
+
+
+class UnsupportedError(GemquantError):
+    """The input can be read, but this model, layer or target is not supported."""
+
+    exit_code = 4
+
+
+class CalibrationError(GemquantError):
+    """The calibration or evaluation text cannot be used."""
+
+    exit_code = 5
+
+
+class ArtifactError(GemquantError):
+    """An artifact is not what its manifest says."""
+
+    exit_code = 6
+
+
+class OutputError(GemquantError):
+    """The destination exists, cannot be written, or is full."""
+
+    exit_code = 7
+
+
+class RuntimeMissingError(GemquantError):
+    """An optional package or a foreign runtime is not installed."""
+
+    exit_code = 8
+
+
+class Problems(GemquantError):  # noqa: N818 - it holds errors, it is not one more
+    """Several errors reported together; exits with the code of the first."""
+
+    def __init__(self, problems: Sequence[GemquantError]) -> None:
+        super().__init__(f"{len(problems)} problems:")
+        self.problems = tuple(problems)
+        self.exit_code = problems[0].exit_code  # type: ignore[misc]
+
+    def __str__(self) -> str:
+        lines = [f"  {n}. {problem}" for n, problem in enumerate(self.problems, 1)]
+        return os.linesep.join([self.message, *(line.replace("\n", "\n   ") for line in lines)])
+
+
+def refuse(problems: Sequence[GemquantError]) -> None:
+    """Raise everything that is wrong at once; return quietly when nothing is."""
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise Problems(problems)

@@ -1,0 +1,75 @@
+"""Options declared once, as dataclass fields: flag, recipe key and manifest fact."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, get_type_hints
+
+from gemquant.errors import GemquantError, UsageError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class OptionSpec:
+    """What a field says about itself beyond its name, type and default."""
+
+    help: str
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[Any, ...] | None = None
+
+
+def option(
+    default: T,
+    help: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: Sequence[T] | None = None,
+) -> T:
+    """Declare a dataclass field that is also a command-line flag.
+
+    The static type is that of the default, so that ``bits: int = option(4, "…")`` type-checks.
+    """
+    spec = OptionSpec(help, minimum, maximum, tuple(choices) if choices is not None else None)
+    return dataclasses.field(default=default, metadata={"option": spec})
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a quantizer, as the command line and the documentation see it."""
+
+    name: str
+    type: type
+    default: Any
+    spec: OptionSpec
+
+
+def options_of(owner: Any) -> list[Option]:
+    """Return the options of a dataclass (type or instance) in the order of its fields."""
+    cls = owner if isinstance(owner, type) else type(owner)
+    hints = get_type_hints(cls)
+    return [
+        Option(f.name, hints[f.name], f.default, f.metadata["option"])
+        for f in dataclasses.fields(cls)
+        if "option" in f.metadata
+    ]
+
+
+def problems_with(owner: Any) -> list[GemquantError]:
+    """Return one error for every option whose value breaks its declared rule."""
+    problems: list[GemquantError] = []
+    for opt in options_of(owner):
+        value, spec = getattr(owner, opt.name), opt.spec
+        flag = "--" + opt.name.replace("_", "-")
+        if spec.choices is not None and value not in spec.choices:
+            listed = ", ".join(str(choice) for choice in spec.choices)
+            problems.append(UsageError(f"{flag} {value}: must be one of {listed}."))
+        elif spec.minimum is not None and value < spec.minimum:
+            problems.append(UsageError(f"{flag} {value}: must be at least {spec.minimum:g}."))
+        elif spec.maximum is not None and value > spec.maximum:
+            problems.append(UsageError(f"{flag} {value}: must be at most {spec.maximum:g}."))
+    return problems

@@ -1,0 +1,113 @@
+"""What the machine and the installation offer: data folders, cache, cores, memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def data_folder(name: Literal["calib_data", "targets"]) -> Path:
+    """Folder of shipped data: beside the package in a source checkout, inside it in a wheel."""
+    checkout = PACKAGE.parent
+    if (checkout / "pyproject.toml").is_file() and (checkout / name).is_dir():
+        return checkout / name
+    return PACKAGE / "_data" / name
+
+
+def cache_folder() -> Path:
+    """Folder for files made once: $GEMQUANT_CACHE, else the user's cache folder. Not created."""
+    if chosen := os.environ.get("GEMQUANT_CACHE"):
+        return Path(chosen).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "gemquant"
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "gemquant"
+
+
+# ---------------------------------------------------------------- processor
+
+
+def default_threads() -> int:
+    """Physical cores this process may use; threads beyond them collapse the speed of matmuls."""
+    usable = _usable_cpus()
+    cores = _physical_cores(usable) or len(usable)
+    quota = _cgroup_cpus()
+    return max(1, min(cores, quota) if quota else cores)
+
+
+def _usable_cpus() -> set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def _physical_cores(cpus: set[int]) -> int | None:
+    """Count distinct cores under ``cpus``, or None where the system does not tell."""
+    if sys.platform == "darwin":
+        answer = subprocess.run(
+            ["sysctl", "-n", "hw.physicalcpu"], capture_output=True, text=True, check=False
+        )
+        return int(answer.stdout) if answer.returncode == 0 else None
+    cores = set()
+    for cpu in cpus:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        try:
+            cores.add(siblings.read_text())
+        except OSError:
+            return None
+    return len(cores)
+
+
+def _cgroup_cpus() -> int | None:
+    """Whole CPUs that a container's quota allows (cgroup v2), or None without a quota."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else max(1, int(quota) // int(period))
+
+
+# ---------------------------------------------------------------- memory and sizes
+
+
+def available_memory() -> int | None:
+    """Bytes that can be allocated without swapping, or None where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    fields = dict(line.split(":", 1) for line in lines)
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    limit = _cgroup_free()
+    return min(free, limit) if limit is not None else free
+
+
+def _cgroup_free() -> int | None:
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = Path("/sys/fs/cgroup/memory.current").read_text().strip()
+    except OSError:
+        return None
+    return None if limit == "max" else max(0, int(limit) - int(used))
+
+
+def human_bytes(count: int) -> str:
+    """Size with three figures, in powers of 1000.
+
+    >>> human_bytes(999), human_bytes(268_435_456), human_bytes(5_000_000_000)
+    ('999 B', '268 MB', '5.00 GB')
+    """
+    if count < 1000:
+        return f"{count} B"
+    size = float(count)
+    for unit in ("kB", "MB", "GB", "TB"):  # noqa: B007 - the unit reached is used below
+        size /= 1000
+        if size < 999.5:
+            break
+    decimals = 2 if size < 9.995 else 1 if size < 99.95 else 0
+    return f"{size:.{decimals}f} {unit}"
