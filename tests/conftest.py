@@ -1,0 +1,29 @@
+"""Fixtures shared by all tests: tiny random Gemmas of every generation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_gemma import GENERATIONS, KINDS, Kind, write_tiny_gemma
+
+
+@pytest.fixture(params=GENERATIONS)
+def generation(request: pytest.FixtureRequest) -> Kind:
+    """Each text generation in turn: gemma, gemma2, gemma3_text."""
+    kind: Kind = request.param
+    return kind
+
+
+@pytest.fixture(scope="session")
+def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[Kind, Path]:
+    """One tiny checkpoint folder of each kind, written once; treat them as read-only."""
+    root = tmp_path_factory.mktemp("tiny")
+    return {kind: write_tiny_gemma(root / kind, kind) for kind in KINDS}
+
+
+@pytest.fixture
+def tiny_folder(generation: Kind, tiny_folders: dict[Kind, Path]) -> Path:
+    """The tiny checkpoint folder of the generation under test; treat it as read-only."""
+    return tiny_folders[generation]
