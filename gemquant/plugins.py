@@ -1,0 +1,106 @@
+"""Quantizers and exporters by name: those that come along, and plug-ins by entry point.
+
+Names are listed without importing anything; a class is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, Literal, cast
+
+from gemquant.errors import UnsupportedError, UsageError
+from gemquant.protocols import Exporter, Quantizer
+
+Kind = Literal["quantizer", "exporter"]
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """Something that can be imported when it is needed.
+
+    value: ``module:attribute``. package: the distribution that brings it. summary: one line.
+    """
+
+    name: str
+    value: str
+    package: str
+    summary: str
+
+
+def _own(name: str, value: str, summary: str) -> Plugin:
+    return Plugin(name, value, "gemquant", summary)
+
+
+# Summaries repeat the first docstring line of each class, so that listing imports nothing; a test
+# compares them.
+OWN: Mapping[Kind, tuple[Plugin, ...]] = {
+    "quantizer": (
+        _own("awq", "gemquant.quantizers.awq:AWQ", ""),
+        _own("rtn", "gemquant.quantizers.rtn:RoundToNearest", ""),
+    ),
+    "exporter": (
+        _own("awq-gemm", "gemquant.exporters.awq_gemm:AwqGemm", ""),
+        _own("compressed-tensors", "gemquant.exporters.compressed_tensors:CompressedTensors", ""),
+    ),
+}
+
+
+@cache
+def plugins(kind: Kind) -> Mapping[str, Plugin]:
+    """Return every quantizer or exporter by name, sorted; nothing is imported."""
+    found = {plugin.name: plugin for plugin in OWN[kind]}
+    for entry in entry_points(group=f"gemquant.{kind}s"):
+        package = entry.dist.name if entry.dist else "an unknown package"
+        if entry.name in found:
+            raise UsageError(
+                f"{kind} {entry.name}: brought by both {found[entry.name].package} and {package}.",
+                hint=f"Uninstall one of them: pip uninstall {package}",
+            )
+        found[entry.name] = Plugin(entry.name, entry.value, package, f"From the package {package}.")
+    return dict(sorted(found.items()))
+
+
+def quantizer_type(name: str) -> type[Quantizer]:
+    """Import the quantizer called ``name``; UsageError with suggestions if there is none."""
+    cls = _load("quantizer", name)
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        raise UnsupportedError(f"quantizer {name}: {cls!r} is not a dataclass.")
+    return cast("type[Quantizer]", cls)
+
+
+def quantizer_types() -> dict[str, type[Quantizer]]:
+    """Import every quantizer, by name."""
+    return {name: quantizer_type(name) for name in plugins("quantizer")}
+
+
+def exporter(name: str) -> Exporter:
+    """Import and make the exporter ``name``; UsageError with suggestions if there is none."""
+    return cast("Exporter", _load("exporter", name)())
+
+
+def _load(kind: Kind, name: str) -> Any:
+    known = plugins(kind)
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=2) or list(known)
+        raise UsageError(f"{name}: no such {kind}.", hint=f"Did you mean {' or '.join(close)}?")
+    plugin = known[name]
+    module, _, attribute = plugin.value.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UnsupportedError(
+            f"{kind} {name}: {plugin.value} of {plugin.package} cannot be imported: {error}.",
+            hint=f"Reinstall or update it: pip install --upgrade {plugin.package}",
+        ) from error
+    if getattr(found, "name", None) != name:
+        raise UnsupportedError(
+            f"{kind} {name}: its class calls itself {getattr(found, 'name', None)!r}.",
+            hint="The entry point's name and the class attribute `name` must agree.",
+        )
+    return found

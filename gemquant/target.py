@@ -1,0 +1,222 @@
+"""What a device accepts, read from ``targets/*.toml``: containers, schemes, dtypes, runtimes.
+
+A target is data. Which container is the default follows from the generation of Gemma and from the
+scheme; each runtime says which schemes it loads, and where that is known from.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gemquant.errors import GemquantError, UnsupportedError, UsageError, refuse
+from gemquant.gemma.structure import Generation
+from gemquant.resources import data_folder
+
+
+class Scheme(Protocol):
+    """How a linear's numbers are stored, as far as a runtime cares."""
+
+    @property
+    def bits(self) -> int:
+        """Bits per code."""
+
+    @property
+    def group_size(self) -> int:
+        """Input channels that share a scale; -1 for the whole row."""
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether there are no zero points."""
+
+
+NonEmpty = Annotated[str, Field(min_length=1)]
+
+
+class _Data(BaseModel):
+    """Base of everything read from a target file: immutable, and no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Schemes(_Data):
+    """A product of bit widths, group sizes and symmetry."""
+
+    bits: Annotated[tuple[int, ...], Field(min_length=1)]
+    group_sizes: Annotated[tuple[int, ...], Field(min_length=1)]
+    symmetric: Annotated[tuple[bool, ...], Field(min_length=1)]
+
+    def include(self, scheme: Scheme) -> bool:
+        """Whether the product contains ``scheme``."""
+        return (
+            scheme.bits in self.bits
+            and scheme.group_size in self.group_sizes
+            and scheme.symmetric in self.symmetric
+        )
+
+
+class Runtime(_Data):
+    """A program that loads a container, with what it needs and what it accepts."""
+
+    name: NonEmpty
+    requires: Annotated[tuple[NonEmpty, ...], Field(min_length=1)]
+    dtypes: Annotated[tuple[NonEmpty, ...], Field(min_length=1)]
+    generations: Annotated[tuple[Generation, ...], Field(min_length=1)]
+    schemes: Annotated[tuple[Schemes, ...], Field(min_length=1)]
+    sources: Annotated[tuple[NonEmpty, ...], Field(min_length=1)]
+    note: str = ""
+
+    def loads(self, generation: str, schemes: Iterable[Scheme]) -> bool:
+        """Whether this runtime loads that generation with all of those schemes."""
+        return generation in self.generations and all(
+            any(accepted.include(scheme) for accepted in self.schemes) for scheme in schemes
+        )
+
+
+class TargetContainer(_Data):
+    """A file format that the device's runtimes load."""
+
+    exporter: NonEmpty
+    description: NonEmpty
+    runtimes: Annotated[tuple[Runtime, ...], Field(min_length=1)]
+
+
+class Target(_Data):
+    """A device: its containers, and which of them is the default for each generation."""
+
+    name: NonEmpty
+    description: NonEmpty
+    dtypes: Annotated[tuple[NonEmpty, ...], Field(min_length=1)]
+    preference: dict[Generation, tuple[NonEmpty, ...]]
+    containers: Annotated[tuple[TargetContainer, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _preferences_exist(self) -> Target:
+        known = self.exporters
+        for generation, names in self.preference.items():
+            for name in names:
+                if name not in known:
+                    raise ValueError(f"preference.{generation} names {name!r}, not a container")
+        return self
+
+    @property
+    def exporters(self) -> tuple[str, ...]:
+        """Names of the exporters whose containers this target takes."""
+        return tuple(container.exporter for container in self.containers)
+
+    def container(self, exporter: str) -> TargetContainer:
+        """Return the container that ``exporter`` writes; UsageError if the target has none."""
+        for container in self.containers:
+            if container.exporter == exporter:
+                return container
+        raise UsageError(
+            f"--exporter {exporter}: not a container of target {self.name}.",
+            hint=f"Use one of: {', '.join(self.exporters)}.",
+        )
+
+    def runtimes(
+        self, exporter: str, generation: str, schemes: Sequence[Scheme]
+    ) -> tuple[Runtime, ...]:
+        """Return the runtimes of this device that will load the artifact."""
+        runtimes = self.container(exporter).runtimes
+        return tuple(runtime for runtime in runtimes if runtime.loads(generation, schemes))
+
+    def default_exporter(self, generation: str, schemes: Sequence[Scheme]) -> str:
+        """Choose the preferred container of a generation that some runtime loads.
+
+        UnsupportedError if there is none; it lists what each container accepts.
+        """
+        preferred = next((names for key, names in self.preference.items() if key == generation), ())
+        for name in preferred:
+            if self.runtimes(name, generation, schemes):
+                return name
+        wanted = ", ".join(dict.fromkeys(describe(scheme) for scheme in schemes))
+        accepted = dict.fromkeys(
+            f"{container.exporter}: {_describe_product(product)}"
+            for container in self.containers
+            for runtime in container.runtimes
+            if generation in runtime.generations
+            for product in runtime.schemes
+        )
+        raise UnsupportedError(
+            f"{wanted}: no runtime of target {self.name} loads that for {generation}.",
+            hint=f"Accepted are {'; '.join(accepted) or 'no schemes of that generation'}.",
+        )
+
+
+def describe(scheme: Scheme) -> str:
+    """Name a scheme in words: ``4 bits, groups of 128, zero points``."""
+    return _describe_product(
+        Schemes(
+            bits=(scheme.bits,), group_sizes=(scheme.group_size,), symmetric=(scheme.symmetric,)
+        )
+    )
+
+
+def _describe_product(schemes: Schemes) -> str:
+    bits = "/".join(map(str, schemes.bits))
+    sizes = "/".join("a row" if size == -1 else str(size) for size in sorted(schemes.group_sizes))
+    symmetry = "/".join("symmetric" if s else "zero points" for s in sorted(schemes.symmetric))
+    return f"{bits} bits, groups of {sizes}, {symmetry}"
+
+
+# ---------------------------------------------------------------- loading
+
+
+def target_files(folders: Sequence[Path] = ()) -> dict[str, Path]:
+    """Map target names to files: the shipped ones, then those of the user's folders, which win."""
+    return {
+        file.stem: file
+        for folder in (data_folder("targets"), *folders)
+        for file in sorted(folder.glob("*.toml"))
+    }
+
+
+def targets(folders: Sequence[Path] = ()) -> list[Target]:
+    """Read every target, sorted by name; all problems of all files at once."""
+    found, problems = [], []
+    for name in sorted(files := target_files(folders)):
+        try:
+            found.append(read_target(files[name]))
+        except GemquantError as error:
+            problems.append(error)
+    refuse(problems)
+    return found
+
+
+def load_target(name: str, folders: Sequence[Path] = ()) -> Target:
+    """Read the target called ``name``; UsageError with suggestions if there is none."""
+    files = target_files(folders)
+    if name not in files:
+        close = difflib.get_close_matches(name, files, n=2) or sorted(files)
+        raise UsageError(
+            f"--target {name}: no such target.",
+            hint=f"Did you mean {' or '.join(close)}? See: gemquant targets",
+        )
+    return read_target(files[name])
+
+
+def read_target(file: Path) -> Target:
+    """Read and validate one target file; every problem in it is reported at once."""
+    try:
+        with file.open("rb") as stream:
+            data = tomllib.load(stream)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file}: not a readable TOML file: {error}.") from None
+    try:
+        return Target.model_validate({**data, "name": file.stem})
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(map(str, problem['loc'])) or 'target'}: {problem['msg']}"
+            for problem in error.errors()
+        ]
+        raise UsageError(
+            f"{file}: not a valid target.{os.linesep}    " + f"{os.linesep}    ".join(lines),
+            hint="docs/new-target.md describes every key.",
+        ) from None
