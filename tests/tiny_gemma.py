@@ -58,9 +58,7 @@ def tiny_tokenizer() -> Tokenizer:
     pieces += ["▁", *(chr(code) for code in range(33, 127))]
     vocab = {piece: index for index, piece in enumerate(pieces)}
     tokenizer = Tokenizer(
-        models.BPE(
-            vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True
-        )
+        models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
     )
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")

@@ -1,0 +1,55 @@
+"""Files of a checkpoint stay inside its folder, whatever their names or links say."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from gemquant.errors import CheckpointError
+
+
+def contained(folder: Path, name: str) -> Path:
+    """Return ``folder / name``; the file must exist and lie in the folder.
+
+    A snapshot in a Hub cache is a folder of links into the ``blobs`` beside it, so there those
+    count as inside. Raises CheckpointError for "..", absolute names and links that lead out.
+    """
+    pure = PurePosixPath(name)
+    if (
+        not name
+        or "\0" in name
+        or "\\" in name
+        or pure.is_absolute()
+        or ".." in pure.parts
+        or PureWindowsPath(name).drive
+    ):
+        raise CheckpointError(f"{folder}: {name!r} is not the name of a file in the folder.")
+    path = folder / name
+    if not path.exists():
+        raise CheckpointError(
+            f"{folder}: {name} is missing.", hint="Download the checkpoint again."
+        )
+    target = path.resolve()
+    if not any(target.is_relative_to(root) for root in _roots(folder)):
+        raise CheckpointError(
+            f"{path} is a link to {target}, outside the checkpoint.",
+            hint="Put the file itself in the folder, or open the folder that holds it.",
+        )
+    if not target.is_file():
+        raise CheckpointError(f"{path} is not a file.")
+    return path
+
+
+def hub_repository(folder: Path) -> str | None:
+    """Return ``owner/name`` where the folder is a snapshot in a Hub cache, otherwise None."""
+    resolved = folder.resolve()
+    cache = resolved.parent.parent
+    if resolved.parent.name == "snapshots" and cache.name.startswith("models--"):
+        return cache.name.removeprefix("models--").replace("--", "/")
+    return None
+
+
+def _roots(folder: Path) -> tuple[Path, ...]:
+    resolved = folder.resolve()
+    if hub_repository(folder) is not None:
+        return (resolved, resolved.parent.parent / "blobs")
+    return (resolved,)
