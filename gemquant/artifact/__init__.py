@@ -1,0 +1,40 @@
+"""A finished folder: its manifest, its model card, how it comes to stand and how it is checked."""
+
+from gemquant.artifact.manifest import (
+    MANIFEST_FILE,
+    SCHEMA_VERSION,
+    ActivationRange,
+    CalibrationRecord,
+    CertificateRecord,
+    Fallback,
+    FileRecord,
+    Manifest,
+    Quantization,
+    SchemeRecord,
+    Source,
+    certificate_record,
+    quantization_record,
+)
+from gemquant.artifact.seal import Artifact, read_manifest, seal
+from gemquant.artifact.staging import output_problems, staged
+
+__all__ = [
+    "MANIFEST_FILE",
+    "SCHEMA_VERSION",
+    "ActivationRange",
+    "Artifact",
+    "CalibrationRecord",
+    "CertificateRecord",
+    "Fallback",
+    "FileRecord",
+    "Manifest",
+    "Quantization",
+    "SchemeRecord",
+    "Source",
+    "certificate_record",
+    "output_problems",
+    "quantization_record",
+    "read_manifest",
+    "seal",
+    "staged",
+]

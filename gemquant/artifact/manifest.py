@@ -1,0 +1,252 @@
+"""``manifest.json``: what an artifact is, where it comes from, and what was measured on it.
+
+No dates, host names or paths of this machine: the same recipe and checkpoint give the same bytes.
+The JSON Schema in ``docs/manifest.schema.json`` is generated from these models.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+if TYPE_CHECKING:
+    from gemquant.protocols import Certificate, Layout, Measurement, SliceResult
+
+MANIFEST_FILE = "manifest.json"
+SCHEMA_VERSION: Literal[1] = 1
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Record(BaseModel):
+    """Base of all records: immutable, no unknown keys, no NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class FileRecord(Record):
+    """One file of the artifact."""
+
+    sha256: Sha256 = Field(description="SHA-256 of the file's bytes, hexadecimal.")
+    bytes: int = Field(ge=0, description="Size of the file in bytes.")
+
+
+class Source(Record):
+    """The checkpoint that was converted."""
+
+    ref: str = Field(
+        description="The checkpoint as the user named it: a Hub id, a folder, a GGUF file or a "
+        "sample."
+    )
+    revision: str | None = Field(default=None, description="Commit hash of a Hub checkpoint.")
+    files: Mapping[str, Sha256] = Field(
+        description="SHA-256 of each weight file read; a merged LoRA's are prefixed with `lora/`."
+    )
+
+
+class SchemeRecord(Record):
+    """How some linear layers are stored: w ≈ scale · (code − zero point)."""
+
+    bits: int = Field(ge=1, le=8, description="Bits per code.")
+    group_size: int = Field(
+        ge=-1, description="Input channels that share a scale; -1 for a whole output channel."
+    )
+    symmetric: bool = Field(description="The zero point is 2^(bits − 1) everywhere.")
+    modules: tuple[str, ...] = Field(description="The layers stored so.")
+
+
+class Quantization(Record):
+    """What was stored how."""
+
+    quantizer: str = Field(description="The algorithm that decided the numbers: `awq`, `rtn`, …")
+    schemes: tuple[SchemeRecord, ...] = Field(description="Quantized layers, by scheme.")
+    unquantized: tuple[str, ...] = Field(
+        description="Matrices kept in floating point (embedding, head, layers left out)."
+    )
+    float_dtype: str = Field(description="Type of everything in floating point: `bfloat16`, …")
+    bits_per_weight: float = Field(
+        gt=0,
+        description="Bits of all stored tensors over the number of weights, embeddings included.",
+    )
+
+
+class Fallback(Record):
+    """A layer that was not stored as asked."""
+
+    module: str = Field(description="The layer.")
+    stored: str = Field(description="What it was stored as instead.")
+    reason: str = Field(description="Why.")
+
+
+class CalibrationRecord(Record):
+    """The text that statistics were gathered on."""
+
+    name: str = Field(description="Name of the mixture, or of the user's file or data set.")
+    windows: int = Field(ge=1, description="Number of windows.")
+    seq_len: int = Field(ge=1, description="Tokens per window, the BOS included.")
+    digest: str = Field(
+        description="`sha256:` of the token stream as little-endian 32-bit integers."
+    )
+
+
+class ActivationRange(Record):
+    """The largest activation seen, against what float16 can hold."""
+
+    largest: float = Field(ge=0, description="Largest absolute activation seen.")
+    where: str = Field(description="The module whose output it was.")
+    limit: float = Field(default=65504.0, description="Largest float16.")
+    fits_float16: bool = Field(description="The largest activation is below the limit.")
+
+
+class MeasurementRecord(Record):
+    """A mean with its standard error."""
+
+    value: float = Field(description="Mean over tokens.")
+    standard_error: float = Field(ge=0, description="Standard error over windows.")
+
+
+class SliceRecord(Record):
+    """Original against quantized on one evaluation slice, the same tokens for both."""
+
+    slice: str = Field(description="Name of the evaluation slice.")
+    windows: int = Field(ge=1, description="Number of windows.")
+    tokens: int = Field(ge=1, description="Number of predicted tokens.")
+    perplexity_original: MeasurementRecord = Field(description="Perplexity before.")
+    perplexity_quantized: MeasurementRecord = Field(description="Perplexity after.")
+    kl_mean: MeasurementRecord = Field(
+        description="Mean Kullback-Leibler divergence from the original, nats per token."
+    )
+    kl_p999: MeasurementRecord = Field(
+        description="99.9th percentile of that divergence, nats per token."
+    )
+    top1_agreement: MeasurementRecord = Field(
+        description="Fraction of tokens where both rank the same token first."
+    )
+
+
+class CertificateRecord(Record):
+    """What was lost, measured at one level. Levels are never mixed."""
+
+    level: Literal["reference", "native", "emulated", "vendor-sim"] = Field(
+        description="`reference`: decoded weights in torch. `native`: in the runtime that the "
+        "container is made for. `emulated`: a model of a device's arithmetic. `vendor-sim`: the "
+        "vendor's own simulator."
+    )
+    runtime: str = Field(description="What computed the logits, with its version.")
+    slices: tuple[SliceRecord, ...] = Field(default=(), description="One result per slice.")
+    token_stream: str = Field(default="", description="`sha256:` of the evaluation tokens.")
+    not_run: str | None = Field(
+        default=None, description="Why this level was not measured; null if it was."
+    )
+
+
+class Manifest(Record):
+    """All that is known of an artifact."""
+
+    schema_version: Literal[1] = Field(
+        default=SCHEMA_VERSION, description="Version of this document's layout."
+    )
+    container: str = Field(description="The container format: `awq-gemm`, `compressed-tensors`, …")
+    architecture: Literal["gemma", "gemma2", "gemma3_text"] = Field(
+        description="The text model's `model_type`."
+    )
+    base_model: str | None = Field(
+        default=None, description="Hub id of the model that this one derives from."
+    )
+    license: str = Field(default="gemma", description="Licence identifier, as the Hub spells it.")
+    source: Source = Field(description="The checkpoint that was converted.")
+    recipe: Mapping[str, JsonValue] = Field(
+        description="Every option of the run, defaults included; `gemquant --recipe` accepts it."
+    )
+    quantization: Quantization = Field(description="What was stored how.")
+    fallbacks: tuple[Fallback, ...] = Field(
+        default=(), description="Layers that were not stored as asked."
+    )
+    calibration: CalibrationRecord | None = Field(
+        default=None, description="The calibration text; null if none was used."
+    )
+    activation_range: ActivationRange | None = Field(
+        default=None, description="Largest activation seen in the trace; null without a trace."
+    )
+    certificates: tuple[CertificateRecord, ...] = Field(
+        default=(), description="What was measured, one entry per level."
+    )
+    libraries: Mapping[str, str] = Field(
+        description="Versions of the libraries that decide bytes, gemquant's own among them."
+    )
+    files: Mapping[str, FileRecord] = Field(
+        default_factory=dict, description="Every file of the artifact but this one."
+    )
+
+    def to_json(self) -> bytes:
+        """Return the canonical bytes: keys in the order of this document, two spaces, a newline."""
+        document = self.model_dump(mode="json")
+        text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+        return (text + "\n").encode()
+
+
+def certificate_record(certificate: Certificate) -> CertificateRecord:
+    """Convert a measured certificate for the manifest."""
+    return CertificateRecord(
+        level=certificate.level,
+        runtime=certificate.runtime,
+        slices=tuple(map(_slice_record, certificate.slices)),
+        token_stream=certificate.token_stream,
+        not_run=certificate.not_run,
+    )
+
+
+def quantization_record(
+    quantizer: str, layout: Layout, *, float_dtype: str, file_bytes: int
+) -> Quantization:
+    """Describe a layout; ``file_bytes`` is the size of all weight files together."""
+    modules: dict[tuple[int, int, bool], list[str]] = {}
+    unquantized = []
+    weights = 0
+    for name, spec in layout.items():
+        module = name.removesuffix(".weight")
+        weights += _count(spec.shape)
+        scheme = getattr(spec, "scheme", None)
+        if scheme is not None:
+            key = (scheme.bits, scheme.group_size, scheme.symmetric)
+            modules.setdefault(key, []).append(module)
+        elif len(spec.shape) == 2:
+            unquantized.append(module)
+    schemes = tuple(
+        SchemeRecord(bits=bits, group_size=size, symmetric=symmetric, modules=tuple(names))
+        for (bits, size, symmetric), names in modules.items()
+    )
+    return Quantization(
+        quantizer=quantizer,
+        schemes=schemes,
+        unquantized=tuple(unquantized),
+        float_dtype=float_dtype,
+        bits_per_weight=round(8 * file_bytes / weights, 4),
+    )
+
+
+def _slice_record(result: SliceResult) -> SliceRecord:
+    return SliceRecord(
+        slice=result.slice,
+        windows=result.windows,
+        tokens=result.tokens,
+        perplexity_original=_measurement(result.perplexity_original),
+        perplexity_quantized=_measurement(result.perplexity_quantized),
+        kl_mean=_measurement(result.kl_mean),
+        kl_p999=_measurement(result.kl_p999),
+        top1_agreement=_measurement(result.top1_agreement),
+    )
+
+
+def _measurement(measurement: Measurement) -> MeasurementRecord:
+    return MeasurementRecord(value=measurement.value, standard_error=measurement.standard_error)
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    product = 1
+    for size in shape:
+        product *= size
+    return product

@@ -1,0 +1,164 @@
+"""Complete or absent: an artifact is built beside its destination and renamed last."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from gemquant.artifact.manifest import MANIFEST_FILE
+from gemquant.errors import GemquantError, OutputError, refuse
+
+logger = logging.getLogger(__name__)
+
+
+def output_problems(out: Path, *, force: bool, needed_bytes: int) -> list[GemquantError]:
+    """Return everything that forbids an artifact at ``out``; touches nothing.
+
+    needed_bytes: size of the artifact; with ``force`` the old one stays until the new one stands.
+    """
+    problems: list[GemquantError] = []
+    out = Path(os.path.abspath(out))  # noqa: PTH100 (resolve() would follow a link at `out`)
+    if out.is_symlink():
+        problems.append(OutputError(f"{out} is a symbolic link.", hint="Name the folder itself."))
+    elif out.exists():
+        problems += _replacement_problems(out, force=force)
+    base = _existing_ancestor(out)
+    if not base.is_dir():
+        problems.append(OutputError(f"{base} is not a folder, so {out} cannot be made in it."))
+    elif not os.access(base, os.W_OK | os.X_OK):
+        problems.append(
+            OutputError(f"{base} cannot be written to.", hint="Choose another place with -o.")
+        )
+    else:
+        free = shutil.disk_usage(base).free
+        if free < needed_bytes:
+            problems.append(
+                OutputError(
+                    f"{out} needs {_gigabytes(needed_bytes)}; {_gigabytes(free)} are free.",
+                    hint="Free some space, or choose another place with -o.",
+                )
+            )
+    return problems
+
+
+@contextmanager
+def staged(out: Path, *, force: bool, needed_bytes: int) -> Iterator[Path]:
+    """Yield a scratch folder beside ``out`` that becomes ``out`` if the block succeeds.
+
+    On success everything is flushed to disk and renamed into place; an older artifact is moved
+    aside first and removed afterwards. On any exception, an interrupt too, nothing is left behind
+    and an older artifact is untouched. OutputError lists all that forbids it, before any work.
+    """
+    refuse(output_problems(out, force=force, needed_bytes=needed_bytes))
+    out = Path(os.path.abspath(out))  # noqa: PTH100 (resolve() would follow a link at `out`)
+    token = secrets.token_hex(4)
+    scratch = out.with_name(f".{out.name}.{token}.partial")
+    made = _make_parents(out.parent)
+    try:
+        _make(scratch)
+        try:
+            yield scratch
+            _flush_tree(scratch)
+            _put_in_place(scratch, out, aside=out.with_name(f".{out.name}.{token}.old"))
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+    except BaseException:
+        for parent in reversed(made):
+            with suppress(OSError):
+                parent.rmdir()
+        raise
+
+
+def _replacement_problems(out: Path, *, force: bool) -> list[GemquantError]:
+    if not force:
+        return [OutputError(f"{out} exists.", hint="Give --force to replace it, or another -o.")]
+    is_artifact = out.is_dir() and ((out / MANIFEST_FILE).is_file() or not any(out.iterdir()))
+    if is_artifact:
+        return []
+    return [
+        OutputError(
+            f"{out} exists and is no artifact ({MANIFEST_FILE} is not in it): --force replaces "
+            "artifacts only.",
+            hint="Choose another place with -o.",
+        )
+    ]
+
+
+def _existing_ancestor(out: Path) -> Path:
+    for parent in out.parents:
+        if parent.exists():
+            return parent
+    return Path(out.anchor)
+
+
+def _make_parents(parent: Path) -> list[Path]:
+    """Create what is missing above the artifact; return it, the outermost first."""
+    missing = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+    made: list[Path] = []
+    try:
+        for folder in reversed(missing):
+            _make(folder)
+            made.append(folder)
+    except GemquantError:
+        for folder in reversed(made):
+            folder.rmdir()
+        raise
+    return made
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir()
+    except OSError as error:
+        raise OutputError(
+            f"{folder.parent} cannot be written to: {error.strerror}.",
+            hint="Choose another place with -o.",
+        ) from error
+
+
+def _flush_tree(folder: Path) -> None:
+    """Ask the disk to keep every file and folder, so that a rename never precedes its content."""
+    for root, _, files in os.walk(folder):
+        for name in files:
+            _flush(Path(root) / name)
+        _flush(Path(root))
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be flushed to disk: {error.strerror}.") from error
+    finally:
+        os.close(descriptor)
+
+
+def _put_in_place(scratch: Path, out: Path, *, aside: Path) -> None:
+    replaced = out.exists()
+    try:
+        if replaced:
+            out.rename(aside)
+        try:
+            scratch.rename(out)
+        except BaseException:
+            if replaced:
+                aside.rename(out)
+            raise
+        _flush(out.parent)
+    except OSError as error:
+        raise OutputError(f"{out} cannot be put in place: {error.strerror}.") from error
+    if replaced:
+        shutil.rmtree(aside, ignore_errors=True)
+        if aside.exists():
+            logger.warning("The replaced artifact could not be removed: %s", aside)
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"

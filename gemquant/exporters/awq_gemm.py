@@ -1,0 +1,172 @@
+"""AutoAWQ's GEMM layout: 4 bits, float16, safetensors; read by transformers, vLLM and AutoAWQ.
+
+A Linear(in, out) is stored transposed: ``qweight`` int32 (in, out / 8), ``qzeros`` int32
+(groups, out / 8), ``scales`` float16 (groups, out), and w = (q − z) · s.
+
+Source: AutoAWQ ``awq/modules/linear/gemm.py`` and ``awq/utils/packing_utils.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from gemquant.errors import ArtifactError, GemquantError, UnsupportedError
+from gemquant.exporters.limits import indivisible_inputs, listed, quantized_tables
+from gemquant.exporters.packed_linear import module_of, stored_specs
+from gemquant.exporters.packed_weights import PackedWeights
+from gemquant.exporters.packed_writer import PackedWriter, packed_writer
+from gemquant.exporters.safetensors_writer import MAX_SHARD_BYTES, file_sizes
+from gemquant.exporters.transformers_config import runtime_config
+from gemquant.gemma.structure import EMBEDDING, HEAD
+from gemquant.numerics.packing import pack_awq_gemm, unpack_awq_gemm
+from gemquant.protocols import (
+    AffineScheme,
+    AffineSpec,
+    AffineWeight,
+    ArtifactHeader,
+    Container,
+    Layout,
+    PlainSpec,
+)
+
+
+@dataclass(frozen=True)
+class AwqGemmLinear:
+    """The three tensors of one linear; satisfies ``PackedLinear``."""
+
+    scale_dtype: torch.dtype = torch.float16
+
+    def specs(self, spec: AffineSpec) -> Mapping[str, PlainSpec]:
+        """``qweight``, ``qzeros`` (stored for symmetric schemes too: all 8) and ``scales``."""
+        rows, columns = spec.shape
+        groups = spec.scheme.groups(columns)
+        return {
+            "qweight": PlainSpec((columns, rows // 8), torch.int32),
+            "qzeros": PlainSpec((groups, rows // 8), torch.int32),
+            "scales": PlainSpec((groups, rows), self.scale_dtype),
+        }
+
+    def pack(self, weight: AffineWeight) -> Mapping[str, Tensor]:
+        """Transpose and interleave."""
+        return {
+            "qweight": pack_awq_gemm(weight.codes),
+            "qzeros": pack_awq_gemm(weight.zero_points),
+            "scales": weight.scales.t().contiguous(),
+        }
+
+    def unpack(
+        self,
+        stored: Mapping[str, Tensor],
+        shape: tuple[int, int],  # noqa: ARG002 (protocol; the words themselves tell it here)
+        scheme: AffineScheme,
+    ) -> AffineWeight:
+        """Undo pack."""
+        return AffineWeight(
+            scheme,
+            unpack_awq_gemm(stored["qweight"]),
+            stored["scales"].t().contiguous(),
+            unpack_awq_gemm(stored["qzeros"]),
+        )
+
+
+@dataclass(frozen=True)
+class AwqGemm:
+    """Exporter for ``quant_method: awq``, ``version: gemm``; satisfies ``protocols.Exporter``."""
+
+    name: ClassVar[str] = "awq-gemm"
+    max_shard_bytes: int = MAX_SHARD_BYTES
+
+    def container(self, config: Mapping[str, Any]) -> Container:  # noqa: ARG002 (protocol)
+        """float16 throughout: AWQ's kernels take nothing else."""
+        return Container(scale_dtype=torch.float16, float_dtype=torch.float16)
+
+    def problems(self, header: ArtifactHeader) -> list[GemquantError]:
+        """4 bits, one group size for the whole model, inputs and outputs divisible."""
+        affine = {n: s for n, s in header.layout.items() if isinstance(s, AffineSpec)}
+        problems: list[GemquantError] = [
+            *quantized_tables(affine, (EMBEDDING, HEAD), self.name),
+            *indivisible_inputs(affine),
+        ]
+        bits = sorted({spec.scheme.bits for spec in affine.values()} - {4})
+        if bits:
+            problems.append(
+                UnsupportedError(
+                    f"{self.name} stores 4 bits; asked for {listed(bits)}.",
+                    hint="Use the compressed-tensors container for other widths.",
+                )
+            )
+        sizes = sorted({spec.scheme.group_size for spec in affine.values()})
+        if len(sizes) > 1:
+            problems.append(
+                UnsupportedError(
+                    f"{self.name} holds one group size for the whole model; asked for "
+                    f"{listed(sizes)}.",
+                    hint="Use the compressed-tensors container for mixed group sizes.",
+                )
+            )
+        odd = [f"{module_of(n)} ({s.shape[0]})" for n, s in affine.items() if s.shape[0] % 8]
+        if odd:
+            problems.append(
+                UnsupportedError(
+                    f"{self.name} packs 8 output channels into a word; not a multiple of 8: "
+                    f"{listed(odd)}.",
+                    hint="Use the compressed-tensors container.",
+                )
+            )
+        return problems
+
+    def file_sizes(self, header: ArtifactHeader) -> Mapping[str, int]:
+        """Exact bytes of every file."""
+        specs = stored_specs(header.layout, AwqGemmLinear())
+        return file_sizes(specs, max_shard_bytes=self.max_shard_bytes)
+
+    def create(self, folder: Path, header: ArtifactHeader) -> AbstractContextManager[PackedWriter]:
+        """Open a writer in an existing scratch folder."""
+        quantization = quantization_config(header.layout)
+        config = runtime_config(header.config, torch.float16, quantization)
+        return packed_writer(
+            folder, header.layout, AwqGemmLinear(), config, max_shard_bytes=self.max_shard_bytes
+        )
+
+    def open(self, folder: Path) -> PackedWeights:
+        """Read a finished folder back; ArtifactError if its structure is not this container's."""
+        return PackedWeights.open(folder, AwqGemmLinear(), scheme_reader)
+
+
+def quantization_config(layout: Layout) -> dict[str, Any]:
+    """Return what transformers, vLLM and AutoAWQ look up; plain linears are named as unconverted.
+
+    ``zero_point`` is true also for symmetric schemes: the kernels subtract the stored 8.
+    """
+    schemes = [spec.scheme for spec in layout.values() if isinstance(spec, AffineSpec)]
+    plain = [
+        module_of(name)
+        for name, spec in layout.items()
+        if isinstance(spec, PlainSpec) and len(spec.shape) == 2 and name not in (EMBEDDING, HEAD)
+    ]
+    return {
+        "quant_method": "awq",
+        "bits": 4,
+        "group_size": schemes[0].group_size if schemes else 128,
+        "zero_point": True,
+        "version": "gemm",
+        "modules_to_not_convert": ["lm_head", *plain],
+    }
+
+
+def scheme_reader(quantization: Mapping[str, Any], module: str) -> AffineScheme:
+    """Return the scheme of a module from ``quantization_config``."""
+    expected = {"quant_method": "awq", "bits": 4, "version": "gemm", "zero_point": True}
+    found = {key: quantization.get(key) for key in expected}
+    if found != expected or not isinstance(quantization.get("group_size"), int):
+        raise ArtifactError(
+            f"config.json: quantization_config of {module} is {dict(quantization)}, not AWQ GEMM."
+        )
+    return AffineScheme(bits=4, group_size=quantization["group_size"], symmetric=False)

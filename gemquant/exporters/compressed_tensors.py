@@ -1,0 +1,205 @@
+"""compressed-tensors ``pack-quantized``: bfloat16 scales, any width to 8 bits, safetensors.
+
+A Linear(in, out) becomes ``weight_packed`` int32 (out, ceil(in · bits / 32)), ``weight_scale``
+(out, groups), ``weight_shape`` int64 (2) and, unless symmetric, ``weight_zero_point`` int32
+(ceil(out · bits / 32), groups), packed down the rows. The library subtracts 2**(bits − 1) from
+codes and zero points when it unpacks both, so the unsigned ones are stored as they are.
+
+Source: compressed-tensors 0.20 ``compressors/pack_quantized/``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from gemquant.errors import ArtifactError, GemquantError, UnsupportedError
+from gemquant.exporters.limits import indivisible_inputs, listed, quantized_tables
+from gemquant.exporters.packed_linear import module_of, stored_specs
+from gemquant.exporters.packed_weights import PackedWeights
+from gemquant.exporters.packed_writer import PackedWriter, packed_writer
+from gemquant.exporters.safetensors_writer import MAX_SHARD_BYTES, file_sizes
+from gemquant.exporters.transformers_config import runtime_config
+from gemquant.gemma.structure import EMBEDDING, HEAD
+from gemquant.numerics.packing import pack_bits, packed_width, unpack_bits
+from gemquant.protocols import (
+    PER_CHANNEL,
+    AffineScheme,
+    AffineSpec,
+    AffineWeight,
+    ArtifactHeader,
+    Container,
+    Layout,
+    PlainSpec,
+)
+
+
+@dataclass(frozen=True)
+class PackQuantizedLinear:
+    """The tensors of one linear; satisfies ``PackedLinear``."""
+
+    scale_dtype: torch.dtype = torch.bfloat16
+
+    def specs(self, spec: AffineSpec) -> Mapping[str, PlainSpec]:
+        """``weight_zero_point`` only where the scheme is not symmetric."""
+        (rows, columns), bits = spec.shape, spec.scheme.bits
+        groups = spec.scheme.groups(columns)
+        stored = {
+            "weight_packed": PlainSpec((rows, packed_width(columns, bits)), torch.int32),
+            "weight_scale": PlainSpec((rows, groups), self.scale_dtype),
+            "weight_shape": PlainSpec((2,), torch.int64),
+        }
+        if not spec.scheme.symmetric:
+            words = packed_width(rows, bits)
+            stored["weight_zero_point"] = PlainSpec((words, groups), torch.int32)
+        return stored
+
+    def pack(self, weight: AffineWeight) -> Mapping[str, Tensor]:
+        """Codes along the rows, zero points down the columns."""
+        bits = weight.scheme.bits
+        stored = {
+            "weight_packed": pack_bits(weight.codes, bits),
+            "weight_scale": weight.scales,
+            "weight_shape": torch.tensor(weight.shape, dtype=torch.int64),
+        }
+        if not weight.scheme.symmetric:
+            zero_points = pack_bits(weight.zero_points.t(), bits)
+            stored["weight_zero_point"] = zero_points.t().contiguous()
+        return stored
+
+    def unpack(
+        self, stored: Mapping[str, Tensor], shape: tuple[int, int], scheme: AffineScheme
+    ) -> AffineWeight:
+        """Undo pack; a stored shape that contradicts the model's is an ArtifactError."""
+        if stored["weight_shape"].tolist() != list(shape):
+            raise ArtifactError(
+                f"weight_shape says {stored['weight_shape'].tolist()}, the model {list(shape)}."
+            )
+        codes = unpack_bits(stored["weight_packed"], scheme.bits, shape[1])
+        scales = stored["weight_scale"]
+        if scheme.symmetric:
+            zero_points = torch.full(scales.shape, 2 ** (scheme.bits - 1), dtype=torch.uint8)
+        else:
+            packed = stored["weight_zero_point"].t()
+            zero_points = unpack_bits(packed, scheme.bits, shape[0]).t().contiguous()
+        return AffineWeight(scheme, codes, scales, zero_points)
+
+
+@dataclass(frozen=True)
+class CompressedTensors:
+    """Exporter for ``quant_method: compressed-tensors``; satisfies ``protocols.Exporter``."""
+
+    name: ClassVar[str] = "compressed-tensors"
+    max_shard_bytes: int = MAX_SHARD_BYTES
+
+    def container(self, config: Mapping[str, Any]) -> Container:  # noqa: ARG002 (protocol)
+        """bfloat16 throughout: Gemma's own type, and the one that Gemma 3 needs."""
+        return Container(scale_dtype=torch.bfloat16, float_dtype=torch.bfloat16)
+
+    def problems(self, header: ArtifactHeader) -> list[GemquantError]:
+        """Widths to 8 bits, inputs divisible, the embedding in floating point.
+
+        An untied ``lm_head`` may be quantized. The embedding may not: vLLM has no packed
+        embedding, and transformers ties it to a head that has no ``weight`` to share.
+        """
+        affine = {n: s for n, s in header.layout.items() if isinstance(s, AffineSpec)}
+        problems: list[GemquantError] = [
+            *quantized_tables(affine, (EMBEDDING,), self.name),
+            *indivisible_inputs(affine),
+        ]
+        bits = sorted({spec.scheme.bits for spec in affine.values()} - set(range(1, 9)))
+        if bits:
+            problems.append(
+                UnsupportedError(f"{self.name} stores 1 to 8 bits; asked for {listed(bits)}.")
+            )
+        return problems
+
+    def file_sizes(self, header: ArtifactHeader) -> Mapping[str, int]:
+        """Exact bytes of every file."""
+        specs = stored_specs(header.layout, PackQuantizedLinear())
+        return file_sizes(specs, max_shard_bytes=self.max_shard_bytes)
+
+    def create(self, folder: Path, header: ArtifactHeader) -> AbstractContextManager[PackedWriter]:
+        """Open a writer in an existing scratch folder."""
+        quantization = quantization_config(header.layout)
+        config = runtime_config(header.config, torch.bfloat16, quantization)
+        return packed_writer(
+            folder,
+            header.layout,
+            PackQuantizedLinear(),
+            config,
+            max_shard_bytes=self.max_shard_bytes,
+        )
+
+    def open(self, folder: Path) -> PackedWeights:
+        """Read a finished folder back; ArtifactError if its structure is not this container's."""
+        return PackedWeights.open(folder, PackQuantizedLinear(), scheme_reader)
+
+
+def quantization_config(layout: Layout) -> dict[str, Any]:
+    """Return the library's configuration: one group per scheme, plain linears ignored.
+
+    One scheme targets every Linear by class; several name their modules one by one.
+    """
+    modules: dict[AffineScheme, list[str]] = {}
+    for name, spec in layout.items():
+        if isinstance(spec, AffineSpec):
+            modules.setdefault(spec.scheme, []).append(module_of(name))
+    plain = [
+        module_of(name)
+        for name, spec in layout.items()
+        if isinstance(spec, PlainSpec) and len(spec.shape) == 2 and name not in (EMBEDDING, HEAD)
+    ]
+    head = [] if isinstance(layout.get(HEAD), AffineSpec) else ["lm_head"]
+    groups = {
+        f"group_{n}": {
+            "targets": ["Linear"] if len(modules) == 1 else names,
+            "weights": _weights_config(scheme),
+            "input_activations": None,
+            "output_activations": None,
+            "format": "pack-quantized",
+        }
+        for n, (scheme, names) in enumerate(modules.items())
+    }
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": groups,
+        "ignore": [*head, *plain],
+        "kv_cache_scheme": None,
+        "global_compression_ratio": None,
+        "version": "0.20.0",
+    }
+
+
+def scheme_reader(quantization: Mapping[str, Any], module: str) -> AffineScheme:
+    """Return the scheme of a module from ``quantization_config``."""
+    for group in quantization.get("config_groups", {}).values():
+        if module in group["targets"] or group["targets"] == ["Linear"]:
+            weights = group["weights"]
+            size = weights["group_size"] if weights["strategy"] == "group" else PER_CHANNEL
+            return AffineScheme(weights["num_bits"], size, weights["symmetric"])
+    raise ArtifactError(f"config.json: no group of quantization_config covers {module}.")
+
+
+def _weights_config(scheme: AffineScheme) -> dict[str, Any]:
+    per_channel = scheme.group_size == PER_CHANNEL
+    return {
+        "num_bits": scheme.bits,
+        "type": "int",
+        "symmetric": scheme.symmetric,
+        "strategy": "channel" if per_channel else "group",
+        "group_size": None if per_channel else scheme.group_size,
+        "dynamic": False,
+        "actorder": None,
+        "block_structure": None,
+        "observer": None,
+        "observer_kwargs": {},
+    }

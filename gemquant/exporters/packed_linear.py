@@ -1,0 +1,47 @@
+"""How one container stores one quantized linear: what the writer and the reader share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from gemquant.protocols import AffineScheme, AffineSpec, AffineWeight, Layout, PlainSpec
+
+
+class PackedLinear(Protocol):
+    """Stores an affine weight as several tensors ``MODULE.suffix``; suffixes are the keys below."""
+
+    @property
+    def scale_dtype(self) -> torch.dtype:
+        """Type of the stored scales."""
+
+    def specs(self, spec: AffineSpec) -> Mapping[str, PlainSpec]:
+        """Shapes and types of the stored tensors, by suffix."""
+
+    def pack(self, weight: AffineWeight) -> Mapping[str, Tensor]:
+        """The stored tensors, by suffix."""
+
+    def unpack(
+        self, stored: Mapping[str, Tensor], shape: tuple[int, int], scheme: AffineScheme
+    ) -> AffineWeight:
+        """Undo pack."""
+
+
+def module_of(name: str) -> str:
+    """Return the module of a weight: ``model.layers.0.mlp.up_proj``."""
+    return name.removesuffix(".weight")
+
+
+def stored_specs(layout: Layout, packing: PackedLinear) -> dict[str, PlainSpec]:
+    """Return every tensor that a layout becomes in the file, by its full name there."""
+    stored: dict[str, PlainSpec] = {}
+    for name, spec in layout.items():
+        if isinstance(spec, PlainSpec):
+            stored[name] = spec
+        else:
+            parts = packing.specs(spec)
+            stored |= {f"{module_of(name)}.{suffix}": part for suffix, part in parts.items()}
+    return stored

@@ -1,0 +1,78 @@
+"""The ``config.json`` of an artifact: transformers 5's keys, and the older ones beside them.
+
+transformers 5 keeps rotary embeddings in ``rope_parameters`` and layer kinds in ``layer_types``.
+vLLM, mlx-lm and transformers 4 read ``rope_theta``, ``rope_local_base_freq``, ``rope_scaling`` and
+``sliding_window_pattern``, and ``torch_dtype`` for ``dtype``. Both spellings are written, with the
+same values; transformers 5 prefers its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+ARCHITECTURES = {
+    "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+}
+OLDER_KEYS = (
+    "rope_theta",
+    "rope_local_base_freq",
+    "rope_scaling",
+    "sliding_window_pattern",
+    "torch_dtype",
+)
+_FOREIGN_KEYS = ("_name_or_path", "_commit_hash", "transformers_version", "quantization_config")
+
+
+def runtime_config(
+    config: Mapping[str, Any], dtype: torch.dtype, quantization: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what ``config.json`` must hold for the artifact to load with no flags."""
+    name = str(dtype).removeprefix("torch.")
+    text = text_config(config)
+    return {
+        **text,
+        "architectures": [ARCHITECTURES[config["model_type"]]],
+        "dtype": name,
+        **_older_keys(text),
+        "torch_dtype": name,
+        "quantization_config": dict(quantization),
+    }
+
+
+def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration without what an artifact adds to it."""
+    added = (*OLDER_KEYS, *_FOREIGN_KEYS)
+    return {key: value for key, value in config.items() if key not in added}
+
+
+def _older_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    rope = config["rope_parameters"]
+    everywhere = rope.get("full_attention", rope)
+    older = {"rope_theta": everywhere["rope_theta"]}
+    scaling = {key: value for key, value in everywhere.items() if key != "rope_theta"}
+    if scaling.get("rope_type", "default") != "default":
+        older["rope_scaling"] = scaling
+    if config["model_type"] != "gemma3_text":
+        return older
+    older["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+    pattern = _sliding_window_pattern(config["layer_types"])
+    if pattern is not None:
+        older["sliding_window_pattern"] = pattern
+    return older
+
+
+def _sliding_window_pattern(layer_types: list[str]) -> int | None:
+    """Return n if every n-th layer, and no other, attends to everything; None if irregular."""
+    if "full_attention" not in layer_types:
+        return len(layer_types) + 1
+    pattern = layer_types.index("full_attention") + 1
+    regular = [
+        "sliding_attention" if n % pattern else "full_attention"
+        for n in range(1, len(layer_types) + 1)
+    ]
+    return pattern if layer_types == regular else None
