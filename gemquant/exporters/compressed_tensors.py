@@ -167,7 +167,7 @@ def quantization_config(layout: Layout) -> dict[str, Any]:
         }
         for n, (scheme, names) in enumerate(modules.items())
     }
-    return {
+    config = {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
         "quantization_status": "compressed",
@@ -177,6 +177,11 @@ def quantization_config(layout: Layout) -> dict[str, Any]:
         "global_compression_ratio": None,
         "version": "0.20.0",
     }
+    if len(modules) == 1 and not next(iter(modules)).symmetric:
+        # transformers 5.23 makes room for an unpacked zero point and refuses the packed one; this
+        # key, which only transformers reads, takes its other way: decode while loading.
+        config["dequantize"] = True
+    return config
 
 
 def scheme_reader(quantization: Mapping[str, Any], module: str) -> AffineScheme:
