@@ -167,7 +167,7 @@ def quantization_config(layout: Layout) -> dict[str, Any]:
         }
         for n, (scheme, names) in enumerate(modules.items())
     }
-    config = {
+    config: dict[str, Any] = {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
         "quantization_status": "compressed",
@@ -186,11 +186,16 @@ def quantization_config(layout: Layout) -> dict[str, Any]:
 
 def scheme_reader(quantization: Mapping[str, Any], module: str) -> AffineScheme:
     """Return the scheme of a module from ``quantization_config``."""
-    for group in quantization.get("config_groups", {}).values():
-        if module in group["targets"] or group["targets"] == ["Linear"]:
-            weights = group["weights"]
-            size = weights["group_size"] if weights["strategy"] == "group" else PER_CHANNEL
-            return AffineScheme(weights["num_bits"], size, weights["symmetric"])
+    try:
+        for group in quantization["config_groups"].values():
+            if module in group["targets"] or group["targets"] == ["Linear"]:
+                weights = group["weights"]
+                size = weights["group_size"] if weights["strategy"] == "group" else PER_CHANNEL
+                return AffineScheme(weights["num_bits"], size, weights["symmetric"])
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"config.json: quantization_config is not that of compressed-tensors: {error}."
+        ) from error
     raise ArtifactError(f"config.json: no group of quantization_config covers {module}.")
 
 

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gemquant.errors import ArtifactError, GemquantError, refuse
+from gemquant.checkpoint.bounded_json import read_json_object
+from gemquant.checkpoint.mapped import MappedSafetensors
+from gemquant.errors import ArtifactError, GemquantError, Problems, refuse
 from gemquant.exporters.limits import listed
 from gemquant.exporters.packed_linear import PackedLinear, module_of, stored_specs
-from gemquant.exporters.safetensors_writer import TYPE_NAMES
-from gemquant.exporters.transformers_config import text_config
+from gemquant.gemma.config import text_config
 from gemquant.gemma.structure import tensor_shapes
 from gemquant.protocols import AffineScheme, AffineSpec, AffineWeight, Layout, PlainSpec
 
 SchemeReader = Callable[[Mapping[str, Any], str], AffineScheme]
-"""(quantization_config, module) → scheme."""
-
-_TYPES = {name: dtype for dtype, name in TYPE_NAMES.items()}
-_CONFIG_LIMIT_BYTES = 16_000_000
+"""(quantization_config, module) → scheme; ArtifactError where there is none."""
 
 
 class PackedWeights:
@@ -37,33 +34,31 @@ class PackedWeights:
         config: Mapping[str, Any],
         layout: Layout,
         packing: PackedLinear,
-        places: Mapping[str, Any],
+        stored: MappedSafetensors,
     ) -> None:
         self.layout = layout
         self._config = config
         self._packing = packing
-        self._places = places
+        self._stored = stored
 
     @classmethod
     def open(cls, folder: Path, packing: PackedLinear, scheme_of: SchemeReader) -> PackedWeights:
-        """Read headers alone; every difference from what the model needs is an ArtifactError."""
-        runtime = _read_config(folder)
-        places = _map_files(folder)
-        config = text_config(runtime)
-        quantization = runtime.get("quantization_config") or {}
+        """Read headers alone; everything that the model needs and is not there is reported."""
+        with _as_artifact_errors():
+            runtime = _read_config(folder)
+            quantization = runtime.pop("quantization_config", None)
+            config = text_config(runtime)
+            stored = MappedSafetensors(sorted(folder.glob("*.safetensors")))
         layout: dict[str, PlainSpec | AffineSpec] = {}
-        problems: list[GemquantError] = []
         for name, shape in tensor_shapes(config).items():
-            if name in places:
-                layout[name] = PlainSpec(shape, _spec(places, name).dtype)
-            elif len(shape) == 2:
-                scheme = scheme_of(quantization, module_of(name))
-                layout[name] = AffineSpec((shape[0], shape[1]), scheme)
+            if name in stored.shapes or len(shape) != 2:
+                dtype = stored.stored_dtype(name) if name in stored.shapes else torch.bfloat16
+                layout[name] = PlainSpec(shape, dtype)
             else:
-                problems.append(ArtifactError(f"{folder}: {name} is missing."))
-        problems += _differences(folder, stored_specs(layout, packing), places)
-        refuse(problems)
-        return cls(config, layout, packing, places)
+                scheme = scheme_of(_mapping(folder, quantization), module_of(name))
+                layout[name] = AffineSpec((shape[0], shape[1]), scheme)
+        refuse(_differences(folder, stored_specs(layout, packing), stored))
+        return cls(config, layout, packing, stored)
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -89,84 +84,70 @@ class PackedWeights:
         if not isinstance(spec, AffineSpec):
             raise ValueError(f"{name} is not quantized.")  # noqa: TRY004
         module = module_of(name)
-        stored = {
-            suffix: self._places[f"{module}.{suffix}"].get_tensor(f"{module}.{suffix}")
+        parts = {
+            suffix: self._stored.tensor(f"{module}.{suffix}")
             for suffix in self._packing.specs(spec)
         }
-        return self._packing.unpack(stored, spec.shape, spec.scheme)
+        return self._packing.unpack(parts, spec.shape, spec.scheme)
 
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """Return the tensor, decoded."""
+        """Return the tensor, decoded; a plain one in its own type aliases the mapped file."""
         if isinstance(self.layout[name], AffineSpec):
             tensor = self.affine(name).dequantize()
         else:
-            tensor = self._places[name].get_tensor(name)
+            tensor = self._stored.tensor(name)
         return tensor if dtype is None else tensor.to(dtype)
 
     def rows(self, name: str, start: int, stop: int, dtype: torch.dtype | None = None) -> Tensor:
-        """Return rows of a matrix; a plain one is read without its other rows."""
+        """Return rows of a matrix; of a plain one, no other row is read."""
         if isinstance(self.layout[name], AffineSpec):
-            rows = self.tensor(name)[start:stop]
-        else:
-            rows = self._places[name].get_slice(name)[start:stop]
-        return rows if dtype is None else rows.to(dtype)
+            return self.tensor(name, dtype)[start:stop]
+        return self._stored.read(name, start, stop, dtype or self.stored_dtype(name))
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
-        if path.stat().st_size > _CONFIG_LIMIT_BYTES:
-            raise ArtifactError(f"{path} has {path.stat().st_size} bytes: not a configuration.")
-        config = json.loads(path.read_bytes())
-        tensor_shapes(config)
+        return read_json_object(path)
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path} is not the configuration of a Gemma: {error}.") from error
-    return dict(config)
 
 
-def _map_files(folder: Path) -> dict[str, Any]:
-    """Open every safetensors file; tensor's stored name → the open file that holds it."""
-    places: dict[str, Any] = {}
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ArtifactError(f"{folder} has no safetensors files.")
-    for path in files:
-        try:
-            file: Any = safe_open(path, framework="pt")
-        except (OSError, SafetensorError) as error:
-            raise ArtifactError(f"{path} cannot be read: {error}.") from error
-        for name in file.keys():  # noqa: SIM118 (not a mapping: it cannot be iterated)
-            if name in places:
-                raise ArtifactError(f"{path}: {name} stands in another file too.")
-            places[name] = file
-    return places
-
-
-def _spec(places: Mapping[str, Any], name: str) -> PlainSpec:
-    view = places[name].get_slice(name)
-    dtype = _TYPES.get(view.get_dtype())
-    if dtype is None:
-        raise ArtifactError(f"{name} has the type {view.get_dtype()}, which no exporter writes.")
-    return PlainSpec(tuple(view.get_shape()), dtype)
+def _mapping(folder: Path, quantization: Any) -> Mapping[str, Any]:
+    if isinstance(quantization, dict):
+        return quantization
+    raise ArtifactError(f"{folder / 'config.json'} has no quantization_config.")
 
 
 def _differences(
-    folder: Path, expected: Mapping[str, PlainSpec], places: Mapping[str, Any]
+    folder: Path, expected: Mapping[str, PlainSpec], stored: MappedSafetensors
 ) -> list[GemquantError]:
     problems: list[GemquantError] = []
-    missing = [name for name in expected if name not in places]
+    missing = [name for name in expected if name not in stored.shapes]
     if missing:
         problems.append(ArtifactError(f"{folder} lacks {listed(missing)}."))
-    unknown = [name for name in places if name not in expected]
+    unknown = [name for name in stored.shapes if name not in expected]
     if unknown:
         problems.append(ArtifactError(f"{folder} has unexpected tensors: {listed(unknown)}."))
     for name, spec in expected.items():
-        if name in places and (found := _spec(places, name)) != spec:
+        if name in missing:
+            continue
+        found = PlainSpec(stored.shapes[name], stored.stored_dtype(name))
+        if found != spec:
             problems.append(
                 ArtifactError(
                     f"{name} is {found.dtype} {found.shape}, not {spec.dtype} {spec.shape}."
                 )
             )
     return problems
+
+
+@contextmanager
+def _as_artifact_errors() -> Iterator[None]:
+    """Report what is wrong with an artifact's files as that, not as a bad checkpoint."""
+    try:
+        yield
+    except Problems as several:
+        refuse([ArtifactError(problem.message) for problem in several.problems])
+    except GemquantError as error:
+        raise ArtifactError(error.message) from None

@@ -13,41 +13,25 @@ from typing import Any
 
 import torch
 
-ARCHITECTURES = {
-    "gemma": "GemmaForCausalLM",
-    "gemma2": "Gemma2ForCausalLM",
-    "gemma3_text": "Gemma3ForCausalLM",
-}
-OLDER_KEYS = (
-    "rope_theta",
-    "rope_local_base_freq",
-    "rope_scaling",
-    "sliding_window_pattern",
-    "torch_dtype",
-)
-_FOREIGN_KEYS = ("_name_or_path", "_commit_hash", "transformers_version", "quantization_config")
+from gemquant.gemma.config import CAUSAL_LM
 
 
 def runtime_config(
     config: Mapping[str, Any], dtype: torch.dtype, quantization: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what ``config.json`` must hold for the artifact to load with no flags."""
+    """Return what ``config.json`` must hold for the artifact to load with no flags.
+
+    config: the text configuration as ``gemma.config.text_config`` gives it.
+    """
     name = str(dtype).removeprefix("torch.")
-    text = text_config(config)
     return {
-        **text,
-        "architectures": [ARCHITECTURES[config["model_type"]]],
+        **config,
+        "architectures": [CAUSAL_LM[config["model_type"]]],
         "dtype": name,
-        **_older_keys(text),
+        **_older_keys(config),
         "torch_dtype": name,
         "quantization_config": dict(quantization),
     }
-
-
-def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration without what an artifact adds to it."""
-    added = (*OLDER_KEYS, *_FOREIGN_KEYS)
-    return {key: value for key, value in config.items() if key not in added}
 
 
 def _older_keys(config: Mapping[str, Any]) -> dict[str, Any]:
