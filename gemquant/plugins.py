@@ -25,12 +25,14 @@ class Plugin:
     """Something that can be imported when it is needed.
 
     value: ``module:attribute``. package: the distribution that brings it. summary: one line.
+    rival: another distribution that brings one of the same name; neither can be used then.
     """
 
     name: str
     value: str
     package: str
     summary: str
+    rival: str | None = None
 
 
 def _own(name: str, value: str, summary: str) -> Plugin:
@@ -58,11 +60,10 @@ def plugins(kind: Kind) -> Mapping[str, Plugin]:
     for entry in entry_points(group=f"gemquant.{kind}s"):
         package = entry.dist.name if entry.dist else "an unknown package"
         if entry.name in found:
-            raise UsageError(
-                f"{kind} {entry.name}: brought by both {found[entry.name].package} and {package}.",
-                hint=f"Uninstall one of them: pip uninstall {package}",
-            )
-        found[entry.name] = Plugin(entry.name, entry.value, package, f"From the package {package}.")
+            found[entry.name] = dataclasses.replace(found[entry.name], rival=package)
+        else:
+            summary = f"From the package {package}."
+            found[entry.name] = Plugin(entry.name, entry.value, package, summary)
     return dict(sorted(found.items()))
 
 
@@ -90,6 +91,11 @@ def _load(kind: Kind, name: str) -> Any:
         close = difflib.get_close_matches(name, known, n=2) or list(known)
         raise UsageError(f"{name}: no such {kind}.", hint=f"Did you mean {' or '.join(close)}?")
     plugin = known[name]
+    if plugin.rival is not None:
+        raise UsageError(
+            f"{kind} {name}: brought by both {plugin.package} and {plugin.rival}.",
+            hint=f"Uninstall one of them: pip uninstall {plugin.rival}",
+        )
     module, _, attribute = plugin.value.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)

@@ -138,7 +138,7 @@ class Target(_Data):
                 return name
         wanted = ", ".join(dict.fromkeys(describe(scheme) for scheme in schemes))
         accepted = dict.fromkeys(
-            f"{container.exporter}: {_describe_product(product)}"
+            f"{container.exporter}: {describe_product(product)}"
             for container in self.containers
             for runtime in container.runtimes
             if generation in runtime.generations
@@ -152,14 +152,15 @@ class Target(_Data):
 
 def describe(scheme: Scheme) -> str:
     """Name a scheme in words: ``4 bits, groups of 128, zero points``."""
-    return _describe_product(
+    return describe_product(
         Schemes(
             bits=(scheme.bits,), group_sizes=(scheme.group_size,), symmetric=(scheme.symmetric,)
         )
     )
 
 
-def _describe_product(schemes: Schemes) -> str:
+def describe_product(schemes: Schemes) -> str:
+    """Name a product of schemes in words: ``3/4 bits, groups of 64/128, zero points``."""
     bits = "/".join(map(str, schemes.bits))
     sizes = "/".join("a row" if size == -1 else str(size) for size in sorted(schemes.group_sizes))
     symmetry = "/".join("symmetric" if s else "zero points" for s in sorted(schemes.symmetric))

@@ -1,0 +1,67 @@
+"""Entry point: run the command line and turn every failure into one screen and an exit code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from gemquant.cli import cli
+
+INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run ``gemquant`` with ``args`` (``sys.argv`` by default) and return the exit code."""
+    try:
+        code = cli.main(args, prog_name="gemquant", standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        _trace_if_debugging()
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; nothing was left behind", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has left; what is still buffered has no reader.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except Exception as error:  # noqa: BLE001 - the last place where it can be explained
+        _trace_if_debugging()
+        _explain_unexpected(error)
+        return INTERNAL_ERROR
+    return code if isinstance(code, int) else 0
+
+
+def _debugging() -> bool:
+    return bool(os.environ.get("GEMQUANT_DEBUG")) or (
+        logging.getLogger("gemquant").getEffectiveLevel() <= logging.DEBUG
+    )
+
+
+def _trace_if_debugging() -> None:
+    if _debugging():
+        traceback.print_exc()
+
+
+def _explain_unexpected(error: Exception) -> None:
+    click.echo(f"error: this is a defect of gemquant: {type(error).__name__}: {error}", err=True)
+    if not _debugging():
+        click.echo(
+            "  hint: Run the same command again with -vv to see where it happened, and report\n"
+            "        that output together with the command and `gemquant --version`.",
+            err=True,
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

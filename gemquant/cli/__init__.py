@@ -1,0 +1,90 @@
+"""The command line: parse, call, print. Every command is imported when it is asked for."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import click
+
+from gemquant import __version__
+from gemquant.plugins import plugins
+
+
+@dataclass(frozen=True)
+class LazyCommand:
+    """A command that lives in its own module as ``command``. summary: its line in the listing."""
+
+    module: str
+    summary: str
+
+
+# Summaries repeat each command's first help line, so that the listing imports nothing; a test
+# compares them.
+COMMANDS: Mapping[str, LazyCommand] = {
+    "eval": LazyCommand("gemquant.cli.eval", "Measure an artifact against its original again."),
+    "quantizers": LazyCommand("gemquant.cli.quantizers", "List the quantizers and their options."),
+    "show": LazyCommand("gemquant.cli.show", "Print what an artifact is and what was lost in it."),
+    "targets": LazyCommand("gemquant.cli.targets", "List the devices, or describe one."),
+    "verify": LazyCommand("gemquant.cli.verify", "Hash artifacts again and check their structure."),
+}
+
+
+class LazyGroup(click.Group):
+    """One command per quantizer, and the fixed ones; listing them imports none."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of all commands, quantizers first."""
+        return [*plugins("quantizer"), *COMMANDS]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return one command, or None if there is none of that name."""
+        if cmd_name in COMMANDS:
+            command = importlib.import_module(COMMANDS[cmd_name].module).command
+            if not isinstance(command, click.Command):
+                raise TypeError(f"{COMMANDS[cmd_name].module}.command is not a command")
+            return command
+        if cmd_name in plugins("quantizer"):
+            from gemquant.cli.quantize import quantizer_command
+
+            return quantizer_command(cmd_name)
+        return None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; name the closest ones where there is none."""
+        name = args[0]
+        known = self.list_commands(ctx)
+        if name not in known and not name.startswith("-") and not ctx.resilient_parsing:
+            close = difflib.get_close_matches(name, known, n=2)
+            hint = f" Did you mean {' or '.join(close)}?" if close else ""
+            raise click.UsageError(f"No such command {name!r}.{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List quantizers and other commands apart."""
+        summaries = [(plugin.name, plugin.summary) for plugin in plugins("quantizer").values()]
+        _section(formatter, "Quantizers", summaries)
+        _section(formatter, "Commands", ((name, c.summary) for name, c in COMMANDS.items()))
+
+
+def _section(formatter: click.HelpFormatter, title: str, rows: Iterable[tuple[str, str]]) -> None:
+    with formatter.section(title):
+        formatter.write_dl(list(rows))
+
+
+@click.command(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="""\b
+Examples:
+  gemquant awq google/gemma-2-2b -o gemma-2-2b-awq
+  gemquant awq --help
+  gemquant show gemma-2-2b-awq""",
+)
+@click.version_option(__version__, prog_name="gemquant")
+def cli() -> None:
+    """Quantize a Gemma checkpoint for a device, and measure what was lost on the way."""

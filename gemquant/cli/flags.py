@@ -1,0 +1,262 @@
+"""The flags that commands share, and those made from a quantizer's fields."""
+
+from __future__ import annotations
+
+import typing
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from gemquant import recipe
+from gemquant.cli.settings import load_defaults, setting
+from gemquant.options import Option, options_of
+
+
+class CommaList(click.ParamType[tuple[str, ...]]):
+    """Names separated by commas; a list in a recipe."""
+
+    name = "names"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        """Split a string; pass a sequence on."""
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return tuple(value)
+
+
+def complete_target(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Offer the names of the shipped targets."""
+    from gemquant.target import target_files
+
+    return [CompletionItem(name) for name in target_files() if name.startswith(incomplete)]
+
+
+def complete_exporter(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Offer the names of the exporters."""
+    from gemquant.plugins import plugins
+
+    return [CompletionItem(name) for name in plugins("exporter") if name.startswith(incomplete)]
+
+
+# ---------------------------------------------------------------- shared by all commands
+
+
+def _set_verbosity(ctx: click.Context, param: click.Parameter, count: int) -> int:
+    from gemquant.cli.logs import show_logs
+
+    show_logs(count)
+    return count
+
+
+def output_flags() -> list[click.Parameter]:
+    """``--json``, ``-q`` and ``-v``, the same everywhere."""
+    return [
+        click.Option(
+            ["--json", "as_json"],
+            is_flag=True,
+            help="Print one JSON document on stdout instead of tables.",
+        ),
+        click.Option(["-q", "--quiet"], is_flag=True, help="No progress and no notes on stderr."),
+        click.Option(
+            ["-v", "--verbose"],
+            count=True,
+            expose_value=False,
+            callback=_set_verbosity,
+            help="Log more to stderr; twice also prints tracebacks.",
+        ),
+    ]
+
+
+def _use_recipe(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
+    load_defaults(ctx, value)
+
+
+def recipe_flag() -> click.Parameter:
+    """``--recipe``; it is read first, since it gives the other flags their defaults."""
+    return click.Option(
+        ["--recipe"],
+        type=click.Path(dir_okay=False, path_type=Path),
+        is_eager=True,
+        expose_value=False,
+        envvar="GEMQUANT_RECIPE",
+        callback=_use_recipe,
+        metavar="FILE",
+        help="Take settings from a TOML or JSON recipe, or an artifact's manifest.json; flags win.",
+    )
+
+
+def defaults_flag() -> click.Parameter:
+    """No flag at all: a hidden, eager hook that reads gemquant.toml for commands without recipe."""
+    return click.Option(
+        ["--defaults"],
+        hidden=True,
+        is_eager=True,
+        expose_value=False,
+        is_flag=True,
+        callback=lambda ctx, param, value: load_defaults(ctx, None),
+    )
+
+
+def target_folder_flag() -> click.Parameter:
+    """``--target-folder``: targets of the user's own."""
+    return setting(
+        "--target-folder",
+        metavar="DIR",
+        help="Folder of further target files; they win over shipped ones of the same name.",
+        envvar="GEMQUANT_TARGETS",
+    )
+
+
+def machine_flags() -> list[click.Parameter]:
+    """Where and how activations are computed."""
+    return [
+        setting(
+            "--device",
+            default="cpu",
+            metavar="cpu|cuda|mps",
+            help="Where activations are computed and scales searched.",
+        ),
+        setting(
+            "--dtype",
+            default="float32",
+            metavar="|".join(recipe.COMPUTE_DTYPES),
+            help="Type that activations are computed in.",
+        ),
+        setting(
+            "--threads",
+            type=int,
+            metavar="N",
+            help="Processor threads.  [default: physical cores]",
+        ),
+    ]
+
+
+def evaluation_flags() -> list[click.Parameter]:
+    """What the certificate is measured on."""
+    return [
+        setting(
+            "--eval-windows",
+            type=int,
+            default=recipe.DEFAULT_EVAL_WINDOWS,
+            metavar="N",
+            help="Windows per evaluation slice.",
+        ),
+        setting(
+            "--eval-slices",
+            type=CommaList(),
+            metavar="NAME,…",
+            help="Evaluation slices.  [default: all]",
+        ),
+    ]
+
+
+# ---------------------------------------------------------------- of a quantizer
+
+
+def quantizer_flags(quantizer: type[Any]) -> list[click.Parameter]:
+    """Make one flag of each option field of a quantizer."""
+    return [_option_flag(option) for option in options_of(quantizer)]
+
+
+def _option_flag(option: Option) -> click.Parameter:
+    flag = "--" + option.name.replace("_", "-")
+    if option.type is bool:
+        return setting(f"{flag}/--no-{flag[2:]}", default=option.default, help=option.spec.help)
+    if typing.get_origin(option.type) is tuple:
+        return setting(
+            flag,
+            type=CommaList(),
+            default=",".join(option.default) or None,
+            metavar="NAME,…",
+            help=option.spec.help,
+        )
+    choices = option.spec.choices
+    return setting(
+        flag,
+        type=option.type,
+        default=option.default,
+        metavar="|".join(map(str, choices)) if choices else _metavar(option.type),
+        help=option.spec.help,
+    )
+
+
+def _metavar(kind: type) -> str:
+    return {int: "N", float: "X"}.get(kind, "TEXT")
+
+
+def common_flags() -> list[click.Parameter]:
+    """All other flags of a quantizer's command."""
+    return [
+        setting(
+            "--target",
+            default=recipe.DEFAULT_TARGET,
+            metavar="NAME",
+            help="Device to make the artifact for; see `gemquant targets`.",
+            complete=complete_target,
+        ),
+        setting(
+            "--exporter",
+            "--format",
+            metavar="NAME",
+            help="Container.  [default: what the target prefers for this Gemma]",
+            complete=complete_exporter,
+        ),
+        setting(
+            "--output",
+            "-o",
+            type=click.Path(path_type=Path),
+            metavar="DIR",
+            help="Folder to write.  [default: MODEL-QUANTIZER-SCHEME, here]",
+        ),
+        setting(
+            "--calib",
+            default=recipe.DEFAULT_CALIBRATION,
+            metavar="NAME|FILE|hf:DATASET",
+            help="Calibration text: a mixture's name, a .txt or .jsonl file, or a Hub dataset.",
+        ),
+        setting(
+            "--samples",
+            type=int,
+            default=recipe.DEFAULT_SAMPLES,
+            metavar="N",
+            help="Calibration windows.",
+        ),
+        setting(
+            "--seq-len",
+            type=int,
+            default=recipe.DEFAULT_SEQ_LEN,
+            metavar="N",
+            help="Tokens in each window, <bos> included.",
+        ),
+        setting(
+            "--seed", type=int, default=0, metavar="N", help="Order in which documents are drawn."
+        ),
+        setting(
+            "--lora",
+            metavar="DIR|HUB-ID",
+            help="PEFT adapter to merge into the weights.",
+        ),
+        setting(
+            "--chat-template",
+            metavar="NAME|FILE",
+            help="Chat template for chat text and for the artifact.  [default: the checkpoint's]",
+        ),
+        *evaluation_flags(),
+        click.Option(["--no-eval"], is_flag=True, help="Write no certificate."),
+        *machine_flags(),
+        recipe_flag(),
+        target_folder_flag(),
+        click.Option(
+            ["--dry-run"], is_flag=True, help="Check everything, print the plan, write nothing."
+        ),
+        click.Option(["--force"], is_flag=True, help="Replace an existing output folder."),
+        *output_flags(),
+    ]

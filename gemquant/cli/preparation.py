@@ -1,0 +1,170 @@
+"""From a request to a job: open the model, choose the container, read the text, plan."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gemquant import pipeline
+from gemquant.artifact import Artifact
+from gemquant.calibration.windows import TokenWindows, calibration_windows, evaluation_windows
+from gemquant.checkpoint import Checkpoint, open_checkpoint
+from gemquant.cli.gathering import Gathering
+from gemquant.cli.progress import Reporter
+from gemquant.cli.request import Request
+from gemquant.errors import UsageError, refuse
+from gemquant.gemma.structure import layer_prefix, linear_shapes
+from gemquant.plugins import exporter
+from gemquant.protocols import PER_CHANNEL, AffineScheme, Quantizer
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job that has passed every check; nothing of the weights but headers has been read."""
+
+    checkpoint: Checkpoint
+    job: pipeline.Job
+    plan: pipeline.JobPlan
+    calibration: TokenWindows | None
+    evaluation: Sequence[TokenWindows]
+
+    def run(self, progress: Reporter) -> Artifact:
+        """Make the artifact."""
+        recipe = self.job.recipe
+        (artifact,) = pipeline.run(
+            [self.job],
+            self.checkpoint,
+            calibration=self.calibration,
+            evaluation=self.evaluation,
+            device=recipe.device,
+            compute_dtype=getattr(torch, recipe.dtype),
+            progress=progress,
+        )
+        return artifact
+
+
+def prepare(request: Request, progress: Reporter) -> Prepared:
+    """Check everything that can go wrong before the first weight is read; report all at once."""
+    torch.set_num_threads(request.threads)
+    progress.note(f"opening {request.recipe.model}")
+    checkpoint = open_checkpoint(request.recipe.model, lora=request.recipe.lora)
+    quantizer, gathering = request.quantizer, Gathering()
+    linears = linears_of(checkpoint.config)
+    gathering.attempt(lambda: refuse(quantizer.problems(linears)))
+    job = gathering.attempt(lambda: job_for(request, checkpoint))
+    plan = gathering.attempt(lambda: pipeline.plan([job.value], checkpoint)[0])
+    template = gathering.attempt(lambda: chat_template(request, checkpoint))
+    calibration = gathering.attempt(lambda: read_calibration(request, checkpoint, template.value))
+    evaluation = gathering.attempt(lambda: read_evaluation(request, checkpoint, template.value))
+    gathering.refuse()
+    return Prepared(checkpoint, job.value, plan.value, calibration.value, evaluation.value)
+
+
+# ---------------------------------------------------------------- container and place
+
+
+def job_for(request: Request, checkpoint: Checkpoint) -> pipeline.Job:
+    """Choose the container, by the generation of Gemma unless one was asked for, and the place."""
+    recipe, quantizer = request.recipe, request.quantizer
+    schemes = schemes_of(quantizer, linears_of(checkpoint.config))
+    name = recipe.exporter or request.target.default_exporter(
+        checkpoint.config["model_type"], schemes
+    )
+    return pipeline.Job(
+        quantizer=quantizer,
+        exporter=exporter(name),
+        out=request.output or Path(default_output(checkpoint.ref, recipe.quantizer, schemes)),
+        recipe=dataclasses.replace(recipe, exporter=name),
+        force=request.force,
+    )
+
+
+def linears_of(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Return the shapes (out, in) of all linears of the decoder, by the full name of the weight."""
+    return {
+        f"{layer_prefix(index)}{name}.weight": shape
+        for index in range(config["num_hidden_layers"])
+        for name, shape in linear_shapes(config).items()
+    }
+
+
+def schemes_of(
+    quantizer: Quantizer, linears: Mapping[str, tuple[int, int]]
+) -> Sequence[AffineScheme]:
+    """Return the different schemes that a quantizer will use, in the order of the layers."""
+    schemes = (quantizer.scheme_for(name, shape) for name, shape in linears.items())
+    return list(dict.fromkeys(scheme for scheme in schemes if scheme is not None))
+
+
+def default_output(ref: str, quantizer: str, schemes: Sequence[AffineScheme]) -> str:
+    """Name a folder after the model and what is done to it.
+
+    >>> default_output("google/gemma-2-2b@main", "awq", [AffineScheme(4, 128, False)])
+    'gemma-2-2b-awq-w4-g128'
+    """
+    model = ref.removeprefix("sample:").partition("@")[0].rstrip("/").rpartition("/")[2]
+    parts = [re.sub(r"[^\w.-]+", "-", model.removesuffix(".gguf")), quantizer]
+    for scheme in schemes:
+        parts.append(f"w{scheme.bits}")
+        if scheme.group_size != PER_CHANNEL:
+            parts.append(f"g{scheme.group_size}")
+    return "-".join(parts)
+
+
+# ---------------------------------------------------------------- text
+
+
+def chat_template(request: Request, checkpoint: Checkpoint) -> str | None:
+    """Return the template asked for, from a file, or else the checkpoint's own."""
+    chosen = request.recipe.chat_template
+    if chosen is None:
+        return checkpoint.chat_template()
+    try:
+        return Path(chosen).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"--chat-template {chosen}: cannot be read: {error}.",
+            hint="Name a file with a Jinja template, as in tokenizer_config.json's chat_template.",
+        ) from None
+
+
+def read_calibration(
+    request: Request, checkpoint: Checkpoint, template: str | None
+) -> TokenWindows | None:
+    """Read the calibration text, if the quantizer needs any."""
+    if not request.quantizer.needs:
+        return None
+    recipe = request.recipe
+    return calibration_windows(
+        checkpoint.tokenizer(),
+        source=recipe.calib,
+        samples=recipe.samples,
+        seq_len=recipe.seq_len,
+        seed=recipe.seed,
+        bos=checkpoint.config["bos_token_id"],
+        chat_template=template,
+    )
+
+
+def read_evaluation(
+    request: Request, checkpoint: Checkpoint, template: str | None
+) -> Sequence[TokenWindows]:
+    """Read the evaluation text, if a certificate is wanted."""
+    recipe = request.recipe
+    if recipe.eval_windows == 0:
+        return ()
+    return evaluation_windows(
+        checkpoint.tokenizer(),
+        slices=recipe.eval_slices,
+        windows=recipe.eval_windows,
+        seq_len=recipe.seq_len,
+        seed=recipe.seed,
+        bos=checkpoint.config["bos_token_id"],
+        chat_template=template,
+    )

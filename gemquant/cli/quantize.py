@@ -1,0 +1,69 @@
+"""``gemquant awq MODEL`` and its like: one command per quantizer, made from its fields."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import click
+
+from gemquant.cli.flags import common_flags, quantizer_flags
+from gemquant.cli.progress import reporter
+from gemquant.cli.request import read_request
+from gemquant.plugins import quantizer_type
+
+
+def quantizer_command(name: str) -> click.Command:
+    """Make the command of a quantizer; its class is imported, torch is not."""
+    quantizer = quantizer_type(name)
+    model = click.Argument(
+        ["model"], required=False, envvar="GEMQUANT_MODEL", metavar="[MODEL]", type=str
+    )
+    return QuantizerCommand(
+        name,
+        quantizer=quantizer,
+        params=[model, *quantizer_flags(quantizer), *common_flags()],
+        help=_help(quantizer),
+        epilog=EXAMPLES.replace("NAME", name),
+    )
+
+
+EXAMPLES = """\b
+MODEL is a folder, a Hub id with optional @REVISION, a GGUF file, or sample:gemma-3-270m.
+
+\b
+Examples:
+  gemquant NAME sample:gemma-3-270m
+  gemquant NAME google/gemma-2-2b --target cuda -o gemma-2-2b-NAME
+  gemquant NAME ./my-gemma --lora ./my-adapter --calib my-text.jsonl
+  gemquant NAME google/gemma-3-1b-it --dry-run
+"""
+
+
+def _help(quantizer: type[Any]) -> str:
+    """Turn a docstring into help text: lines are kept as they are written."""
+    first, *rest = inspect.cleandoc(quantizer.__doc__ or "").split("\n\n")
+    return "\n\n".join([first, *(f"\b\n{paragraph}" for paragraph in rest)])
+
+
+class QuantizerCommand(click.Command):
+    """Checks everything, then runs the pipeline and prints the certificate."""
+
+    def __init__(self, name: str, *, quantizer: type[Any], **settings: Any) -> None:
+        super().__init__(name, **settings)
+        self.quantizer = quantizer
+
+    def invoke(self, ctx: click.Context) -> None:
+        """Run the command."""
+        from gemquant.cli import render
+        from gemquant.cli.preparation import prepare
+
+        as_json = ctx.params["as_json"]
+        request = read_request(ctx, self.quantizer)
+        with reporter(quiet=ctx.params["quiet"]) as progress:
+            prepared = prepare(request, progress)
+            made = None if request.dry_run else prepared.run(progress)
+        if made is None:
+            render.plan(prepared.plan, as_json=as_json)
+        else:
+            render.artifact(made, as_json=as_json)

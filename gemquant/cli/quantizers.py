@@ -1,0 +1,60 @@
+"""``gemquant quantizers``: the algorithms, their options and where they come from."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any
+
+import click
+
+from gemquant.cli.flags import output_flags
+from gemquant.options import options_of
+from gemquant.plugins import plugins, quantizer_type
+
+
+def _quantizers(*, as_json: bool, quiet: bool) -> None:
+    from gemquant.cli import render
+
+    del quiet  # there is no progress to silence
+    found = [_facts(name) for name in plugins("quantizer")]
+    if as_json:
+        render.print_json(found)
+        return
+    for quantizer in found:
+        options = render.table("option", "default", "what it is")
+        for option in quantizer["options"]:
+            options.add_row(option["flag"], str(option["default"]), option["help"])
+        title = f"{quantizer['name']}: {quantizer['summary']} [{quantizer['package']}]"
+        render.print_tables(title, options, "")
+
+
+def _facts(name: str) -> dict[str, Any]:
+    cls = quantizer_type(name)
+    return {
+        "name": name,
+        "summary": inspect.cleandoc(cls.__doc__ or "").split("\n", 1)[0],
+        "package": plugins("quantizer")[name].package,
+        "options": [
+            {
+                "flag": "--" + option.name.replace("_", "-"),
+                "default": option.default,
+                **dataclasses.asdict(option.spec),
+            }
+            for option in options_of(cls)
+        ],
+    }
+
+
+command = click.Command(
+    "quantizers",
+    callback=_quantizers,
+    params=output_flags(),
+    help="""List the quantizers and their options.
+
+    A quantizer may come from another package; see docs/new-quantizer.md.""",
+    epilog="""\b
+Examples:
+  gemquant quantizers
+  gemquant quantizers --json""",
+)

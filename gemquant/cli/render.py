@@ -1,0 +1,140 @@
+"""Results on stdout: tables for people, or one JSON document. Numbers are rounded only here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from gemquant.resources import human_bytes
+
+if TYPE_CHECKING:
+    from gemquant.artifact import Artifact, CertificateRecord, Manifest
+
+PER_ROW = -1
+"""Group size that stands for one scale per output row."""
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document."""
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def print_tables(*parts: Table | str) -> None:
+    """Print tables and lines; 100 columns where stdout is no terminal."""
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = 100
+    for part in parts:
+        console.print(part)
+
+
+def table(*columns: str, title: str | None = None, numbers: Sequence[str] = ()) -> Table:
+    """Make a plain table; columns named in ``numbers`` are aligned to the right."""
+    made = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+    )
+    for column in columns:
+        right = column in numbers
+        made.add_column(
+            column, justify="right" if right else "left", no_wrap=right, overflow="fold"
+        )
+    return made
+
+
+# ---------------------------------------------------------------- artifacts
+
+
+def artifact(made: Artifact, *, as_json: bool) -> None:
+    """Print a finished artifact: what it is, and what was lost in it."""
+    if as_json:
+        print_json({"path": str(made.path), "manifest": made.manifest.model_dump(mode="json")})
+    else:
+        print_tables(f"{made.path}", *_facts(made.manifest), "")
+        for record in made.manifest.certificates:
+            print_tables(*certificate(record), "")
+        if not made.manifest.certificates:
+            print_tables("No certificate: it was not asked for.")
+
+
+def _facts(manifest: Manifest) -> list[Table | str]:
+    quantization = manifest.quantization
+    facts = table("", "")
+    facts.show_header = False
+    facts.add_row("model", _origin(manifest))
+    facts.add_row("container", f"{manifest.container}, {quantization.float_dtype}")
+    for scheme in quantization.schemes:
+        facts.add_row(
+            quantization.quantizer, f"{scheme_words(scheme)}: {len(scheme.modules)} layers"
+        )
+    facts.add_row("kept", f"{len(quantization.unquantized)} matrices in {quantization.float_dtype}")
+    facts.add_row(
+        "size",
+        f"{human_bytes(sum(file.bytes for file in manifest.files.values()))}, "
+        f"{quantization.bits_per_weight:.2f} bits per weight over all",
+    )
+    if manifest.calibration is not None:
+        calibration = manifest.calibration
+        facts.add_row(
+            "calibration",
+            f"{calibration.name}, {calibration.windows} × {calibration.seq_len} tokens",
+        )
+    if manifest.activation_range is not None:
+        seen = manifest.activation_range
+        verdict = "fits" if seen.fits_float16 else "does not fit; use bfloat16"
+        facts.add_row(
+            "float16",
+            f"{verdict}: largest activation {seen.largest:,.0f} of {seen.limit:,.0f}, "
+            f"at {seen.where}",
+        )
+    parts: list[Table | str] = [facts]
+    if manifest.fallbacks:
+        fallbacks = table("layer", "stored as", "because", title="Fallbacks")
+        for fallback in manifest.fallbacks:
+            fallbacks.add_row(fallback.module, fallback.stored, fallback.reason)
+        parts += ["", fallbacks]
+    return parts
+
+
+def _origin(manifest: Manifest) -> str:
+    source = manifest.source
+    revision = f" at {source.revision}" if source.revision else ""
+    base = f", from {manifest.base_model}" if manifest.base_model not in {None, source.ref} else ""
+    return f"{source.ref}{revision}{base} ({manifest.architecture})"
+
+
+def scheme_words(scheme: Any) -> str:
+    """Name a scheme (anything with bits, group_size, symmetric) in words."""
+    groups = (
+        "one scale per row" if scheme.group_size == PER_ROW else f"groups of {scheme.group_size}"
+    )
+    return f"{scheme.bits} bits, {groups}, {'symmetric' if scheme.symmetric else 'zero points'}"
+
+
+def certificate(record: CertificateRecord) -> list[Table | str]:
+    """Lay out what was lost, at one level: a row per slice, each figure ± its standard error."""
+    title = f"Certificate, level {record.level} ({record.runtime})"
+    if record.not_run is not None:
+        return [f"{title}: not run, {record.not_run}"]
+    numbers = ("tokens", "perplexity", "quantized", "KL mean", "KL 99.9 %", "top-1 same")
+    losses = table("slice", *numbers, title=title, numbers=numbers)
+    for row in record.slices:
+        losses.add_row(
+            row.slice,
+            str(row.tokens),
+            f"{row.perplexity_original.value:.3f}",
+            f"{row.perplexity_quantized.value:.3f}",
+            f"{row.kl_mean.value:.4f} ± {row.kl_mean.standard_error:.4f}",
+            f"{row.kl_p999.value:.3f} ± {row.kl_p999.standard_error:.3f}",
+            f"{row.top1_agreement.value:.2%} ± {row.top1_agreement.standard_error:.2%}",
+        )
+    return [losses, "KL divergence in nats per token; ± is the standard error over windows."]

@@ -1,0 +1,131 @@
+"""Where an option's value comes from: flag, environment, recipe, gemquant.toml, default.
+
+The environment variable of ``--seq-len`` is ``GEMQUANT_SEQ_LEN``, and so on for every setting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from gemquant.errors import GemquantError, UsageError
+from gemquant.plugins import plugins
+from gemquant.recipe import SETTINGS, read_settings, suggest
+
+DEFAULTS_FILE = Path("gemquant.toml")
+
+# What a gemquant.toml may hold beyond a recipe's keys; each quantizer's options stand in a table.
+FILE_SETTINGS: Mapping[str, tuple[type, ...]] = {
+    **{key: types for key, types in SETTINGS.items() if key not in {"quantizer", "options"}},
+    "threads": (int,),
+    "target_folder": (str,),
+}
+
+PROBLEMS = "gemquant.problems"
+"""Key of ``Context.meta`` under which problems gather until the command refuses them together."""
+
+
+def problems_of(ctx: click.Context) -> list[GemquantError]:
+    """Return the list of what is wrong with the command line so far."""
+    found: list[GemquantError] = ctx.meta.setdefault(PROBLEMS, [])
+    return found
+
+
+class Setting(click.Option):
+    """An option whose bad value is reported together with everything else that is wrong."""
+
+    def handle_parse_result(
+        self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]
+    ) -> tuple[Any, list[str]]:
+        """Process the value; keep the complaint about a bad one for later."""
+        try:
+            return super().handle_parse_result(ctx, opts, args)
+        except click.BadParameter as error:
+            flag = max(self.opts, key=len)
+            problems_of(ctx).append(UsageError(f"{flag}: {error.message}"))
+            if self.expose_value and self.name:
+                ctx.params[self.name] = None
+            return None, args
+
+
+def setting(
+    *flags: str,
+    type: click.ParamType[Any] | type[Any] | None = None,
+    default: Any = None,
+    help: str,
+    metavar: str | None = None,
+    complete: Callable[..., list[CompletionItem]] | None = None,
+    envvar: str | None = None,
+) -> Setting:
+    """Make an option that can also come from the environment, a recipe or gemquant.toml."""
+    name = max((flag.partition("/")[0] for flag in flags), key=len).lstrip("-").replace("-", "_")
+    return Setting(
+        flags,
+        type=type,
+        default=default,
+        help=help,
+        metavar=metavar,
+        show_default=default is not None,
+        shell_complete=complete,
+        envvar=envvar or f"GEMQUANT_{name.upper()}",
+    )
+
+
+def load_defaults(ctx: click.Context, recipe: Path | None) -> None:
+    """Make a recipe's values, and beneath them those of gemquant.toml, the context's defaults."""
+    quantizer = ctx.info_name if ctx.info_name in plugins("quantizer") else None
+    values: dict[str, Any] = {}
+    for read in (lambda: _from_file(quantizer), lambda: _from_recipe(recipe, quantizer)):
+        try:
+            values |= read()
+        except GemquantError as error:
+            problems_of(ctx).append(error)
+    if quantizer:
+        known = {param.name for param in ctx.command.params}
+        for key in sorted(values.keys() - known - FILE_SETTINGS.keys()):
+            options = [str(p.name) for p in ctx.command.params if p.name not in FILE_SETTINGS]
+            problems_of(ctx).append(
+                UsageError(f"{quantizer} has no option {key}.", hint=suggest(key, options))
+            )
+    ctx.default_map = values
+
+
+def _from_file(quantizer: str | None) -> dict[str, Any]:
+    if not DEFAULTS_FILE.is_file():
+        return {}
+    tables: dict[str, tuple[type, ...]] = dict.fromkeys(plugins("quantizer"), (dict,))
+    values = read_settings(DEFAULTS_FILE, {**FILE_SETTINGS, **tables})
+    options = values.get(quantizer, {}) if quantizer else {}
+    return {**{k: v for k, v in values.items() if k not in tables}, **options}
+
+
+def _from_recipe(recipe: Path | None, quantizer: str | None) -> dict[str, Any]:
+    if recipe is None:
+        return {}
+    values = read_settings(recipe, SETTINGS)
+    if quantizer and values.get("quantizer", quantizer) != quantizer:
+        raise UsageError(
+            f"{recipe}: a recipe for {values['quantizer']}, not for {quantizer}.",
+            hint=f"Run: gemquant {values['quantizer']} --recipe {recipe}",
+        )
+    options = values.pop("options", {})
+    values.pop("quantizer", None)
+    # A null in a manifest's recipe means: not given.
+    return {k: v for k, v in {**values, **options}.items() if v is not None}
+
+
+def target_folders(folder: str | None) -> Sequence[Path]:
+    """Return the user's folder of targets, if there is one; UsageError if it is no folder."""
+    if folder is None:
+        return ()
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise UsageError(
+            f"target folder {folder}: not a folder.",
+            hint="It comes from $GEMQUANT_TARGETS or from target_folder in gemquant.toml.",
+        )
+    return (path,)

@@ -1,0 +1,31 @@
+"""``gemquant show``: what an artifact is and what was lost in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from gemquant.cli.flags import output_flags
+
+
+def _show(artifact: Path, *, as_json: bool, quiet: bool) -> None:
+    from gemquant.artifact import Artifact, read_manifest
+    from gemquant.cli import render
+
+    del quiet  # there is no progress to silence
+    render.artifact(Artifact(artifact, read_manifest(artifact)), as_json=as_json)
+
+
+command = click.Command(
+    "show",
+    callback=_show,
+    params=[click.Argument(["artifact"], type=click.Path(path_type=Path)), *output_flags()],
+    help="""Print what an artifact is and what was lost in it.
+
+    Reads manifest.json alone; `gemquant verify` checks the files.""",
+    epilog="""\b
+Examples:
+  gemquant show gemma-2-2b-awq
+  gemquant show gemma-2-2b-awq --json | jq .manifest.certificates""",
+)

@@ -1,0 +1,80 @@
+"""``gemquant targets``: the devices that artifacts can be made for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from gemquant.cli.flags import complete_target, defaults_flag, output_flags, target_folder_flag
+from gemquant.cli.settings import problems_of, target_folders
+from gemquant.errors import refuse
+
+if TYPE_CHECKING:
+    from gemquant.target import Target
+
+
+class TargetsCommand(click.Command):
+    """List the targets, or describe one."""
+
+    def invoke(self, ctx: click.Context) -> None:
+        """Run the command."""
+        from gemquant.cli import render
+        from gemquant.target import load_target, targets
+
+        refuse(problems_of(ctx))
+        name, as_json = ctx.params["name"], ctx.params["as_json"]
+        folders = target_folders(ctx.params["target_folder"])
+        found = [load_target(name, folders)] if name else targets(folders)
+        if as_json:
+            documents = [target.model_dump(mode="json") for target in found]
+            render.print_json(documents[0] if name else documents)
+        elif name:
+            _describe(found[0])
+        else:
+            listing = render.table("target", "exporters", "what it is")
+            for target in found:
+                listing.add_row(target.name, ", ".join(target.exporters), target.description)
+            render.print_tables(listing)
+
+
+def _describe(target: Target) -> None:
+    from gemquant.cli import render
+    from gemquant.target import describe_product
+
+    render.print_tables(f"{target.name}: {target.description}", "")
+    defaults = render.table("generation", "default container", "then")
+    for generation, (first, *rest) in target.preference.items():
+        defaults.add_row(generation, first, ", ".join(rest))
+    render.print_tables(defaults)
+    for container in target.containers:
+        lines = [f"\n{container.exporter}: {container.description}"]
+        for runtime in container.runtimes:
+            lines += [
+                f"  {runtime.name}",
+                f"    needs    {', '.join(runtime.requires)}",
+                f"    runs     {', '.join(runtime.generations)} in {', '.join(runtime.dtypes)}",
+                *(f"    takes    {describe_product(product)}" for product in runtime.schemes),
+                *([f"    note     {runtime.note}"] if runtime.note else []),
+                *(f"    source   {source}" for source in runtime.sources),
+            ]
+        click.echo("\n".join(lines))
+
+
+command = TargetsCommand(
+    "targets",
+    params=[
+        click.Argument(["name"], required=False, shell_complete=complete_target),
+        target_folder_flag(),
+        defaults_flag(),
+        *output_flags(),
+    ],
+    help="""List the devices, or describe one.
+
+    A target is a file of data; see docs/new-target.md.""",
+    epilog="""\b
+Examples:
+  gemquant targets
+  gemquant targets cuda
+  gemquant targets --target-folder ./my-targets""",
+)
