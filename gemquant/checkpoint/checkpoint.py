@@ -16,7 +16,7 @@ from torch import Tensor
 from gemquant.checkpoint.lora import LoraAdapter
 from gemquant.checkpoint.provenance import Provenance
 from gemquant.checkpoint.source import TensorSource, require_finite
-from gemquant.checkpoint.tokenizer_files import TokenizerFiles
+from gemquant.checkpoint.tokenizer_files import TokenizerSource
 from gemquant.gemma.structure import tensor_shapes
 
 
@@ -33,7 +33,7 @@ class Checkpoint:
     config: Mapping[str, Any]
     provenance: Provenance
     source: TensorSource = field(repr=False)
-    tokenizer_source: TokenizerFiles = field(repr=False)
+    tokenizer_source: TokenizerSource = field(repr=False)
     adapter: LoraAdapter | None = field(default=None, repr=False)
 
     def names(self) -> Sequence[str]:

@@ -52,6 +52,23 @@ def folder_provenance(folder: Path, raw_config: Mapping[str, Any]) -> Provenance
     )
 
 
+def gguf_provenance(path: Path, metadata: Mapping[str, Any]) -> Provenance:
+    """Read a GGUF's origin from its general metadata; failing that, the file's name."""
+    candidates = [
+        metadata.get("general.base_model.0.repo_url"),
+        metadata.get("general.repo_url"),
+        metadata.get("general.source.huggingface.repository"),
+    ]
+    ids = [c.removeprefix("https://huggingface.co/") for c in candidates if isinstance(c, str)]
+    known = [c for c in ids if _HUB_ID.fullmatch(c)]
+    declared = metadata.get("general.license")
+    return Provenance(
+        base_model=known[0] if known else path.stem,
+        license=declared if isinstance(declared, str) else LICENSE,
+        card=None,
+    )
+
+
 def front_matter(card: str) -> dict[str, Any]:
     """Return the YAML mapping at the top of a model card; empty where there is none."""
     match = re.match(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", card, re.DOTALL)

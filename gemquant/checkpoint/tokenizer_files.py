@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tokenizers import Tokenizer
 
@@ -25,6 +25,22 @@ _OPTIONAL = (
     "chat_template.jinja",
     "generation_config.json",
 )
+
+
+class TokenizerSource(Protocol):
+    """A tokenizer as files to write into an artifact, and as an object to use."""
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """File name → content; tokenizer.json is always there."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, without truncation or padding."""
+
+    @property
+    def chat_template(self) -> str | None:
+        """Jinja source of the (default) chat template, if there is one."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,90 @@
+"""Folders from the Hugging Face Hub, or from its cache where there is no network."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from huggingface_hub import errors as hub_errors
+from huggingface_hub import snapshot_download
+
+from gemquant.errors import CheckpointError, GemquantError, UsageError
+
+_REFERENCE = re.compile(
+    r"(?P<id>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@(?P<revision>[\w./-]{1,200}))?"
+)
+
+MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors.index.json",
+    "*.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "README.md",
+)
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
+_NESTED = "*/*"
+
+
+def parse_hub_reference(ref: str) -> tuple[str, str | None] | None:
+    """Split ``OWNER/NAME[@REVISION]``; None where the text is no such thing.
+
+    >>> parse_hub_reference("google/gemma-2-2b@main")
+    ('google/gemma-2-2b', 'main')
+    >>> parse_hub_reference("./models/gemma")
+    """
+    match = _REFERENCE.fullmatch(ref)
+    if match is None or ".." in ref:
+        return None
+    return match["id"], match["revision"]
+
+
+def download(repository: str, revision: str | None, *, files: tuple[str, ...]) -> Path:
+    """Return the folder of a snapshot, named by its commit; download what the cache lacks.
+
+    Only the listed files at the top of the repository are fetched. Raises CheckpointError with
+    the next step: accept the terms, log in, correct the name, go online.
+    """
+    try:
+        folder = snapshot_download(
+            repository, revision=revision, allow_patterns=list(files), ignore_patterns=[_NESTED]
+        )
+    except (hub_errors.HfHubHTTPError, hub_errors.HFValidationError, OSError, ValueError) as error:
+        raise hub_problem(error, repository, revision) from error
+    return Path(folder)
+
+
+def hub_problem(error: Exception, repository: str, revision: str | None) -> GemquantError:
+    """Translate what huggingface_hub raised into an error with a next step."""
+    page = f"https://huggingface.co/{repository}"
+    if isinstance(error, hub_errors.GatedRepoError):
+        return CheckpointError(
+            f"{repository} is gated, and this account may not read it yet.",
+            hint=f"Accept the terms on {page} , then log in: hf auth login",
+        )
+    if isinstance(error, hub_errors.RevisionNotFoundError):
+        return CheckpointError(
+            f"{repository} has no revision {revision!r}.", hint=f"See {page}/tree/main"
+        )
+    if isinstance(error, hub_errors.RepositoryNotFoundError):
+        return CheckpointError(
+            f"{repository} is neither a folder here nor a model on the Hub that can be seen.",
+            hint="Check the spelling; if it is private, log in: hf auth login",
+        )
+    if isinstance(error, hub_errors.HFValidationError):
+        return UsageError(f"{repository}: {error}")
+    if isinstance(error, hub_errors.LocalEntryNotFoundError):
+        return CheckpointError(
+            f"{repository} is neither a folder here nor in the Hub cache, and the Hub cannot be "
+            "reached.",
+            hint=f"Go online once: hf download {repository}",
+        )
+    return CheckpointError(
+        f"{repository}: the download failed: {str(error)[:300]}",
+        hint="Run the command again; it continues where it stopped.",
+    )

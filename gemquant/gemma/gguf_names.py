@@ -1,0 +1,80 @@
+"""llama.cpp's names for Gemma's tensors.
+
+Norms are stored there as 1 + w, so that its kernel multiplies by them directly.
+
+Source: gguf-py ``tensor_mapping.py``; llama.cpp ``convert_hf_to_gguf.py``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from gemquant.gemma.structure import EMBEDDING, FINAL_NORM, HEAD
+
+GGUF_ARCHITECTURES: Mapping[str, str] = {
+    "gemma": "gemma",
+    "gemma2": "gemma2",
+    "gemma3": "gemma3_text",
+}
+"""llama.cpp's ``general.architecture`` and the model type that it holds."""
+
+_OUTSIDE = {"token_embd.weight": EMBEDDING, "output_norm.weight": FINAL_NORM, "output.weight": HEAD}
+_IN_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "attn_output": "self_attn.o_proj",
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_LAYER = re.compile(r"blk\.(\d{1,4})\.(\w+)\.weight")
+
+
+def from_gguf(name: str, generation: str) -> str | None:
+    """Return Gemma's own name for a GGUF tensor, or None if Gemma has no such tensor.
+
+    >>> from_gguf("blk.3.ffn_norm.weight", "gemma2")
+    'model.layers.3.pre_feedforward_layernorm.weight'
+    >>> from_gguf("blk.3.ffn_norm.weight", "gemma")
+    'model.layers.3.post_attention_layernorm.weight'
+    """
+    if name in _OUTSIDE:
+        return _OUTSIDE[name]
+    match = _LAYER.fullmatch(name)
+    if match is None:
+        return None
+    index, part = match.groups()
+    if part == "ffn_norm":
+        before_mlp = "post_attention" if generation == "gemma" else "pre_feedforward"
+        return f"model.layers.{int(index)}.{before_mlp}_layernorm.weight"
+    module = _IN_LAYER.get(part)
+    return None if module is None else f"model.layers.{int(index)}.{module}.weight"
+
+
+def to_gguf(name: str, generation: str) -> str:
+    """Return llama.cpp's name for one of Gemma's tensors; the inverse of ``from_gguf``.
+
+    >>> to_gguf("model.layers.3.pre_feedforward_layernorm.weight", "gemma2")
+    'blk.3.ffn_norm.weight'
+    """
+    for theirs, ours in _OUTSIDE.items():
+        if name == ours:
+            return theirs
+    _, _, index, module = name.removesuffix(".weight").split(".", 3)
+    before_mlp = "post_attention" if generation == "gemma" else "pre_feedforward"
+    if module == f"{before_mlp}_layernorm":
+        return f"blk.{index}.ffn_norm.weight"
+    parts = {ours: theirs for theirs, ours in _IN_LAYER.items()}
+    return f"blk.{index}.{parts[module]}.weight"
+
+
+def stores_one_plus(name: str) -> bool:
+    """Whether a GGUF holds 1 + w for this tensor of Gemma's: true for every norm."""
+    return name == FINAL_NORM or name.endswith(("layernorm.weight", "_norm.weight"))
