@@ -35,20 +35,28 @@ class Plugin:
     rival: str | None = None
 
 
-def _own(name: str, value: str, summary: str) -> Plugin:
+def _own(name: str, value: str, summary: str = "") -> Plugin:
     return Plugin(name, value, "gemquant", summary)
 
 
-# Summaries repeat the first docstring line of each class, so that listing imports nothing; a test
-# compares them.
+# Summaries repeat the first docstring line of each quantizer, so that listing them imports nothing;
+# a test compares them.
 OWN: Mapping[Kind, tuple[Plugin, ...]] = {
     "quantizer": (
-        _own("awq", "gemquant.quantizers.awq:AWQ", ""),
-        _own("rtn", "gemquant.quantizers.rtn:RoundToNearest", ""),
+        _own(
+            "awq",
+            "gemquant.quantizers.awq:AWQ",
+            "Few-bit weights, scaled so that salient channels lose least, errors compensated.",
+        ),
+        _own(
+            "rtn",
+            "gemquant.quantizers.rtn:RoundToNearest",
+            "Weights rounded to the nearest code, without calibration.",
+        ),
     ),
     "exporter": (
-        _own("awq-gemm", "gemquant.exporters.awq_gemm:AwqGemm", ""),
-        _own("compressed-tensors", "gemquant.exporters.compressed_tensors:CompressedTensors", ""),
+        _own("awq-gemm", "gemquant.exporters.awq_gemm:AwqGemm"),
+        _own("compressed-tensors", "gemquant.exporters.compressed_tensors:CompressedTensors"),
     ),
 }
 

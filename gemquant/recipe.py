@@ -130,6 +130,8 @@ SETTINGS: Mapping[str, tuple[type, ...]] = {
 }
 """Keys of a recipe file and the types they may have."""
 
+TYPE_WORDS = {str: "a string", int: "an integer", dict: "a table", list: "a list"}
+
 
 def read_settings(file: Path, keys: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
     """Read some or all settings from a TOML or JSON file; every problem at once."""
@@ -161,8 +163,8 @@ def setting_problems(
                 UsageError(f"{where}: no such setting: {key}.", hint=suggest(key, keys))
             )
         elif type(value) not in keys[key]:
-            wanted = " or ".join(t.__name__ for t in keys[key] if t not in {tuple, type(None)})
-            problems.append(UsageError(f"{where}: {key} = {value!r}: must be a {wanted}."))
+            wanted = next(TYPE_WORDS[kind] for kind in keys[key] if kind in TYPE_WORDS)
+            problems.append(UsageError(f"{where}: {key} = {value!r}: must be {wanted}."))
     return problems
 
 

@@ -55,11 +55,12 @@ class QuantizerCommand(click.Command):
 
     def invoke(self, ctx: click.Context) -> None:
         """Run the command."""
+        as_json = ctx.params["as_json"]
+        request = read_request(ctx, self.quantizer)
+
         from gemquant.cli import render
         from gemquant.cli.preparation import prepare
 
-        as_json = ctx.params["as_json"]
-        request = read_request(ctx, self.quantizer)
         with reporter(quiet=ctx.params["quiet"]) as progress:
             prepared = prepare(request, progress)
             made = None if request.dry_run else prepared.run(progress)

@@ -6,6 +6,7 @@ The environment variable of ``--seq-len`` is ``GEMQUANT_SEQ_LEN``, and so on for
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def setting(
         default=default,
         help=help,
         metavar=metavar,
-        show_default=default is not None,
+        show_default=default not in {None, ""},
         shell_complete=complete,
         envvar=envvar or f"GEMQUANT_{name.upper()}",
     )
@@ -79,7 +80,7 @@ def load_defaults(ctx: click.Context, recipe: Path | None) -> None:
     """Make a recipe's values, and beneath them those of gemquant.toml, the context's defaults."""
     quantizer = ctx.info_name if ctx.info_name in plugins("quantizer") else None
     values: dict[str, Any] = {}
-    for read in (lambda: _from_file(quantizer), lambda: _from_recipe(recipe, quantizer)):
+    for read in (partial(_from_file, quantizer), partial(_from_recipe, recipe, quantizer)):
         try:
             values |= read()
         except GemquantError as error:
