@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
-# Each makes the adapter more than W + s · B · A of linears; the value that is harmless follows.
+# Each makes the adapter more than W + s · B · A of linears.
 _REFUSED: Mapping[str, str] = {
     "use_dora": "DoRA rescales the merged weight",
     "modules_to_save": "whole modules were trained beside the adapter",
@@ -25,6 +25,9 @@ _REFUSED: Mapping[str, str] = {
     "trainable_token_indices": "embeddings were trained beside the adapter",
     "target_parameters": "bare parameters are adapted, not linears",
     "use_qalora": "QA-LoRA pools the input",
+    "use_bdlora": "its factors are block-diagonal",
+    "kasa_config": "KaSA changes the base weights",
+    "monteclora_config": "MonteCLoRA samples its weights",
     "alora_invocation_tokens": "an activated LoRA applies to part of the text only",
 }
 _CHANGES_THE_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
