@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gemquant.artifact.manifest import MANIFEST_FILE
 from gemquant.errors import GemquantError, OutputError, refuse
+from gemquant.resources import human_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def output_problems(out: Path, *, force: bool, needed_bytes: int) -> list[Gemqua
         if free < needed_bytes:
             problems.append(
                 OutputError(
-                    f"{out} needs {_gigabytes(needed_bytes)}; {_gigabytes(free)} are free.",
+                    f"{out} needs {human_bytes(needed_bytes)}; {human_bytes(free)} are free.",
                     hint="Free some space, or choose another place with -o.",
                 )
             )
@@ -158,7 +159,3 @@ def _put_in_place(scratch: Path, out: Path, *, aside: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         if aside.exists():
             logger.warning("The replaced artifact could not be removed: %s", aside)
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"

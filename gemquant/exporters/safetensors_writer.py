@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from gemquant.errors import OutputError
+from gemquant.numerics.packing import reinterpreted
 from gemquant.protocols import PlainSpec, RowChunks
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -222,10 +223,10 @@ class SafetensorsWriter:
 
     def _store(self, name: str, tensor: Tensor, offset: int) -> None:
         path, begin = self._places[name]
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        octets = reinterpreted(tensor.detach().cpu(), torch.uint8)
         with _reported(path):
             self._files[path].seek(begin + offset)
-            _write_all(self._files[path], flat.view(torch.uint8).numpy().data)
+            _write_all(self._files[path], octets.numpy().data)
 
 
 @contextmanager

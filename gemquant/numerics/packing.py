@@ -36,13 +36,13 @@ def pack_bits(values: Tensor, bits: int) -> Tensor:
     padding = -count % per_word_group
     if padding:
         values = torch.nn.functional.pad(values, (0, padding))
-    words = _reinterpreted(_to_bytes(values, bits), torch.int32).view(rows, -1)
+    words = reinterpreted(_to_bytes(values, bits), torch.int32).view(rows, -1)
     return words[:, : packed_width(count, bits)].contiguous()
 
 
 def unpack_bits(words: Tensor, bits: int, count: int) -> Tensor:
     """Undo pack_bits: (rows, ceil(count · bits / 32)) int32 to (rows, count) uint8."""
-    octets = _reinterpreted(words, torch.uint8).view(words.shape[0], -1)
+    octets = reinterpreted(words, torch.uint8).view(words.shape[0], -1)
     if bits == 8:
         return octets[:, :count].contiguous()
     if bits == 4:
@@ -90,7 +90,7 @@ def _to_bytes(values: Tensor, bits: int) -> Tensor:
     return octets.contiguous().view(values.shape[0], -1)
 
 
-def _reinterpreted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def reinterpreted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Read a tensor's bytes, row after row, as another type, in one dimension.
 
     torch asks for a unit stride and an aligned offset even where a dimension of size one makes
