@@ -9,9 +9,12 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from gemquant import recipe
 from gemquant.cli.settings import load_defaults, setting
 from gemquant.options import Option, options_of
+from gemquant.recipe import COMPUTE_DTYPES, Recipe
+
+DEFAULTS = Recipe(model="", quantizer="")
+"""The defaults of all settings: those of the recipe's fields."""
 
 
 class CommaList(click.ParamType[tuple[str, ...]]):
@@ -115,45 +118,72 @@ def target_folder_flag() -> click.Parameter:
     )
 
 
-def machine_flags() -> list[click.Parameter]:
-    """Where and how activations are computed."""
+def machine_flags(inherited: str | None = None) -> list[click.Parameter]:
+    """Where and how activations are computed; ``inherited`` says what gives the defaults."""
     return [
         setting(
             "--device",
-            default="cpu",
+            default=None if inherited else DEFAULTS.device,
+            instead=inherited,
             metavar="cpu|cuda|mps",
             help="Where activations are computed and scales searched.",
         ),
         setting(
             "--dtype",
-            default="float32",
-            metavar="|".join(recipe.COMPUTE_DTYPES),
+            default=None if inherited else DEFAULTS.dtype,
+            instead=inherited,
+            metavar="|".join(COMPUTE_DTYPES),
             help="Type that activations are computed in.",
         ),
         setting(
             "--threads",
             type=int,
+            instead="physical cores",
             metavar="N",
-            help="Processor threads.  [default: physical cores]",
+            help="Processor threads.",
         ),
     ]
 
 
-def evaluation_flags() -> list[click.Parameter]:
-    """What the certificate is measured on."""
+def evaluation_flags(inherited: str | None = None) -> list[click.Parameter]:
+    """What the certificate is measured on; ``inherited`` says what gives the defaults."""
     return [
         setting(
             "--eval-windows",
             type=int,
-            default=recipe.DEFAULT_EVAL_WINDOWS,
+            default=None if inherited else DEFAULTS.eval_windows,
+            instead=inherited,
             metavar="N",
             help="Windows per evaluation slice.",
         ),
         setting(
             "--eval-slices",
             type=CommaList(),
+            instead=inherited or "all",
             metavar="NAME,…",
-            help="Evaluation slices.  [default: all]",
+            help="Evaluation slices.",
+        ),
+    ]
+
+
+def window_flags(inherited: str | None = None) -> list[click.Parameter]:
+    """How text is cut into windows; ``inherited`` says what gives the defaults."""
+    return [
+        setting(
+            "--seq-len",
+            type=int,
+            default=None if inherited else DEFAULTS.seq_len,
+            instead=inherited,
+            metavar="N",
+            help="Tokens in each window, <bos> included.",
+        ),
+        setting(
+            "--seed",
+            type=int,
+            default=None if inherited else DEFAULTS.seed,
+            instead=inherited,
+            metavar="N",
+            help="Order in which documents are drawn.",
         ),
     ]
 
@@ -197,7 +227,7 @@ def common_flags() -> list[click.Parameter]:
     return [
         setting(
             "--target",
-            default=recipe.DEFAULT_TARGET,
+            default=DEFAULTS.target,
             metavar="NAME",
             help="Device to make the artifact for; see `gemquant targets`.",
             complete=complete_target,
@@ -206,7 +236,8 @@ def common_flags() -> list[click.Parameter]:
             "--exporter",
             "--format",
             metavar="NAME",
-            help="Container.  [default: what the target prefers for this Gemma]",
+            instead="what the target prefers for this Gemma",
+            help="Container.",
             complete=complete_exporter,
         ),
         setting(
@@ -214,31 +245,23 @@ def common_flags() -> list[click.Parameter]:
             "-o",
             type=click.Path(path_type=Path),
             metavar="DIR",
-            help="Folder to write.  [default: MODEL-QUANTIZER-SCHEME, here]",
+            instead="MODEL-QUANTIZER-SCHEME, here",
+            help="Folder to write.",
         ),
         setting(
             "--calib",
-            default=recipe.DEFAULT_CALIBRATION,
+            default=DEFAULTS.calib,
             metavar="NAME|FILE|hf:DATASET",
             help="Calibration text: a mixture's name, a .txt or .jsonl file, or a Hub dataset.",
         ),
         setting(
             "--samples",
             type=int,
-            default=recipe.DEFAULT_SAMPLES,
+            default=DEFAULTS.samples,
             metavar="N",
             help="Calibration windows.",
         ),
-        setting(
-            "--seq-len",
-            type=int,
-            default=recipe.DEFAULT_SEQ_LEN,
-            metavar="N",
-            help="Tokens in each window, <bos> included.",
-        ),
-        setting(
-            "--seed", type=int, default=0, metavar="N", help="Order in which documents are drawn."
-        ),
+        *window_flags(),
         setting(
             "--lora",
             metavar="DIR|HUB-ID",
@@ -247,7 +270,8 @@ def common_flags() -> list[click.Parameter]:
         setting(
             "--chat-template",
             metavar="NAME|FILE",
-            help="Chat template for chat text and for the artifact.  [default: the checkpoint's]",
+            instead="the checkpoint's",
+            help="Chat template for chat text and for the artifact.",
         ),
         *evaluation_flags(),
         click.Option(["--no-eval"], is_flag=True, help="Write no certificate."),

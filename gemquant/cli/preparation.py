@@ -22,6 +22,7 @@ from gemquant.errors import UsageError, refuse
 from gemquant.gemma.structure import layer_prefix, linear_shapes
 from gemquant.plugins import exporter
 from gemquant.protocols import PER_CHANNEL, AffineScheme, Quantizer
+from gemquant.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,11 @@ def prepare(request: Request, progress: Reporter) -> Prepared:
     gathering.attempt(lambda: refuse(quantizer.problems(linears)))
     job = gathering.attempt(lambda: job_for(request, checkpoint))
     plan = gathering.attempt(lambda: pipeline.plan([job.value], checkpoint)[0])
-    template = gathering.attempt(lambda: chat_template(request, checkpoint))
+    template = gathering.attempt(lambda: chat_template(request.recipe, checkpoint))
     calibration = gathering.attempt(lambda: read_calibration(request, checkpoint, template.value))
-    evaluation = gathering.attempt(lambda: read_evaluation(request, checkpoint, template.value))
+    evaluation = gathering.attempt(
+        lambda: read_evaluation(request.recipe, checkpoint, template.value)
+    )
     gathering.refuse()
     return Prepared(checkpoint, job.value, plan.value, calibration.value, evaluation.value)
 
@@ -120,9 +123,9 @@ def default_output(ref: str, quantizer: str, schemes: Sequence[AffineScheme]) ->
 # ---------------------------------------------------------------- text
 
 
-def chat_template(request: Request, checkpoint: Checkpoint) -> str | None:
+def chat_template(recipe: Recipe, checkpoint: Checkpoint) -> str | None:
     """Return the template asked for, from a file, or else the checkpoint's own."""
-    chosen = request.recipe.chat_template
+    chosen = recipe.chat_template
     if chosen is None:
         return checkpoint.chat_template()
     try:
@@ -153,10 +156,9 @@ def read_calibration(
 
 
 def read_evaluation(
-    request: Request, checkpoint: Checkpoint, template: str | None
+    recipe: Recipe, checkpoint: Checkpoint, template: str | None
 ) -> Sequence[TokenWindows]:
     """Read the evaluation text, if a certificate is wanted."""
-    recipe = request.recipe
     if recipe.eval_windows == 0:
         return ()
     return evaluation_windows(

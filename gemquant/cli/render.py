@@ -10,13 +10,12 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from gemquant.protocols import PER_CHANNEL
 from gemquant.resources import human_bytes
 
 if TYPE_CHECKING:
     from gemquant.artifact import Artifact, CertificateRecord, Manifest
-
-PER_ROW = -1
-"""Group size that stands for one scale per output row."""
+    from gemquant.protocols import SliceResult
 
 
 def print_json(document: Any) -> None:
@@ -64,6 +63,26 @@ def artifact(made: Artifact, *, as_json: bool) -> None:
             print_tables(*certificate(record), "")
         if not made.manifest.certificates:
             print_tables("No certificate: it was not asked for.")
+
+
+def evaluation(
+    measured: Artifact, original: str, slices: Sequence[SliceResult], *, as_json: bool
+) -> None:
+    """Print what a second measurement found."""
+    from gemquant.artifact import certificate_record
+    from gemquant.protocols import Certificate
+
+    record = certificate_record(Certificate(level="reference", runtime="torch", slices=slices))
+    if as_json:
+        print_json(
+            {
+                "path": str(measured.path),
+                "original": original,
+                "certificate": record.model_dump(mode="json"),
+            }
+        )
+    else:
+        print_tables(f"{measured.path} against {original}", "", *certificate(record))
 
 
 def _facts(manifest: Manifest) -> list[Table | str]:
@@ -115,7 +134,9 @@ def _origin(manifest: Manifest) -> str:
 def scheme_words(scheme: Any) -> str:
     """Name a scheme (anything with bits, group_size, symmetric) in words."""
     groups = (
-        "one scale per row" if scheme.group_size == PER_ROW else f"groups of {scheme.group_size}"
+        "one scale per row"
+        if scheme.group_size == PER_CHANNEL
+        else f"groups of {scheme.group_size}"
     )
     return f"{scheme.bits} bits, {groups}, {'symmetric' if scheme.symmetric else 'zero points'}"
 

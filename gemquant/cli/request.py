@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gemquant.cli.flags import DEFAULTS
 from gemquant.cli.settings import problems_of, target_folders
 from gemquant.errors import GemquantError, UsageError, refuse
 from gemquant.options import options_of, problems_with
@@ -85,9 +86,8 @@ def read_request(ctx: click.Context, quantizer_type: type[Any]) -> Request:
 
 def _recipe(ctx: click.Context, options: dict[str, Any]) -> Recipe:
     given = ctx.params
-    defaults = Recipe(model="", quantizer="")
     values = {
-        name: given[name] if given[name] is not None else getattr(defaults, name)
+        name: given[name] if given[name] is not None else getattr(DEFAULTS, name)
         for name in RECIPE_FLAGS
     }
     if given["no_eval"]:

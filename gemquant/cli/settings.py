@@ -59,16 +59,20 @@ def setting(
     default: Any = None,
     help: str,
     metavar: str | None = None,
+    instead: str | None = None,
     complete: Callable[..., list[CompletionItem]] | None = None,
     envvar: str | None = None,
 ) -> Setting:
-    """Make an option that can also come from the environment, a recipe or gemquant.toml."""
+    """Make an option that can also come from the environment, a recipe or gemquant.toml.
+
+    instead: what holds where there is no default, in words.
+    """
     name = max((flag.partition("/")[0] for flag in flags), key=len).lstrip("-").replace("-", "_")
     return Setting(
         flags,
         type=type,
         default=default,
-        help=help,
+        help=f"{help}  [default: {instead}]" if instead else help,
         metavar=metavar,
         show_default=default not in {None, ""},
         shell_complete=complete,

@@ -81,5 +81,5 @@ def test_a_preference_for_a_container_that_is_not_there_is_refused(tmp_path: Pat
     text = (Path(__file__).parents[2] / "targets" / "cpu.toml").read_text()
     text = text.replace('gemma2 = ["compressed-tensors"]', 'gemma2 = ["gguf"]')
     (tmp_path / "mine.toml").write_text(text)
-    with pytest.raises(UsageError, match="preference.gemma2 names 'gguf', not a container"):
+    with pytest.raises(UsageError, match=r"preference\.gemma2 names 'gguf', not a container"):
         load_target("mine", [tmp_path])

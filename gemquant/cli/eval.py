@@ -1,0 +1,115 @@
+"""``gemquant eval``: measure a finished artifact against its original again."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gemquant.cli.flags import evaluation_flags, machine_flags, output_flags, window_flags
+from gemquant.cli.progress import Reporter, reporter
+from gemquant.cli.settings import problems_of, setting
+from gemquant.errors import UsageError, refuse
+from gemquant.recipe import DEFAULT_EVAL_WINDOWS, Recipe
+from gemquant.resources import default_threads
+
+if TYPE_CHECKING:
+    from gemquant.artifact import Artifact
+    from gemquant.protocols import SliceResult
+
+MEASURING = ("eval_windows", "eval_slices", "seq_len", "seed", "device", "dtype")
+"""Settings that the artifact's own recipe gives their defaults."""
+
+
+class EvalCommand(click.Command):
+    """Measure again, with the settings of the artifact's recipe unless others are given."""
+
+    def invoke(self, ctx: click.Context) -> None:
+        """Run the command."""
+        from gemquant.artifact import Artifact
+        from gemquant.cli import render
+
+        given = ctx.params
+        threads = given["threads"] if given["threads"] is not None else default_threads()
+        if threads < 1:
+            problems_of(ctx).append(UsageError(f"--threads {threads}: must be at least 1."))
+        refuse(problems_of(ctx))
+        artifact = Artifact.open(given["artifact"])
+        recipe = _recipe(artifact, given)
+        refuse(recipe.problems())
+        with reporter(quiet=given["quiet"]) as progress:
+            slices = _measure(artifact, recipe, threads, progress)
+        render.evaluation(artifact, recipe.model, slices, as_json=given["as_json"])
+
+
+def _recipe(artifact: Artifact, given: dict[str, Any]) -> Recipe:
+    """Return the artifact's recipe with what was given in its place."""
+    source = artifact.manifest.source
+    recipe = Recipe.from_dict(artifact.manifest.recipe)
+    values = {name: given[name] for name in MEASURING if given[name] is not None}
+    if given["against"] is not None:
+        values["model"] = given["against"]
+    elif source.revision is not None:
+        values["model"] = f"{source.ref.partition('@')[0]}@{source.revision}"
+    if recipe.eval_windows == 0:
+        values.setdefault("eval_windows", DEFAULT_EVAL_WINDOWS)
+    return dataclasses.replace(recipe, **values)
+
+
+def _measure(
+    artifact: Artifact, recipe: Recipe, threads: int, progress: Reporter
+) -> list[SliceResult]:
+    import torch
+
+    from gemquant.checkpoint import open_checkpoint
+    from gemquant.cli.preparation import chat_template, read_evaluation
+    from gemquant.evaluation.compare import compare
+    from gemquant.plugins import exporter
+
+    torch.set_num_threads(threads)
+    progress.note(f"opening {recipe.model}")
+    original = open_checkpoint(recipe.model, lora=recipe.lora)
+    quantized = exporter(artifact.manifest.container).open(artifact.path)
+    if dict(original.config)["model_type"] != quantized.config["model_type"]:
+        raise UsageError(
+            f"--against {recipe.model}: a {original.config['model_type']}, while "
+            f"{artifact.path} is a {quantized.config['model_type']}.",
+            hint=f"It was made from {artifact.manifest.source.ref}.",
+        )
+    return compare(
+        original,
+        quantized,
+        read_evaluation(recipe, original, chat_template(recipe, original)),
+        device=recipe.device,
+        compute_dtype=getattr(torch, recipe.dtype),
+        progress=progress,
+    )
+
+
+command = EvalCommand(
+    "eval",
+    params=[
+        click.Argument(["artifact"], type=click.Path(path_type=Path)),
+        setting(
+            "--against",
+            metavar="MODEL",
+            instead="what the artifact was made from",
+            help="The original.",
+        ),
+        *evaluation_flags(inherited="the artifact's"),
+        *window_flags(inherited="the artifact's"),
+        *machine_flags(inherited="the artifact's"),
+        *output_flags(),
+    ],
+    help="""Measure an artifact against its original again.
+
+    Streams both through the same evaluation windows, by default those of the artifact's own
+    certificate, and prints what was lost.""",
+    epilog="""\b
+Examples:
+  gemquant eval gemma-2-2b-awq
+  gemquant eval gemma-2-2b-awq --against google/gemma-2-2b --eval-windows 32
+  gemquant eval gemma-2-2b-awq --eval-slices english,code --json""",
+)

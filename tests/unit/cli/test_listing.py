@@ -1,0 +1,74 @@
+"""Commands are listed from summaries that agree with the commands themselves."""
+
+from __future__ import annotations
+
+import inspect
+import json
+
+import click
+import pytest
+
+from gemquant.cli import COMMANDS, cli
+from gemquant.plugins import OWN, quantizer_type
+from tests.unit.cli.conftest import Run
+
+
+@pytest.mark.parametrize("plugin", OWN["quantizer"], ids=lambda plugin: plugin.name)
+def test_a_quantizers_summary_is_the_first_line_of_its_docstring(plugin: object) -> None:
+    cls = quantizer_type(plugin.name)
+    assert inspect.cleandoc(cls.__doc__ or "").split("\n")[0] == plugin.summary
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_commands_summary_is_the_first_line_of_its_help(name: str) -> None:
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    assert inspect.cleandoc(command.help or "").split("\n")[0] == COMMANDS[name].summary
+
+
+@pytest.mark.parametrize("name", ["awq", "rtn", *COMMANDS])
+def test_every_help_has_examples(run: Run, name: str) -> None:
+    result = run(name, "--help")
+    assert (result.code, "Examples:" in result.out) == (0, True)
+
+
+def test_help_lists_quantizers_apart_from_commands(run: Run) -> None:
+    out = run("--help").out
+    assert out.index("Quantizers:") < out.index("  awq ") < out.index("Commands:")
+    assert out.index("Commands:") < out.index("  verify ")
+
+
+def test_an_unknown_command_is_answered_with_the_closest(run: Run) -> None:
+    result = run("trgets")
+    assert result.code == 2
+    assert "No such command 'trgets'. Did you mean targets?" in result.err
+
+
+def test_targets_are_listed(run: Run) -> None:
+    result = run("targets")
+    assert [line.split()[0] for line in result.out.splitlines()[:3]] == ["target", "cpu", "cuda"]
+
+
+def test_a_target_is_described_with_its_sources(run: Run) -> None:
+    out = run("targets", "cuda").out
+    assert "gemma3_text  compressed-tensors" in out
+    assert "https://github.com/vllm-project/vllm/pull/14211" in out
+
+
+def test_targets_as_json_are_one_document(run: Run) -> None:
+    assert [target["name"] for target in json.loads(run("targets", "--json").out)] == [
+        "cpu",
+        "cuda",
+    ]
+
+
+def test_quantizers_are_listed_with_their_options(run: Run) -> None:
+    listed = {q["name"]: q for q in json.loads(run("quantizers", "--json").out)}
+    assert listed["awq"]["options"][0] == {
+        "flag": "--bits",
+        "default": 4,
+        "help": "Bits per weight.",
+        "minimum": None,
+        "maximum": None,
+        "choices": [3, 4, 8],
+    }

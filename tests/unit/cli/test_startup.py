@@ -1,0 +1,36 @@
+"""Starting up is quick, because nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+LISTING = """
+import json, sys
+from gemquant.__main__ import main
+code = main(sys.argv[1:])
+modules = sorted({name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names))
+print(json.dumps([name for name in modules if not name.startswith("__")]), file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def modules_after(*args: str) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", LISTING, *args], capture_output=True, text=True, check=True
+    )
+    # What an editable installation leaves behind is no import of ours.
+    found = {name for name in json.loads(done.stderr.splitlines()[-1]) if "editable" not in name}
+    return found - {"_distutils_hack", "sitecustomize", "usercustomize", "_virtualenv"}
+
+
+@pytest.mark.parametrize("args", [["--help"], ["awq", "--help"], ["rtn", "--help"], ["--version"]])
+def test_help_imports_click_and_nothing_else(args: list[str]) -> None:
+    assert modules_after(*args) == {"click", "gemquant"}
+
+
+def test_listing_quantizers_imports_rich_but_no_torch() -> None:
+    assert modules_after("quantizers", "--json") & {"torch", "transformers", "pydantic"} == set()
