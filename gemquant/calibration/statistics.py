@@ -1,0 +1,45 @@
+"""Sums over activations, gathered in one pass and without keeping the activations."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gemquant.protocols import Statistics
+
+
+class StatisticsGatherer:
+    """Accumulates what the inputs of one linear say.
+
+    width: number of input channels. Sums are float64 across windows; a window's own Gram matrix is
+    a float32 product.
+    """
+
+    def __init__(self, width: int, *, gram: bool, device: torch.device) -> None:
+        self._tokens = 0
+        self._sum_squares = torch.zeros(width, dtype=torch.float64, device=device)
+        self._sum_abs = torch.zeros(width, dtype=torch.float64, device=device)
+        self._max_abs = torch.zeros(width, dtype=torch.float32, device=device)
+        self._gram = torch.zeros(width, width, device=device) if gram else None
+
+    @torch.no_grad()
+    def __call__(self, inputs: Tensor) -> None:
+        """Add inputs (…, width)."""
+        flat = inputs.reshape(-1, inputs.shape[-1]).float()
+        magnitude = flat.abs()
+        self._tokens += flat.shape[0]
+        self._sum_abs += magnitude.sum(0, dtype=torch.float32)
+        self._sum_squares += (flat * flat).sum(0, dtype=torch.float32)
+        self._max_abs = torch.maximum(self._max_abs, magnitude.amax(0))
+        if self._gram is not None:
+            self._gram.addmm_(flat.T, flat)
+
+    def result(self) -> Statistics:
+        """Return the statistics of everything seen."""
+        return Statistics(
+            tokens=self._tokens,
+            sum_squares=self._sum_squares,
+            mean_abs=(self._sum_abs / max(self._tokens, 1)).float(),
+            max_abs=self._max_abs,
+            gram=self._gram,
+        )

@@ -1,0 +1,78 @@
+"""Hidden states of a set of windows, carried through a model one decoder layer at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gemquant.gemma.skeleton import Skeleton
+from gemquant.gemma.structure import EMBEDDING
+from gemquant.protocols import Weights
+
+TOKENS_AT_ONCE = 1024
+ROWS_AT_ONCE = 8192
+
+
+@dataclass
+class Stream:
+    """Hidden states (windows, tokens, hidden) of one model at one depth."""
+
+    skeleton: Skeleton
+    hidden: Tensor
+
+    def advance(self, index: int, weights: Mapping[str, Tensor]) -> None:
+        """Carry every window through decoder layer ``index``, in place.
+
+        weights: the layer's parameters by short name, in the compute type.
+        """
+        at_once = max(1, TOKENS_AT_ONCE // self.hidden.shape[1])
+        for start in range(0, self.hidden.shape[0], at_once):
+            windows = slice(start, start + at_once)
+            self.hidden[windows] = self.skeleton.layer(index, weights, self.hidden[windows])
+
+    def finish(self, norm: Tensor) -> Tensor:
+        """Final hidden states after the last norm, (windows · tokens, hidden)."""
+        normed = self.skeleton.final_norm(norm, self.hidden)
+        return normed.reshape(-1, normed.shape[-1])
+
+
+def embed_windows(
+    skeleton: Skeleton,
+    weights: Weights,
+    ids: Tensor,
+    *,
+    stored_as: torch.dtype | None = None,
+) -> Stream:
+    """Look up token ids (windows, tokens) in an embedding table read in runs of rows.
+
+    stored_as: round the rows to this type first, as an artifact that stores them so would.
+    """
+    wanted, positions = torch.unique(ids, return_inverse=True)
+    rows = torch.empty(
+        wanted.shape[0], skeleton.config.hidden_size, dtype=skeleton.dtype, device=skeleton.device
+    )
+    vocabulary = weights.shape(EMBEDDING)[0]
+    for start in range(0, vocabulary, ROWS_AT_ONCE):
+        stop = min(start + ROWS_AT_ONCE, vocabulary)
+        first, last = torch.searchsorted(wanted, torch.tensor([start, stop])).tolist()
+        if first == last:
+            continue
+        table = weights.rows(EMBEDDING, start, stop)
+        chosen = table[wanted[first:last] - start]
+        if stored_as is not None:
+            chosen = chosen.to(stored_as)
+        rows[first:last] = skeleton.embed(chosen)
+    return Stream(skeleton, rows[positions.to(skeleton.device)])
+
+
+def layer_weights(
+    weights: Weights, prefix: str, names: list[str], skeleton: Skeleton
+) -> dict[str, Tensor]:
+    """Read one layer's parameters by short name, in the compute type on the compute device."""
+    return {
+        name: weights.tensor(prefix + name, torch.float32).to(skeleton.device, skeleton.dtype)
+        for name in names
+    }

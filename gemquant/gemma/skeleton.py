@@ -1,0 +1,153 @@
+"""Run a Gemma one decoder layer at a time, with the library's own layers and no weights held.
+
+The model is built on the meta device, so it costs no memory. Its layers are replaced by recorders
+for one cheap call, which yields the keyword arguments (masks and rotary tables differ by layer
+type) that the library itself would pass; each layer then runs on weights given at the call.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Observer = Callable[[Tensor], None]
+
+
+def _classes(model_type: str) -> tuple[type[Any], type[Any]]:
+    from transformers.models.gemma import GemmaConfig, GemmaModel
+    from transformers.models.gemma2 import Gemma2Config, Gemma2Model
+    from transformers.models.gemma3 import Gemma3TextConfig, Gemma3TextModel
+
+    return {
+        "gemma": (GemmaConfig, GemmaModel),
+        "gemma2": (Gemma2Config, Gemma2Model),
+        "gemma3_text": (Gemma3TextConfig, Gemma3TextModel),
+    }[model_type]
+
+
+class _Recorder(nn.Module):
+    """Stands in for a decoder layer: keeps the keyword arguments and returns its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.arguments: dict[str, Any] = {}
+
+    def forward(self, hidden: Tensor, **arguments: Any) -> Tensor:
+        self.arguments = {name: value for name, value in arguments.items() if value is not None}
+        return hidden
+
+
+class Skeleton:
+    """A Gemma without weights, whose layers run one at a time.
+
+    config: flat text configuration. Computation is in ``dtype`` on ``device``.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.device = torch.device(device)
+        self.dtype = dtype
+        config_class, model_class = _classes(config["model_type"])
+        self.config = config_class(**config)
+        # Softcapped attention scores exist only in the eager implementation.
+        softcapped = getattr(self.config, "attn_logit_softcapping", None) is not None
+        self.config._attn_implementation = "eager" if softcapped else "sdpa"
+        self.config.use_cache = False
+        with torch.device("meta"):
+            self._model = model_class(self.config).eval().to(dtype)
+        self._layers = list(self._model.layers)
+        self._norm = self._model.norm
+        self._model.layers = nn.ModuleList(_Recorder() for _ in self._layers)
+        self._model.norm = nn.Identity()
+        self._model.rotary_emb = type(self._model.rotary_emb)(config=self.config).to(self.device)
+        self._arguments: dict[int, list[dict[str, Any]]] = {}
+
+    @property
+    def layers(self) -> int:
+        """Number of decoder layers."""
+        return len(self._layers)
+
+    @property
+    def logit_softcap(self) -> float | None:
+        """Bound of the final logits: softcap · tanh(logit / softcap); None where there is none."""
+        return getattr(self.config, "final_logit_softcapping", None)
+
+    def embed(self, rows: Tensor) -> Tensor:
+        """Scale embedding rows by √hidden, rounded to the compute type as the library rounds it."""
+        scale = torch.tensor(math.sqrt(self.config.hidden_size), dtype=torch.float32)
+        return rows.to(self.device, self.dtype) * scale.to(self.dtype).to(self.device)
+
+    @torch.no_grad()
+    def layer(self, index: int, weights: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
+        """Run decoder layer ``index`` on hidden states (windows, tokens, hidden).
+
+        weights: every parameter of the layer by short name, in the compute type.
+        """
+        arguments = self._layer_arguments(hidden.shape[1])[index]
+        output: Tensor = torch.func.functional_call(
+            self._layers[index], dict(weights), (hidden,), arguments
+        )
+        return output
+
+    @torch.no_grad()
+    def final_norm(self, weight: Tensor, hidden: Tensor) -> Tensor:
+        """Apply the norm before the head."""
+        output: Tensor = torch.func.functional_call(self._norm, {"weight": weight}, (hidden,))
+        return output
+
+    @contextmanager
+    def observing(
+        self,
+        index: int,
+        *,
+        inputs: Mapping[str, Observer],
+        outputs: Callable[[str, Tensor], None] | None = None,
+    ) -> Iterator[None]:
+        """Show a layer's activations to observers while the context is open.
+
+        inputs: short module name → observer of its first argument.
+        outputs: called with (short module name, output) of every module inside the layer.
+        """
+        layer = self._layers[index]
+        handles = []
+        for name, observe in inputs.items():
+            module = layer.get_submodule(name)
+            handles.append(
+                module.register_forward_pre_hook(
+                    lambda _module, args, observe=observe: observe(args[0])
+                )
+            )
+        if outputs is not None:
+            for name, module in layer.named_modules():
+                handles.append(
+                    module.register_forward_hook(
+                        lambda _module, _args, out, name=name: outputs(
+                            name, out[0] if isinstance(out, tuple) else out
+                        )
+                    )
+                )
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @torch.no_grad()
+    def _layer_arguments(self, tokens: int) -> list[dict[str, Any]]:
+        if tokens not in self._arguments:
+            probe = torch.zeros(
+                1, tokens, self.config.hidden_size, dtype=self.dtype, device=self.device
+            )
+            self._model(inputs_embeds=probe, use_cache=False)
+            self._arguments = {tokens: [layer.arguments for layer in self._model.layers]}
+        return self._arguments[tokens]

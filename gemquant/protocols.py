@@ -1,0 +1,310 @@
+"""All that the author of a quantizer or an exporter needs to read.
+
+A quantizer decides numbers; an exporter stores them; the pipeline carries blocks from one to the
+other. Shapes are written (rows, columns); a linear layer's weight is (out, in).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from gemquant.errors import GemquantError
+
+if TYPE_CHECKING:
+    from torch import Tensor, dtype
+
+    from gemquant.gemma.structure import LayerStructure
+
+PER_CHANNEL = -1
+"""Group size that means one scale for a whole output row."""
+
+
+# ---------------------------------------------------------------- weights, before and after
+
+
+class Weights(Protocol):
+    """A model's tensors under Gemma's own names, whatever file they come from.
+
+    A checkpoint and a finished artifact both satisfy it, so both can be streamed and compared.
+    """
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The text model's configuration, as in the ``config.json`` of a text-only Gemma."""
+
+    def names(self) -> Sequence[str]:
+        """Names of all tensors: ``model.layers.0.self_attn.q_proj.weight`` and so on."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, from headers alone."""
+
+    def stored_dtype(self, name: str) -> dtype:
+        """The floating-point type that holds the tensor without loss (packed types: float32)."""
+
+    def tensor(self, name: str, dtype: dtype | None = None) -> Tensor:
+        """The tensor, decoded; in its stored type unless ``dtype`` is given."""
+
+    def rows(self, name: str, start: int, stop: int, dtype: dtype | None = None) -> Tensor:
+        """Rows ``start`` to ``stop`` of a matrix, without decoding the others."""
+
+
+@dataclass(frozen=True)
+class AffineScheme:
+    """How a linear layer's numbers are stored: w ≈ scale · (code − zero_point).
+
+    group_size: input channels that share a scale, or PER_CHANNEL for the whole row.
+    symmetric: the zero point is fixed at 2**(bits − 1) and not stored.
+    """
+
+    bits: int
+    group_size: int
+    symmetric: bool
+
+    def groups(self, columns: int) -> int:
+        """Number of groups in a row of ``columns`` input channels."""
+        return 1 if self.group_size == PER_CHANNEL else columns // self.group_size
+
+
+@dataclass(frozen=True)
+class AffineWeight:
+    """A quantized linear weight.
+
+    codes: (out, in) uint8. scales: (out, groups) in the container's type.
+    zero_points: (out, groups) uint8, also where the scheme is symmetric.
+    """
+
+    scheme: AffineScheme
+    codes: Tensor
+    scales: Tensor
+    zero_points: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        return (self.codes.shape[0], self.codes.shape[1])
+
+    def dequantize(self) -> Tensor:
+        """Return scale · (code − zero_point) as float32, (out, in)."""
+        from gemquant.numerics.affine import dequantize
+
+        return dequantize(self.codes, self.scales, self.zero_points)
+
+
+@dataclass(frozen=True)
+class RowChunks:
+    """A matrix too large to hold, as consecutive runs of rows (an embedding table)."""
+
+    shape: tuple[int, int]
+    dtype: dtype
+    chunks: Callable[[], Iterator[Tensor]]
+
+
+Stored = "Tensor | AffineWeight | RowChunks"
+
+
+@dataclass(frozen=True)
+class PlainSpec:
+    """A tensor that will be stored as it is."""
+
+    shape: tuple[int, ...]
+    dtype: dtype
+
+
+@dataclass(frozen=True)
+class AffineSpec:
+    """A linear weight that will be stored as codes, scales and zero points."""
+
+    shape: tuple[int, int]
+    scheme: AffineScheme
+
+
+Layout = Mapping[str, "PlainSpec | AffineSpec"]
+"""What will be written under each of Gemma's names: known from headers, before any work."""
+
+
+# ---------------------------------------------------------------- what flows: blocks
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the unquantized activations at one linear's input say; n is the number of inputs.
+
+    tokens: how many input vectors were seen.
+    gram: Σ x xᵀ, (n, n) float32, or None if no quantizer asked for it.
+    mean_abs, max_abs: per channel, (n,) float32. sum_squares: Σ x², (n,) float64.
+    """
+
+    tokens: int
+    sum_squares: Tensor
+    mean_abs: Tensor
+    max_abs: Tensor
+    gram: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Block:
+    """One decoder layer in memory, with the statistics of its inputs.
+
+    prefix: ``model.layers.3.``
+    weights: short name (``self_attn.q_proj.weight``) → float32 tensor.
+    statistics: linear's short module name (``self_attn.q_proj``) → its input's statistics;
+        linears that read the same input share one object.
+    """
+
+    index: int
+    prefix: str
+    structure: LayerStructure
+    weights: Mapping[str, Tensor]
+    statistics: Mapping[str, Statistics]
+
+
+@dataclass(frozen=True)
+class Container:
+    """The types a file format stores numbers in, which a quantizer must round to.
+
+    scale_dtype: type of an affine weight's scales.
+    float_dtype: type of everything that stays floating point (norms, embeddings).
+    """
+
+    scale_dtype: dtype
+    float_dtype: dtype
+
+
+# ---------------------------------------------------------------- plug-ins
+
+
+class Quantizer(Protocol):
+    """An algorithm that decides numbers. Implement it as a frozen dataclass.
+
+    Every field declared with ``gemquant.options.option`` becomes a flag, a recipe key and a fact in
+    the manifest; the first line of the docstring is the help text.
+    """
+
+    name: ClassVar[str]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Statistics to gather: a subset of {"moments", "gram"}; empty for no calibration."""
+
+    def scheme_for(self, name: str, shape: tuple[int, int]) -> AffineScheme | None:
+        """Scheme for a linear's weight by its full name, or None to leave it in floating point."""
+
+    def problems(self, linears: Mapping[str, tuple[int, int]]) -> list[GemquantError]:
+        """Everything that would go wrong, from options and shapes alone."""
+
+    def quantize(self, block: Block, container: Container) -> Mapping[str, Tensor | AffineWeight]:
+        """Return every tensor of the block that changes, by short name; others are copied."""
+
+
+@dataclass(frozen=True)
+class ArtifactHeader:
+    """All that an exporter needs before the first block.
+
+    config: the text model's configuration. layout: what will be stored, in the order of writing.
+    """
+
+    config: Mapping[str, Any]
+    layout: Layout
+
+
+class Writer(Protocol):
+    """Receives tensors in any order and lays them down in the container."""
+
+    def write(self, tensors: Mapping[str, Any]) -> None:
+        """Store tensors (Tensor, AffineWeight or RowChunks) under Gemma's full names."""
+
+    def finish(self) -> Mapping[str, Any]:
+        """Flush everything; return the runtime's configuration to be saved as config.json."""
+
+
+class Exporter(Protocol):
+    """Writes and reads back one container format. Knows no algorithm."""
+
+    name: ClassVar[str]
+
+    def container(self, config: Mapping[str, Any]) -> Container:
+        """Types that this format stores for this model."""
+
+    def problems(self, header: ArtifactHeader) -> list[GemquantError]:
+        """Every layer or option that the format cannot hold."""
+
+    def file_sizes(self, header: ArtifactHeader) -> Mapping[str, int]:
+        """Bytes of each weight file, from the layout alone."""
+
+    def create(self, folder: Path, header: ArtifactHeader) -> AbstractContextManager[Writer]:
+        """Open a writer in an existing scratch folder."""
+
+    def open(self, folder: Path) -> Weights:
+        """Read a finished folder back; affine weights decode to scale · (code − zero_point)."""
+
+
+class Progress(Protocol):
+    """What long work reports to: tasks counted in steps, and remarks."""
+
+    def start(self, task: str, total: int) -> None:
+        """A task of ``total`` steps begins."""
+
+    def advance(self, task: str, amount: int = 1) -> None:
+        """Some steps of a task are done."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line of its own."""
+
+
+class Silence:
+    """Progress that says nothing."""
+
+    def start(self, task: str, total: int) -> None:
+        """Say nothing."""
+
+    def advance(self, task: str, amount: int = 1) -> None:
+        """Say nothing."""
+
+    def note(self, text: str) -> None:
+        """Say nothing."""
+
+
+# ---------------------------------------------------------------- results
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A mean over tokens with its standard error over windows."""
+
+    value: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class SliceResult:
+    """One evaluation slice: original against quantized, same tokens.
+
+    Divergences are in nats per token; agreement is a fraction.
+    """
+
+    slice: str
+    windows: int
+    tokens: int
+    perplexity_original: Measurement
+    perplexity_quantized: Measurement
+    kl_mean: Measurement
+    kl_p999: Measurement
+    top1_agreement: Measurement
+
+
+Level = Literal["reference", "native", "emulated", "vendor-sim"]
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was lost, at one level; levels are never mixed."""
+
+    level: Level
+    runtime: str
+    slices: Sequence[SliceResult] = field(default_factory=tuple)
+    token_stream: str = ""
+    not_run: str | None = None

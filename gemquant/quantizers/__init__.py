@@ -1,0 +1,1 @@
+"""Algorithms that decide numbers; none knows a file format."""

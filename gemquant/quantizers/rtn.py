@@ -1,0 +1,66 @@
+"""Round to nearest: the baseline that every other quantizer must beat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from gemquant.errors import GemquantError
+from gemquant.options import option
+from gemquant.protocols import AffineScheme, AffineWeight, Block, Container
+from gemquant.quantizers.linears import GROUP_SIZES, indivisible, is_skipped, unused_patterns
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RoundToNearest:
+    """Weights rounded to the nearest code, without calibration."""
+
+    name: ClassVar[str] = "rtn"
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    bits: int = option(4, "Bits per weight.", choices=(3, 4, 8))
+    group_size: int = option(
+        128, "Input channels that share one scale; -1 for a whole channel.", choices=GROUP_SIZES
+    )
+    symmetric: bool = option(False, "Fix the zero point at the middle instead of storing one.")
+    skip: str = option("", "Layers to leave in floating point: comma-separated patterns.")
+    quantize_head: bool = option(False, "Quantize the head too, untied from the embedding.")
+
+    def scheme_for(self, name: str, shape: tuple[int, int]) -> AffineScheme | None:  # noqa: ARG002
+        """The one scheme, unless the layer is to be skipped."""
+        if is_skipped(name, self.skip):
+            return None
+        return AffineScheme(self.bits, self.group_size, self.symmetric)
+
+    def problems(self, linears: Mapping[str, tuple[int, int]]) -> list[GemquantError]:
+        """Layers that the group size does not divide; patterns that name nothing."""
+        return [
+            *indivisible(linears, self.group_size, self.skip),
+            *unused_patterns(linears, self.skip),
+        ]
+
+    def quantize(self, block: Block, container: Container) -> Mapping[str, Tensor | AffineWeight]:
+        """Round every linear of the block."""
+        import torch
+
+        from gemquant.numerics.affine import AffineRounding, quantize_affine
+
+        rounding = AffineRounding(self.bits, self.symmetric, container.scale_dtype)
+        quantized: dict[str, Tensor | AffineWeight] = {}
+        for linear in block.structure.linears:
+            name = f"{linear}.weight"
+            weight = block.weights[name]
+            scheme = self.scheme_for(block.prefix + name, (weight.shape[0], weight.shape[1]))
+            if scheme is None:
+                continue
+            codes, scales, zero_points = quantize_affine(
+                weight, rounding=rounding, group_size=self.group_size
+            )
+            quantized[name] = AffineWeight(
+                scheme, codes, scales.to(container.scale_dtype), zero_points.to(torch.uint8)
+            )
+        return quantized
