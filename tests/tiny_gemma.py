@@ -66,7 +66,7 @@ def tiny_tokenizer() -> Tokenizer:
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     )
     tokenizer.post_processor = TemplateProcessing(
-        single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", 2)]
+        single="<bos> $A", pair="<bos> $A <bos>:1 $B:1", special_tokens=[("<bos>", 2)]
     )
     tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in _SPECIAL])
     tokenizer.add_tokens([AddedToken("\n", normalized=False)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,19 +75,34 @@ def _write_metadata(writer: gguf.GGUFWriter, kind: Kind) -> None:
     _write_tokenizer(writer)
 
 
-def _write_tokenizer(writer: gguf.GGUFWriter) -> None:
+def tiny_token_metadata(extra: Sequence[str] = ()) -> dict[str, Any]:
+    """The tiny tokenizer as a GGUF's metadata. extra: user-defined pieces to append."""
     vocab = tiny_tokenizer().get_vocab()
-    pieces = sorted(vocab, key=vocab.__getitem__)
+    pieces = [*sorted(vocab, key=vocab.__getitem__), *extra]
     kinds = [_kind(piece) for piece in pieces]
+    kinds[len(vocab) :] = [gguf.TokenType.USER_DEFINED] * len(extra)
     normal = [index for index, kind in enumerate(kinds) if kind == gguf.TokenType.NORMAL]
     scores = [-1000.0] * len(pieces)
     for rank, index in enumerate(normal):
         scores[index] = -float(rank)
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": pieces,
+        "tokenizer.ggml.scores": scores,
+        "tokenizer.ggml.token_type": [int(kind) for kind in kinds],
+        "tokenizer.ggml.padding_token_id": 0,
+        "tokenizer.ggml.eos_token_id": 1,
+        "tokenizer.ggml.bos_token_id": 2,
+        "tokenizer.ggml.unknown_token_id": 3,
+    }
+
+
+def _write_tokenizer(writer: gguf.GGUFWriter) -> None:
+    metadata = tiny_token_metadata()
     writer.add_tokenizer_model("llama")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list(pieces)
-    writer.add_token_scores(scores)
-    writer.add_token_types(kinds)
+    writer.add_token_list(metadata["tokenizer.ggml.tokens"])
+    writer.add_token_scores(metadata["tokenizer.ggml.scores"])
+    writer.add_token_types(metadata["tokenizer.ggml.token_type"])
     writer.add_pad_token_id(0)
     writer.add_eos_token_id(1)
     writer.add_bos_token_id(2)

@@ -20,7 +20,7 @@ from gemquant.checkpoint.tokenizer_files import TokenizerSource
 from gemquant.gemma.structure import tensor_shapes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Checkpoint:
     """A Gemma's text model: configuration and tokenizer in memory, tensors left in their files.
 

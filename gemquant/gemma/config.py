@@ -159,6 +159,13 @@ def _relation_problems(config: Mapping[str, Any]) -> list[GemquantError]:
                 f"num_key_value_heads {kv_heads}."
             )
         )
+    if config["hidden_size"] % heads and config["model_type"] != "gemma":
+        problems.append(
+            CheckpointError(
+                f"config.json: hidden_size {config['hidden_size']} is not a multiple of "
+                f"num_attention_heads {heads}."
+            )
+        )
     if config["head_dim"] % 2:
         problems.append(
             CheckpointError(f"config.json: head_dim {config['head_dim']}: must be even.")

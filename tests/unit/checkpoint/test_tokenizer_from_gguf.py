@@ -1,0 +1,129 @@
+"""The tokenizer rebuilt from a GGUF is the one that the model was published with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from gemquant.checkpoint.tokenizer_from_gguf import GgufTokenizer
+from gemquant.errors import CheckpointError, GemquantError, UnsupportedError
+from tests.tiny_gemma import CHAT_TEMPLATE, tiny_tokenizer
+from tests.tiny_gguf import tiny_token_metadata
+
+
+def rebuilt() -> Tokenizer:
+    return GgufTokenizer(tiny_token_metadata(), "tiny.gguf").tokenizer
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[Tokenizer, Tokenizer]:
+    return tiny_tokenizer(), rebuilt()
+
+
+@pytest.mark.parametrize(
+    "part", ["normalizer", "pre_tokenizer", "post_processor", "decoder", "added_tokens"]
+)
+def test_every_part_around_the_model_is_the_same(part: str) -> None:
+    ours, theirs = (json.loads(t.to_str()) for t in (rebuilt(), tiny_tokenizer()))
+    assert ours[part] == theirs[part]
+
+
+def test_the_vocabulary_is_the_same() -> None:
+    assert rebuilt().get_vocab() == tiny_tokenizer().get_vocab()
+
+
+@given(st.text(alphabet="the of<>_ \n\t\u00e9\u4e16\U0001f600wordlinguistf<bos>", max_size=60))
+def test_any_text_gets_the_same_ids(pair: tuple[Tokenizer, Tokenizer], text: str) -> None:
+    published, ours = pair
+    assert ours.encode(text).ids == published.encode(text).ids
+
+
+def test_runs_of_spaces_are_pieces_and_not_added_tokens() -> None:
+    metadata = tiny_token_metadata(extra=["  ", "   "])
+    ids = GgufTokenizer(metadata, "x").tokenizer.encode("a   Z", add_special_tokens=False).ids
+    vocab = len(metadata["tokenizer.ggml.tokens"])
+    assert ids[1] == vocab - 1
+    assert len(ids) == 3
+
+
+def test_the_chat_template_is_kept() -> None:
+    metadata = {**tiny_token_metadata(), "tokenizer.chat_template": CHAT_TEMPLATE}
+    tokenizer = GgufTokenizer(metadata, "x")
+    assert tokenizer.chat_template == CHAT_TEMPLATE
+    config = json.loads(tokenizer.files["tokenizer_config.json"])
+    assert config["chat_template"] == CHAT_TEMPLATE
+
+
+def test_files_name_the_special_tokens() -> None:
+    config = json.loads(GgufTokenizer(tiny_token_metadata(), "x").files["tokenizer_config.json"])
+    assert {k: v for k, v in config.items() if k.endswith("_token")} == {
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "bos_token": "<bos>",
+        "eos_token": "<eos>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+    }
+
+
+def test_the_end_of_a_turn_ends_a_generation_too() -> None:
+    metadata = {**tiny_token_metadata(), "tokenizer.ggml.eot_token_id": 5}
+    generation = json.loads(GgufTokenizer(metadata, "x").files["generation_config.json"])
+    assert generation == {"bos_token_id": 2, "eos_token_id": [1, 5], "pad_token_id": 0}
+
+
+def without(key: str) -> Callable[[dict[str, Any]], None]:
+    return lambda metadata: metadata.pop(key)
+
+
+def with_(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda metadata: metadata.update({key: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "words"),
+    [
+        pytest.param(
+            with_("tokenizer.ggml.model", "gpt2"), UnsupportedError, "'gpt2': only", id="gpt2"
+        ),
+        pytest.param(
+            without("tokenizer.ggml.scores"), CheckpointError, "lists of one length", id="no-scores"
+        ),
+        pytest.param(
+            with_("tokenizer.ggml.token_type", [1]), CheckpointError, "one length", id="lengths"
+        ),
+        pytest.param(
+            with_("tokenizer.ggml.bos_token_id", 10**6), CheckpointError, "bos_token_id", id="bos"
+        ),
+        pytest.param(
+            without("tokenizer.ggml.eos_token_id"), CheckpointError, "eos_token_id None", id="eos"
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(
+    change: Callable[[dict[str, Any]], None], kind: type[GemquantError], words: str
+) -> None:
+    metadata = tiny_token_metadata()
+    change(metadata)
+    with pytest.raises(kind, match=words):
+        GgufTokenizer(metadata, "tiny.gguf")
+
+
+def test_a_token_given_twice_is_named() -> None:
+    metadata = tiny_token_metadata(extra=["the"])
+    metadata["tokenizer.ggml.tokens"][-2] = "the"
+    with pytest.raises(CheckpointError, match="token 'the' is given twice"):
+        GgufTokenizer(metadata, "x")
+
+
+def test_scores_that_rise_are_refused() -> None:
+    metadata = tiny_token_metadata()
+    metadata["tokenizer.ggml.scores"][-1] = 5.0
+    with pytest.raises(UnsupportedError, match="scores do not fall with the id"):
+        GgufTokenizer(metadata, "x")
