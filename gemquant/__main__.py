@@ -14,7 +14,7 @@ from gemquant.cli import cli
 
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-BROKEN_PIPE = 141  # 128 + SIGPIPE
+BROKEN_PIPE = 1  # what Click answers when it notices first
 
 
 def main(args: Sequence[str] | None = None) -> int:

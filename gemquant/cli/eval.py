@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gemquant.cli.flags import evaluation_flags, machine_flags, output_flags, window_flags
-from gemquant.cli.progress import Reporter, reporter
+from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting
 from gemquant.errors import UsageError, refuse
 from gemquant.recipe import DEFAULT_EVAL_WINDOWS, Recipe
@@ -17,7 +17,7 @@ from gemquant.resources import default_threads
 
 if TYPE_CHECKING:
     from gemquant.artifact import Artifact
-    from gemquant.protocols import SliceResult
+    from gemquant.protocols import Progress, SliceResult
 
 MEASURING = ("eval_windows", "eval_slices", "seq_len", "seed", "device", "dtype")
 """Settings that the artifact's own recipe gives their defaults."""
@@ -59,7 +59,7 @@ def _recipe(artifact: Artifact, given: dict[str, Any]) -> Recipe:
 
 
 def _measure(
-    artifact: Artifact, recipe: Recipe, threads: int, progress: Reporter
+    artifact: Artifact, recipe: Recipe, threads: int, progress: Progress
 ) -> list[SliceResult]:
     import torch
 
@@ -72,12 +72,6 @@ def _measure(
     progress.note(f"opening {recipe.model}")
     original = open_checkpoint(recipe.model, lora=recipe.lora)
     quantized = exporter(artifact.manifest.container).open(artifact.path)
-    if dict(original.config)["model_type"] != quantized.config["model_type"]:
-        raise UsageError(
-            f"--against {recipe.model}: a {original.config['model_type']}, while "
-            f"{artifact.path} is a {quantized.config['model_type']}.",
-            hint=f"It was made from {artifact.manifest.source.ref}.",
-        )
     return compare(
         original,
         quantized,

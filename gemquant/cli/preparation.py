@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,12 +15,11 @@ from gemquant.artifact import Artifact
 from gemquant.calibration.windows import TokenWindows, calibration_windows, evaluation_windows
 from gemquant.checkpoint import Checkpoint, open_checkpoint
 from gemquant.cli.gathering import Gathering
-from gemquant.cli.progress import Reporter
 from gemquant.cli.request import Request
 from gemquant.errors import UsageError, refuse
-from gemquant.gemma.structure import layer_prefix, linear_shapes
+from gemquant.plan import Job, JobPlan, linear_weights, plan
 from gemquant.plugins import exporter
-from gemquant.protocols import PER_CHANNEL, AffineScheme, Quantizer
+from gemquant.protocols import PER_CHANNEL, AffineScheme, Progress, Quantizer
 from gemquant.recipe import Recipe
 
 
@@ -30,12 +28,12 @@ class Prepared:
     """A job that has passed every check; nothing of the weights but headers has been read."""
 
     checkpoint: Checkpoint
-    job: pipeline.Job
-    plan: pipeline.JobPlan
+    job: Job
+    plan: JobPlan
     calibration: TokenWindows | None
     evaluation: Sequence[TokenWindows]
 
-    def run(self, progress: Reporter) -> Artifact:
+    def run(self, progress: Progress) -> Artifact:
         """Make the artifact."""
         recipe = self.job.recipe
         (artifact,) = pipeline.run(
@@ -50,51 +48,41 @@ class Prepared:
         return artifact
 
 
-def prepare(request: Request, progress: Reporter) -> Prepared:
+def prepare(request: Request, progress: Progress) -> Prepared:
     """Check everything that can go wrong before the first weight is read; report all at once."""
     torch.set_num_threads(request.threads)
     progress.note(f"opening {request.recipe.model}")
     checkpoint = open_checkpoint(request.recipe.model, lora=request.recipe.lora)
     quantizer, gathering = request.quantizer, Gathering()
-    linears = linears_of(checkpoint.config)
-    gathering.attempt(lambda: refuse(quantizer.problems(linears)))
+    gathering.attempt(lambda: refuse(quantizer.problems(linear_weights(checkpoint))))
     job = gathering.attempt(lambda: job_for(request, checkpoint))
-    plan = gathering.attempt(lambda: pipeline.plan([job.value], checkpoint)[0])
+    planned = gathering.attempt(lambda: plan([job.value], checkpoint)[0])
     template = gathering.attempt(lambda: chat_template(request.recipe, checkpoint))
     calibration = gathering.attempt(lambda: read_calibration(request, checkpoint, template.value))
     evaluation = gathering.attempt(
         lambda: read_evaluation(request.recipe, checkpoint, template.value)
     )
     gathering.refuse()
-    return Prepared(checkpoint, job.value, plan.value, calibration.value, evaluation.value)
+    return Prepared(checkpoint, job.value, planned.value, calibration.value, evaluation.value)
 
 
 # ---------------------------------------------------------------- container and place
 
 
-def job_for(request: Request, checkpoint: Checkpoint) -> pipeline.Job:
+def job_for(request: Request, checkpoint: Checkpoint) -> Job:
     """Choose the container, by the generation of Gemma unless one was asked for, and the place."""
     recipe, quantizer = request.recipe, request.quantizer
-    schemes = schemes_of(quantizer, linears_of(checkpoint.config))
+    schemes = schemes_of(quantizer, linear_weights(checkpoint))
     name = recipe.exporter or request.target.default_exporter(
         checkpoint.config["model_type"], schemes
     )
-    return pipeline.Job(
+    return Job(
         quantizer=quantizer,
         exporter=exporter(name),
         out=request.output or Path(default_output(checkpoint.ref, recipe.quantizer, schemes)),
         recipe=dataclasses.replace(recipe, exporter=name),
         force=request.force,
     )
-
-
-def linears_of(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """Return the shapes (out, in) of all linears of the decoder, by the full name of the weight."""
-    return {
-        f"{layer_prefix(index)}{name}.weight": shape
-        for index in range(config["num_hidden_layers"])
-        for name, shape in linear_shapes(config).items()
-    }
 
 
 def schemes_of(

@@ -6,40 +6,16 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import click
 
+from gemquant.protocols import Progress, Silence
+
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    import rich.progress
 
 SECONDS_BETWEEN_LINES = 10.0
-
-
-class Reporter(Protocol):
-    """What the pipeline reports to."""
-
-    def start(self, task: str, total: int) -> None:
-        """A task of ``total`` steps begins."""
-
-    def advance(self, task: str, amount: int = 1) -> None:
-        """Some steps of a task are done."""
-
-    def note(self, text: str) -> None:
-        """Something worth a line of its own."""
-
-
-class Quiet:
-    """Says nothing."""
-
-    def start(self, task: str, total: int) -> None:
-        """Say nothing."""
-
-    def advance(self, task: str, amount: int = 1) -> None:
-        """Say nothing."""
-
-    def note(self, text: str) -> None:
-        """Say nothing."""
 
 
 class Lines:
@@ -74,9 +50,9 @@ class Lines:
 class Bars:
     """A bar per task, through rich."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: rich.progress.Progress) -> None:
         self._progress = progress
-        self._tasks: dict[str, TaskID] = {}
+        self._tasks: dict[str, rich.progress.TaskID] = {}
 
     def start(self, task: str, total: int) -> None:
         """Show a bar."""
@@ -92,18 +68,18 @@ class Bars:
 
 
 @contextmanager
-def reporter(*, quiet: bool) -> Iterator[Reporter]:
+def reporter(*, quiet: bool) -> Iterator[Progress]:
     """Yield what suits stderr."""
     if quiet:
-        yield Quiet()
+        yield Silence()
     elif not sys.stderr.isatty():
         yield Lines()
     else:
+        import rich.progress
         from rich.console import Console
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
-            Progress,
             TextColumn,
             TimeElapsedColumn,
             TimeRemainingColumn,
@@ -117,5 +93,6 @@ def reporter(*, quiet: bool) -> Iterator[Reporter]:
             TextColumn("left"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            yield Bars(progress)
+        console = Console(stderr=True)
+        with rich.progress.Progress(*columns, console=console, transient=True) as bars:
+            yield Bars(bars)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from gemquant.protocols import PER_CHANNEL
+from gemquant.protocols import PER_CHANNEL, AffineSpec
 from gemquant.resources import human_bytes
 
 if TYPE_CHECKING:
     from gemquant.artifact import Artifact, CertificateRecord, Manifest
+    from gemquant.plan import JobPlan
     from gemquant.protocols import SliceResult
+
+MATRICES_NAMED = 4
 
 
 def print_json(document: Any) -> None:
@@ -48,6 +52,52 @@ def table(*columns: str, title: str | None = None, numbers: Sequence[str] = ()) 
             column, justify="right" if right else "left", no_wrap=right, overflow="fold"
         )
     return made
+
+
+# ---------------------------------------------------------------- plans
+
+
+def plan(planned: JobPlan, *, as_json: bool) -> None:
+    """Print what a job would write; nothing has been written."""
+    job, schemes = planned.job, _schemes(planned)
+    if as_json:
+        print_json(
+            {
+                "path": str(job.out),
+                "recipe": job.recipe.to_dict(),
+                "bits_per_weight": planned.bits_per_weight,
+                "file_sizes": dict(planned.file_sizes),
+                "quantized": list(planned.quantized),
+                "kept": list(planned.kept),
+            }
+        )
+        return
+    facts = _fact_table()
+    facts.add_row("model", job.recipe.model)
+    facts.add_row("folder", str(job.out))
+    facts.add_row("container", f"{job.exporter.name}, for {job.recipe.target}")
+    for words, count in schemes.items():
+        facts.add_row(job.recipe.quantizer, f"{words}: {count} layers")
+    facts.add_row("kept", _named([name.removesuffix(".weight") for name in planned.kept]))
+    facts.add_row(
+        "size",
+        f"{human_bytes(planned.total_bytes)} in {len(planned.file_sizes)} files, "
+        f"{planned.bits_per_weight:.2f} bits per weight over all",
+    )
+    print_tables(facts, "", "Nothing was written (--dry-run).")
+
+
+def _schemes(planned: JobPlan) -> Mapping[str, int]:
+    """Count the layers of each scheme, by the scheme's words."""
+    layout = planned.header.layout
+    specs = (layout[name] for name in planned.quantized)
+    return Counter(scheme_words(spec.scheme) for spec in specs if isinstance(spec, AffineSpec))
+
+
+def _fact_table() -> Table:
+    facts = table("", "")
+    facts.show_header = False
+    return facts
 
 
 # ---------------------------------------------------------------- artifacts
@@ -87,15 +137,14 @@ def evaluation(
 
 def _facts(manifest: Manifest) -> list[Table | str]:
     quantization = manifest.quantization
-    facts = table("", "")
-    facts.show_header = False
+    facts = _fact_table()
     facts.add_row("model", _origin(manifest))
     facts.add_row("container", f"{manifest.container}, {quantization.float_dtype}")
     for scheme in quantization.schemes:
         facts.add_row(
             quantization.quantizer, f"{scheme_words(scheme)}: {len(scheme.modules)} layers"
         )
-    facts.add_row("kept", f"{len(quantization.unquantized)} matrices in {quantization.float_dtype}")
+    facts.add_row("kept", f"{_named(quantization.unquantized)} in {quantization.float_dtype}")
     facts.add_row(
         "size",
         f"{human_bytes(sum(file.bytes for file in manifest.files.values()))}, "
@@ -122,6 +171,11 @@ def _facts(manifest: Manifest) -> list[Table | str]:
             fallbacks.add_row(fallback.module, fallback.stored, fallback.reason)
         parts += ["", fallbacks]
     return parts
+
+
+def _named(matrices: Sequence[str]) -> str:
+    """Name a few matrices; count many."""
+    return ", ".join(matrices) if len(matrices) <= MATRICES_NAMED else f"{len(matrices)} matrices"
 
 
 def _origin(manifest: Manifest) -> str:

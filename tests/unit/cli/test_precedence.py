@@ -1,0 +1,118 @@
+"""A setting comes from the flag, the environment, the recipe, gemquant.toml or its default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gemquant.cli.quantize import quantizer_command
+from gemquant.cli.request import Request, read_request
+from gemquant.errors import Problems, UsageError
+from gemquant.recipe import Recipe
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def request_of(*args: str) -> Request:
+    command = quantizer_command("awq")
+    return read_request(command.make_context("awq", list(args)), command.quantizer)
+
+
+def test_without_anything_the_defaults_hold() -> None:
+    recipe = request_of("model").recipe
+    assert (recipe.samples, recipe.options["bits"]) == (16, 4)
+
+
+def test_a_file_in_the_working_folder_wins_over_the_default(folder: Path) -> None:
+    (folder / "gemquant.toml").write_text("samples = 2\n[awq]\nbits = 8\n[rtn]\nbits = 3\n")
+    recipe = request_of("model").recipe
+    assert (recipe.samples, recipe.options["bits"]) == (2, 8)
+
+
+def test_a_recipe_wins_over_the_file(folder: Path) -> None:
+    (folder / "gemquant.toml").write_text("samples = 2\n[awq]\nbits = 8\n")
+    (folder / "r.toml").write_text("samples = 3\n[options]\nbits = 3\n")
+    recipe = request_of("model", "--recipe", "r.toml").recipe
+    assert (recipe.samples, recipe.options["bits"]) == (3, 3)
+
+
+def test_the_environment_wins_over_the_recipe(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "r.toml").write_text("samples = 3\n[options]\nbits = 3\n")
+    monkeypatch.setenv("GEMQUANT_SAMPLES", "5")
+    monkeypatch.setenv("GEMQUANT_BITS", "8")
+    recipe = request_of("model", "--recipe", "r.toml").recipe
+    assert (recipe.samples, recipe.options["bits"]) == (5, 8)
+
+
+def test_a_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMQUANT_SAMPLES", "5")
+    assert request_of("model", "--samples", "6").recipe.samples == 6
+
+
+def test_the_model_may_come_from_the_file(folder: Path) -> None:
+    (folder / "gemquant.toml").write_text('model = "google/gemma-2-2b"\n')
+    assert request_of().recipe.model == "google/gemma-2-2b"
+
+
+def test_the_model_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMQUANT_MODEL", "google/gemma-2-2b")
+    assert request_of().recipe.model == "google/gemma-2-2b"
+
+
+def test_a_switch_may_be_turned_off_in_a_recipe(folder: Path) -> None:
+    (folder / "r.toml").write_text("[options]\ncompensate = false\n")
+    assert request_of("model", "--recipe", "r.toml").recipe.options["compensate"] is False
+
+
+def test_a_recipe_of_an_artifact_gives_the_same_recipe(folder: Path) -> None:
+    made = request_of("model", "--eval-slices", "english,code", "--clip", "--seed", "7").recipe
+    import json
+
+    (folder / "manifest.json").write_text(json.dumps({"recipe": made.to_dict()}))
+    assert request_of("--recipe", "manifest.json").recipe == made
+
+
+def test_names_are_separated_by_commas() -> None:
+    recipe: Recipe = request_of("model", "--eval-slices", "english, code").recipe
+    assert recipe.eval_slices == ("english", "code")
+
+
+def test_no_eval_means_no_evaluation_windows() -> None:
+    assert request_of("model", "--no-eval").recipe.eval_windows == 0
+
+
+def test_a_recipe_for_another_quantizer_is_refused(folder: Path) -> None:
+    (folder / "r.toml").write_text('quantizer = "rtn"\n')
+    with pytest.raises(UsageError, match=r"a recipe for rtn, not for awq"):
+        request_of("model", "--recipe", "r.toml")
+
+
+def test_everything_wrong_with_files_and_flags_is_reported_together(folder: Path) -> None:
+    (folder / "gemquant.toml").write_text("sampels = 2\n")
+    (folder / "r.toml").write_text("[options]\nbitz = 3\n")
+    with pytest.raises(Problems) as raised:
+        request_of("--recipe", "r.toml", "--target", "gpu", "--threads", "0")
+    assert [problem.message for problem in raised.value.problems] == [
+        "gemquant.toml: no such setting: sampels.",
+        "awq has no option bitz.",
+        "MODEL: missing.",
+        "--threads 0: must be at least 1.",
+        "--target gpu: no such target.",
+    ]
+
+
+def test_targets_of_the_users_own_come_from_the_environment(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).parents[3] / "targets" / "cpu.toml").read_text()
+    (folder / "board.toml").write_text(text)
+    monkeypatch.setenv("GEMQUANT_TARGETS", str(folder))
+    assert request_of("model", "--target", "board").target.name == "board"
