@@ -26,8 +26,10 @@ def sample() -> Checkpoint:
 def varied_texts(pieces: list[str], count: int) -> list[str]:
     """Strings of vocabulary pieces, of many scripts, of white space, of markup and of digits."""
     source = random.Random(0)
-    scripts = [(32, 127), (0xA0, 0x250), (0x370, 0x530), (0x5D0, 0x6FF), (0x900, 0xE7F),
-               (0x3040, 0x30FF), (0x4E00, 0x9FFF), (0xAC00, 0xD7A3), (0x1F300, 0x1FAFF)]  # fmt: skip
+    scripts = [
+        (32, 127), (0xA0, 0x250), (0x370, 0x530), (0x5D0, 0x6FF), (0x900, 0xE7F),
+        (0x3040, 0x30FF), (0x4E00, 0x9FFF), (0xAC00, 0xD7A3), (0x1F300, 0x1FAFF),
+    ]  # fmt: skip
     marks = ["<start_of_turn>", "<end_of_turn>", "<bos>", "<table>", "</td>", "[multimodal]"]
 
     def part() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from pathlib import Path
 
@@ -35,11 +36,9 @@ def cache(tmp_path: Path, tiny_folders: dict[Kind, Path], monkeypatch: pytest.Mo
 
 
 def response(status: int) -> object:
-    """What the client library hands to its own errors."""
-    import httpx2
-
-    request = httpx2.Request("GET", "https://huggingface.co/api/models/google/gemma-2-2b")
-    return httpx2.Response(status, request=request)
+    """What the HTTP library of this huggingface_hub (httpx or its successor) hands to errors."""
+    http = importlib.import_module(hub_errors.Response.__module__.partition(".")[0])
+    return http.Response(status, request=http.Request("GET", "https://huggingface.co/api"))
 
 
 def test_a_warm_cache_opens_offline(cache: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,6 +71,19 @@ def test_files_name_the_special_tokens() -> None:
         "pad_token": "<pad>",
         "unk_token": "<unk>",
     }
+
+
+def test_transformers_reads_the_files_as_the_same_tokenizer(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    metadata = {**tiny_token_metadata(), "tokenizer.chat_template": CHAT_TEMPLATE}
+    for name, content in GgufTokenizer(metadata, "x").files.items():
+        (tmp_path / name).write_bytes(content)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    text = "the quick\nbrown <start_of_turn>fox \u00e9"
+    assert loaded(text).input_ids == tiny_tokenizer().encode(text).ids
+    assert loaded.chat_template == CHAT_TEMPLATE
+    assert (loaded.bos_token_id, loaded.eos_token_id, loaded.pad_token_id) == (2, 1, 0)
 
 
 def test_the_end_of_a_turn_ends_a_generation_too() -> None:
