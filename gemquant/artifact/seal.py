@@ -53,10 +53,12 @@ def seal(folder: Path, manifest: Manifest, *, original_card: str | None = None) 
     """
     try:
         (folder / NOTICE_FILE).write_text(NOTICE, encoding="utf-8")
-        card = render_card(manifest, original_card=original_card)
+        records = {name: _record(folder / name) for name in _files(folder)}
+        described = manifest.model_copy(update={"files": dict(sorted(records.items()))})
+        card = render_card(described, original_card=original_card)
         (folder / CARD_FILE).write_text(card, encoding="utf-8")
-        records = {name: _record(folder / name) for name in sorted(_files(folder))}
-        sealed = manifest.model_copy(update={"files": records})
+        records[CARD_FILE] = _record(folder / CARD_FILE)
+        sealed = manifest.model_copy(update={"files": dict(sorted(records.items()))})
         (folder / MANIFEST_FILE).write_bytes(sealed.to_json())
     except OSError as error:
         raise OutputError(f"{folder} cannot be written: {error.strerror}.") from error

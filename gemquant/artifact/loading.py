@@ -1,0 +1,76 @@
+"""How each container is loaded, as a card says it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from gemquant.artifact.manifest import Manifest
+
+_VLLM_BITS = (4, 8)
+
+
+@dataclass(frozen=True)
+class Loader:
+    """A paragraph, and the code beneath it (none where something does not work)."""
+
+    text: str
+    language: str = ""
+    code: str = ""
+
+
+def loaders(manifest: Manifest) -> list[Loader]:
+    """Return what loads an artifact, and what does not though one might expect it."""
+    known: Mapping[str, Callable[[Manifest], list[Loader]]] = {
+        "awq-gemm": _awq_gemm,
+        "compressed-tensors": _compressed_tensors,
+    }
+    if manifest.container not in known:
+        return [Loader(f"See the documentation of `{manifest.container}`.")]
+    return known[manifest.container](manifest)
+
+
+def _awq_gemm(manifest: Manifest) -> list[Loader]:
+    transformers = _transformers("gptqmodel accelerate", "float16")
+    if manifest.architecture == "gemma3_text":
+        return [
+            Loader(
+                "This container is made for float16, where Gemma 3 overflows: vLLM refuses the "
+                "pair, and on a GPU transformers computes NaN. On a CPU:"
+            ),
+            _transformers("gptqmodel accelerate", "float32"),
+        ]
+    if manifest.architecture == "gemma2":
+        return [transformers, _vllm("--dtype bfloat16 --quantization awq_marlin")]
+    return [transformers, _vllm()]
+
+
+def _compressed_tensors(manifest: Manifest) -> list[Loader]:
+    made = [_transformers("compressed-tensors accelerate", "bfloat16")]
+    schemes = manifest.quantization.schemes
+    for scheme in schemes:
+        if scheme.bits not in _VLLM_BITS or (scheme.bits == 8 and not scheme.symmetric):
+            zero_points = "" if scheme.symmetric else " with zero points"
+            made.append(Loader(f"vLLM has no kernel for {scheme.bits} bits{zero_points}."))
+            return made
+    if len(schemes) > 1 and not all(scheme.symmetric for scheme in schemes):
+        made = [Loader("transformers 5.23 cannot load several schemes with zero points.")]
+    return [*made, _vllm()]
+
+
+def _transformers(packages: str, dtype: str) -> Loader:
+    code = f"""\
+# pip install transformers {packages}
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "path/to/this/folder"
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.{dtype}, device_map="auto")
+inputs = tokenizer("The capital of France is", return_tensors="pt").to(model.device)
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))"""
+    return Loader("With transformers:", "python", code)
+
+
+def _vllm(flags: str = "") -> Loader:
+    return Loader("With vLLM, on a GPU:", "sh", f"vllm serve path/to/this/folder {flags}".rstrip())
