@@ -16,7 +16,8 @@ from gemquant.calibration.windows import TokenWindows, calibration_windows, eval
 from gemquant.checkpoint import Checkpoint, open_checkpoint
 from gemquant.cli.gathering import Gathering
 from gemquant.cli.request import Request
-from gemquant.errors import UsageError, refuse
+from gemquant.errors import refuse
+from gemquant.gemma.chat import choose_template
 from gemquant.plan import Job, JobPlan, linear_weights, plan
 from gemquant.plugins import exporter
 from gemquant.protocols import PER_CHANNEL, AffineScheme, Progress, Quantizer
@@ -111,22 +112,13 @@ def default_output(ref: str, quantizer: str, schemes: Sequence[AffineScheme]) ->
 # ---------------------------------------------------------------- text
 
 
-def chat_template(recipe: Recipe, checkpoint: Checkpoint) -> str | None:
-    """Return the template asked for, from a file, or else the checkpoint's own."""
-    chosen = recipe.chat_template
-    if chosen is None:
-        return checkpoint.chat_template()
-    try:
-        return Path(chosen).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"--chat-template {chosen}: cannot be read: {error}.",
-            hint="Name a file with a Jinja template, as in tokenizer_config.json's chat_template.",
-        ) from None
+def chat_template(recipe: Recipe, checkpoint: Checkpoint) -> str:
+    """Return the template asked for, by name or from a file, or else the checkpoint's own."""
+    return choose_template(recipe.chat_template, checkpoint.chat_template())
 
 
 def read_calibration(
-    request: Request, checkpoint: Checkpoint, template: str | None
+    request: Request, checkpoint: Checkpoint, template: str
 ) -> TokenWindows | None:
     """Read the calibration text, if the quantizer needs any."""
     if not request.quantizer.needs:
@@ -144,7 +136,7 @@ def read_calibration(
 
 
 def read_evaluation(
-    recipe: Recipe, checkpoint: Checkpoint, template: str | None
+    recipe: Recipe, checkpoint: Checkpoint, template: str
 ) -> Sequence[TokenWindows]:
     """Read the evaluation text, if a certificate is wanted."""
     if recipe.eval_windows == 0:
