@@ -7,6 +7,7 @@ The JSON Schema in ``docs/manifest.schema.json`` is generated from these models.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -105,7 +106,9 @@ class MeasurementRecord(Record):
     """A mean with its standard error."""
 
     value: float = Field(description="Mean over tokens.")
-    standard_error: float = Field(ge=0, description="Standard error over windows.")
+    standard_error: float = Field(
+        ge=0, description="Standard error over windows; 0 where there is only one."
+    )
 
 
 class SliceRecord(Record):
@@ -208,7 +211,8 @@ def quantization_record(
     weights = 0
     for name, spec in layout.items():
         module = name.removesuffix(".weight")
-        weights += _count(spec.shape)
+        weights += math.prod(spec.shape)
+        # The layout's types stand above this layer, so a scheme is known by its presence.
         scheme = getattr(spec, "scheme", None)
         if scheme is not None:
             key = (scheme.bits, scheme.group_size, scheme.symmetric)
@@ -224,7 +228,7 @@ def quantization_record(
         schemes=schemes,
         unquantized=tuple(unquantized),
         float_dtype=float_dtype,
-        bits_per_weight=round(8 * file_bytes / weights, 4),
+        bits_per_weight=8 * file_bytes / weights,
     )
 
 
@@ -243,10 +247,3 @@ def _slice_record(result: SliceResult) -> SliceRecord:
 
 def _measurement(measurement: Measurement) -> MeasurementRecord:
     return MeasurementRecord(value=measurement.value, standard_error=measurement.standard_error)
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
