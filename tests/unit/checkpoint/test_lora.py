@@ -50,6 +50,7 @@ def refusal(folder: str, adapter: str) -> GemquantError:
 
 # peft reads an attribute that transformers is about to rename.
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:The following alpha_pattern keys did not match:RuntimeWarning")
 @pytest.mark.parametrize(
     "settings",
     [
@@ -58,7 +59,11 @@ def refusal(folder: str, adapter: str) -> GemquantError:
         pytest.param(
             {
                 "rank_pattern": {"q_proj": 3, "model.layers.0.mlp.up_proj": 2},
-                "alpha_pattern": {"^model.layers.1.self_attn.q_proj": 40, "up_proj": 5},
+                "alpha_pattern": {
+                    "^model.layers.1.self_attn.q_proj": 40,
+                    "^up_proj": 70,  # anchored: no whole name
+                    "up_proj": 5,
+                },
             },
             id="patterns",
         ),
