@@ -17,6 +17,7 @@ from gemquant.artifact.manifest import (
 )
 from gemquant.artifact.seal import Artifact, read_manifest, seal
 from gemquant.artifact.staging import output_problems, staged
+from gemquant.artifact.structure import structure_problems
 
 __all__ = [
     "MANIFEST_FILE",
@@ -37,4 +38,5 @@ __all__ = [
     "read_manifest",
     "seal",
     "staged",
+    "structure_problems",
 ]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gemquant.artifact import MANIFEST_FILE, read_manifest, structure_problems
 from gemquant.checkpoint.bounded_json import read_json_object
 from gemquant.checkpoint.mapped import MappedSafetensors
 from gemquant.errors import ArtifactError, GemquantError, Problems, refuse
@@ -43,7 +44,10 @@ class PackedWeights:
 
     @classmethod
     def open(cls, folder: Path, packing: PackedLinear, scheme_of: SchemeReader) -> PackedWeights:
-        """Read headers alone; everything that the model needs and is not there is reported."""
+        """Read headers alone; everything that differs from what the model needs is reported.
+
+        Where a manifest stands beside them, each layer must be stored as it says.
+        """
         with _as_artifact_errors():
             runtime = _read_config(folder)
             quantization = runtime.pop("quantization_config", None)
@@ -58,6 +62,8 @@ class PackedWeights:
                 scheme = scheme_of(_mapping(folder, quantization), module_of(name))
                 layout[name] = AffineSpec((shape[0], shape[1]), scheme)
         refuse(_differences(folder, stored_specs(layout, packing), stored))
+        if (folder / MANIFEST_FILE).exists():
+            refuse(structure_problems(read_manifest(folder), layout))
         return cls(config, layout, packing, stored)
 
     @property

@@ -1,0 +1,1 @@
+"""What turns token ids into logits for a finished artifact: one runtime per file."""
