@@ -28,7 +28,8 @@ MODEL_FILES = (
     "README.md",
 )
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
-_NESTED = "*/*"
+NESTED = "*/*"
+"""Files in folders below the top: exports for other runtimes, which are never needed."""
 
 
 def parse_hub_reference(ref: str) -> tuple[str, str | None] | None:
@@ -52,7 +53,7 @@ def download(repository: str, revision: str | None, *, files: tuple[str, ...]) -
     """
     try:
         folder = snapshot_download(
-            repository, revision=revision, allow_patterns=list(files), ignore_patterns=[_NESTED]
+            repository, revision=revision, allow_patterns=list(files), ignore_patterns=[NESTED]
         )
     except (hub_errors.HfHubHTTPError, hub_errors.HFValidationError, OSError, ValueError) as error:
         raise hub_problem(error, repository, revision) from error

@@ -31,6 +31,15 @@ def open_checkpoint(ref: str, *, lora: str | None = None) -> Checkpoint:
 
     Raises a GemquantError with every problem that headers and configuration show.
     """
+    try:
+        return _open(ref, lora)
+    except OSError as error:
+        raise CheckpointError(
+            f"{error.filename or ref}: cannot be read: {error.strerror or error}."
+        ) from error
+
+
+def _open(ref: str, lora: str | None) -> Checkpoint:
     if ref.startswith(_SAMPLE):
         sample = sample_named(ref.removeprefix(_SAMPLE))
         origin = Provenance(sample.base_model, sample.license, None)
@@ -84,9 +93,11 @@ def _attempt(step: Callable[[], T], problems: list[GemquantError]) -> T:
 
 def _open_gguf(path: Path, ref: str, lora: str | None, origin: Provenance | None) -> Checkpoint:
     tensors = GgufTensors(path)
-    tokenizer = GgufTokenizer(tensors.metadata, ref)
     provenance = origin or gguf_provenance(path, tensors.metadata)
-    adapter = _adapter(lora, tensors.config, provenance)
+    problems: list[GemquantError] = []
+    tokenizer = _attempt(lambda: GgufTokenizer(tensors.metadata, ref), problems)
+    adapter = _attempt(lambda: _adapter(lora, tensors.config, provenance), problems)
+    refuse(problems)
     return Checkpoint(ref, None, tensors.config, provenance, tensors, tokenizer, adapter)
 
 

@@ -176,6 +176,16 @@ def test_a_config_that_is_not_json_is_refused(single: Path) -> None:
     assert "config.json: not JSON" in refusal(single).message
 
 
+def test_a_file_that_may_not_be_read_is_named(
+    single: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    assert "config.json: cannot be read: Permission denied." in refusal(single).message
+
+
 def test_a_path_that_does_not_exist_lists_what_may_be_given() -> None:
     with pytest.raises(CheckpointError, match="no such file or folder") as caught:
         open_checkpoint("/no/such/folder")

@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import errors as hub_errors
 
 from gemquant.checkpoint import open_checkpoint
-from gemquant.checkpoint.hub import hub_problem, parse_hub_reference
+from gemquant.checkpoint.hub import MODEL_FILES, NESTED, hub_problem, parse_hub_reference
 from gemquant.errors import CheckpointError, UsageError
 from tests.tiny_gemma import Kind
 
@@ -80,6 +80,18 @@ def test_an_unknown_revision_offline_is_refused(cache: Path) -> None:
 def test_an_adapter_may_come_from_the_hub(cache: Path) -> None:
     with pytest.raises(CheckpointError, match=r"adapter_config\.json is missing"):
         open_checkpoint("google/gemma-tiny", lora="google/gemma-tiny")
+
+
+def test_only_weights_and_tokenizer_at_the_top_are_fetched() -> None:
+    present = [
+        "config.json", "model-00001-of-00002.safetensors", "tokenizer.json", "README.md",
+        "pytorch_model.bin", "gemma.gguf", "modeling.py", "onnx/model.safetensors",
+        "original/config.json", ".gitattributes",
+    ]  # fmt: skip
+    fetched = huggingface_hub.utils.filter_repo_objects(
+        present, allow_patterns=list(MODEL_FILES), ignore_patterns=[NESTED]
+    )
+    assert list(fetched) == present[:4]
 
 
 def test_a_gated_model_names_the_page_and_the_login() -> None:

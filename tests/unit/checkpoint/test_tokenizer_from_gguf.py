@@ -51,6 +51,14 @@ def test_runs_of_spaces_are_pieces_and_not_added_tokens() -> None:
     vocab = len(metadata["tokenizer.ggml.tokens"])
     assert ids[1] == vocab - 1
     assert len(ids) == 3
+    added = GgufTokenizer(metadata, "x").tokenizer.get_added_tokens_decoder()
+    assert max(added) == 6
+
+
+def test_splits_of_a_piece_are_merged_longest_left_first() -> None:
+    metadata = tiny_token_metadata(extra=["<<", "<<<"])
+    model = json.loads(GgufTokenizer(metadata, "x").tokenizer.to_str())["model"]
+    assert model["merges"][-3:] == [["<", "<"], ["<<", "<"], ["<", "<<"]]
 
 
 def test_the_chat_template_is_kept() -> None:
