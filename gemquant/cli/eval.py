@@ -64,10 +64,11 @@ def _measure(
     import torch
 
     from gemquant.checkpoint import open_checkpoint
-    from gemquant.cli.preparation import chat_template, read_evaluation
+    from gemquant.cli.preparation import chat_template, read_evaluation, require_device
     from gemquant.evaluation.compare import compare
     from gemquant.plugins import exporter
 
+    require_device(recipe.device)
     torch.set_num_threads(threads)
     progress.note(f"opening {recipe.model}")
     original = open_checkpoint(recipe.model, lora=recipe.lora)

@@ -16,7 +16,7 @@ from gemquant.calibration.windows import TokenWindows, calibration_windows, eval
 from gemquant.checkpoint import Checkpoint, open_checkpoint
 from gemquant.cli.gathering import Gathering
 from gemquant.cli.request import Request
-from gemquant.errors import refuse
+from gemquant.errors import UsageError, refuse
 from gemquant.gemma.chat import choose_template
 from gemquant.plan import Job, JobPlan, linear_weights, plan
 from gemquant.plugins import exporter
@@ -55,6 +55,7 @@ def prepare(request: Request, progress: Progress) -> Prepared:
     progress.note(f"opening {request.recipe.model}")
     checkpoint = open_checkpoint(request.recipe.model, lora=request.recipe.lora)
     quantizer, gathering = request.quantizer, Gathering()
+    gathering.attempt(lambda: require_device(request.recipe.device))
     gathering.attempt(lambda: refuse(quantizer.problems(linear_weights(checkpoint))))
     job = gathering.attempt(lambda: job_for(request, checkpoint))
     planned = gathering.attempt(lambda: plan([job.value], checkpoint)[0])
@@ -64,7 +65,23 @@ def prepare(request: Request, progress: Progress) -> Prepared:
         lambda: read_evaluation(request.recipe, checkpoint, template.value)
     )
     gathering.refuse()
+    warn_if_nothing_loads_it(request, job.value, checkpoint, progress)
     return Prepared(checkpoint, job.value, planned.value, calibration.value, evaluation.value)
+
+
+def require_device(device: str) -> None:
+    """Raise UsageError if this machine, or this torch, has no such device."""
+    kind, _, number = device.partition(":")
+    present = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    if int(number or 0) >= present[kind]:
+        raise UsageError(
+            f"--device {device}: not on this machine, or not in torch {torch.__version__}.",
+            hint="Leave --device out to compute on the processor.",
+        )
 
 
 # ---------------------------------------------------------------- container and place
@@ -84,6 +101,19 @@ def job_for(request: Request, checkpoint: Checkpoint) -> Job:
         recipe=dataclasses.replace(recipe, exporter=name),
         force=request.force,
     )
+
+
+def warn_if_nothing_loads_it(
+    request: Request, job: Job, checkpoint: Checkpoint, progress: Progress
+) -> None:
+    """Say so if a container that was asked for by name suits no runtime of the target."""
+    schemes = schemes_of(job.quantizer, linear_weights(checkpoint))
+    generation, name = checkpoint.config["model_type"], job.exporter.name
+    if not request.target.runtimes(name, generation, schemes):
+        progress.note(
+            f"caution: no runtime of target {request.target.name} is known to load {name} with "
+            f"these options for {generation}; see: gemquant targets {request.target.name}"
+        )
 
 
 def schemes_of(
