@@ -32,8 +32,10 @@ def print_tables(*parts: Table | str) -> None:
     console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = 100
-    for part in parts:
-        console.print(part)
+    with console.capture() as printed:
+        for part in parts:
+            console.print(part)
+    click.echo("\n".join(line.rstrip() for line in printed.get().splitlines()))
 
 
 def table(*columns: str, title: str | None = None, numbers: Sequence[str] = ()) -> Table:
@@ -81,7 +83,7 @@ def plan(planned: JobPlan, *, as_json: bool) -> None:
     facts.add_row("kept", _named([name.removesuffix(".weight") for name in planned.kept]))
     facts.add_row(
         "size",
-        f"{human_bytes(planned.total_bytes)} in {len(planned.file_sizes)} files, "
+        f"{human_bytes(planned.total_bytes)} in {', '.join(planned.file_sizes)}; "
         f"{planned.bits_per_weight:.2f} bits per weight over all",
     )
     print_tables(facts, "", "Nothing was written (--dry-run).")
