@@ -62,17 +62,14 @@ class AwqGemmLinear:
         }
 
     def unpack(
-        self,
-        stored: Mapping[str, Tensor],
-        shape: tuple[int, int],  # noqa: ARG002 (protocol; the words themselves tell it here)
-        scheme: AffineScheme,
+        self, stored: Mapping[str, Tensor], spec: AffineSpec, start: int, stop: int
     ) -> AffineWeight:
-        """Undo pack."""
+        """Undo pack; all rows are unpacked, as a word holds eight of them."""
         return AffineWeight(
-            scheme,
-            unpack_awq_gemm(stored["qweight"]),
-            stored["scales"].t().contiguous(),
-            unpack_awq_gemm(stored["qzeros"]),
+            spec.scheme,
+            unpack_awq_gemm(stored["qweight"])[start:stop],
+            stored["scales"][:, start:stop].t().contiguous(),
+            unpack_awq_gemm(stored["qzeros"])[start:stop],
         )
 
 

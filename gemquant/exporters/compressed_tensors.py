@@ -74,21 +74,22 @@ class PackQuantizedLinear:
         return stored
 
     def unpack(
-        self, stored: Mapping[str, Tensor], shape: tuple[int, int], scheme: AffineScheme
+        self, stored: Mapping[str, Tensor], spec: AffineSpec, start: int, stop: int
     ) -> AffineWeight:
         """Undo pack; a stored shape that contradicts the model's is an ArtifactError."""
-        if stored["weight_shape"].tolist() != list(shape):
+        (rows, columns), bits = spec.shape, spec.scheme.bits
+        if stored["weight_shape"].tolist() != [rows, columns]:
             raise ArtifactError(
-                f"weight_shape says {stored['weight_shape'].tolist()}, the model {list(shape)}."
+                f"weight_shape says {stored['weight_shape'].tolist()}, the model {[rows, columns]}."
             )
-        codes = unpack_bits(stored["weight_packed"], scheme.bits, shape[1])
-        scales = stored["weight_scale"]
-        if scheme.symmetric:
-            zero_points = torch.full(scales.shape, 2 ** (scheme.bits - 1), dtype=torch.uint8)
+        codes = unpack_bits(stored["weight_packed"][start:stop], bits, columns)
+        scales = stored["weight_scale"][start:stop]
+        if spec.scheme.symmetric:
+            zero_points = torch.full(scales.shape, 2 ** (bits - 1), dtype=torch.uint8)
         else:
             packed = stored["weight_zero_point"].t()
-            zero_points = unpack_bits(packed, scheme.bits, shape[0]).t().contiguous()
-        return AffineWeight(scheme, codes, scales, zero_points)
+            zero_points = unpack_bits(packed, bits, rows).t()[start:stop].contiguous()
+        return AffineWeight(spec.scheme, codes, scales, zero_points)
 
 
 @dataclass(frozen=True)

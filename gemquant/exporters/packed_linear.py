@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from gemquant.protocols import AffineScheme, AffineSpec, AffineWeight, Layout, PlainSpec
+from gemquant.protocols import AffineSpec, AffineWeight, Layout, PlainSpec
 
 
 class PackedLinear(Protocol):
@@ -25,9 +25,9 @@ class PackedLinear(Protocol):
         """The stored tensors, by suffix."""
 
     def unpack(
-        self, stored: Mapping[str, Tensor], shape: tuple[int, int], scheme: AffineScheme
+        self, stored: Mapping[str, Tensor], spec: AffineSpec, start: int, stop: int
     ) -> AffineWeight:
-        """Undo pack."""
+        """Undo pack for rows ``start`` to ``stop`` of the weight."""
 
 
 def module_of(name: str) -> str:

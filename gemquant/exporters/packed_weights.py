@@ -84,8 +84,8 @@ class PackedWeights:
         spec = self.layout[name]
         return spec.dtype if isinstance(spec, PlainSpec) else torch.float32
 
-    def affine(self, name: str) -> AffineWeight:
-        """Return a quantized weight as codes, scales and zero points."""
+    def affine(self, name: str, start: int = 0, stop: int | None = None) -> AffineWeight:
+        """Return a quantized weight, or some of its rows, as codes, scales and zero points."""
         spec = self.layout[name]
         if not isinstance(spec, AffineSpec):
             raise ValueError(f"{name} is not quantized.")  # noqa: TRY004
@@ -94,7 +94,8 @@ class PackedWeights:
             suffix: self._stored.tensor(f"{module}.{suffix}")
             for suffix in self._packing.specs(spec)
         }
-        return self._packing.unpack(parts, spec.shape, spec.scheme)
+        last = spec.shape[0] if stop is None else min(stop, spec.shape[0])
+        return self._packing.unpack(parts, spec, start, last)
 
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """Return the tensor, decoded; a plain one in its own type aliases the mapped file."""
@@ -105,9 +106,10 @@ class PackedWeights:
         return tensor if dtype is None else tensor.to(dtype)
 
     def rows(self, name: str, start: int, stop: int, dtype: torch.dtype | None = None) -> Tensor:
-        """Return rows of a matrix; of a plain one, no other row is read."""
+        """Return rows of a matrix without decoding the others, where the container allows it."""
         if isinstance(self.layout[name], AffineSpec):
-            return self.tensor(name, dtype)[start:stop]
+            rows = self.affine(name, start, stop).dequantize()
+            return rows if dtype is None else rows.to(dtype)
         return self._stored.read(name, start, stop, dtype or self.stored_dtype(name))
 
 

@@ -108,7 +108,9 @@ def main() -> None:
     for package, version in VERSIONS.items():
         installed = importlib.metadata.version(package)
         if installed != version:
-            raise SystemExit(f"{package} {installed} is installed; the golden file is of {version}.")
+            raise SystemExit(
+                f"{package} {installed} is installed; the golden file is of {version}."
+            )
     tensors: dict[str, Tensor] = {}
     awq(tensors)
     compressed(tensors)
