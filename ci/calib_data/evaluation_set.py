@@ -50,7 +50,8 @@ def _prose() -> list[Entry]:
             90, lambda r: prose.plays(r, "*/miltondata/texts/[acp]*_gut.txt"),
         ),
         Entry(
-            "devils-dictionary", "english-old", "evaluation", s.DEVIL, "usr/share/dictd/devil.dict.dz",
+            "devils-dictionary", "english-old", "evaluation", s.DEVIL,
+            "usr/share/dictd/devil.dict.dz",
             "LicenseRef-Public-Domain", "Ambrose Bierce: The Devil's Dictionary, 1911",
             80, prose.dictionary,
         ),
@@ -96,7 +97,8 @@ def _code() -> list[Entry]:
         Entry(
             "cxxopts", "code", "evaluation", s.CXXOPTS, "usr/include/cxxopts.hpp",
             "MIT", "Copyright 2014-2022 Jarryd Beck",
-            40, lambda r: programs.sources(r, "usr/include/*.hpp"), f"{DOC}/libcxxopts-dev/copyright",
+            40, lambda r: programs.sources(r, "usr/include/*.hpp"),
+            f"{DOC}/libcxxopts-dev/copyright",
         ),
         Entry(
             "sinatra", "code", "evaluation", s.SINATRA, "usr/**/*.rb",

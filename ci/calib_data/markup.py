@@ -23,9 +23,11 @@ class _Text(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag == "br":
             self.parts.append("\n")
+        classes = set((dict(attrs).get("class") or "").split())
+        if tag == "img" and "math" in classes:  # a formula, drawn; its source is the alternative
+            self.handle_data(f"${dict(attrs).get('alt') or ''}$")
         if tag in VOID:
             return
-        classes = set((dict(attrs).get("class") or "").split())
         hidden = tag in SKIPPED or bool(classes & SKIPPED_CLASSES)
         self.open.append((tag, hidden or (bool(self.open) and self.open[-1][1])))
         self.pre += tag == "pre"
@@ -45,7 +47,9 @@ class _Text(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if not (self.open and self.open[-1][1]):
-            self.parts.append(data if self.pre else re.sub(r"\s+", " ", data))
+            words = data if self.pre else re.sub(r"\s+", " ", data)
+            starts_line = not self.pre and self.parts and self.parts[-1].endswith("\n")
+            self.parts.append(words.lstrip() if starts_line else words)
 
 
 def html_text(page: str) -> str:
@@ -57,7 +61,7 @@ def html_text(page: str) -> str:
 
 
 def rst_text(source: str) -> str:
-    """reStructuredText with roles, targets and index directives removed; code blocks kept."""
+    """Drop roles, targets and directives from reStructuredText; code blocks are kept."""
     source = re.sub(r"(?m)^\.\. (?:_.*:|index::.*|only::.*|contents::.*|highlight.*)$", "", source)
     source = re.sub(r"(?m)^\.\. [\w-]+::.*$(?:\n[ \t]+:\w+:.*$)*", "", source)
     source = re.sub(r"(?m)^   \.\. contents::$", "", source)

@@ -23,11 +23,17 @@ def docstrings(root: Path, pattern: str) -> list[Document]:
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
                 texts += sections(inspect.cleandoc(ast.get_docstring(node) or ""))
-        for node in ast.walk(tree):  # mpmath keeps most of its documentation in plain strings
-            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
-                if isinstance(node.value.value, str):
-                    texts += sections(textwrap.dedent(node.value.value))
+        # mpmath keeps most of its documentation in plain strings.
+        assigned = [node.value for node in ast.walk(tree) if isinstance(node, ast.Assign)]
+        for value in assigned:
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                texts += sections(textwrap.dedent(value.value))
     return as_texts(texts)
+
+
+def with_formulas(documents: list[Document]) -> list[Document]:
+    """The documents that have at least three formulas between dollar signs."""
+    return [document for document in documents if document["text"].count("$") >= 6]
 
 
 def statements(path: Path, *, skip: int = 0) -> list[Document]:
@@ -38,7 +44,7 @@ def statements(path: Path, *, skip: int = 0) -> list[Document]:
         f"{label}: {' '.join(comment.split())}\n  {' '.join(statement.split())}"
         for comment, label, statement in pattern.findall(database)[skip:]
     ]
-    return as_texts(sections("\n\n".join(found), longest=2500))
+    return as_texts(sections("\n\n".join(found), longest=1800))
 
 
 def worked_problems(root: Path, *, each: int) -> Iterator[tuple[str, str, str]]:
@@ -53,7 +59,7 @@ def worked_problems(root: Path, *, each: int) -> Iterator[tuple[str, str, str]]:
                     problem, solution = (str(part) for part in generate())
                 except IndexError:  # the package's "Expanding" fails on some coefficients
                     continue
-                if len(problem) + len(solution) > 25:
+                if 25 < len(problem) + len(solution) < 250:
                     yield title, problem, solution
     finally:
         sys.path.remove(str(root))
@@ -67,5 +73,5 @@ def problem_sheets(root: Path, *, each: int) -> list[Document]:
     return as_texts(
         piece
         for title, problems in sheets.items()
-        for piece in sections("\n\n".join([title, *problems]), longest=2500, shortest=200)
+        for piece in sections("\n\n".join([title, *problems]), longest=1800, shortest=200)
     )

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from documents import Document, as_texts, sections
 
-LEFT_OUT = re.compile(r"test|tables?\b|unicode_data|vendor|generated|__pycache__|idlelib|pydoc_data")
+LEFT_OUT = re.compile(
+    r"test|tables?\b|unicode_data|vendor|generated|__pycache__|idlelib|pydoc_data"
+)
 
 
 def sources(root: Path, *patterns: str, leave_out: str = "^$") -> list[Document]:
@@ -22,5 +24,5 @@ def sources(root: Path, *patterns: str, leave_out: str = "^$") -> list[Document]
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             continue
-        pieces += sections(text, longest=6000)
+        pieces += sections(text, longest=3000, empty_lines=2)
     return as_texts(pieces)

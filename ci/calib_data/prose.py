@@ -14,9 +14,19 @@ from documents import Document, as_texts, sections, tidy
 from markup import html_text, rst_text
 from sources import KJV_PROGRAM
 
+SQLITE_ARTICLES = (
+    "about", "appfileformat", "arch", "atomiccommit", "datatype3", "different", "expridx",
+    "fasterthanfs", "fileformat2", "flextypegood", "foreignkeys", "fts3", "howtocorrupt",
+    "inmemorydb", "intern-v-extern-blob", "isolation", "json1", "limits", "lockingv3", "malloc",
+    "np1queryprob", "nulls", "optoverview", "partialindex", "privatebranch", "queryplanner",
+    "quirks", "rtree", "security", "selfcontained", "serverless", "sharedcache", "stricttables",
+    "tempfiles", "testing", "unlock_notify", "vfs", "vtab", "wal", "whentouse", "whyc",
+    "withoutrowid",
+)  # fmt: skip
+
 
 def factbook(root: Path) -> list[Document]:
-    """One document a country: every entry that is a paragraph of prose."""
+    """Every entry of every country that is a paragraph of prose."""
 
     def paragraphs(entry: object) -> Iterator[str]:
         if isinstance(entry, dict):
@@ -27,7 +37,7 @@ def factbook(root: Path) -> list[Document]:
 
     files = sorted((root / "package").glob("*/*.json"))
     texts = (tidy("\n\n".join(paragraphs(json.loads(path.read_text())))) for path in files)
-    return as_texts(text for text in texts if 500 < len(text) < 16000)
+    return as_texts(piece for text in texts for piece in sections(text))
 
 
 def encyclopedia(root: Path, language: str, *, shortest: int) -> Iterator[tuple[str, str]]:
@@ -48,11 +58,23 @@ def articles(root: Path, language: str, *, half: int | None = None) -> list[Docu
     return as_texts(f"{title}\n\n{extract}" for title, extract in found)
 
 
-def pages(root: Path, pattern: str, *, leave_out: str = "^$") -> list[Document]:
-    """HTML pages cut into sections."""
-    chosen = (path for path in sorted(root.glob(pattern)) if not re.search(leave_out, path.name))
-    texts = (html_text(path.read_text(encoding="utf-8", errors="ignore")) for path in chosen)
-    return as_texts(piece for text in texts for piece in sections(text))
+def pages(root: Path, pattern: str) -> list[Document]:
+    """HTML pages cut into sections; what is mostly headings and links is left out."""
+    files = sorted(root.glob(pattern))
+    texts = (html_text(path.read_text(encoding="utf-8", errors="ignore")) for path in files)
+    return as_texts(piece for text in texts for piece in sections(text) if _is_prose(piece))
+
+
+def _is_prose(piece: str) -> bool:
+    return sum(len(p) for p in piece.split("\n\n") if len(p) > 60) > 0.85 * len(piece)
+
+
+def database_articles(root: Path) -> list[Document]:
+    """SQLite's articles that are prose; the reference, the change log and the indices are not."""
+    folder = root / "usr/share/doc/sqlite3"
+    texts = (html_text((folder / f"{name}.html").read_text("utf-8")) for name in SQLITE_ARTICLES)
+    articles = (text.rpartition("Search Changelog")[2] for text in texts)
+    return as_texts(piece for text in articles for piece in sections(text))
 
 
 def restructured(root: Path, *patterns: str) -> list[Document]:
@@ -133,4 +155,4 @@ def dictionary(root: Path) -> list[Document]:
     """Entries of a dict database, gathered into documents."""
     (path,) = root.glob("usr/share/dictd/*.dict.dz")
     text = gzip.decompress(path.read_bytes()).decode("latin-1")
-    return as_texts(list(sections(text[text.index("ABASEMENT") :], longest=2500)))
+    return as_texts(list(sections(text[text.index("ABASEMENT") :], longest=1800)))

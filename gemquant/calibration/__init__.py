@@ -1,0 +1,1 @@
+"""Text → fixed token windows → blocks with statistics."""

@@ -1,0 +1,138 @@
+"""The text that is shipped: an index of files by kind and split, and the mixtures of them."""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, cast
+
+from gemquant.calibration.documents import Document, parse_lines
+from gemquant.errors import CalibrationError, refuse
+from gemquant.resources import data_folder
+
+INDEX = "index.toml"
+VERSION = 1
+REINSTALL = "Reinstall gemquant, or take the folder from its source again."
+
+Split = Literal["calibration", "evaluation"]
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """One file of the index; package, package_path and attribution say where it comes from.
+
+    path: relative to the folder. license: an SPDX identifier or expression.
+    """
+
+    path: str
+    name: str
+    kind: str
+    split: Split
+    package: str
+    package_sha256: str
+    package_path: str
+    license: str
+    attribution: str
+    sha256: str
+    documents: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Library:
+    """The shipped files, and the mixtures: kind → share of the tokens, adding up to 1."""
+
+    folder: Path
+    files: tuple[TextFile, ...]
+    mixtures: Mapping[str, Mapping[str, float]]
+
+    @classmethod
+    def open(cls, folder: Path | None = None) -> Library:
+        """Read the index alone. Raises CalibrationError if it is missing or not valid."""
+        folder = data_folder("calib_data") if folder is None else folder
+        try:
+            index = tomllib.loads((folder / INDEX).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise CalibrationError(
+                f"{folder / INDEX}: cannot be read: {error}.", hint=REINSTALL
+            ) from None
+        return cls(folder, _files(index, folder), _mixtures(index, folder))
+
+    def of(self, kind: str, split: Split) -> tuple[TextFile, ...]:
+        """The files of one kind in one split, in the order of the index."""
+        return tuple(file for file in self.files if file.kind == kind and file.split == split)
+
+    def slices(self) -> tuple[str, ...]:
+        """Kinds with evaluation text, in the order of the index: the evaluation slices."""
+        return tuple(dict.fromkeys(f.kind for f in self.files if f.split == "evaluation"))
+
+    def read(self, file: TextFile) -> list[Document]:
+        """The documents of a file. Raises CalibrationError if it is not the file of the index."""
+        path = self.folder / file.path
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise CalibrationError(f"{path}: cannot be read: {error}.", hint=REINSTALL) from None
+        found = hashlib.sha256(content).hexdigest()
+        if found != file.sha256:
+            raise CalibrationError(
+                f"{path}: sha256 {found} is not that of the index, {file.sha256}.", hint=REINSTALL
+            )
+        documents, problems = parse_lines(content, str(path))
+        refuse(problems)
+        return documents
+
+
+def mixture_names() -> tuple[str, ...]:
+    """Names of the shipped mixtures, ``general`` first."""
+    return tuple(Library.open().mixtures)
+
+
+def slice_names() -> tuple[str, ...]:
+    """Names of the shipped evaluation slices."""
+    return Library.open().slices()
+
+
+def _files(index: Mapping[str, Any], folder: Path) -> tuple[TextFile, ...]:
+    broken = CalibrationError(f"{folder / INDEX}: not an index of version {VERSION}.")
+    if index.get("version") != VERSION or not isinstance(index.get("files"), list):
+        raise broken
+    wanted = {field.name: field.type for field in fields(TextFile)}
+    files = []
+    for table in index["files"]:
+        strings = {key: table.get(key) for key in wanted if key not in ("documents", "bytes")}
+        if set(table) != set(wanted) or not all(isinstance(v, str) for v in strings.values()):
+            raise broken
+        path = PurePosixPath(table["path"])
+        if path.is_absolute() or ".." in path.parts:
+            raise CalibrationError(f"{folder / INDEX}: {path} leads out of the folder.")
+        files.append(TextFile(**table))
+    return tuple(files)
+
+
+def _mixtures(index: Mapping[str, Any], folder: Path) -> Mapping[str, Mapping[str, float]]:
+    mixtures = cast("Mapping[str, Mapping[str, float]]", index.get("mixtures", {}))
+    for name, shares in mixtures.items():
+        if abs(sum(shares.values()) - 1) > 1e-9:
+            raise CalibrationError(
+                f"{folder / INDEX}: the shares of mixture {name} add up to "
+                f"{sum(shares.values()):g}, not 1."
+            )
+    return mixtures
+
+
+def largest_remainder(shares: Mapping[str, float], total: int) -> dict[str, int]:
+    """Divide ``total`` whole windows by shares; what is left over goes to the largest remainders.
+
+    >>> largest_remainder({"english": 0.5, "code": 0.3, "math": 0.2}, 4)
+    {'english': 2, 'code': 1, 'math': 1}
+    """
+    exact = {key: share * total for key, share in shares.items()}
+    counts = {key: int(value + 1e-9) for key, value in exact.items()}
+    ranked: Sequence[str] = sorted(exact, key=lambda key: counts[key] - exact[key])
+    for key in ranked[: total - sum(counts.values())]:
+        counts[key] += 1
+    return counts

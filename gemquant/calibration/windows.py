@@ -1,0 +1,221 @@
+"""Token windows: documents in a seeded order, packed end to end, each window opened by one BOS.
+
+Order: the documents of each file are shuffled, then dealt out file by file in turn, so that even a
+few windows see many sources. Packing is continuous: a window may begin within a document, nothing
+is padded, no document is read twice. A mixture's shares are shares of whole windows, and its
+windows are interleaved by the seed. Text is tokenized only as far as it is needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from gemquant.calibration.documents import Conversation, Document
+from gemquant.calibration.hub_text import PREFIX, read_hub_dataset
+from gemquant.calibration.text import Library, Split, TextFile, largest_remainder
+from gemquant.calibration.user_text import read_user_file
+from gemquant.errors import CalibrationError, GemquantError, UsageError, refuse
+from gemquant.gemma import chat
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BETWEEN_DOCUMENTS = "\n\n"
+
+
+class Encoding(Protocol):
+    """What a tokenizer returns."""
+
+    @property
+    def ids(self) -> list[int]:
+        """Token ids."""
+
+
+class Tokenizer(Protocol):
+    """The part of ``tokenizers.Tokenizer`` that is used here."""
+
+    def encode(self, sequence: str, *, add_special_tokens: bool) -> Encoding:
+        """Token ids of a text."""
+
+
+@dataclass(frozen=True)
+class TokenWindows:
+    """Token ids to run through the model.
+
+    ids: (windows, seq_len) int64; every window starts with the one BOS it has.
+    name: the mixture, slice, file or data set.
+    digest: ``sha256:`` over all windows in order, each id as a little-endian int32.
+    """
+
+    ids: Tensor
+    name: str
+    digest: str
+
+
+def calibration_windows(
+    tokenizer: Tokenizer,
+    *,
+    source: str,
+    samples: int,
+    seq_len: int,
+    seed: int,
+    bos: int,
+    chat_template: str | None,
+) -> TokenWindows:
+    """Windows of calibration text.
+
+    source: a mixture's name, FILE.txt, FILE.jsonl, or hf:DATASET[:SPLIT[:COLUMN]].
+    samples, seq_len: number of windows and tokens in each, BOS included. bos: its token id.
+    chat_template: Jinja source for conversations; None for Gemma's stock template.
+    Raises UsageError for an unknown source, CalibrationError if the text is too short or unusable.
+    """
+    _check(samples, seq_len, what="--samples")
+    packer = _Packer(tokenizer, seq_len, bos, chat_template)
+    library = Library.open()
+    if source in library.mixtures:
+        counts = largest_remainder(library.mixtures[source], samples)
+        windows: list[list[int]] = []
+        for kind, count in counts.items():
+            stream = _shipped(library, kind, "calibration", seed)
+            share = library.mixtures[source][kind]
+            windows += packer.pack(stream, count, f"{source}, {kind} text", share=share)
+        _generator(seed, "windows", source).shuffle(windows)
+    else:
+        documents = _own_documents(source, library)
+        _generator(seed, "documents").shuffle(documents)
+        windows = packer.pack(iter(documents), samples, f"--calib {source}")
+    return _token_windows(windows, source)
+
+
+def evaluation_windows(
+    tokenizer: Tokenizer,
+    *,
+    slices: Sequence[str] | None,
+    windows: int,
+    seq_len: int,
+    seed: int,
+    bos: int,
+    chat_template: str | None,
+) -> list[TokenWindows]:
+    """Windows of the shipped evaluation text, ``windows`` for each slice.
+
+    slices: names from the index, such as english or code; None for all of them.
+    Raises UsageError for an unknown slice, CalibrationError if the text is too short or unusable.
+    """
+    _check(windows, seq_len, what="--eval-windows")
+    library = Library.open()
+    known = library.slices()
+    chosen = known if slices is None else tuple(dict.fromkeys(slices))
+    refuse(
+        [
+            UsageError(f"evaluation slice {name}: not one of {', '.join(known)}.")
+            for name in chosen
+            if name not in known
+        ]
+    )
+    packer = _Packer(tokenizer, seq_len, bos, chat_template)
+    return [
+        _token_windows(
+            packer.pack(_shipped(library, name, "evaluation", seed), windows, f"slice {name}"), name
+        )
+        for name in chosen
+    ]
+
+
+@dataclass(frozen=True)
+class _Packer:
+    """Turns documents into windows, no further than it must."""
+
+    tokenizer: Tokenizer
+    seq_len: int
+    bos: int
+    chat_template: str | None
+
+    def pack(
+        self, documents: Iterator[Document], count: int, what: str, *, share: float = 1.0
+    ) -> list[list[int]]:
+        """Return ``count`` windows, which are a ``share`` of all, from the start of the documents."""
+        room = self.seq_len - 1
+        stream: list[int] = []
+        while len(stream) < count * room:
+            document = next(documents, None)
+            if document is None:
+                raise CalibrationError(
+                    f"{what}: {len(stream)} tokens, but {count} windows of {self.seq_len} need "
+                    f"{count * room}.",
+                    hint=_what_fits(len(stream), self.seq_len, share),
+                )
+            stream += self._tokens(document)
+        return [[self.bos, *stream[n * room : (n + 1) * room]] for n in range(count)]
+
+    def _tokens(self, document: Document) -> list[int]:
+        if isinstance(document, Conversation):
+            template = chat.STOCK if self.chat_template is None else self.chat_template
+            text = chat.render(template, document.messages, bos="")
+        else:
+            text = document.text + BETWEEN_DOCUMENTS
+        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        # A template may spell <bos> out, and so may a user's text.
+        return [token for token in ids if token != self.bos]
+
+
+def _what_fits(tokens: int, seq_len: int, share: float) -> str:
+    fit = int(tokens // (seq_len - 1) / share)
+    if fit == 0:
+        return f"Give more text, or --seq-len {tokens + 1} at most."
+    return f"Give more text, or at most {fit} windows of this length."
+
+
+def _shipped(library: Library, kind: str, split: Split, seed: int) -> Iterator[Document]:
+    """Every document of a kind: shuffled within its file, the files taking turns."""
+    files = list(library.of(kind, split))
+    _generator(seed, split, kind).shuffle(files)
+    shuffled = [_shuffled(library, file, seed) for file in files]
+    for deal in zip_longest(*shuffled):
+        yield from (document for document in deal if document is not None)
+
+
+def _shuffled(library: Library, file: TextFile, seed: int) -> Iterator[Document]:
+    documents = library.read(file)
+    _generator(seed, file.path).shuffle(documents)
+    yield from documents
+
+
+def _own_documents(source: str, library: Library) -> list[Document]:
+    if source.startswith(PREFIX):
+        return read_hub_dataset(source)
+    path = Path(source).expanduser()
+    if not path.suffix and not path.exists():
+        raise UsageError(
+            f"--calib {source}: neither a file nor one of {', '.join(library.mixtures)}.",
+            hint="--calib general, --calib FILE.txt, --calib FILE.jsonl or --calib hf:DATASET",
+        )
+    return read_user_file(path)
+
+
+def _generator(seed: int, *labels: str) -> random.Random:
+    """A generator for one purpose. Strings seed Python's by sha512, alike on every machine."""
+    return random.Random("/".join([str(seed), *labels]))  # noqa: S311 - an order, not a secret
+
+
+def _check(count: int, seq_len: int, *, what: str) -> None:
+    problems: list[GemquantError] = []
+    if count < 1:
+        problems.append(UsageError(f"{what} {count}: must be at least 1."))
+    if seq_len < 2:
+        problems.append(UsageError(f"--seq-len {seq_len}: must be at least 2, <bos> included."))
+    refuse(problems)
+
+
+def _token_windows(windows: Sequence[Sequence[int]], name: str) -> TokenWindows:
+    ids = torch.tensor(windows, dtype=torch.int64)
+    stream = ids.to(torch.int32).numpy().astype("<i4").tobytes()
+    return TokenWindows(ids, name, f"sha256:{hashlib.sha256(stream).hexdigest()}")
