@@ -79,7 +79,7 @@ def plan(planned: JobPlan, *, as_json: bool) -> None:
     facts.add_row("folder", str(job.out))
     facts.add_row("container", f"{job.exporter.name}, for {job.recipe.target}")
     for words, count in schemes.items():
-        facts.add_row(job.recipe.quantizer, f"{words}: {count} layers")
+        facts.add_row(job.recipe.quantizer, f"{words}: {_counted(count, 'layer')}")
     facts.add_row("kept", _named([name.removesuffix(".weight") for name in planned.kept]))
     facts.add_row(
         "size",
@@ -144,7 +144,8 @@ def _facts(manifest: Manifest) -> list[Table | str]:
     facts.add_row("container", f"{manifest.container}, {quantization.float_dtype}")
     for scheme in quantization.schemes:
         facts.add_row(
-            quantization.quantizer, f"{scheme_words(scheme)}: {len(scheme.modules)} layers"
+            quantization.quantizer,
+            f"{scheme_words(scheme)}: {_counted(len(scheme.modules), 'layer')}",
         )
     facts.add_row("kept", f"{_named(quantization.unquantized)} in {quantization.float_dtype}")
     facts.add_row(
@@ -178,6 +179,10 @@ def _facts(manifest: Manifest) -> list[Table | str]:
 def _named(matrices: Sequence[str]) -> str:
     """Name a few matrices; count many."""
     return ", ".join(matrices) if len(matrices) <= MATRICES_NAMED else f"{len(matrices)} matrices"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _origin(manifest: Manifest) -> str:

@@ -115,3 +115,34 @@ def test_json_is_one_document_with_the_manifest(
         "value": 0.12345,
         "standard_error": 0.00678,
     }
+
+
+def test_a_plan_names_folder_container_and_size(capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    from gemquant.plan import Job, JobPlan
+    from gemquant.plugins import exporter, quantizer_type
+    from gemquant.protocols import AffineScheme, AffineSpec, ArtifactHeader, PlainSpec
+
+    layout = {
+        "model.embed_tokens.weight": PlainSpec((100, 64), torch.bfloat16),
+        "model.layers.0.mlp.up_proj.weight": AffineSpec((64, 64), AffineScheme(4, 64, True)),
+    }
+    job = Job(
+        quantizer=quantizer_type("rtn")(),
+        exporter=exporter("compressed-tensors"),
+        out=Path("made"),
+        recipe=Recipe(model="m", quantizer="rtn", target="cpu"),
+    )
+    planned = JobPlan(job, ArtifactHeader({}, layout), {"model.safetensors": 15_744})
+    render.plan(planned, as_json=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "model      m",
+        "folder     made",
+        "container  compressed-tensors, for cpu",
+        "rtn        4 bits, groups of 64, symmetric: 1 layer",
+        "kept       model.embed_tokens",
+        "size       15.7 kB in model.safetensors; 12.00 bits per weight over all",
+        "",
+        "Nothing was written (--dry-run).",
+    ]
