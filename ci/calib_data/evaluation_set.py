@@ -110,25 +110,24 @@ def _code() -> list[Entry]:
 
 
 def _languages() -> list[Entry]:
-    return [
-        *(
-            Entry(
-                f"encyclopedia-{code[:2]}", "multilingual", "evaluation", s.WIKI,
-                f"data/summaries_{code}.json", "CC-BY-SA-4.0", WIKIPEDIA,
-                80, lambda r, code=code: prose.articles(r, code),
-            )
-            for code in ("fr-fr", "es-es")
-        ),
-        *(
-            Entry(
-                f"node-red-{code.lower()}", "multilingual", "evaluation", s.NODE_RED,
-                f"package/locales/{code}/**/*.html",
-                "Apache-2.0", "Copyright OpenJS Foundation and other contributors",
-                30, lambda r, code=code: languages.node_help(r, code), "package/LICENSE",
-            )
-            for code in LANGUAGES
-        ),
-    ]
+    return [_encyclopedia("fr-fr"), _encyclopedia("es-es"), *map(_node_help, LANGUAGES)]
+
+
+def _encyclopedia(code: str) -> Entry:
+    return Entry(
+        f"encyclopedia-{code[:2]}", "multilingual", "evaluation", s.WIKI,
+        f"data/summaries_{code}.json", "CC-BY-SA-4.0", WIKIPEDIA,
+        80, lambda r: prose.articles(r, code),
+    )
+
+
+def _node_help(code: str) -> Entry:
+    return Entry(
+        f"node-red-{code.lower()}", "multilingual", "evaluation", s.NODE_RED,
+        f"package/locales/{code}/**/*.html",
+        "Apache-2.0", "Copyright OpenJS Foundation and other contributors",
+        30, lambda r: languages.node_help(r, code), "package/LICENSE",
+    )
 
 
 def _chat() -> list[Entry]:
