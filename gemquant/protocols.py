@@ -87,6 +87,25 @@ class AffineWeight:
         """(out, in)."""
         return (self.codes.shape[0], self.codes.shape[1])
 
+    def rows(self, start: int, stop: int) -> AffineWeight:
+        """Output channels ``start`` to ``stop``."""
+        part = slice(start, stop)
+        return AffineWeight(
+            self.scheme, self.codes[part], self.scales[part], self.zero_points[part]
+        )
+
+    @classmethod
+    def stacked(cls, parts: Sequence[AffineWeight]) -> AffineWeight:
+        """Stack weights of one scheme along their output channels."""
+        import torch
+
+        return cls(
+            parts[0].scheme,
+            torch.cat([part.codes for part in parts]),
+            torch.cat([part.scales for part in parts]),
+            torch.cat([part.zero_points for part in parts]),
+        )
+
     def dequantize(self) -> Tensor:
         """Return scale · (code − zero_point) as float32, (out, in)."""
         from gemquant.numerics.affine import dequantize

@@ -47,5 +47,6 @@ class ActivationObserver:
     def close(self) -> None:
         """Record this layer's largest magnitude."""
         self.scan.largest[self.index] = max(
-            (float(value), (self.prefix + module).rstrip(".")) for module, value in self.seen.items()
+            (float(value), (self.prefix + module).rstrip("."))
+            for module, value in self.seen.items()
         )

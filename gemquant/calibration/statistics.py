@@ -5,20 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gemquant.numerics.accumulate import accumulator
 from gemquant.protocols import Statistics
 
 
 class StatisticsGatherer:
     """Accumulates what the inputs of one linear say.
 
-    width: number of input channels. Sums are float64 across windows; a window's own Gram matrix is
-    a float32 product.
+    width: number of input channels. Sums across windows are kept in the widest type; the Gram
+    matrix is a sum of float32 products.
     """
 
     def __init__(self, width: int, *, gram: bool, device: torch.device) -> None:
         self._tokens = 0
-        self._sum_squares = torch.zeros(width, dtype=torch.float64, device=device)
-        self._sum_abs = torch.zeros(width, dtype=torch.float64, device=device)
+        self._sum_squares = torch.zeros(width, dtype=accumulator(device), device=device)
+        self._sum_abs = torch.zeros(width, dtype=accumulator(device), device=device)
         self._max_abs = torch.zeros(width, dtype=torch.float32, device=device)
         self._gram = torch.zeros(width, width, device=device) if gram else None
 

@@ -142,7 +142,7 @@ class _Packer:
     def pack(
         self, documents: Iterator[Document], count: int, what: str, *, share: float = 1.0
     ) -> list[list[int]]:
-        """Return ``count`` windows, which are a ``share`` of all, from the start of the documents."""
+        """Return ``count`` windows, a ``share`` of all, from the start of the documents."""
         room = self.seq_len - 1
         stream: list[int] = []
         while len(stream) < count * room:
@@ -217,5 +217,12 @@ def _check(count: int, seq_len: int, *, what: str) -> None:
 
 def _token_windows(windows: Sequence[Sequence[int]], name: str) -> TokenWindows:
     ids = torch.tensor(windows, dtype=torch.int64)
-    stream = ids.to(torch.int32).numpy().astype("<i4").tobytes()
-    return TokenWindows(ids, name, f"sha256:{hashlib.sha256(stream).hexdigest()}")
+    return TokenWindows(ids, name, stream_digest([ids]))
+
+
+def stream_digest(ids: Sequence[Tensor]) -> str:
+    """``sha256:`` of token ids (windows, seq_len) in order, each as a little-endian int32."""
+    digest = hashlib.sha256()
+    for part in ids:
+        digest.update(part.to(torch.int32).numpy().astype("<i4").tobytes())
+    return f"sha256:{digest.hexdigest()}"

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gemquant.numerics.accumulate import accumulator
+
 VOCABULARY_AT_ONCE = 8192
 TOKENS_AT_ONCE = 512
 
@@ -22,7 +24,7 @@ Table = Callable[[int, int], Tensor]
 
 @dataclass(frozen=True)
 class TokenScores:
-    """Per predicted token, (tokens,) float32: two cross-entropies, a divergence, an agreement.
+    """Per predicted token, (tokens,): two cross-entropies, a divergence, an agreement.
 
     nll_original, nll_quantized, divergence: nats. agreement: 1 where both rank one token first.
     """
@@ -32,25 +34,35 @@ class TokenScores:
     divergence: Tensor
     agreement: Tensor
 
+    def between(self, first: int, last: int) -> TokenScores:
+        """The scores of tokens ``first`` to ``last``."""
+        return TokenScores(
+            self.nll_original[first:last],
+            self.nll_quantized[first:last],
+            self.divergence[first:last],
+            self.agreement[first:last],
+        )
+
 
 class _Softmax:
     """A softmax over a vocabulary that arrives in pieces: one row of state per token."""
 
     def __init__(self, tokens: int, device: torch.device) -> None:
         self.maximum = torch.full((tokens,), -torch.inf, device=device)
-        self.total = torch.zeros(tokens, device=device)
+        self.total = torch.zeros(tokens, dtype=accumulator(device), device=device)
         self.target = torch.zeros(tokens, device=device)
         self.top = torch.full((tokens,), -1, dtype=torch.int64, device=device)
 
     def see(self, logits: Tensor, rows: slice, start: int, targets: Tensor) -> Tensor:
-        """Add logits (tokens, run); return exp(logit − running maximum), and the rescaling done."""
-        peak, where = logits.max(-1)
+        """Add logits (tokens, run); return exp(logit − running maximum)."""
+        peak = logits.amax(-1)
         before = self.maximum[rows]
-        raised = peak > before
-        self.top[rows] = torch.where(raised, where + start, self.top[rows])
+        # A row's maximum rises in few runs; only there is the index looked for.
+        raised = (peak > before).nonzero()[:, 0]
+        self.top[rows.start + raised] = logits[raised].argmax(-1) + start
         maximum = torch.maximum(before, peak)
         rescale = torch.exp(before - maximum)
-        weights = torch.exp(logits - maximum[:, None])
+        weights = (logits - maximum[:, None]).exp_()
         self.total[rows] = self.total[rows] * rescale + weights.sum(-1)
         self.maximum[rows] = maximum
         local = targets - start
@@ -98,7 +110,7 @@ def compare_predictions(
     tokens, device = targets.shape[0], original.hidden.device
     reference = _Softmax(tokens, device)
     candidates = [_Softmax(tokens, device) for _ in others]
-    divergences = [torch.zeros(tokens, device=device) for _ in others]
+    divergences = [torch.zeros(tokens, dtype=accumulator(device), device=device) for _ in others]
     for start in range(0, vocabulary, VOCABULARY_AT_ONCE):
         stop = min(start + VOCABULARY_AT_ONCE, vocabulary)
         original_rows = original.table(start, stop)
@@ -112,14 +124,13 @@ def compare_predictions(
             ):
                 theirs = _logits(other.hidden[rows], table, softcap)
                 softmax.see(theirs, rows, start, targets[rows])
-                gained = (weights * (logits - theirs)).sum(-1)
+                gained = torch.linalg.vecdot(weights, logits - theirs)
                 divergence[rows] = divergence[rows] * reference.rescale + gained
     return [
         TokenScores(
             nll_original=reference.nll(),
             nll_quantized=softmax.nll(),
-            divergence=divergence / reference.total
-            - (reference.log_total() - softmax.log_total()),
+            divergence=divergence / reference.total - (reference.log_total() - softmax.log_total()),
             agreement=(reference.top == softmax.top).float(),
         )
         for softmax, divergence in zip(candidates, divergences, strict=True)

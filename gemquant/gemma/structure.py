@@ -43,11 +43,11 @@ class RowFold:
 
 @dataclass(frozen=True)
 class InputGroup:
-    """Linears that read the same input, and what their common scale folds into."""
+    """Linears that read the same input, and what their common scale folds into, if anything."""
 
     name: str
     linears: tuple[str, ...]
-    fold: NormFold | RowFold
+    fold: NormFold | RowFold | None
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,11 @@ class LayerStructure:
     def linears(self) -> tuple[str, ...]:
         """All linears, in the order of their inputs."""
         return tuple(linear for group in self.groups for linear in group.linears)
+
+
+def head_structure() -> LayerStructure:
+    """The head as a layer of one linear, whose input's scale has nowhere to fold."""
+    return LayerStructure((InputGroup("head", ("lm_head",), None),), ())
 
 
 def layer_prefix(index: int) -> str:
@@ -127,3 +132,9 @@ def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     if not config["tie_word_embeddings"]:
         shapes[HEAD] = shapes[EMBEDDING]
     return shapes
+
+
+def layer_parameters(config: Mapping[str, Any]) -> list[str]:
+    """Short names of every parameter of a decoder layer."""
+    structure = layer_structure(config)
+    return [f"{name}.weight" for name in (*structure.linears, *structure.norms)]

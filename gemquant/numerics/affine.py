@@ -48,7 +48,7 @@ class AffineRounding:
         return scales, torch.round(-low / scales).clamp_(0, self.largest_code)
 
     def encode(self, values: Tensor, scales: Tensor, zero_points: Tensor) -> Tensor:
-        """Nearest codes, as float32; ``scales`` and ``zero_points`` broadcast against ``values``."""
+        """Nearest codes, as float32; scales and zero points broadcast against ``values``."""
         codes = torch.round(values / scales).add_(zero_points)
         return codes.clamp_(0, self.largest_code)
 
@@ -90,4 +90,5 @@ def dequantize(codes: Tensor, scales: Tensor, zero_points: Tensor) -> Tensor:
     """
     grouped = codes.unflatten(1, (scales.shape[1], -1)).float()
     grouped = grouped - zero_points.float()[..., None]
-    return grouped.mul_(scales.float()[..., None]).flatten(1)
+    decoded: Tensor = grouped.mul_(scales.float()[..., None]).flatten(1)
+    return decoded

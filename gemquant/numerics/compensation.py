@@ -2,9 +2,8 @@
 
 The loss tr(E·H·Eᵀ), E = W − Q, with H = R Rᵀ and R upper triangular, is Σⱼ R[j, j]² (tⱼ − qⱼ)²
 where tⱼ = wⱼ + Σ_{k<j} eₖ R[k, j] / R[j, j]. Rounding tⱼ instead of wⱼ is GPTQ's update (Frantar et
-al., 2022, https://arxiv.org/abs/2210.17323) in the form that needs no inverse (LDLQ: Chee et al., 2023,
-https://arxiv.org/abs/2307.13304). Refinement then revisits every code with all the others fixed
-(coordinate descent), which can only lower the loss.
+al., 2022, https://arxiv.org/abs/2210.17323) in the form that needs no inverse (LDLQ: Chee et al.,
+2023, https://arxiv.org/abs/2307.13304).
 
 Everything is kept in the units of the unscaled weight, so that one factor serves every scale.
 """
@@ -26,35 +25,30 @@ COLUMNS_AT_ONCE = 128
 
 @dataclass(frozen=True)
 class CompensationPlan:
-    """What stays the same for every linear of a layer.
-
-    refinements: passes of coordinate descent after the first rounding.
-    """
+    """What stays the same for every linear of a layer."""
 
     rounding: AffineRounding
     group_size: int
     ratios: tuple[float, ...] = RATIOS
-    refinements: int = 0
 
 
 def quantize_compensated(
-    weight: Tensor, scale: Tensor, *, gram: Tensor, factor: GramFactor, plan: CompensationPlan
+    weight: Tensor, scale: Tensor, *, factor: GramFactor, plan: CompensationPlan
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Quantize weight · scale so that the layer's output changes least.
 
-    weight: (out, in), unscaled. scale: (in,). gram: (in, in) of the unscaled inputs.
+    weight: (out, in), unscaled. scale: (in,). factor: of the unscaled inputs' Gram matrix.
     Returns codes (out, in) uint8; scales, zero points (out, in / group_size) float32.
     """
     results = [
-        _quantize_rows(rows, scale, gram=gram, factor=factor, plan=plan)
-        for rows in weight.split(ROWS_AT_ONCE)
+        _quantize_rows(rows, scale, factor=factor, plan=plan) for rows in weight.split(ROWS_AT_ONCE)
     ]
     codes, scales, zero_points = (torch.cat(parts) for parts in zip(*results, strict=True))
     return codes, scales, zero_points
 
 
 def _quantize_rows(
-    weight: Tensor, scale: Tensor, *, gram: Tensor, factor: GramFactor, plan: CompensationPlan
+    weight: Tensor, scale: Tensor, *, factor: GramFactor, plan: CompensationPlan
 ) -> tuple[Tensor, Tensor, Tensor]:
     columns = weight.shape[1]
     width = group_width(columns, plan.group_size)
@@ -68,9 +62,7 @@ def _quantize_rows(
         block = slice(start, start + step)
         targets, diagonal = _targets(wanted, errors, factor, block)
         if start % width == 0:
-            parameters.append(
-                _group_parameters(targets, scale, factor, start, width, wanted, plan)
-            )
+            parameters.append(_group_parameters(targets, scale, factor, start, width, wanted, plan))
         scales, zero_points = parameters[-1]
         triangle = factor.upper[block, block] / diagonal
         for j in range(step):
@@ -82,8 +74,6 @@ def _quantize_rows(
             codes[column] = code
             value = (code - zero_points).mul_(scales)
             errors[column] = wanted[column] - value.div_(scale[column])
-    for _ in range(plan.refinements):
-        _refine(wanted, errors, codes, scale, gram, parameters, width, plan.rounding)
     return (
         codes.T.contiguous().to(torch.uint8),
         torch.stack([scales for scales, _ in parameters], dim=1),
@@ -135,39 +125,3 @@ def _group_parameters(
         metric=factor.residual_variance[group] / scale[group].square(),
         ratios=plan.ratios,
     )
-
-
-def _refine(
-    wanted: Tensor,
-    errors: Tensor,
-    codes: Tensor,
-    scale: Tensor,
-    gram: Tensor,
-    parameters: list[tuple[Tensor, Tensor]],
-    width: int,
-    rounding: AffineRounding,
-) -> None:
-    """One pass of coordinate descent over all columns, in place."""
-    columns = wanted.shape[0]
-    step = min(width, COLUMNS_AT_ONCE)
-    curvature = gram.diagonal()
-    live = (curvature > 0).tolist()
-    for start in range(0, columns, step):
-        block = slice(start, start + step)
-        scales, zero_points = parameters[start // width]
-        gradient = gram[block] @ errors
-        change = torch.zeros_like(gradient)
-        for j in range(step):
-            column = start + j
-            if not live[column]:
-                continue  # an input that is always zero: any code is as good
-            slope = gradient[j]
-            if j:
-                slope = torch.addmv(slope, change[:j].T, gram[column, start:column])
-            value = wanted[column] - errors[column]
-            target = value + slope / curvature[column]
-            code = rounding.encode(target * scale[column], scales, zero_points)
-            codes[column] = code
-            moved = (code - zero_points).mul_(scales).div_(scale[column])
-            change[j] = value - moved
-            errors[column] = wanted[column] - moved

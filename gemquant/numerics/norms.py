@@ -9,10 +9,11 @@ from torch import Tensor
 def fold_into_norm(weight: Tensor, scale: Tensor, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Divide a norm's gain by ``scale`` and say by what the stored norm really divides.
 
-    Gemma multiplies by 1 + w, so w' = (1 + w) / scale − 1. Stored in a short type w' loses precision
-    where the gain is small; the scale that the rounded norm implements, (1 + w) / (1 + w'), is
-    therefore returned for the weights behind it, and norm and weights agree exactly. A channel whose
-    gain is zero, or would round to zero, keeps its weight and a scale of one.
+    Gemma multiplies by 1 + w, so w' = (1 + w) / scale − 1. Stored in a short type w' loses
+    precision where the gain is small; the scale that the rounded norm implements,
+    (1 + w) / (1 + w'), is therefore returned for the weights behind it, and norm and weights agree
+    exactly. A channel whose gain is zero, or would round to zero, keeps its weight and a scale of
+    one.
 
     weight, scale: (channels,) float32. Returns the rounded norm weight and the effective scale.
     """

@@ -92,9 +92,7 @@ def _sampled(weights: tuple[Tensor, ...]) -> Tensor:
 
 
 def _error(rows: Tensor, scale: Tensor, problem: ScaleProblem) -> Tensor:
-    rounded = round_affine(
-        rows * scale, rounding=problem.rounding, group_size=problem.group_size
-    )
+    rounded = round_affine(rows * scale, rounding=problem.rounding, group_size=problem.group_size)
     return rounded.div_(scale).sub_(rows)
 
 
@@ -106,4 +104,3 @@ def _price(rows: Tensor, scale: Tensor, problem: ScaleProblem) -> float:
 def _whole_loss(rows: Tensor, scale: Tensor, gram: Tensor, problem: ScaleProblem) -> float:
     error = _error(rows, scale, problem)
     return float((error @ gram).mul_(error).sum(dtype=torch.float64))
-

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from gemquant.errors import GemquantError
+from gemquant.gemma.structure import HEAD
 from gemquant.options import option
 from gemquant.protocols import AffineScheme, AffineWeight, Block, Container
 from gemquant.quantizers.linears import GROUP_SIZES, indivisible, is_skipped, unused_patterns
@@ -34,15 +35,12 @@ class AWQ:
     scale: bool = option(True, "Search activation-aware scales and fold them away.")
     clip: bool = option(True, "Search each group's range instead of covering all of it.")
     compensate: bool = option(True, "Round each column to make up for the errors before it.")
-    refinements: int = option(
-        2, "Passes that revisit every code after compensation.", minimum=0, maximum=20
-    )
     skip: str = option("", "Layers to leave in floating point: comma-separated patterns.")
     quantize_head: bool = option(False, "Quantize the head too, untied from the embedding.")
 
     def scheme_for(self, name: str, shape: tuple[int, int]) -> AffineScheme | None:  # noqa: ARG002
-        """The one scheme, unless the layer is to be skipped."""
-        if is_skipped(name, self.skip):
+        """The one scheme, unless the layer is to be skipped; the head only when asked."""
+        if is_skipped(name, self.skip) or (name == HEAD and not self.quantize_head):
             return None
         return AffineScheme(self.bits, self.group_size, self.symmetric)
 

@@ -55,8 +55,9 @@ class _LayerSearch:
         gram = _gram_of(statistics, self.block.prefix + linears[0])
         factor = factorise(gram) if self.options.compensate else None
         scale = torch.ones_like(statistics.mean_abs)
-        if self.options.scale and self._is_foldable(group):
-            scale = self._fold(group.fold, self._search(group, statistics, gram, factor))
+        fold = group.fold
+        if self.options.scale and fold is not None and self._is_foldable(group, fold):
+            scale = self._fold(fold, self._search(group, fold, statistics, gram, factor))
         for linear in linears:
             self.quantized[f"{linear}.weight"] = self._round(linear, scale, gram, factor)
 
@@ -65,13 +66,18 @@ class _LayerSearch:
         rows, columns = self.block.weights[name].shape
         return self.options.scheme_for(self.block.prefix + name, (rows, columns)) is not None
 
-    def _is_foldable(self, group: InputGroup) -> bool:
+    def _is_foldable(self, group: InputGroup, fold: NormFold | RowFold) -> bool:
         """A layer kept in floating point cannot take a scale without being rounded again."""
-        producers = (group.fold.linear,) if isinstance(group.fold, RowFold) else ()
+        producers = (fold.linear,) if isinstance(fold, RowFold) else ()
         return all(self._is_quantized(linear) for linear in (*group.linears, *producers))
 
     def _search(
-        self, group: InputGroup, statistics: Statistics, gram: Tensor, factor: GramFactor | None
+        self,
+        group: InputGroup,
+        fold: NormFold | RowFold,
+        statistics: Statistics,
+        gram: Tensor,
+        factor: GramFactor | None,
     ) -> Tensor:
         problem = ScaleProblem(
             weights=tuple(self.block.weights[f"{linear}.weight"] for linear in group.linears),
@@ -79,7 +85,7 @@ class _LayerSearch:
             sensitivity=gram.diagonal() if factor is None else factor.residual_variance,
             rounding=self.rounding,
             group_size=self.options.group_size,
-            shared=_shared_shape(group.fold, gram.shape[0]),
+            shared=_shared_shape(fold, gram.shape[0]),
         )
         return search_scale(problem, gram=gram if factor is None else None)
 
@@ -108,11 +114,9 @@ class _LayerSearch:
                 ratios=self.ratios,
             )
         else:
-            plan = CompensationPlan(
-                self.rounding, options.group_size, self.ratios, options.refinements
-            )
+            plan = CompensationPlan(self.rounding, options.group_size, self.ratios)
             codes, scales, zero_points = quantize_compensated(
-                weight, scale, gram=gram, factor=factor, plan=plan
+                weight, scale, factor=factor, plan=plan
             )
         return AffineWeight(
             AffineScheme(options.bits, options.group_size, options.symmetric),

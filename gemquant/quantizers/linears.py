@@ -1,4 +1,4 @@
-"""Rules that every weight-only quantizer of linear layers shares: what to quantize, what divides."""
+"""Rules that all quantizers of linear layers share: what is left out, what divides."""
 
 from __future__ import annotations
 

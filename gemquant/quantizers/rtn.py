@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from gemquant.errors import GemquantError
+from gemquant.gemma.structure import HEAD
 from gemquant.options import option
 from gemquant.protocols import AffineScheme, AffineWeight, Block, Container
 from gemquant.quantizers.linears import GROUP_SIZES, indivisible, is_skipped, unused_patterns
@@ -31,8 +32,8 @@ class RoundToNearest:
     quantize_head: bool = option(False, "Quantize the head too, untied from the embedding.")
 
     def scheme_for(self, name: str, shape: tuple[int, int]) -> AffineScheme | None:  # noqa: ARG002
-        """The one scheme, unless the layer is to be skipped."""
-        if is_skipped(name, self.skip):
+        """The one scheme, unless the layer is to be skipped; the head only when asked."""
+        if is_skipped(name, self.skip) or (name == HEAD and not self.quantize_head):
             return None
         return AffineScheme(self.bits, self.group_size, self.symmetric)
 

@@ -1,0 +1,98 @@
+"""The calibration pass: every decoder layer once, with what its inputs say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+
+from gemquant.calibration.activation_range import ActivationRangeScan
+from gemquant.calibration.statistics import StatisticsGatherer
+from gemquant.calibration.stream import Stream, embed_windows, layer_weights
+from gemquant.calibration.windows import TokenWindows
+from gemquant.errors import CalibrationError
+from gemquant.gemma.skeleton import Skeleton
+from gemquant.gemma.structure import (
+    FINAL_NORM,
+    head_structure,
+    layer_parameters,
+    layer_prefix,
+    layer_structure,
+)
+from gemquant.protocols import Block, Statistics, Weights
+
+
+class Trace:
+    """Streams the unquantized model's calibration windows, one layer in memory at a time.
+
+    calibration: None where no quantizer needs statistics; blocks then carry none.
+    gram: gather Gram matrices beside the moments.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        skeleton: Skeleton,
+        calibration: TokenWindows | None,
+        *,
+        gram: bool,
+    ) -> None:
+        self._weights = weights
+        self._skeleton = skeleton
+        self._calibration = calibration
+        self._gram = gram
+        self._stream: Stream | None = None
+        self.scan = ActivationRangeScan()
+
+    def blocks(self) -> Iterator[Block]:
+        """Yield every decoder layer with the statistics of its inputs."""
+        if self._calibration is not None:
+            self._stream = embed_windows(self._skeleton, self._weights, self._calibration.ids)
+        structure = layer_structure(self._weights.config)
+        names = layer_parameters(self._weights.config)
+        for index in range(self._skeleton.layers):
+            prefix = layer_prefix(index)
+            weights = layer_weights(self._weights, prefix, names, self._skeleton)
+            statistics: Mapping[str, Statistics] = {}
+            if self._stream is not None:
+                gatherers = {
+                    group.linears[0]: StatisticsGatherer(
+                        weights[f"{group.linears[0]}.weight"].shape[1],
+                        gram=self._gram,
+                        device=self._skeleton.device,
+                    )
+                    for group in structure.groups
+                }
+                observer = self.scan.observer(index, prefix)
+                with self._skeleton.observing(index, inputs=gatherers, outputs=observer):
+                    self._stream.advance(index, weights)
+                observer.close()
+                self._require_finite(prefix)
+                statistics = {
+                    linear: gatherers[group.linears[0]].result()
+                    for group in structure.groups
+                    for linear in group.linears
+                }
+                del gatherers, observer
+            yield Block(index, prefix, structure, weights, statistics)
+            del weights, statistics
+
+    def head_statistics(self) -> Mapping[str, Statistics]:
+        """What the head's input says, after the last block; empty without calibration."""
+        if self._stream is None:
+            return {}
+        norm = self._weights.tensor(FINAL_NORM, torch.float32)
+        norm = norm.to(self._skeleton.device, self._skeleton.dtype)
+        gatherer = StatisticsGatherer(norm.shape[0], gram=self._gram, device=self._skeleton.device)
+        for window in self._stream.hidden:
+            gatherer(self._skeleton.final_norm(norm, window))
+        (group,) = head_structure().groups
+        return {group.linears[0]: gatherer.result()}
+
+    def _require_finite(self, prefix: str) -> None:
+        assert self._stream is not None
+        if not torch.isfinite(self._stream.hidden).all():
+            raise CalibrationError(
+                f"{prefix.rstrip('.')}: the activations are not finite in {self._skeleton.dtype}.",
+                hint="Trace in float32: --dtype float32.",
+            )

@@ -1,0 +1,140 @@
+"""What a job will write, from headers alone: layout, sizes, and everything that forbids it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from gemquant.artifact.staging import output_problems
+from gemquant.errors import GemquantError, Problems, refuse
+from gemquant.gemma.structure import (
+    EMBEDDING,
+    HEAD,
+    layer_prefix,
+    layer_structure,
+    linear_shapes,
+    tensor_shapes,
+)
+from gemquant.options import problems_with
+from gemquant.protocols import (
+    AffineSpec,
+    ArtifactHeader,
+    Exporter,
+    PlainSpec,
+    Quantizer,
+    Weights,
+)
+from gemquant.recipe import Recipe
+
+# Tokenizer, card, configuration and manifest beside the weights: a generous guess.
+SMALL_FILES_BYTES = 64_000_000
+
+
+@dataclass(frozen=True)
+class Job:
+    """One artifact to make: an algorithm, a container, and a place."""
+
+    quantizer: Quantizer
+    exporter: Exporter
+    out: Path
+    recipe: Recipe
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """What a job will write, known before any weight is read.
+
+    file_sizes: bytes of each weight file. bits_per_weight: over all weights, embedding included.
+    quantized, kept: names of matrices stored as codes and in floating point.
+    """
+
+    job: Job
+    header: ArtifactHeader
+    file_sizes: Mapping[str, int]
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of all weight files."""
+        return sum(self.file_sizes.values())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits over the number of weights."""
+        return 8 * self.total_bytes / sum(prod(s.shape) for s in self.header.layout.values())
+
+    @property
+    def quantized(self) -> Sequence[str]:
+        """Names of the weights stored as codes."""
+        return [n for n, spec in self.header.layout.items() if isinstance(spec, AffineSpec)]
+
+    @property
+    def kept(self) -> Sequence[str]:
+        """Names of the matrices kept in floating point."""
+        return [
+            n
+            for n, spec in self.header.layout.items()
+            if isinstance(spec, PlainSpec) and len(spec.shape) == 2
+        ]
+
+
+def linear_weights(weights: Weights) -> dict[str, tuple[int, int]]:
+    """Full names and shapes (out, in) of all decoder linears."""
+    shapes = linear_shapes(weights.config)
+    return {
+        f"{layer_prefix(index)}{linear}.weight": shapes[linear]
+        for index in range(weights.config["num_hidden_layers"])
+        for linear in layer_structure(weights.config).linears
+    }
+
+
+def plan(jobs: Sequence[Job], weights: Weights) -> list[JobPlan]:
+    """Lay out every job, or refuse with all problems of all jobs at once."""
+    problems: list[GemquantError] = []
+    plans = []
+    for job in jobs:
+        found = [*problems_with(job.quantizer), *job.quantizer.problems(linear_weights(weights))]
+        header = _header(job, weights)
+        # Sizes of a layout that cannot exist mean nothing, and would be complained of twice.
+        if not found:
+            found = list(job.exporter.problems(header))
+        if not found:
+            made = JobPlan(job, header, job.exporter.file_sizes(header))
+            found = output_problems(
+                job.out, force=job.force, needed_bytes=made.total_bytes + SMALL_FILES_BYTES
+            )
+            plans.append(made)
+        else:
+            found += output_problems(job.out, force=job.force, needed_bytes=0)
+        problems += found
+    refuse(_flat(problems))
+    return plans
+
+
+def _header(job: Job, weights: Weights) -> ArtifactHeader:
+    """Every tensor in the order of the forward pass; a head that is quantized is untied first."""
+    config = dict(weights.config)
+    container = job.exporter.container(config)
+    linears = linear_weights(weights)
+    layout: dict[str, PlainSpec | AffineSpec] = {}
+    for name, shape in tensor_shapes(config).items():
+        layout[name] = PlainSpec(shape, container.float_dtype)
+        if name in linears:
+            scheme = job.quantizer.scheme_for(name, linears[name])
+            if scheme is not None:
+                layout[name] = AffineSpec(linears[name], scheme)
+    rows, columns = weights.shape(EMBEDDING)
+    head_scheme = job.quantizer.scheme_for(HEAD, (rows, columns))
+    if head_scheme is not None:
+        config["tie_word_embeddings"] = False
+        layout[HEAD] = AffineSpec((rows, columns), head_scheme)
+    return ArtifactHeader(config, layout)
+
+
+def _flat(problems: Sequence[GemquantError]) -> list[GemquantError]:
+    flat: list[GemquantError] = []
+    for problem in problems:
+        flat += problem.problems if isinstance(problem, Problems) else [problem]
+    return flat
