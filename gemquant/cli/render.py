@@ -29,12 +29,12 @@ def print_json(document: Any) -> None:
 
 def print_tables(*parts: Table | str) -> None:
     """Print tables and lines; 100 columns where stdout is no terminal."""
-    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = 100
     with console.capture() as printed:
         for part in parts:
-            console.print(part)
+            console.print(part, soft_wrap=isinstance(part, str))
     click.echo("\n".join(line.rstrip() for line in printed.get().splitlines()))
 
 

@@ -100,9 +100,9 @@ def test_the_float16_verdict_names_the_module(
 ) -> None:
     render.artifact(artifact, as_json=False)
     assert (
-        "does not fit; use bfloat16: largest activation 123,456 of 65,504"
-        in capsys.readouterr().out
-    )
+        "does not fit; use bfloat16: largest activation 123,456 of 65,504, "
+        "at layers.3.mlp.down_proj"
+    ) in " ".join(capsys.readouterr().out.split())
 
 
 def test_json_is_one_document_with_the_manifest(
