@@ -17,7 +17,7 @@ from gemquant.resources import default_threads
 
 if TYPE_CHECKING:
     from gemquant.artifact import Artifact
-    from gemquant.protocols import Progress, SliceResult
+    from gemquant.protocols import Certificate, Progress
 
 MEASURING = ("eval_windows", "eval_slices", "seq_len", "seed", "device", "dtype")
 """Settings that the artifact's own recipe gives their defaults."""
@@ -40,8 +40,8 @@ class EvalCommand(click.Command):
         recipe = _recipe(artifact, given)
         refuse(recipe.problems())
         with reporter(quiet=given["quiet"]) as progress:
-            slices = _measure(artifact, recipe, threads, progress)
-        render.evaluation(artifact, recipe.model, slices, as_json=given["as_json"])
+            certificates = _measure(artifact, recipe, threads, given["native"], progress)
+        render.evaluation(artifact, recipe.model, certificates, as_json=given["as_json"])
 
 
 def _recipe(artifact: Artifact, given: dict[str, Any]) -> Recipe:
@@ -59,24 +59,29 @@ def _recipe(artifact: Artifact, given: dict[str, Any]) -> Recipe:
 
 
 def _measure(
-    artifact: Artifact, recipe: Recipe, threads: int, progress: Progress
-) -> list[SliceResult]:
+    artifact: Artifact, recipe: Recipe, threads: int, native: bool, progress: Progress
+) -> list[Certificate]:
     import torch
 
     from gemquant.checkpoint import open_checkpoint
     from gemquant.cli.preparation import chat_template, read_evaluation, require_device
     from gemquant.evaluation.compare import compare
+    from gemquant.evaluation.native import NativeRuntime
     from gemquant.plugins import exporter
 
     require_device(recipe.device)
     torch.set_num_threads(threads)
     progress.note(f"opening {recipe.model}")
     original = open_checkpoint(recipe.model, lora=recipe.lora)
-    quantized = exporter(artifact.manifest.container).open(artifact.path)
+    container = artifact.manifest.container
+    quantized = exporter(container).open(artifact.path)
     return compare(
         original,
         quantized,
         read_evaluation(recipe, original, chat_template(recipe, original)),
+        runtime=(
+            NativeRuntime.find(artifact.path, container, device=recipe.device) if native else None
+        ),
         device=recipe.device,
         compute_dtype=getattr(torch, recipe.dtype),
         progress=progress,
@@ -93,6 +98,12 @@ command = EvalCommand(
             instead="what the artifact was made from",
             help="The original.",
         ),
+        click.Option(
+            ["--native/--no-native"],
+            default=True,
+            show_default=True,
+            help="Also run the artifact in the runtime it is made for, where that is installed.",
+        ),
         *evaluation_flags(inherited="the artifact's"),
         *window_flags(inherited="the artifact's"),
         *machine_flags(inherited="the artifact's"),
@@ -101,7 +112,8 @@ command = EvalCommand(
     help="""Measure an artifact against its original again.
 
     Streams both through the same evaluation windows, by default those of the artifact's own
-    certificate, and prints what was lost.""",
+    certificate, and prints what was lost: level reference. Then the artifact is loaded, whole,
+    in the runtime that executes it, and measured on the same windows: level native.""",
     epilog="""\b
 Examples:
   gemquant eval gemma-2-2b-awq

@@ -17,7 +17,7 @@ from gemquant.resources import human_bytes
 if TYPE_CHECKING:
     from gemquant.artifact import Artifact, CertificateRecord, Manifest
     from gemquant.plan import JobPlan
-    from gemquant.protocols import SliceResult
+    from gemquant.protocols import Certificate
 
 MATRICES_NAMED = 4
 
@@ -118,23 +118,19 @@ def artifact(made: Artifact, *, as_json: bool) -> None:
 
 
 def evaluation(
-    measured: Artifact, original: str, slices: Sequence[SliceResult], *, as_json: bool
+    measured: Artifact, original: str, certificates: Sequence[Certificate], *, as_json: bool
 ) -> None:
-    """Print what a second measurement found."""
+    """Print what a second measurement found, level by level."""
     from gemquant.artifact import certificate_record
-    from gemquant.protocols import Certificate
 
-    record = certificate_record(Certificate(level="reference", runtime="torch", slices=slices))
+    records = [certificate_record(each) for each in certificates]
     if as_json:
-        print_json(
-            {
-                "path": str(measured.path),
-                "original": original,
-                "certificate": record.model_dump(mode="json"),
-            }
-        )
-    else:
-        print_tables(f"{measured.path} against {original}", "", *certificate(record))
+        documents = [record.model_dump(mode="json") for record in records]
+        print_json({"path": str(measured.path), "original": original, "certificates": documents})
+        return
+    print_tables(f"{measured.path} against {original}")
+    for record in records:
+        print_tables("", *certificate(record))
 
 
 def _facts(manifest: Manifest) -> list[Table | str]:
