@@ -3,7 +3,9 @@
 The loss tr(E·H·Eᵀ), E = W − Q, with H = R Rᵀ and R upper triangular, is Σⱼ R[j, j]² (tⱼ − qⱼ)²
 where tⱼ = wⱼ + Σ_{k<j} eₖ R[k, j] / R[j, j]. Rounding tⱼ instead of wⱼ is GPTQ's update (Frantar et
 al., 2022, https://arxiv.org/abs/2210.17323) in the form that needs no inverse (LDLQ: Chee et al.,
-2023, https://arxiv.org/abs/2307.13304).
+2023, https://arxiv.org/abs/2307.13304). Refinement then revisits every code with all the others
+fixed (coordinate descent), which can only lower the loss: on Gemma 3 270M two passes take off 13 to
+21 % of what compensation leaves.
 
 Everything is kept in the units of the unscaled weight, so that one factor serves every scale.
 """
@@ -25,55 +27,77 @@ COLUMNS_AT_ONCE = 128
 
 @dataclass(frozen=True)
 class CompensationPlan:
-    """What stays the same for every linear of a layer."""
+    """What stays the same for every linear of a layer.
+
+    refinements: passes of coordinate descent after the first rounding.
+    """
 
     rounding: AffineRounding
     group_size: int
     ratios: tuple[float, ...] = RATIOS
+    refinements: int = 0
 
 
 def quantize_compensated(
-    weight: Tensor, scale: Tensor, *, factor: GramFactor, plan: CompensationPlan
+    weight: Tensor, scale: Tensor, *, gram: Tensor, factor: GramFactor, plan: CompensationPlan
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Quantize weight · scale so that the layer's output changes least.
 
-    weight: (out, in), unscaled. scale: (in,). factor: of the unscaled inputs' Gram matrix.
+    weight: (out, in), unscaled. scale: (in,). gram: (in, in) of the unscaled inputs, and its
+    factor.
     Returns codes (out, in) uint8; scales, zero points (out, in / group_size) float32.
     """
     results = [
-        _quantize_rows(rows, scale, factor=factor, plan=plan) for rows in weight.split(ROWS_AT_ONCE)
+        _quantize_rows(rows, scale, gram=gram, factor=factor, plan=plan)
+        for rows in weight.split(ROWS_AT_ONCE)
     ]
     codes, scales, zero_points = (torch.cat(parts) for parts in zip(*results, strict=True))
     return codes, scales, zero_points
 
 
 def _quantize_rows(
-    weight: Tensor, scale: Tensor, *, factor: GramFactor, plan: CompensationPlan
+    weight: Tensor, scale: Tensor, *, gram: Tensor, factor: GramFactor, plan: CompensationPlan
 ) -> tuple[Tensor, Tensor, Tensor]:
     columns = weight.shape[1]
     width = group_width(columns, plan.group_size)
     step = min(width, COLUMNS_AT_ONCE)
+    blocks = [slice(start, min(start + step, columns)) for start in range(0, columns, step)]
     # Columns come first from here on: one column of every row is then contiguous.
     wanted = weight.T.contiguous()
     errors = torch.zeros_like(wanted)
     codes = torch.empty_like(wanted)
     parameters: list[tuple[Tensor, Tensor]] = []
-    for start in range(0, columns, step):
-        block = slice(start, start + step)
+    for block in blocks:
         targets, diagonal = _targets(wanted, errors, factor, block)
-        if start % width == 0:
-            parameters.append(_group_parameters(targets, scale, factor, start, width, wanted, plan))
+        if block.start % width == 0:
+            group = slice(block.start, block.start + width)
+            parameters.append(_group_parameters(targets, scale, factor, group, wanted, plan))
         scales, zero_points = parameters[-1]
         triangle = factor.upper[block, block] / diagonal
-        for j in range(step):
-            column = start + j
+        for j, column in enumerate(range(block.start, block.stop)):
             target = targets.feedback[j]
             if j:
-                target = torch.addmv(target, errors[start:column].T, triangle[:j, j])
+                target = torch.addmv(target, errors[block.start : column].T, triangle[:j, j])
             code = plan.rounding.encode(target * scale[column], scales, zero_points)
             codes[column] = code
             value = (code - zero_points).mul_(scales)
             errors[column] = wanted[column] - value.div_(scale[column])
+    if plan.refinements:
+        # Only inputs that are ever seen have a code that is better than another.
+        live = (gram.diagonal() > 0).tolist()
+        for _ in range(plan.refinements):
+            for block in blocks:
+                _refine_block(
+                    block,
+                    live,
+                    wanted=wanted,
+                    errors=errors,
+                    codes=codes,
+                    scale=scale,
+                    gram=gram,
+                    parameters=parameters[block.start // width],
+                    rounding=plan.rounding,
+                )
     return (
         codes.T.contiguous().to(torch.uint8),
         torch.stack([scales for scales, _ in parameters], dim=1),
@@ -111,17 +135,47 @@ def _group_parameters(
     targets: _Targets,
     scale: Tensor,
     factor: GramFactor,
-    start: int,
-    width: int,
+    group: slice,
     wanted: Tensor,
     plan: CompensationPlan,
 ) -> tuple[Tensor, Tensor]:
     # A group wider than a block is a whole row, and nothing comes before it.
-    settled = targets.settled if width <= targets.settled.shape[0] else wanted
-    group = slice(start, start + width)
+    within_block = group.stop - group.start <= targets.settled.shape[0]
+    settled = targets.settled if within_block else wanted
     return search_range(
         (settled * scale[group, None]).T.contiguous(),
         rounding=plan.rounding,
         metric=factor.residual_variance[group] / scale[group].square(),
         ratios=plan.ratios,
     )
+
+
+def _refine_block(
+    block: slice,
+    live: list[bool],
+    *,
+    wanted: Tensor,
+    errors: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    gram: Tensor,
+    parameters: tuple[Tensor, Tensor],
+    rounding: AffineRounding,
+) -> None:
+    """Move each code of a block to its best value given all the others, in place."""
+    scales, zero_points = parameters
+    gradient = gram[block] @ errors
+    change = torch.zeros_like(gradient)
+    for j, column in enumerate(range(block.start, block.stop)):
+        if not live[column]:
+            continue
+        slope = gradient[j]
+        if j:
+            slope = torch.addmv(slope, change[:j].T, gram[column, block.start : column])
+        value = wanted[column] - errors[column]
+        target = value + slope / gram[column, column]
+        code = rounding.encode(target * scale[column], scales, zero_points)
+        moved = (code - zero_points).mul_(scales).div_(scale[column])
+        change[j] = value - moved
+        codes[column] = code
+        errors[column] = wanted[column] - moved

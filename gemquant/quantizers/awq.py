@@ -35,6 +35,9 @@ class AWQ:
     scale: bool = option(True, "Search activation-aware scales and fold them away.")
     clip: bool = option(True, "Search each group's range instead of covering all of it.")
     compensate: bool = option(True, "Round each column to make up for the errors before it.")
+    refinements: int = option(
+        2, "Passes that revisit every code after compensation.", minimum=0, maximum=20
+    )
     skip: str = option("", "Layers to leave in floating point: comma-separated patterns.")
     quantize_head: bool = option(False, "Quantize the head too, untied from the embedding.")
 

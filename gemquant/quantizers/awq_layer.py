@@ -114,9 +114,11 @@ class _LayerSearch:
                 ratios=self.ratios,
             )
         else:
-            plan = CompensationPlan(self.rounding, options.group_size, self.ratios)
+            plan = CompensationPlan(
+                self.rounding, options.group_size, self.ratios, options.refinements
+            )
             codes, scales, zero_points = quantize_compensated(
-                weight, scale, factor=factor, plan=plan
+                weight, scale, gram=gram, factor=factor, plan=plan
             )
         return AffineWeight(
             AffineScheme(options.bits, options.group_size, options.symmetric),
