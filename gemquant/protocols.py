@@ -320,10 +320,15 @@ Level = Literal["reference", "native", "emulated", "vendor-sim"]
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was lost, at one level; levels are never mixed."""
+    """What was lost, at one level; levels are never mixed.
+
+    kl_from_reference: mean divergence of this level's predictions from level ``reference``'s, over
+    one window of every slice: how far the runtime's own arithmetic moves them, in nats per token.
+    """
 
     level: Level
     runtime: str
     slices: Sequence[SliceResult] = field(default_factory=tuple)
     token_stream: str = ""
     not_run: str | None = None
+    kl_from_reference: Measurement | None = None

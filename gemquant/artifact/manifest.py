@@ -144,6 +144,11 @@ class CertificateRecord(Record):
     not_run: str | None = Field(
         default=None, description="Why this level was not measured; null if it was."
     )
+    kl_from_reference: MeasurementRecord | None = Field(
+        default=None,
+        description="Mean divergence of this level's predictions from level `reference`'s, over "
+        "one window of every slice: what the runtime's own arithmetic changes. Nats per token.",
+    )
 
 
 class Manifest(Record):
@@ -199,6 +204,9 @@ def certificate_record(certificate: Certificate) -> CertificateRecord:
         slices=tuple(map(_slice_record, certificate.slices)),
         token_stream=certificate.token_stream,
         not_run=certificate.not_run,
+        kl_from_reference=None
+        if certificate.kl_from_reference is None
+        else _measurement(certificate.kl_from_reference),
     )
 
 

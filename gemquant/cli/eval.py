@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gemquant.artifact import Artifact
     from gemquant.protocols import Certificate, Progress
 
+PROMPT = "The capital of France is"
 MEASURING = ("eval_windows", "eval_slices", "seq_len", "seed", "device", "dtype")
 """Settings that the artifact's own recipe gives their defaults."""
 
@@ -75,17 +76,24 @@ def _measure(
     original = open_checkpoint(recipe.model, lora=recipe.lora)
     container = artifact.manifest.container
     quantized = exporter(container).open(artifact.path)
-    return compare(
+    runtime = None
+    if native:
+        runtime = NativeRuntime.find(artifact.path, container, device=recipe.device)
+    certificates = compare(
         original,
         quantized,
         read_evaluation(recipe, original, chat_template(recipe, original)),
-        runtime=(
-            NativeRuntime.find(artifact.path, container, device=recipe.device) if native else None
-        ),
+        runtime=runtime,
         device=recipe.device,
         compute_dtype=getattr(torch, recipe.dtype),
         progress=progress,
     )
+    if runtime is not None and runtime.not_run is None:
+        tokenizer, bos = original.tokenizer(), original.config["bos_token_id"]
+        prompt = tokenizer.encode(PROMPT, add_special_tokens=False).ids
+        continued = tokenizer.decode(runtime.generate([bos, *prompt]))
+        progress.note(f"{runtime.runtime} continues {PROMPT!r} with {continued!r}")
+    return certificates
 
 
 command = EvalCommand(

@@ -75,9 +75,16 @@ def compare(
     token_stream = stream_digest([windows.ids for windows in evaluation])
     certificates = [Certificate("reference", reference_runtime(skeleton), results[0], token_stream)]
     if runtime is not None:
-        measured = results[1] if runtime.not_run is None else ()
         certificates.append(
-            Certificate("native", runtime.runtime, measured, token_stream, runtime.not_run)
+            Certificate("native", runtime.runtime, (), token_stream, runtime.not_run)
+            if len(results) == 1
+            else Certificate(
+                "native",
+                runtime.runtime,
+                results[1],
+                token_stream,
+                kl_from_reference=streams.divergence(after, others[1]),
+            )
         )
     return certificates
 

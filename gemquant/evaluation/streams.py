@@ -9,11 +9,11 @@ from torch import Tensor
 
 from gemquant.calibration.stream import Stream, embed_windows
 from gemquant.calibration.windows import TokenWindows
-from gemquant.evaluation.divergence import Predictor, Table, compare_predictions
-from gemquant.evaluation.summary import summarise
+from gemquant.evaluation.divergence import Predictor, Table, TokenScores, compare_predictions
+from gemquant.evaluation.summary import mean_over_windows, summarise
 from gemquant.gemma.skeleton import Skeleton
 from gemquant.gemma.structure import EMBEDDING, FINAL_NORM, HEAD
-from gemquant.protocols import SliceResult, Weights
+from gemquant.protocols import Measurement, SliceResult, Weights
 
 
 class EvaluationStreams:
@@ -62,16 +62,8 @@ class EvaluationStreams:
 
     def score(self, original: Predictor, others: Sequence[Predictor]) -> list[list[SliceResult]]:
         """Compare every other model with the original: for each its slices, in the order given."""
-        targets = self._ids[:, 1:].reshape(-1).to(self._skeleton.device)
-        scored = compare_predictions(
-            original,
-            list(others),
-            targets,
-            vocabulary=self._skeleton.config.vocab_size,
-            softcap=self._skeleton.logit_softcap,
-        )
         results = []
-        for scores in scored:
+        for scores in self._compare(original, others, self._ids):
             first, slices = 0, []
             for windows in self._slices:
                 tokens = windows.ids.shape[0] * (windows.ids.shape[1] - 1)
@@ -80,6 +72,29 @@ class EvaluationStreams:
                 first += tokens
             results.append(slices)
         return results
+
+    def divergence(self, reference: Predictor, other: Predictor) -> Measurement:
+        """Mean divergence of one model's predictions from another's, a window of every slice."""
+        counts = [windows.ids.shape[0] for windows in self._slices]
+        firsts = [sum(counts[:n]) for n in range(len(counts))]
+        predicting = self._ids.shape[1] - 1
+        tokens = torch.cat(
+            [torch.arange(first * predicting, (first + 1) * predicting) for first in firsts]
+        ).to(self._skeleton.device)
+        chosen = [Predictor(model.hidden[tokens], model.table) for model in (reference, other)]
+        (scores,) = self._compare(chosen[0], chosen[1:], self._ids[firsts])
+        return mean_over_windows(scores.divergence, windows=len(firsts))
+
+    def _compare(
+        self, original: Predictor, others: Sequence[Predictor], ids: Tensor
+    ) -> list[TokenScores]:
+        return compare_predictions(
+            original,
+            list(others),
+            ids[:, 1:].reshape(-1).to(self._skeleton.device),
+            vocabulary=self._skeleton.config.vocab_size,
+            softcap=self._skeleton.logit_softcap,
+        )
 
 
 def _predicting(hidden: Tensor) -> Tensor:

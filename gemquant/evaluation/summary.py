@@ -30,6 +30,11 @@ def summarise(name: str, scores: TokenScores, *, windows: int) -> SliceResult:
     )
 
 
+def mean_over_windows(values: Tensor, *, windows: int) -> Measurement:
+    """Mean of values (windows · tokens,) with its standard error over windows."""
+    return _mean(_by_window(values, windows))
+
+
 def _by_window(values: Tensor, windows: int) -> Tensor:
     return values.double().cpu().reshape(windows, -1)
 
