@@ -16,6 +16,7 @@ from gemquant.resources import human_bytes
 
 if TYPE_CHECKING:
     from gemquant.artifact import Artifact, CertificateRecord, Manifest
+    from gemquant.artifact.manifest import MeasurementRecord
     from gemquant.plan import JobPlan
     from gemquant.protocols import Certificate
 
@@ -206,13 +207,27 @@ def certificate(record: CertificateRecord) -> list[Table | str]:
     numbers = ("tokens", "perplexity", "quantized", "KL mean", "KL 99.9 %", "top-1 same")
     losses = table("slice", *numbers, title=title, numbers=numbers)
     for row in record.slices:
+        alone = row.windows == 1
         losses.add_row(
             row.slice,
             str(row.tokens),
             f"{row.perplexity_original.value:.3f}",
             f"{row.perplexity_quantized.value:.3f}",
-            f"{row.kl_mean.value:.4f} ± {row.kl_mean.standard_error:.4f}",
-            f"{row.kl_p999.value:.3f} ± {row.kl_p999.standard_error:.3f}",
-            f"{row.top1_agreement.value:.2%} ± {row.top1_agreement.standard_error:.2%}",
+            _figure(row.kl_mean, ".4f", alone=alone),
+            _figure(row.kl_p999, ".3f", alone=alone),
+            _figure(row.top1_agreement, ".2%", alone=alone),
         )
-    return [losses, "KL divergence in nats per token; ± is the standard error over windows."]
+    parts: list[Table | str] = [
+        losses,
+        "KL divergence in nats per token; ± is the standard error over windows.",
+    ]
+    if record.kl_from_reference is not None:
+        figure = _figure(record.kl_from_reference, ".5f", alone=False)
+        parts.append(f"KL divergence of this level from level reference: {figure}.")
+    return parts
+
+
+def _figure(measured: MeasurementRecord, form: str, *, alone: bool) -> str:
+    """Write a figure with its standard error, which a window that stands alone does not have."""
+    error = "" if alone else f" ± {measured.standard_error:{form}}"
+    return f"{measured.value:{form}}{error}"

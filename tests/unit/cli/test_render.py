@@ -146,3 +146,26 @@ def test_a_plan_names_folder_container_and_size(capsys: pytest.CaptureFixture[st
         "",
         "Nothing was written (--dry-run).",
     ]
+
+
+def test_one_window_has_no_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    import dataclasses
+
+    alone = dataclasses.replace(LOSS, windows=1)
+    record = certificate_record(Certificate("reference", "torch", slices=(alone,)))
+    render.print_tables(*render.certificate(record))
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("english"))
+    assert row.split()[4:] == ["0.1235", "2.346", "87.65%"]
+
+
+def test_the_distance_of_a_level_from_the_reference_is_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    certificate = Certificate(
+        "native", "transformers", slices=(LOSS,), kl_from_reference=Measurement(0.00123, 0.00045)
+    )
+    render.print_tables(*render.certificate(certificate_record(certificate)))
+    assert (
+        "KL divergence of this level from level reference: 0.00123 ± 0.00045."
+        in capsys.readouterr().out
+    )
