@@ -72,28 +72,7 @@ def _cgroup_cpus() -> int | None:
     return None if quota == "max" else max(1, int(quota) // int(period))
 
 
-# ---------------------------------------------------------------- memory and sizes
-
-
-def available_memory() -> int | None:
-    """Bytes that can be allocated without swapping, or None where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    fields = dict(line.split(":", 1) for line in lines)
-    free = int(fields["MemAvailable"].split()[0]) * 1024
-    limit = _cgroup_free()
-    return min(free, limit) if limit is not None else free
-
-
-def _cgroup_free() -> int | None:
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = Path("/sys/fs/cgroup/memory.current").read_text().strip()
-    except OSError:
-        return None
-    return None if limit == "max" else max(0, int(limit) - int(used))
+# ---------------------------------------------------------------- sizes
 
 
 def human_bytes(count: int) -> str:
