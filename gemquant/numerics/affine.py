@@ -30,10 +30,18 @@ class AffineRounding:
         """2**bits − 1."""
         return int(2**self.bits - 1)
 
+    @property
+    def _scale_range(self) -> tuple[float, float]:
+        """Smallest and largest scale: float16's subnormals count, or small weights would vanish."""
+        stored = torch.finfo(self.scale_dtype)
+        smallest = stored.smallest_normal * stored.eps
+        return max(smallest, torch.finfo(torch.float32).smallest_normal), stored.max
+
     def parameters(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point that cover [low, high], both float32 and of the shape of ``low``.
 
         The range is first widened to hold zero, which every affine format represents exactly.
+        A scale that its type cannot hold becomes the nearest that it can, never zero or infinite.
         """
         low, high = low.clamp(max=0), high.clamp(min=0)
         if self.symmetric:
@@ -41,8 +49,7 @@ class AffineRounding:
         else:
             width = high - low
         width = torch.where(width > 0, width, torch.full_like(width, float(self.largest_code)))
-        smallest = torch.finfo(self.scale_dtype).smallest_normal
-        scales = (width / self.largest_code).clamp(min=smallest).to(self.scale_dtype).float()
+        scales = (width / self.largest_code).clamp(*self._scale_range).to(self.scale_dtype).float()
         if self.symmetric:
             return scales, torch.full_like(scales, float(2 ** (self.bits - 1)))
         return scales, torch.round(-low / scales).clamp_(0, self.largest_code)
