@@ -59,9 +59,11 @@ class AffineRounding:
         codes = torch.round(values / scales).add_(zero_points)
         return codes.clamp_(0, self.largest_code)
 
-    def round(self, values: Tensor, scales: Tensor, zero_points: Tensor) -> Tensor:
-        """The nearest values that the format can hold."""
-        return self.encode(values, scales, zero_points).sub_(zero_points).mul_(scales)
+    def error(self, values: Tensor, scales: Tensor, zero_points: Tensor) -> Tensor:
+        """What rounding adds, in units of the scale: code − zero_point − value / scale."""
+        wanted = values / scales
+        codes = torch.round(wanted).add_(zero_points).clamp_(0, self.largest_code)
+        return codes.sub_(zero_points).sub_(wanted)
 
 
 def group_width(columns: int, group_size: int) -> int:
@@ -81,13 +83,6 @@ def quantize_affine(
     scales, zero_points = rounding.parameters(grouped.amin(-1), grouped.amax(-1))
     codes = rounding.encode(grouped, scales[..., None], zero_points[..., None])
     return codes.flatten(1).to(torch.uint8), scales, zero_points
-
-
-def round_affine(weight: Tensor, *, rounding: AffineRounding, group_size: int) -> Tensor:
-    """The weight after rounding to nearest: (out, in) float32."""
-    grouped = weight.unflatten(1, (-1, group_width(weight.shape[1], group_size)))
-    scales, zero_points = rounding.parameters(grouped.amin(-1), grouped.amax(-1))
-    return rounding.round(grouped, scales[..., None], zero_points[..., None]).flatten(1)
 
 
 def dequantize(codes: Tensor, scales: Tensor, zero_points: Tensor) -> Tensor:

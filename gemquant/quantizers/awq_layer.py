@@ -11,7 +11,7 @@ from torch import Tensor
 from gemquant.errors import UnsupportedError
 from gemquant.gemma.structure import InputGroup, NormFold, RowFold
 from gemquant.numerics.affine import AffineRounding
-from gemquant.numerics.clipping import RATIOS, quantize_clipped
+from gemquant.numerics.clipping import quantize_clipped
 from gemquant.numerics.compensation import CompensationPlan, quantize_compensated
 from gemquant.numerics.factor import GramFactor, factorise
 from gemquant.numerics.norms import fold_into_norm
@@ -42,7 +42,6 @@ class _LayerSearch:
         self.block = block
         self.container = container
         self.rounding = AffineRounding(options.bits, options.symmetric, container.scale_dtype)
-        self.ratios = RATIOS if options.clip else (1.0,)
         self.weights = dict(block.weights)
         self.quantized: dict[str, Tensor | AffineWeight] = {}
 
@@ -111,11 +110,11 @@ class _LayerSearch:
                 gram=gram,
                 rounding=self.rounding,
                 group_size=options.group_size,
-                ratios=self.ratios,
+                clip=options.clip,
             )
         else:
             plan = CompensationPlan(
-                self.rounding, options.group_size, self.ratios, options.refinements
+                self.rounding, options.group_size, options.clip, options.refinements
             )
             codes, scales, zero_points = quantize_compensated(
                 weight, scale, gram=gram, factor=factor, plan=plan

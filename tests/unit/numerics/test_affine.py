@@ -11,7 +11,6 @@ from gemquant.numerics.affine import (
     dequantize,
     group_width,
     quantize_affine,
-    round_affine,
 )
 
 W4 = AffineRounding(4, symmetric=False, scale_dtype=torch.bfloat16)
@@ -151,11 +150,15 @@ def test_scales_are_exact_in_their_stored_type(weight: Tensor, rounding: AffineR
 
 @settings(max_examples=60, deadline=None)
 @given(weight=rows, rounding=roundings, group_size=st.sampled_from([2, 4, -1]))
-def test_rounding_in_place_is_quantizing_and_decoding(
+def test_the_error_is_what_quantizing_and_decoding_adds_in_units_of_the_scale(
     weight: Tensor, rounding: AffineRounding, group_size: int
 ) -> None:
-    rounded = round_affine(weight, rounding=rounding, group_size=group_size)
-    assert torch.equal(rounded, decoded(weight, rounding, group_size))
+    codes, scales, zeros = quantize_affine(weight, rounding=rounding, group_size=group_size)
+    grouped = weight.unflatten(1, (scales.shape[1], -1))
+    error = rounding.error(grouped, scales[..., None], zeros[..., None])
+    steps = codes.unflatten(1, (scales.shape[1], -1)).double() - zeros[..., None]
+    expected = steps - grouped.double() / scales[..., None].double()
+    torch.testing.assert_close(error.double(), expected, rtol=0, atol=2e-5)
 
 
 @settings(max_examples=40, deadline=None)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from gemquant.numerics.affine import AffineRounding, dequantize, quantize_affine
-from gemquant.numerics.clipping import RATIOS, quantize_clipped, search_range
+from gemquant.numerics.clipping import COARSE, FINE_STEP, quantize_clipped, search_range
 
 ROUNDINGS = [
     AffineRounding(4, symmetric=False, scale_dtype=torch.bfloat16),
@@ -34,17 +34,29 @@ def loss(group: Tensor, scale: Tensor, zero: Tensor, metric: Tensor, largest: in
 
 @pytest.mark.parametrize("rounding", ROUNDINGS, ids=["asymmetric", "symmetric"])
 @pytest.mark.parametrize("diagonal", [True, False])
-def test_the_range_is_the_best_of_all_candidates(rounding: AffineRounding, diagonal: bool) -> None:
+def test_the_range_is_the_best_of_the_coarse_grid_and_its_neighbours(
+    rounding: AffineRounding, diagonal: bool
+) -> None:
     group, gram = heavy_tails(20, 32), gram_of(32)
     metric = gram.diagonal() if diagonal else gram
     scales, zeros = search_range(group, rounding=rounding, metric=metric)
     found = loss(group, scales, zeros, metric, rounding.largest_code)
-    candidates = [
-        rounding.parameters(group.amin(1) * ratio, group.amax(1) * ratio) for ratio in RATIOS
-    ]
-    losses = torch.stack([loss(group, *c, metric, rounding.largest_code) for c in candidates])
-    torch.testing.assert_close(found, losses.amin(0), rtol=1e-5, atol=0)
+    ratios = torch.tensor([1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45])
+    losses = torch.stack(
+        [
+            loss(group, *_covering(rounding, group, ratio), metric, rounding.largest_code)
+            for ratio in ratios
+        ]
+    )
+    coarse = losses[::2].argmin(0) * 2
+    reached = torch.stack([coarse - 1, coarse, coarse + 1]).clamp(0, 11)
+    torch.testing.assert_close(found, losses.gather(0, reached).amin(0), rtol=1e-5, atol=0)
+    assert (COARSE, FINE_STEP) == ((1.0, 0.9, 0.8, 0.7, 0.6, 0.5), 0.05)
     assert (losses.argmin(0) > 0).any(), "nothing was clipped: the test shows nothing"
+
+
+def _covering(rounding: AffineRounding, group: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor]:
+    return rounding.parameters(group.amin(1) * ratio, group.amax(1) * ratio)
 
 
 def test_clipping_a_planted_outlier_pays() -> None:
@@ -77,7 +89,7 @@ def test_clipped_rounding_loses_no_more_in_any_row_and_group(group_size: int) ->
 def test_without_candidates_clipping_is_rounding_to_nearest() -> None:
     weight, scale = heavy_tails(8, 64), torch.linspace(0.5, 2, 64)
     found = quantize_clipped(
-        weight, scale, gram=gram_of(64), rounding=ROUNDINGS[0], group_size=32, ratios=(1.0,)
+        weight, scale, gram=gram_of(64), rounding=ROUNDINGS[0], group_size=32, clip=False
     )
     expected = quantize_affine(weight * scale, rounding=ROUNDINGS[0], group_size=32)
     for ours, theirs in zip(found, expected, strict=True):

@@ -34,10 +34,10 @@ def compensated(
     scale: Tensor | None = None,
     rounding: AffineRounding = W4,
     group_size: int = -1,
-    ratios: tuple[float, ...] = (1.0,),
+    clip: bool = False,
     refinements: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    plan = CompensationPlan(rounding, group_size, ratios, refinements)
+    plan = CompensationPlan(rounding, group_size, clip, refinements)
     ones = torch.ones(weight.shape[1])
     return quantize_compensated(
         weight, ones if scale is None else scale, gram=gram, factor=factorise(gram), plan=plan

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from gemquant.numerics.affine import AffineRounding, round_affine
+from gemquant.numerics.affine import AffineRounding, dequantize, quantize_affine
 from gemquant.numerics.scaling import (
     LARGEST,
     SMALLEST,
@@ -40,7 +40,7 @@ def problem(weight: Tensor, mean: Tensor, squares: Tensor, **more: object) -> Sc
 
 def loss(weight: Tensor, scale: Tensor, gram: Tensor) -> float:
     """tr(E·H·Eᵀ) of rounding weight · scale, in the units of the weight, float64."""
-    rounded = round_affine(weight * scale, rounding=W4, group_size=32)
+    rounded = dequantize(*quantize_affine(weight * scale, rounding=W4, group_size=32))
     error = (rounded / scale - weight).double()
     return float((error @ gram.double() * error).sum())
 
