@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -67,25 +70,47 @@ def open_tiny(folder: Path, kind: Kind, dtype: torch.dtype = torch.bfloat16) -> 
     return open_checkpoint(str(folder))
 
 
-@pytest.mark.parametrize("container", [BF16, F16], ids=["bfloat16", "float16"])
-@pytest.mark.parametrize("compensate", [True, False], ids=["compensated", "plain"])
+@dataclass(frozen=True)
+class Traced:
+    """A tiny Gemma with what folding starts from, and its logits before."""
+
+    config: dict[str, object]
+    before: dict[str, Tensor]
+    blocks: list[Block]
+    expected: Tensor
+
+
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Kind], Traced]:
+    """Make each generation's once."""
+
+    @functools.cache
+    def make(kind: Kind) -> Traced:
+        checkpoint = open_tiny(tmp_path_factory.mktemp(kind), kind)
+        config, before = dict(checkpoint.config), original(checkpoint)
+        blocks = traced_blocks(checkpoint, CALIBRATION)
+        return Traced(config, before, blocks, logits(config, before))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("compensate", "container"), [(True, BF16), (False, F16)], ids=["bfloat16", "plain-float16"]
+)
 def test_folding_alone_leaves_float32_logits_equal(
-    tmp_path: Path, generation: Kind, compensate: bool, container: Container
+    traced: Callable[[Kind], Traced], generation: Kind, compensate: bool, container: Container
 ) -> None:
-    checkpoint = open_tiny(tmp_path, generation)
-    before = original(checkpoint)
-    options = AWQ(group_size=32, compensate=compensate)
-    changed = folded(options, traced_blocks(checkpoint, CALIBRATION), container)
-    config = dict(checkpoint.config)
-    torch.testing.assert_close(
-        logits(config, {**before, **changed}), logits(config, before), rtol=0, atol=1e-4
-    )
+    model = traced(generation)
+    changed = folded(AWQ(group_size=32, compensate=compensate), model.blocks, container)
+    found = logits(model.config, {**model.before, **changed})
+    torch.testing.assert_close(found, model.expected, rtol=0, atol=1e-4)
 
 
-def test_every_kind_of_scale_is_really_folded(tmp_path: Path, generation: Kind) -> None:
-    checkpoint = open_tiny(tmp_path, generation)
-    before = original(checkpoint)
-    changed = folded(AWQ(group_size=32), traced_blocks(checkpoint, CALIBRATION), BF16)
+def test_every_kind_of_scale_is_really_folded(
+    traced: Callable[[Kind], Traced], generation: Kind
+) -> None:
+    before = traced(generation).before
+    changed = folded(AWQ(group_size=32), traced(generation).blocks, BF16)
     moved = {
         name.split(".", 3)[3]
         for name, tensor in changed.items()
@@ -115,9 +140,8 @@ def test_a_norm_stored_shorter_than_its_source_loses_nothing_where_it_folds(
     )
 
 
-def test_no_scale_means_that_nothing_is_folded(tmp_path: Path) -> None:
-    checkpoint = open_tiny(tmp_path, "gemma2")
-    (block, *_) = traced_blocks(checkpoint, CALIBRATION)
+def test_no_scale_means_that_nothing_is_folded(traced: Callable[[Kind], Traced]) -> None:
+    block = traced("gemma2").blocks[0]
     for group in folded_groups(AWQ(group_size=32, scale=False), block, BF16):
         assert (group.scale == 1).all()
         assert not group.norms
@@ -136,10 +160,9 @@ def test_no_scale_means_that_nothing_is_folded(tmp_path: Path) -> None:
     ],
 )
 def test_a_layer_kept_in_floating_point_takes_no_scale(
-    tmp_path: Path, skip: str, untouched: set[str]
+    traced: Callable[[Kind], Traced], skip: str, untouched: set[str]
 ) -> None:
-    checkpoint = open_tiny(tmp_path, "gemma2")
-    (block, *_) = traced_blocks(checkpoint, CALIBRATION)
+    block = traced("gemma2").blocks[0]
     groups = {group.linears: group.name for group in block.structure.groups}
     still = set()
     found = {
@@ -153,13 +176,12 @@ def test_a_layer_kept_in_floating_point_takes_no_scale(
     assert still == untouched
 
 
-def test_a_partly_skipped_model_still_computes_the_same(tmp_path: Path, generation: Kind) -> None:
-    checkpoint = open_tiny(tmp_path, generation)
-    before = original(checkpoint)
+def test_a_partly_skipped_model_still_computes_the_same(
+    traced: Callable[[Kind], Traced], generation: Kind
+) -> None:
+    model = traced(generation)
     options = AWQ(group_size=32, skip="layers.0.*.v_proj, layers.1.mlp.up_proj, *.1.*.q_proj")
-    changed = folded(options, traced_blocks(checkpoint, CALIBRATION), BF16)
+    changed = folded(options, model.blocks, BF16)
     assert "model.layers.0.self_attn.v_proj.weight" not in changed
-    config = dict(checkpoint.config)
-    torch.testing.assert_close(
-        logits(config, {**before, **changed}), logits(config, before), rtol=0, atol=1e-4
-    )
+    found = logits(model.config, {**model.before, **changed})
+    torch.testing.assert_close(found, model.expected, rtol=0, atol=1e-4)
