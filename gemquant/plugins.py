@@ -57,6 +57,8 @@ OWN: Mapping[Kind, tuple[Plugin, ...]] = {
     "exporter": (
         _own("awq-gemm", "gemquant.exporters.awq_gemm:AwqGemm"),
         _own("compressed-tensors", "gemquant.exporters.compressed_tensors:CompressedTensors"),
+        _own("metal", "gemquant.exporters.metal:Metal"),
+        _own("mlx", "gemquant.exporters.mlx:MLX"),
     ),
 }
 

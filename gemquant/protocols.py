@@ -74,7 +74,8 @@ class AffineWeight:
     """A quantized linear weight.
 
     codes: (out, in) uint8. scales: (out, groups) in the container's type.
-    zero_points: (out, groups) uint8, also where the scheme is symmetric.
+    zero_points: (out, groups) uint8, also where the scheme is symmetric; float32 and not whole
+    where the container stores biases.
     """
 
     scheme: AffineScheme
@@ -187,10 +188,13 @@ class Container:
 
     scale_dtype: type of an affine weight's scales.
     float_dtype: type of everything that stays floating point (norms, embeddings).
+    biases: an affine weight is stored as scale · code + bias, the bias in the scale's type. Its
+        zero points are then −bias / scale, unless the scheme is symmetric.
     """
 
     scale_dtype: dtype
     float_dtype: dtype
+    biases: bool = False
 
 
 # ---------------------------------------------------------------- plug-ins

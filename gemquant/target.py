@@ -84,6 +84,7 @@ class TargetContainer(_Data):
 
     exporter: NonEmpty
     description: NonEmpty
+    choose: str = ""
     runtimes: Annotated[tuple[Runtime, ...], Field(min_length=1)]
 
 

@@ -70,7 +70,7 @@ def _front_matter(manifest: Manifest) -> Mapping[str, Any]:
         matter |= {"base_model": manifest.base_model, "base_model_relation": "quantized"}
     return {
         **matter,
-        "library_name": "transformers",
+        "library_name": "mlx" if manifest.container == "mlx" else "transformers",
         "pipeline_tag": "text-generation",
         "tags": [
             "gemma",

@@ -50,3 +50,34 @@ def quantized_tables(
         for name in refused
         if name in affine
     ]
+
+
+def missing_bits(
+    affine: Mapping[str, AffineSpec], offered: Sequence[int], container: str
+) -> list[UnsupportedError]:
+    """Refuse widths that a container's kernels do not have."""
+    missing = sorted({spec.scheme.bits for spec in affine.values()} - set(offered))
+    if not missing:
+        return []
+    return [
+        UnsupportedError(
+            f"{container} stores {listed(offered)} bits; asked for {listed(missing)}.",
+            hint=f"Use --bits {listed(offered)}, or another container.",
+        )
+    ]
+
+
+def missing_group_sizes(
+    affine: Mapping[str, AffineSpec], offered: Sequence[int], container: str
+) -> list[UnsupportedError]:
+    """Refuse group sizes that a container's kernels do not have."""
+    missing = sorted({spec.scheme.group_size for spec in affine.values()} - set(offered))
+    if not missing:
+        return []
+    words = ["one group per channel" if size == PER_CHANNEL else size for size in missing]
+    return [
+        UnsupportedError(
+            f"{container} stores groups of {listed(offered)}; asked for {listed(words)}.",
+            hint=f"Use --group-size {listed(offered)}, or another container.",
+        )
+    ]

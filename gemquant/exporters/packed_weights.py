@@ -51,12 +51,14 @@ class PackedWeights:
         with _as_artifact_errors():
             runtime = _read_config(folder)
             quantization = runtime.pop("quantization_config", None)
+            runtime.pop("quantization", None)  # mlx-lm's name for the same
             config = text_config(runtime)
             stored = MappedSafetensors(sorted(folder.glob("*.safetensors")))
         layout: dict[str, PlainSpec | AffineSpec] = {}
         for name, shape in tensor_shapes(config).items():
-            if name in stored.shapes or len(shape) != 2:
-                dtype = stored.stored_dtype(name) if name in stored.shapes else torch.bfloat16
+            dtype = stored.stored_dtype(name) if name in stored.shapes else torch.bfloat16
+            # Some containers keep the codes under the weight's own name.
+            if len(shape) != 2 or (name in stored.shapes and dtype.is_floating_point):
                 layout[name] = PlainSpec(shape, dtype)
             else:
                 scheme = scheme_of(_mapping(folder, quantization), module_of(name))

@@ -109,20 +109,20 @@ def _check_affine(
 ) -> None:
     """Refuse a weight that is not what was announced, or would not survive packing."""
     groups = (spec.shape[0], spec.scheme.groups(spec.shape[1]))
-    expected = (spec.scheme, spec.shape, groups, groups, torch.uint8, torch.uint8, scale_dtype)
+    expected = (spec.scheme, spec.shape, groups, groups, torch.uint8, scale_dtype)
     found = (
         weight.scheme,
         weight.shape,
         tuple(weight.scales.shape),
         tuple(weight.zero_points.shape),
         weight.codes.dtype,
-        weight.zero_points.dtype,
         weight.scales.dtype,
     )
     if found != expected:
         raise ValueError(f"{name} came as {found}, announced as {expected}.")
     limit = 2**spec.scheme.bits
-    if int(weight.codes.max()) >= limit or int(weight.zero_points.max()) >= limit:
+    whole = weight.zero_points.dtype == torch.uint8
+    if int(weight.codes.max()) >= limit or (whole and int(weight.zero_points.max()) >= limit):
         raise ValueError(
             f"{name} has codes or zero points that do not fit {spec.scheme.bits} bits."
         )

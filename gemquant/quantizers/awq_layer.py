@@ -41,7 +41,12 @@ class _LayerSearch:
         self.options = options
         self.block = block
         self.container = container
-        self.rounding = AffineRounding(options.bits, options.symmetric, container.scale_dtype)
+        self.rounding = AffineRounding(
+            options.bits,
+            options.symmetric,
+            container.scale_dtype,
+            biased=container.biases and not options.symmetric,
+        )
         self.ratios = RATIOS if options.clip else (1.0,)
         self.weights = dict(block.weights)
         self.quantized: dict[str, Tensor | AffineWeight] = {}
@@ -124,7 +129,7 @@ class _LayerSearch:
             AffineScheme(options.bits, options.group_size, options.symmetric),
             codes,
             scales.to(self.container.scale_dtype),
-            zero_points.to(torch.uint8),
+            zero_points if self.rounding.biased else zero_points.to(torch.uint8),
         )
 
 

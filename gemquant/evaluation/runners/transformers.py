@@ -1,7 +1,7 @@
 """The finished artifact in transformers, through the kernels of its own container.
 
-This is level ``native`` for both containers of ``--target cuda``: the files are read by foreign
-code only, compressed-tensors' or gptqmodel's.
+This is level ``native`` for both containers of ``--target cuda`` and for ``metal``: the files are
+read by foreign code only, compressed-tensors', gptqmodel's or transformers' own.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 _PACKAGES: Mapping[str, tuple[str, ...]] = {
     "awq-gemm": ("gptqmodel", "accelerate"),
     "compressed-tensors": ("compressed-tensors", "accelerate"),
+    "metal": ("accelerate",),
 }
 """Per container, what transformers itself needs to load it."""
 
@@ -33,7 +34,8 @@ _PACKAGES: Mapping[str, tuple[str, ...]] = {
 class TransformersRunner:
     """A loaded artifact. Hold it no longer than needed: the whole model is in memory.
 
-    runtime: name and version of all that computes, for a certificate.
+    runtime: name and version of all that computes, for a certificate. max_tokens, max_window: no
+    bounds on what to run in all, nor on a window.
     """
 
     name: ClassVar[str] = "transformers"
@@ -41,6 +43,8 @@ class TransformersRunner:
     runtime: str
     model: Any
     device: torch.device
+    max_tokens: int | None = None
+    max_window: int | None = None
 
     @staticmethod
     def unavailable(container: str) -> str | None:
@@ -87,14 +91,20 @@ class TransformersRunner:
         runtime = ", ".join(
             f"{package} {_version(package)}" for package in ("transformers", *_PACKAGES[container])
         )
-        name = str(dtype).removeprefix("torch.")
-        return cls(f"{runtime}; {name} on {device}", model, torch.device(device))
+        runtime += f"; {str(dtype).removeprefix('torch.')} on {device}"
+        if container == "metal" and torch.device(device).type != "mps":
+            runtime += "; Metal kernel not executed here"
+        return cls(runtime, model, torch.device(device))
 
     @property
     def head(self) -> Tensor:
         """The output table, (vocabulary, hidden); logits are hidden · headᵀ before any softcap."""
         weight: Tensor = self.model.get_output_embeddings().weight
         return weight.detach()
+
+    def head_rows(self, start: int, stop: int) -> Tensor:
+        """Some rows of the output table."""
+        return self.head[start:stop]
 
     @torch.inference_mode()
     def hidden_states(self, ids: Tensor) -> Tensor:
