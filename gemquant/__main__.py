@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import click
 
 from gemquant.cli import cli
+from gemquant.resources import yield_idle_processors
 
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -19,6 +20,7 @@ BROKEN_PIPE = 1  # what Click answers when it notices first
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run ``gemquant`` with ``args`` (``sys.argv`` by default) and return the exit code."""
+    yield_idle_processors()
     try:
         code = cli.main(args, prog_name="gemquant", standalone_mode=False)
         sys.stdout.flush()

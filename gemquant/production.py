@@ -25,9 +25,11 @@ from gemquant.calibration.activation_range import FLOAT16_LIMIT, ActivationRange
 from gemquant.calibration.stream import ROWS_AT_ONCE
 from gemquant.calibration.windows import TokenWindows, stream_digest
 from gemquant.checkpoint import Checkpoint
+from gemquant.checkpoint.tokenizer_files import with_chat_template
 from gemquant.errors import OutputError
 from gemquant.evaluation.divergence import Table
 from gemquant.evaluation.streams import head_name, reference_runtime
+from gemquant.gemma.chat import choose_template
 from gemquant.gemma.skeleton import Skeleton
 from gemquant.gemma.structure import EMBEDDING, FINAL_NORM, HEAD, head_structure
 from gemquant.plan import SMALL_FILES_BYTES, JobPlan
@@ -80,7 +82,7 @@ class Production:
         self._writer.write({EMBEDDING: self._table(EMBEDDING)})
 
     def quantize(self, block: Block) -> dict[str, Tensor]:
-        """Write a layer; return its parameters as a loader will see them, in the compute type."""
+        """Write a layer; return its parameters as a loader will see them, in float32."""
         decided = self.plan.job.quantizer.quantize(block, self.container)
         stored = {
             name: decided.get(name, weight.to(self.container.float_dtype))
@@ -125,7 +127,7 @@ class Production:
         """Write everything beside the weights: configuration, tokenizer, manifest, card."""
         config = self._writer.finish()
         text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        files = {**self._checkpoint.tokenizer_files(), "config.json": text.encode()}
+        files = {**self._tokenizer_files(), "config.json": text.encode()}
         for name, content in files.items():
             try:
                 (self._folder / name).write_bytes(content)
@@ -145,6 +147,12 @@ class Production:
             )
         manifest = self._manifest(certificates, calibration, scan)
         seal(self._folder, manifest, original_card=self._checkpoint.provenance.card)
+
+    def _tokenizer_files(self) -> Mapping[str, bytes]:
+        files, chosen = self._checkpoint.tokenizer_files(), self.plan.job.recipe.chat_template
+        if chosen is None:
+            return files
+        return with_chat_template(files, choose_template(chosen, self._checkpoint.chat_template()))
 
     @property
     def _float(self) -> torch.dtype:

@@ -214,7 +214,10 @@ class Quantizer(Protocol):
         """Statistics to gather: a subset of {"moments", "gram"}; empty for no calibration."""
 
     def scheme_for(self, name: str, shape: tuple[int, int]) -> AffineScheme | None:
-        """Scheme for a linear's weight by its full name, or None to leave it in floating point."""
+        """Scheme for a linear's weight by its full name, or None to leave it in floating point.
+
+        ``lm_head.weight`` is asked about too, tied or not: answer None to leave the head alone.
+        """
 
     def problems(self, linears: Mapping[str, tuple[int, int]]) -> list[GemquantError]:
         """Everything that would go wrong, from options and shapes alone."""

@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_gemma import GENERATIONS, KINDS, Kind, write_tiny_gemma
+from gemquant.resources import yield_idle_processors
+
+yield_idle_processors()
+
+from tests.tiny_gemma import GENERATIONS, KINDS, Kind, write_tiny_gemma  # noqa: E402 (torch)
 
 
 @pytest.fixture(params=GENERATIONS)

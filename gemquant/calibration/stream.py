@@ -26,8 +26,9 @@ class Stream:
     def advance(self, index: int, weights: Mapping[str, Tensor]) -> None:
         """Carry every window through decoder layer ``index``, in place.
 
-        weights: the layer's parameters by short name, in the compute type.
+        weights: the layer's parameters by short name; computation is in the skeleton's type.
         """
+        weights = {name: weight.to(self.skeleton.dtype) for name, weight in weights.items()}
         at_once = max(1, TOKENS_AT_ONCE // self.hidden.shape[1])
         for start in range(0, self.hidden.shape[0], at_once):
             windows = slice(start, start + at_once)
@@ -71,8 +72,7 @@ def embed_windows(
 def layer_weights(
     weights: Weights, prefix: str, names: list[str], skeleton: Skeleton
 ) -> dict[str, Tensor]:
-    """Read one layer's parameters by short name, in the compute type on the compute device."""
+    """Read one layer's parameters by short name, as float32 on the compute device."""
     return {
-        name: weights.tensor(prefix + name, torch.float32).to(skeleton.device, skeleton.dtype)
-        for name in names
+        name: weights.tensor(prefix + name, torch.float32).to(skeleton.device) for name in names
     }

@@ -103,3 +103,18 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
                 )
             files[name] = path.read_bytes()
     return TokenizerFiles(str(folder), files)
+
+
+def with_chat_template(files: Mapping[str, bytes], template: str) -> dict[str, bytes]:
+    """Replace the chat template in both places that consumers read.
+
+    transformers 5 reads chat_template.jinja, older readers tokenizer_config.json.
+    """
+    config = json.loads(files.get("tokenizer_config.json", b"{}").decode())
+    config["chat_template"] = template
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    return {
+        **files,
+        "tokenizer_config.json": text.encode(),
+        "chat_template.jinja": template.encode(),
+    }

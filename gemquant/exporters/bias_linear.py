@@ -1,7 +1,7 @@
 """One quantized linear as MLX and the kernels made from it read it: w = scale · code + bias.
 
 A Linear(in, out) becomes ``weight`` uint32 (out, in · bits / 32), codes low bits first and without
-gaps whatever the width, ``scales`` and a tensor of biases (out, in / group_size) in the model's type.
+gaps whatever the width, and ``scales`` and biases (out, in / group_size) in the model's type.
 
 Source: the output of ``mlx.core.quantize`` (mlx 0.32); tests compare every width with it.
 """

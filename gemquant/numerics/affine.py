@@ -34,10 +34,18 @@ class AffineRounding:
         """2**bits − 1."""
         return int(2**self.bits - 1)
 
+    @property
+    def _scale_range(self) -> tuple[float, float]:
+        """Smallest and largest scale: float16's subnormals count, or small weights would vanish."""
+        stored = torch.finfo(self.scale_dtype)
+        smallest = stored.smallest_normal * stored.eps
+        return max(smallest, torch.finfo(torch.float32).smallest_normal), stored.max
+
     def parameters(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point that cover [low, high], both float32 and of the shape of ``low``.
 
         The range is first widened to hold zero, which every affine format represents exactly.
+        A scale that its type cannot hold becomes the nearest that it can, never zero or infinite.
         """
         low, high = low.clamp(max=0), high.clamp(min=0)
         if self.symmetric:
@@ -45,8 +53,7 @@ class AffineRounding:
         else:
             width = high - low
         width = torch.where(width > 0, width, torch.full_like(width, float(self.largest_code)))
-        smallest = torch.finfo(self.scale_dtype).smallest_normal
-        scales = (width / self.largest_code).clamp(min=smallest).to(self.scale_dtype).float()
+        scales = (width / self.largest_code).clamp(*self._scale_range).to(self.scale_dtype).float()
         if self.symmetric:
             return scales, torch.full_like(scales, float(2 ** (self.bits - 1)))
         zero_points = torch.round(-low / scales).clamp_(0, self.largest_code)
@@ -56,15 +63,20 @@ class AffineRounding:
 
     def encode(self, values: Tensor, scales: Tensor, zero_points: Tensor) -> Tensor:
         """Nearest codes, as float32; scales and zero points broadcast against ``values``."""
-        if self.biased:
-            codes = torch.div(values, scales).add_(zero_points).round_()
-        else:
-            codes = torch.round(values / scales).add_(zero_points)
-        return codes.clamp_(0, self.largest_code)
+        return self._codes(values / scales, zero_points)
 
-    def round(self, values: Tensor, scales: Tensor, zero_points: Tensor) -> Tensor:
-        """The nearest values that the format can hold."""
-        return self.encode(values, scales, zero_points).sub_(zero_points).mul_(scales)
+    def error(self, values: Tensor, scales: Tensor, zero_points: Tensor) -> Tensor:
+        """What rounding adds, in units of the scale: code − zero_point − value / scale."""
+        wanted = values / scales
+        return self._codes(wanted, zero_points).sub_(zero_points).sub_(wanted)
+
+    def _codes(self, wanted: Tensor, zero_points: Tensor) -> Tensor:
+        """Nearest codes of values in units of the scale."""
+        if self.biased:
+            codes = (wanted + zero_points).round_()
+        else:
+            codes = torch.round(wanted).add_(zero_points)
+        return codes.clamp_(0, self.largest_code)
 
 
 def group_width(columns: int, group_size: int) -> int:
@@ -84,13 +96,6 @@ def quantize_affine(
     scales, zero_points = rounding.parameters(grouped.amin(-1), grouped.amax(-1))
     codes = rounding.encode(grouped, scales[..., None], zero_points[..., None])
     return codes.flatten(1).to(torch.uint8), scales, zero_points
-
-
-def round_affine(weight: Tensor, *, rounding: AffineRounding, group_size: int) -> Tensor:
-    """The weight after rounding to nearest: (out, in) float32."""
-    grouped = weight.unflatten(1, (-1, group_width(weight.shape[1], group_size)))
-    scales, zero_points = rounding.parameters(grouped.amin(-1), grouped.amax(-1))
-    return rounding.round(grouped, scales[..., None], zero_points[..., None]).flatten(1)
 
 
 def dequantize(codes: Tensor, scales: Tensor, zero_points: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ w ≈ scale · code + bias. The bias is the end of the range with the larger mag
 sign points from it to the other end; the scale is then stretched so that zero is a code, where the
 range is not so narrow that this would need a scale of no size. Codes are chosen by the scale and
 bias in float32, before these are rounded to the type they are stored in: at 8 bits, whose steps are
-as fine as bfloat16's, that nearly doubles the squared error. ``AffineRounding(biased=True)`` chooses
-codes after; this rule is for equality with MLX's own files.
+as fine as bfloat16's, that nearly doubles the squared error. ``AffineRounding(biased=True)``
+chooses codes after; this rule is for equality with MLX's own files.
 
 Source: the behaviour of ``mlx.core.quantize`` (mlx 0.32), mode affine.
 """

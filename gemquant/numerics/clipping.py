@@ -7,37 +7,64 @@ from torch import Tensor
 
 from gemquant.numerics.affine import AffineRounding, group_width
 
-RATIOS: tuple[float, ...] = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
+COARSE: tuple[float, ...] = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+FINE_STEP = 0.05
 
 
 def search_range(
-    group: Tensor,
-    *,
-    rounding: AffineRounding,
-    metric: Tensor,
-    ratios: tuple[float, ...] = RATIOS,
+    group: Tensor, *, rounding: AffineRounding, metric: Tensor, clip: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Choose each row's scale and zero point for one group of columns.
 
+    A coarse grid of fractions of the range, then one step to either side of each row's best.
     group: (rows, width). metric: (width, width) for the loss Δ·metric·Δᵀ, or (width,) for its
-    diagonal alone. Returns scales and zero points, (rows,) float32.
+    diagonal alone. Without ``clip`` the whole range is covered.
+    Returns scales and zero points, (rows,) float32.
     """
     low, high = group.amin(-1), group.amax(-1)
-    best_loss: Tensor | None = None
-    for ratio in ratios:
-        candidate_scales, candidate_zeros = rounding.parameters(low * ratio, high * ratio)
-        error = rounding.round(group, candidate_scales[:, None], candidate_zeros[:, None])
-        error.sub_(group)
-        weighed = error @ metric if metric.ndim == 2 else error * metric
-        loss = weighed.mul_(error).sum(-1)
-        if best_loss is None:
-            best_loss, scales, zero_points = loss, candidate_scales, candidate_zeros
-            continue
-        better = loss < best_loss
-        best_loss = torch.where(better, loss, best_loss)
-        scales = torch.where(better, candidate_scales, scales)
-        zero_points = torch.where(better, candidate_zeros, zero_points)
-    return scales, zero_points
+    best = _Best(group, rounding, metric, *rounding.parameters(low, high))
+    if not clip:
+        return best.scales, best.zero_points
+    ratio = torch.ones_like(low)
+    for coarse in COARSE[1:]:
+        better = best.offer(*rounding.parameters(low * coarse, high * coarse))
+        ratio = torch.where(better, coarse, ratio)
+    for fine in (ratio - FINE_STEP, (ratio + FINE_STEP).clamp(max=1.0)):
+        best.offer(*rounding.parameters(low * fine, high * fine))
+    return best.scales, best.zero_points
+
+
+class _Best:
+    """The best scale and zero point so far of every row, and their loss."""
+
+    def __init__(
+        self,
+        group: Tensor,
+        rounding: AffineRounding,
+        metric: Tensor,
+        scales: Tensor,
+        zero_points: Tensor,
+    ) -> None:
+        self._group, self._rounding, self._metric = group, rounding, metric
+        self.scales, self.zero_points = scales, zero_points
+        self._loss = self._price(scales, zero_points)
+
+    def offer(self, scales: Tensor, zero_points: Tensor) -> Tensor:
+        """Take a candidate (rows,) where it is better; return where it was."""
+        loss = self._price(scales, zero_points)
+        better = loss < self._loss
+        self._loss = torch.where(better, loss, self._loss)
+        self.scales = torch.where(better, scales, self.scales)
+        self.zero_points = torch.where(better, zero_points, self.zero_points)
+        return better
+
+    def _price(self, scales: Tensor, zero_points: Tensor) -> Tensor:
+        error = self._rounding.error(self._group, scales[:, None], zero_points[:, None])
+        if self._metric.ndim == 1:
+            price = torch.mv(error.square_(), self._metric)
+        else:
+            price = (error @ self._metric).mul_(error).sum(-1)
+        return price * scales.square()
 
 
 def quantize_clipped(
@@ -47,7 +74,7 @@ def quantize_clipped(
     gram: Tensor,
     rounding: AffineRounding,
     group_size: int,
-    ratios: tuple[float, ...] = RATIOS,
+    clip: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Round weight · scale to nearest within the range that each group loses least by.
 
@@ -60,7 +87,7 @@ def quantize_clipped(
         columns = slice(start, start + width)
         group = weight[:, columns] * scale[columns]
         metric = gram[columns, columns] / torch.outer(scale[columns], scale[columns])
-        found = search_range(group, rounding=rounding, metric=metric, ratios=ratios)
+        found = search_range(group, rounding=rounding, metric=metric, clip=clip)
         scales.append(found[0])
         zero_points.append(found[1])
         codes.append(rounding.encode(group, found[0][:, None], found[1][:, None]))

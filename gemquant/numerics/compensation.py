@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gemquant.numerics.affine import AffineRounding, group_width
-from gemquant.numerics.clipping import RATIOS, search_range
+from gemquant.numerics.clipping import search_range
 from gemquant.numerics.factor import GramFactor
 
 ROWS_AT_ONCE = 2048
@@ -29,12 +29,13 @@ COLUMNS_AT_ONCE = 128
 class CompensationPlan:
     """What stays the same for every linear of a layer.
 
+    clip: search each group's range instead of covering all of it.
     refinements: passes of coordinate descent after the first rounding.
     """
 
     rounding: AffineRounding
     group_size: int
-    ratios: tuple[float, ...] = RATIOS
+    clip: bool = True
     refinements: int = 0
 
 
@@ -146,7 +147,7 @@ def _group_parameters(
         (settled * scale[group, None]).T.contiguous(),
         rounding=plan.rounding,
         metric=factor.residual_variance[group] / scale[group].square(),
-        ratios=plan.ratios,
+        clip=plan.clip,
     )
 
 

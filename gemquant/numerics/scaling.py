@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gemquant.numerics.affine import AffineRounding, group_width, round_affine
+from gemquant.numerics.affine import AffineRounding, group_width
 
 SAMPLED_ROWS = 1024
 FINALISTS = 3
@@ -92,8 +92,12 @@ def _sampled(weights: tuple[Tensor, ...]) -> Tensor:
 
 
 def _error(rows: Tensor, scale: Tensor, problem: ScaleProblem) -> Tensor:
-    rounded = round_affine(rows * scale, rounding=problem.rounding, group_size=problem.group_size)
-    return rounded.div_(scale).sub_(rows)
+    """What rounding the scaled rows adds to the unscaled ones."""
+    width = group_width(rows.shape[1], problem.group_size)
+    grouped = (rows * scale).unflatten(1, (-1, width))
+    scales, zero_points = problem.rounding.parameters(grouped.amin(-1), grouped.amax(-1))
+    error = problem.rounding.error(grouped, scales[..., None], zero_points[..., None])
+    return error.mul_(scales[..., None]).flatten(1).div_(scale)
 
 
 def _price(rows: Tensor, scale: Tensor, problem: ScaleProblem) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gemquant.gemma.chat import SYSTEM
 from tests.tiny_gemma import Kind
 from tests.unit.cli.conftest import Result, Run
 
@@ -83,7 +84,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
 ) -> None:
     result = make(run, "rtn", tiny_folders["gemma2"], "--dry-run")
     assert result.code == 0, result.err
-    assert "awq-gemm, for cuda" in result.out
+    assert "compressed-tensors, for cuda" in result.out
     assert list(tmp_path.iterdir()) == []
 
 
@@ -107,3 +108,13 @@ def test_the_documented_plug_in_makes_an_artifact(run: Run, tiny_folders: dict[K
     manifest = json.loads(result.out)["manifest"]
     assert manifest["quantization"]["quantizer"] == "clipped"
     assert manifest["recipe"]["options"] == {"group_size": 32, "keep": 0.9}
+
+
+def test_a_chat_template_chosen_by_name_is_written_where_both_readers_look(
+    run: Run, tiny_folders: dict[Kind, Path], tmp_path: Path
+) -> None:
+    made = make(run, "rtn", tiny_folders["gemma2"], "--no-eval", "--chat-template", "system")
+    assert made.code == 0, made.err
+    template = (tmp_path / "out" / "chat_template.jinja").read_text()
+    config = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert config["chat_template"] == template == SYSTEM

@@ -32,11 +32,6 @@ def test_there_is_at_least_one_thread_and_no_more_than_processors() -> None:
     assert 1 <= resources.default_threads() <= (os.cpu_count() or 1)
 
 
-def test_available_memory_is_some_or_unknown() -> None:
-    available = resources.available_memory()
-    assert available is None or available > 0
-
-
 @pytest.mark.parametrize(
     ("count", "words"),
     [

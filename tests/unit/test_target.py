@@ -26,10 +26,10 @@ def test_every_container_of_a_shipped_target_has_an_exporter() -> None:
     ("generation", "scheme", "exporter"),
     [
         ("gemma", W4, "awq-gemm"),
-        ("gemma2", W4, "awq-gemm"),
+        ("gemma2", W4, "compressed-tensors"),
         ("gemma3_text", W4, "compressed-tensors"),
-        ("gemma2", AffineScheme(8, 128, symmetric=True), "compressed-tensors"),
-        ("gemma2", AffineScheme(4, PER_CHANNEL, symmetric=True), "compressed-tensors"),
+        ("gemma", AffineScheme(8, 128, symmetric=True), "compressed-tensors"),
+        ("gemma", AffineScheme(4, PER_CHANNEL, symmetric=True), "compressed-tensors"),
     ],
 )
 def test_the_default_container_on_cuda(
