@@ -37,8 +37,10 @@ W4 = AffineScheme(bits=4, group_size=128, symmetric=False)
 W4_SYMMETRIC = AffineScheme(bits=4, group_size=32, symmetric=True)
 
 
-def rounded(weight: Tensor, scheme: AffineScheme, scale_dtype: torch.dtype) -> AffineWeight:
-    """Round to nearest, plainly: scales first into the container's type, then codes."""
+def rounded(
+    weight: Tensor, scheme: AffineScheme, scale_dtype: torch.dtype, *, biased: bool = False
+) -> AffineWeight:
+    """Round to nearest, plainly: scales (and biases) first into the container's type, then codes."""
     rows, columns = weight.shape
     groups = weight.float().view(rows, scheme.groups(columns), -1)
     largest = 2**scheme.bits - 1
@@ -49,9 +51,11 @@ def rounded(weight: Tensor, scheme: AffineScheme, scale_dtype: torch.dtype) -> A
         low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
         scales = ((high - low) / largest).to(scale_dtype)
         zeros = torch.round(-low / scales.float()).clamp(0, largest)
-    codes = torch.round(groups / scales.float()[..., None]) + zeros[..., None]
+    if biased:
+        zeros = (zeros * scales.float()).to(scale_dtype).float() / scales.float()
+    codes = torch.round(groups / scales.float()[..., None] + zeros[..., None])
     codes = codes.clamp(0, largest).to(torch.uint8).view(rows, columns)
-    return AffineWeight(scheme, codes, scales, zeros.to(torch.uint8))
+    return AffineWeight(scheme, codes, scales, zeros if biased else zeros.to(torch.uint8))
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ def write_tiny_weights(
             spec = header.layout[name]
             value: Any = tensor
             if isinstance(spec, AffineSpec):
-                value = rounded(tensor, spec.scheme, container.scale_dtype)
+                value = rounded(tensor, spec.scheme, container.scale_dtype, biased=container.biases)
                 decoded[name] = _decoded(value)
             else:
                 decoded[name] = tensor.to(spec.dtype).float()

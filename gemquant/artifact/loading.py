@@ -63,8 +63,8 @@ def _compressed_tensors(manifest: Manifest) -> list[Loader]:
 def _metal(manifest: Manifest) -> list[Loader]:  # noqa: ARG001 (all are called alike)
     return [
         Loader(
-            "On the `mps` device of a Mac, transformers computes on the packed weights; on any other "
-            "it decodes them while loading, which takes the memory of the original."
+            "On the `mps` device of a Mac, transformers computes on the packed weights; on any "
+            "other it decodes them while loading, which takes the memory of the original."
         ),
         _transformers("'kernels>=0.18.2,<0.19' accelerate", "bfloat16"),
     ]

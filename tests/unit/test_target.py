@@ -15,7 +15,7 @@ W4 = AffineScheme(4, 128, symmetric=False)
 
 
 def test_the_shipped_targets_are_these() -> None:
-    assert [target.name for target in targets()] == ["cpu", "cuda"]
+    assert [target.name for target in targets()] == ["cpu", "cuda", "mps"]
 
 
 def test_every_container_of_a_shipped_target_has_an_exporter() -> None:
@@ -36,6 +36,13 @@ def test_the_default_container_on_cuda(
     generation: str, scheme: AffineScheme, exporter: str
 ) -> None:
     assert load_target("cuda").default_exporter(generation, [scheme]) == exporter
+
+
+@pytest.mark.parametrize("generation", ["gemma", "gemma2", "gemma3_text"])
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
+def test_mlx_is_the_default_container_on_mps(generation: str, bits: int) -> None:
+    scheme = AffineScheme(bits, 64, symmetric=False)
+    assert load_target("mps").default_exporter(generation, [scheme]) == "mlx"
 
 
 def test_no_runtime_on_cuda_loads_gemma3_from_the_awq_container() -> None:

@@ -29,8 +29,8 @@ class MlxRunner:
     """A loaded artifact. Hold it no longer than needed: the whole model is in memory.
 
     runtime: name and version of all that computes, for a certificate.
-    max_tokens: how many it is reasonable to run in all, or None. max_window: the longest window that
-    mlx-lm computes as the model means it, or None for any.
+    max_tokens: how many it is reasonable to run in all, or None. max_window: the longest window
+    that mlx-lm computes as the model means it, or None for any.
     """
 
     name: ClassVar[str] = "mlx-lm"
