@@ -109,9 +109,11 @@ class AffineWeight:
 
     def dequantize(self) -> Tensor:
         """Return scale · (code − zero_point) as float32, (out, in)."""
-        from gemquant.numerics.affine import dequantize
+        from gemquant.numerics import affine, anchored
 
-        return dequantize(self.codes, self.scales, self.zero_points)
+        if self.zero_points.is_floating_point():
+            return anchored.dequantize(self.codes, self.scales, self.zero_points)
+        return affine.dequantize(self.codes, self.scales, self.zero_points)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ W4_SYMMETRIC = AffineScheme(bits=4, group_size=32, symmetric=True)
 def rounded(
     weight: Tensor, scheme: AffineScheme, scale_dtype: torch.dtype, *, biased: bool = False
 ) -> AffineWeight:
-    """Round to nearest, plainly: scales (and biases) first into the container's type, then codes."""
+    """Round to nearest, plainly: what is stored beside codes first into its type, then codes."""
     rows, columns = weight.shape
     groups = weight.float().view(rows, scheme.groups(columns), -1)
     largest = 2**scheme.bits - 1
@@ -149,9 +149,15 @@ def write_tiny_artifact(path: Path, exporter: Exporter) -> Artifact:
 
 
 def _decoded(weight: AffineWeight) -> Tensor:
-    """scale · (code − zero_point), written out once more so that no code of ours is trusted."""
+    """scale · (code − zero_point), written out once more so that no code of ours is trusted.
+
+    Where biases are stored, in a loader's order: scale · code + bias.
+    """
     columns = weight.shape[1]
     width = columns // weight.scales.shape[1]
     zeros = weight.zero_points.float().repeat_interleave(width, 1)
     scales = weight.scales.float().repeat_interleave(width, 1)
+    if weight.zero_points.dtype == torch.float32:
+        biases = (-zeros * scales).to(weight.scales.dtype).float()
+        return weight.codes.float() * scales + biases
     return (weight.codes.float() - zeros) * scales

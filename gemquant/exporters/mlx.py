@@ -9,6 +9,7 @@ Source: mlx-lm 0.32 ``utils.py``, ``models/gemma*.py``.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -83,15 +84,20 @@ class MLX:
 
 
 def quantization_config(layout: Layout) -> dict[str, Any]:
-    """Return what mlx-lm looks up: the first scheme for all, others module by module."""
+    """Return what mlx-lm looks up: the commonest scheme for all, others module by module."""
     schemes = {
-        module_of(name): {"group_size": spec.scheme.group_size, "bits": spec.scheme.bits}
+        module_of(name): (spec.scheme.group_size, spec.scheme.bits)
         for name, spec in layout.items()
         if isinstance(spec, AffineSpec)
     }
-    common = next(iter(schemes.values()), {"group_size": 64, "bits": 4})
+    ((common, _),) = Counter(schemes.values()).most_common(1) or [((64, 4), 0)]
     others = {module: scheme for module, scheme in schemes.items() if scheme != common}
-    return {**common, "mode": "affine", **others}
+    return {
+        "group_size": common[0],
+        "bits": common[1],
+        "mode": "affine",
+        **{module: {"group_size": size, "bits": bits} for module, (size, bits) in others.items()},
+    }
 
 
 def scheme_reader(quantization: Mapping[str, Any], module: str) -> AffineScheme:

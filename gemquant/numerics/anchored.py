@@ -60,3 +60,13 @@ def biases_of(scales: Tensor, zero_points: Tensor) -> Tensor:
     """
     # A zero point of zero is a bias of +0, whatever the scale's sign.
     return (-zero_points.float() * scales.float() + 0.0).to(scales.dtype)
+
+
+def dequantize(codes: Tensor, scales: Tensor, zero_points: Tensor) -> Tensor:
+    """Return scale · code + bias in the order in which a loader computes it, (out, in) float32.
+
+    codes: (out, in) uint8. scales, zero_points: (out, groups), as ``biases_of`` takes them.
+    """
+    grouped = codes.unflatten(1, (scales.shape[1], -1)).float()
+    grouped = grouped.mul_(scales.float()[..., None])
+    return grouped.add_(biases_of(scales, zero_points).float()[..., None]).flatten(1)

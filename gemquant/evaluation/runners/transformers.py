@@ -83,6 +83,9 @@ class TransformersRunner:
                     folder, dtype=dtype, device_map=device, local_files_only=True
                 )
                 model.eval()
+                if container == "metal" and torch.device(device).type != "mps":
+                    # Decoded, everything comes in the files' own type, whatever was asked for.
+                    model.to(dtype)
                 # compressed-tensors decodes its weights in the first forward pass.
                 with torch.inference_mode():
                     model(torch.zeros((1, 1), dtype=torch.int64, device=device))

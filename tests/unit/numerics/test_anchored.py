@@ -7,7 +7,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gemquant.numerics.affine import AffineRounding, dequantize, quantize_affine
-from gemquant.numerics.anchored import biases_of, quantize_anchored, zero_points_of
+from gemquant.numerics.anchored import (
+    biases_of,
+    quantize_anchored,
+    zero_points_of,
+)
 
 BF16 = torch.bfloat16
 
@@ -41,7 +45,7 @@ def test_a_group_of_zeros_stays_zero() -> None:
 
 
 @given(
-    st.floats(1e-6, 100, width=32),
+    st.floats(2.0**-20, 100, width=32),
     st.floats(-100, 100, width=32),
     st.booleans(),
 )
