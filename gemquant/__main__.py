@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
 
 import click
 
@@ -14,13 +17,21 @@ from gemquant.cli import cli
 from gemquant.resources import yield_idle_processors
 
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+# 128 + SIGINT, 128 + SIGTERM, as shells report them.
+ENDINGS = {False: ("interrupted", 130), True: ("terminated", 143)}
 BROKEN_PIPE = 1  # what Click answers when it notices first
+
+
+def run() -> int:
+    """The program: prepare this process, then run ``main`` on its arguments."""
+    yield_idle_processors()
+    # A scratch folder must go on SIGTERM as it does on Ctrl-C.
+    signal.signal(signal.SIGTERM, _terminate)
+    return main()
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run ``gemquant`` with ``args`` (``sys.argv`` by default) and return the exit code."""
-    yield_idle_processors()
     try:
         code = cli.main(args, prog_name="gemquant", standalone_mode=False)
         sys.stdout.flush()
@@ -30,9 +41,10 @@ def main(args: Sequence[str] | None = None) -> int:
         _trace_if_debugging()
         error.show()
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; nothing was left behind", err=True)
-        return INTERRUPTED
+    except (Terminated, click.Abort, KeyboardInterrupt) as stop:
+        ended, code = ENDINGS[isinstance(stop, Terminated)]
+        click.echo(f"{ended}; nothing was left behind", err=True)
+        return code
     except BrokenPipeError:
         # Whoever read our output has left; what is still buffered has no reader.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -42,6 +54,14 @@ def main(args: Sequence[str] | None = None) -> int:
         _explain_unexpected(error)
         return INTERNAL_ERROR
     return code if isinstance(code, int) else 0
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise Terminated
 
 
 def _debugging() -> bool:
@@ -66,4 +86,4 @@ def _explain_unexpected(error: Exception) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

@@ -16,6 +16,7 @@ from gemquant.artifact import Artifact
 from gemquant.calibration.trace import Trace
 from gemquant.calibration.windows import TokenWindows
 from gemquant.checkpoint import Checkpoint
+from gemquant.errors import CalibrationError
 from gemquant.evaluation.streams import EvaluationStreams, final_norm, head_table
 from gemquant.gemma.skeleton import Skeleton
 from gemquant.plan import Job, JobPlan, plan
@@ -42,8 +43,8 @@ def run(
     """
     progress = progress or Silence()
     plans = plan(jobs, checkpoint)
+    needs = _required_statistics(jobs, calibration)
     skeleton = Skeleton(checkpoint.config, device=device, dtype=compute_dtype)
-    needs = frozenset[str]().union(*(job.quantizer.needs for job in jobs))
     trace = Trace(checkpoint, skeleton, calibration if needs else None, gram="gram" in needs)
 
     with ExitStack() as stack:
@@ -61,9 +62,11 @@ def run(
                 effective = production.quantize(block)
                 if streams is not None:
                     streams.candidates[number].advance(block.index, effective)
+                del effective
             if streams is not None and streams.original is not None:
                 streams.original.advance(block.index, block.weights)
             progress.advance("quantizing layers")
+            del block  # before the next one is read
 
         head_statistics = trace.head_statistics()
         for production in productions:
@@ -79,3 +82,11 @@ def run(
         for production, slices in zip(productions, results, strict=True):
             production.close(slices, evaluation, calibration=calibration, scan=trace.scan)
     return [Artifact.open(job.out) for job in jobs]
+
+
+def _required_statistics(jobs: Sequence[Job], calibration: TokenWindows | None) -> frozenset[str]:
+    needs = frozenset[str]().union(*(job.quantizer.needs for job in jobs))
+    if needs and calibration is None:
+        names = ", ".join(sorted({job.quantizer.name for job in jobs if job.quantizer.needs}))
+        raise CalibrationError(f"{names}: calibration text is needed, but there is none.")
+    return needs

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 from gemquant.artifact.staging import output_problems
-from gemquant.errors import GemquantError, Problems, refuse
+from gemquant.errors import GemquantError, OutputError, Problems, refuse
 from gemquant.gemma.structure import (
     EMBEDDING,
     HEAD,
@@ -109,8 +111,17 @@ def plan(jobs: Sequence[Job], weights: Weights) -> list[JobPlan]:
         else:
             found += output_problems(job.out, force=job.force, needed_bytes=0)
         problems += found
-    refuse(_flat(problems))
+    refuse(_flat([*problems, *_shared_folders(jobs)]))
     return plans
+
+
+def _shared_folders(jobs: Sequence[Job]) -> list[GemquantError]:
+    counts = Counter(os.path.abspath(job.out) for job in jobs)  # noqa: PTH100 (as staging does)
+    return [
+        OutputError(f"{out} is the folder of {count} jobs.", hint="Give each its own with -o.")
+        for out, count in counts.items()
+        if count > 1
+    ]
 
 
 def _header(job: Job, weights: Weights) -> ArtifactHeader:

@@ -226,7 +226,7 @@ class Production:
             activation_range=ActivationRange(
                 largest=largest, where=where, fits_float16=largest < FLOAT16_LIMIT
             )
-            if where
+            if where and job.quantizer.needs
             else None,
             certificates=tuple(map(certificate_record, certificates)),
             libraries={name: version(name).partition("+")[0] for name in LIBRARIES},

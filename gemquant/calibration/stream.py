@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gemquant.errors import CalibrationError
 from gemquant.gemma.skeleton import Skeleton
 from gemquant.gemma.structure import EMBEDDING
 from gemquant.protocols import Weights
@@ -50,12 +51,18 @@ def embed_windows(
     """Look up token ids (windows, tokens) in an embedding table read in runs of rows.
 
     stored_as: round the rows to this type first, as an artifact that stores them so would.
+    CalibrationError if an id has no row.
     """
     wanted, positions = torch.unique(ids, return_inverse=True)
+    vocabulary = weights.shape(EMBEDDING)[0]
+    if wanted[-1] >= vocabulary:
+        raise CalibrationError(
+            f"token id {int(wanted[-1])} is outside the vocabulary of {vocabulary}: the tokenizer "
+            "knows tokens that the weights do not."
+        )
     rows = torch.empty(
         wanted.shape[0], skeleton.config.hidden_size, dtype=skeleton.dtype, device=skeleton.device
     )
-    vocabulary = weights.shape(EMBEDDING)[0]
     for start in range(0, vocabulary, ROWS_AT_ONCE):
         stop = min(start + ROWS_AT_ONCE, vocabulary)
         first, last = torch.searchsorted(wanted, torch.tensor([start, stop])).tolist()

@@ -53,7 +53,7 @@ class Trace:
         for index in range(self._skeleton.layers):
             prefix = layer_prefix(index)
             weights = layer_weights(self._weights, prefix, names, self._skeleton)
-            statistics: Mapping[str, Statistics] = {}
+            statistics: dict[str, Statistics] = {}
             if self._stream is not None:
                 gatherers = {
                     group.linears[0]: StatisticsGatherer(
@@ -68,12 +68,10 @@ class Trace:
                     self._stream.advance(index, weights)
                 observer.close()
                 self._require_finite(prefix)
-                statistics = {
-                    linear: gatherers[group.linears[0]].result()
-                    for group in structure.groups
-                    for linear in group.linears
-                }
-                del gatherers, observer
+                for group in structure.groups:
+                    shared = gatherers[group.linears[0]].result()
+                    statistics |= dict.fromkeys(group.linears, shared)
+                del gatherers, observer, shared
             yield Block(index, prefix, structure, weights, statistics)
             del weights, statistics
 

@@ -51,6 +51,7 @@ class _Softmax:
         self.maximum = torch.full((tokens,), -torch.inf, device=device)
         self.total = torch.zeros(tokens, dtype=accumulator(device), device=device)
         self.target = torch.zeros(tokens, device=device)
+        # −1 until a number is seen: what is no number has no top.
         self.top = torch.full((tokens,), -1, dtype=torch.int64, device=device)
 
     def see(self, logits: Tensor, rows: slice, start: int, targets: Tensor) -> Tensor:
@@ -131,7 +132,7 @@ def compare_predictions(
             nll_original=reference.nll(),
             nll_quantized=softmax.nll(),
             divergence=divergence / reference.total - (reference.log_total() - softmax.log_total()),
-            agreement=(reference.top == softmax.top).float(),
+            agreement=((reference.top == softmax.top) & (softmax.top >= 0)).float(),
         )
         for softmax, divergence in zip(candidates, divergences, strict=True)
     ]

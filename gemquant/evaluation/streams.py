@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gemquant.calibration.stream import Stream, embed_windows
 from gemquant.calibration.windows import TokenWindows, stream_digest
+from gemquant.errors import UnsupportedError
 from gemquant.evaluation.divergence import Predictor, Table, TokenScores, compare_predictions
 from gemquant.evaluation.summary import mean_over_windows, summarise
 from gemquant.gemma.skeleton import Skeleton
@@ -95,13 +96,22 @@ class EvaluationStreams:
         return self._ids
 
     def score(self, original: Predictor, others: Sequence[Predictor]) -> list[list[SliceResult]]:
-        """Compare every other model with the original: for each its slices, in the order given."""
+        """Compare every other model with the original: for each its slices, in the order given.
+
+        UnsupportedError where predictions are not finite.
+        """
         results = []
         for scores in self._compare(original, others, self._ids):
             first, slices = 0, []
             for windows in self._slices:
                 tokens = windows.ids.shape[0] * (windows.ids.shape[1] - 1)
                 part = scores.between(first, first + tokens)
+                if not torch.isfinite(part.divergence).all():
+                    raise UnsupportedError(
+                        f"evaluation slice {windows.name}: predictions are not finite in "
+                        f"{self._skeleton.dtype}.",
+                        hint="Compute in float32: --dtype float32.",
+                    )
                 slices.append(summarise(windows.name, part, windows=windows.ids.shape[0]))
                 first += tokens
             results.append(slices)

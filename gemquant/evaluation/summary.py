@@ -36,7 +36,7 @@ def mean_over_windows(values: Tensor, *, windows: int) -> Measurement:
 
 
 def _by_window(values: Tensor, windows: int) -> Tensor:
-    return values.double().cpu().reshape(windows, -1)
+    return values.cpu().double().reshape(windows, -1)
 
 
 def _mean(values: Tensor) -> Measurement:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gemquant.numerics.accumulate import accumulator
 from gemquant.numerics.affine import AffineRounding, group_width
 
 SAMPLED_ROWS = 1024
@@ -102,9 +103,10 @@ def _error(rows: Tensor, scale: Tensor, problem: ScaleProblem) -> Tensor:
 
 def _price(rows: Tensor, scale: Tensor, problem: ScaleProblem) -> float:
     error = _error(rows, scale, problem)
-    return float((error.square_().sum(0).double() * problem.sensitivity.double()).sum())
+    wide = accumulator(rows.device)
+    return float((error.square_().sum(0).to(wide) * problem.sensitivity.to(wide)).sum())
 
 
 def _whole_loss(rows: Tensor, scale: Tensor, gram: Tensor, problem: ScaleProblem) -> float:
     error = _error(rows, scale, problem)
-    return float((error @ gram).mul_(error).sum(dtype=torch.float64))
+    return float((error @ gram).mul_(error).sum(dtype=accumulator(rows.device)))

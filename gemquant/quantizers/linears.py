@@ -61,11 +61,12 @@ def indivisible(
     problems: list[GemquantError] = []
     for columns, names in by_width.items():
         fits = [str(size) for size in GROUP_SIZES if size > 0 and columns % size == 0]
+        counted = "1 layer" if len(names) == 1 else f"{len(names)} layers"
         choices = ", ".join([*fits, f"{PER_CHANNEL} (per channel)"])
         problems.append(
             UnsupportedError(
                 f"{columns} input channels are not a multiple of the group size {group_size}, in "
-                f"{len(names)} layers: {', '.join(names)}.",
+                f"{counted}: {', '.join(names)}.",
                 hint=f"Use --group-size {choices}, or leave the layers out with --skip.",
             )
         )

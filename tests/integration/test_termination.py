@@ -1,0 +1,43 @@
+"""A run that is ended in the middle leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_gemma import Kind
+
+
+@pytest.mark.parametrize(
+    ("ended_by", "code", "said"),
+    [
+        (signal.SIGTERM, 143, "terminated; nothing was left behind"),
+        (signal.SIGINT, 130, "interrupted; nothing was left behind"),
+    ],
+)
+def test_a_run_ended_by_a_signal_leaves_nothing(
+    tiny_folders: dict[Kind, Path], tmp_path: Path, ended_by: int, code: int, said: str
+) -> None:
+    command = [sys.executable, "-m", "gemquant", "awq", str(tiny_folders["gemma2"]), "-o", "out"]
+    # Long enough that the signal always arrives first.
+    process = subprocess.Popen(
+        [*command, "--samples", "150", "--seq-len", "512", "--threads", "1"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".out.*.partial")) and time.monotonic() < deadline:
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        time.sleep(0.02)
+    process.send_signal(ended_by)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.splitlines()[-1]) == (code, said)
+    assert list(tmp_path.iterdir()) == []

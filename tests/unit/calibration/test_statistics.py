@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gemquant.calibration.statistics import StatisticsGatherer
+from gemquant.protocols import Statistics
+
+
+def gathered(batches: list[Tensor], *, gram: bool = True) -> Statistics:
+    gatherer = StatisticsGatherer(batches[0].shape[-1], gram=gram, device=torch.device("cpu"))
+    for batch in batches:
+        gatherer(batch)
+    return gatherer.result()
+
+
+def test_sums_of_two_windows_can_be_checked_by_hand() -> None:
+    found = gathered([torch.tensor([[[1.0, -2.0], [3.0, 0.0]]]), torch.tensor([[[-4.0, 1.0]]])])
+    assert found.tokens == 3
+    assert found.sum_squares.tolist() == [26.0, 5.0]
+    assert found.sum_squares.dtype == torch.float64
+    torch.testing.assert_close(found.mean_abs, torch.tensor([8 / 3, 1.0]))
+    assert found.max_abs.tolist() == [4.0, 2.0]
+    assert found.gram is not None
+    assert found.gram.tolist() == [[26.0, -6.0], [-6.0, 5.0]]
+
+
+def test_statistics_of_many_batches_are_those_of_float64() -> None:
+    generator = torch.Generator().manual_seed(0)
+    batches = [100 * torch.randn(3, 50, 24, generator=generator) for _ in range(7)]
+    x = torch.cat(batches).reshape(-1, 24).double()
+    found = gathered(batches)
+    assert found.tokens == 1050
+    assert found.gram is not None
+    torch.testing.assert_close(found.sum_squares, x.square().sum(0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(found.mean_abs.double(), x.abs().mean(0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(found.max_abs.double(), x.abs().amax(0), rtol=0, atol=0)
+    scale = (x.T @ x).diagonal().max().item()
+    torch.testing.assert_close(found.gram.double(), x.T @ x, rtol=0, atol=1e-6 * scale)
+
+
+def test_bfloat16_activations_are_summed_in_wider_types() -> None:
+    ones = torch.ones(1, 1000, 2, dtype=torch.bfloat16)
+    found = gathered([ones, ones])
+    assert found.sum_squares.tolist() == [2000.0, 2000.0]
+    assert found.gram is not None
+    assert found.gram.tolist() == [[2000.0, 2000.0]] * 2
+
+
+def test_the_gram_matrix_is_gathered_only_when_asked_for() -> None:
+    assert gathered([torch.ones(1, 4, 3)], gram=False).gram is None
