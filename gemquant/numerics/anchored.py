@@ -69,4 +69,6 @@ def dequantize(codes: Tensor, scales: Tensor, zero_points: Tensor) -> Tensor:
     """
     grouped = codes.unflatten(1, (scales.shape[1], -1)).float()
     grouped = grouped.mul_(scales.float()[..., None])
-    return grouped.add_(biases_of(scales, zero_points).float()[..., None]).flatten(1)
+    biases = biases_of(scales, zero_points).float()
+    decoded: Tensor = grouped.add_(biases[..., None]).flatten(1)
+    return decoded
