@@ -35,6 +35,17 @@ def test_an_artifact_for_apple_verifies_and_has_a_certificate(
     assert run("verify", "out").code == 0
 
 
+@pytest.mark.parametrize("quantizer", ["rtn", "awq"])
+def test_symmetric_schemes_are_stored_with_their_bias(
+    run: Run, tiny_folders: dict[Kind, Path], text: Path, quantizer: str
+) -> None:
+    options = ("--target", "mps", "--symmetric", "--calib", str(text), "--no-eval")
+    result = make(run, quantizer, tiny_folders["gemma2"], *options)
+    assert result.code == 0, result.err
+    weight = MLX().open(Path("out")).affine("model.layers.0.mlp.up_proj.weight")
+    assert torch.equal(weight.zero_points, torch.full((384, 4), 8.0))
+
+
 def test_the_certificate_is_of_the_weights_that_were_stored(
     run: Run, tiny_folders: dict[Kind, Path], text: Path
 ) -> None:

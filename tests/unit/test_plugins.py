@@ -34,7 +34,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 
 def test_ours_are_these() -> None:
     assert list(plugins("quantizer")) == ["awq", "rtn"]
-    assert list(plugins("exporter")) == ["awq-gemm", "compressed-tensors"]
+    assert list(plugins("exporter")) == ["awq-gemm", "compressed-tensors", "metal", "mlx"]
 
 
 @pytest.mark.parametrize("name", ["awq", "rtn"])
@@ -42,7 +42,7 @@ def test_each_quantizer_knows_its_name(name: str) -> None:
     assert quantizer_type(name).name == name
 
 
-@pytest.mark.parametrize("name", ["awq-gemm", "compressed-tensors"])
+@pytest.mark.parametrize("name", ["awq-gemm", "compressed-tensors", "metal", "mlx"])
 def test_each_exporter_knows_its_name(name: str) -> None:
     assert exporter(name).name == name
 
