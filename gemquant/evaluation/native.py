@@ -18,19 +18,19 @@ GENERATED_TOKENS = 16
 
 
 class Runner(Protocol):
-    """A loaded artifact.
-
-    runtime: name and version of all that computes, for a certificate. max_tokens: how many it is
-    reasonable to run in all, or None. max_window: the longest window that it computes as the model
-    means it, or None.
-    """
+    """A loaded artifact."""
 
     @property
-    def runtime(self) -> str: ...  # noqa: D102
+    def runtime(self) -> str:
+        """Name and version of all that computes, for a certificate."""
+
     @property
-    def max_tokens(self) -> int | None: ...  # noqa: D102
+    def max_tokens(self) -> int | None:
+        """How many tokens it is reasonable to run in all; None for any number."""
+
     @property
-    def max_window(self) -> int | None: ...  # noqa: D102
+    def max_window(self) -> int | None:
+        """Longest window that is computed as the model means it; None for any."""
 
     def head_rows(self, start: int, stop: int) -> Tensor:
         """Rows of the output table; logits are hidden · rowsᵀ before any softcap."""

@@ -66,7 +66,7 @@ def test_targets_as_json_are_one_document(run: Run) -> None:
 
 def test_a_target_of_several_containers_says_when_to_choose_which(run: Run) -> None:
     out = run("targets", "mps").out
-    assert "The default: for mlx-lm, LM Studio" in out
+    assert "The default: for mlx-lm and programs built on it" in out
     assert "For programs that are written for transformers." in out
 
 
