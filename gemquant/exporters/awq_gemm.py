@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from gemquant.checkpoint.mapped import MappedSafetensors
 from gemquant.errors import ArtifactError, GemquantError, UnsupportedError
 from gemquant.exporters.affine_layers import (
     affine_scheme,
@@ -173,7 +174,9 @@ def quantization_config(layout: Layout) -> dict[str, Any]:
     }
 
 
-def scheme_reader(quantization: Mapping[str, Any], module: str) -> AffineScheme:
+def scheme_reader(
+    quantization: Mapping[str, Any], _stored: MappedSafetensors, module: str
+) -> AffineScheme:
     """Return the scheme of a module from ``quantization_config``."""
     expected = {"quant_method": "awq", "bits": 4, "version": "gemm", "zero_point": True}
     found = {key: quantization.get(key) for key in expected}

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from gemquant.checkpoint.mapped import MappedSafetensors
 from gemquant.errors import ArtifactError, GemquantError, UnsupportedError
 from gemquant.exporters.affine_layers import (
     affine_scheme,
@@ -200,7 +201,9 @@ def quantization_config(layout: Layout) -> dict[str, Any]:
     return config
 
 
-def scheme_reader(quantization: Mapping[str, Any], module: str) -> AffineScheme:
+def scheme_reader(
+    quantization: Mapping[str, Any], _stored: MappedSafetensors, module: str
+) -> AffineScheme:
     """Return the scheme of a module from ``quantization_config``."""
     try:
         for group in quantization["config_groups"].values():

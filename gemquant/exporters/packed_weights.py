@@ -21,8 +21,8 @@ from gemquant.gemma.structure import tensor_shapes
 from gemquant.protocols import Layout, PlainSpec, QuantizedSpec, QuantizedWeight
 from gemquant.scheme import Scheme
 
-SchemeReader = Callable[[Mapping[str, Any], str], Scheme]
-"""(quantization_config, module) → scheme; ArtifactError where there is none."""
+SchemeReader = Callable[[Mapping[str, Any], MappedSafetensors, str], Scheme]
+"""(quantization_config, tensors, module) → scheme; ArtifactError where there is none."""
 
 
 class PackedWeights:
@@ -57,11 +57,12 @@ class PackedWeights:
         layout: dict[str, PlainSpec | QuantizedSpec] = {}
         for name, shape in tensor_shapes(config).items():
             dtype = stored.stored_dtype(name) if name in stored.shapes else None
-            # Codes may stand under the weight's own name, but are integers there.
-            if len(shape) != 2 or (dtype is not None and dtype.is_floating_point):
+            # Packed codes may stand under the weight's own name, in another shape or as integers.
+            packed = dtype is None or not dtype.is_floating_point or stored.shapes[name] != shape
+            if len(shape) != 2 or not packed:
                 layout[name] = PlainSpec(shape, dtype or torch.bfloat16)
             else:
-                scheme = scheme_of(_mapping(folder, quantization), module_of(name))
+                scheme = scheme_of(_mapping(folder, quantization), stored, module_of(name))
                 layout[name] = QuantizedSpec((shape[0], shape[1]), scheme)
         refuse(_differences(folder, stored_specs(layout, packing), stored))
         if (folder / MANIFEST_FILE).exists():
