@@ -24,11 +24,11 @@ from gemquant.gemma.config import text_config
 from gemquant.gemma.structure import EMBEDDING, HEAD
 from gemquant.protocols import (
     AffineScheme,
-    AffineSpec,
     AffineWeight,
     ArtifactHeader,
     Exporter,
     PlainSpec,
+    QuantizedSpec,
     RowChunks,
 )
 from tests.tiny_gemma import Kind, tiny_config, tiny_tensors
@@ -78,14 +78,14 @@ def tiny_header(
     """Lay out a tiny Gemma; ``schemes`` overrides single tensors, None leaving them unquantized."""
     config = text_config({**tiny_config(kind), "tie_word_embeddings": tied})
     dtype = exporter.container(config).float_dtype
-    layout: dict[str, PlainSpec | AffineSpec] = {}
+    layout: dict[str, PlainSpec | QuantizedSpec] = {}
     for name, tensor in tiny_tensors(config, tied=tied).items():
         linear = tensor.ndim == 2 and name != EMBEDDING and (name != HEAD or quantized_head)
         chosen = (schemes or {}).get(name, scheme) if linear else None
         if chosen is None:
             layout[name] = PlainSpec(tuple(tensor.shape), dtype)
         else:
-            layout[name] = AffineSpec((tensor.shape[0], tensor.shape[1]), chosen)
+            layout[name] = QuantizedSpec((tensor.shape[0], tensor.shape[1]), chosen)
     return ArtifactHeader(config, layout)
 
 
@@ -99,7 +99,7 @@ def write_tiny_weights(
         for name, tensor in reversed(tiny_tensors(header.config, tied=tied).items()):
             spec = header.layout[name]
             value: Any = tensor
-            if isinstance(spec, AffineSpec):
+            if isinstance(spec, QuantizedSpec):
                 value = rounded(tensor, spec.scheme, container.scale_dtype, biased=container.biases)
                 decoded[name] = _decoded(value)
             else:

@@ -23,6 +23,7 @@ def loaders(manifest: Manifest) -> list[Loader]:
     """Return what loads an artifact, and what does not though one might expect it."""
     known: Mapping[str, Callable[[Manifest], list[Loader]]] = {
         "awq-gemm": _awq_gemm,
+        "bitsandbytes": _bitsandbytes,
         "compressed-tensors": _compressed_tensors,
         "metal": _metal,
         "mlx": _mlx,
@@ -45,6 +46,11 @@ def _awq_gemm(manifest: Manifest) -> list[Loader]:
     if manifest.architecture == "gemma2":
         return [transformers, _vllm("--dtype bfloat16 --quantization awq_marlin")]
     return [transformers, _vllm()]
+
+
+def _bitsandbytes(manifest: Manifest) -> list[Loader]:
+    del manifest  # every generation alike
+    return [_transformers("bitsandbytes accelerate", "bfloat16")]
 
 
 def _compressed_tensors(manifest: Manifest) -> list[Loader]:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from gemquant.errors import UnsupportedError
+from gemquant.exporters.affine_layers import affine_scheme, affine_weight, check_affine
 from gemquant.numerics.anchored import biases_of, zero_points_of
 from gemquant.numerics.packing import pack_bits, packed_width, unpack_bits
-from gemquant.protocols import AffineSpec, AffineWeight, PlainSpec
+from gemquant.protocols import AffineWeight, PlainSpec, QuantizedSpec, QuantizedWeight
 
 
 @dataclass(frozen=True)
@@ -30,42 +31,50 @@ class BiasLinear:
     biases: str
     scale_dtype: torch.dtype = torch.bfloat16
 
-    def specs(self, spec: AffineSpec) -> Mapping[str, PlainSpec]:
+    def specs(self, spec: QuantizedSpec) -> Mapping[str, PlainSpec]:
         """Biases are stored for symmetric schemes too."""
         rows, columns = spec.shape
-        groups = (rows, spec.scheme.groups(columns))
+        scheme = affine_scheme(spec)
+        groups = (rows, scheme.groups(columns))
         return {
-            "weight": PlainSpec((rows, packed_width(columns, spec.scheme.bits)), torch.uint32),
+            "weight": PlainSpec((rows, packed_width(columns, scheme.bits)), torch.uint32),
             "scales": PlainSpec(groups, self.scale_dtype),
             self.biases: PlainSpec(groups, self.scale_dtype),
         }
 
-    def pack(self, weight: AffineWeight) -> Mapping[str, Tensor]:
-        """Codes along the rows; biases from the zero points, exactly.
+    def check(self, name: str, weight: QuantizedWeight, spec: QuantizedSpec) -> None:
+        """Refuse a weight that is not what was announced.
 
         UnsupportedError for whole zero points that were not chosen as biases: a bias would be
         rounded once more, after the codes were chosen.
         """
-        if weight.zero_points.dtype == torch.uint8 and not weight.scheme.symmetric:
+        check_affine(name, weight, spec, self.scale_dtype, biased=True)
+        affine = affine_weight(weight)
+        if affine.zero_points.dtype == torch.uint8 and not affine.scheme.symmetric:
             raise UnsupportedError(
-                "This container stores biases, and the quantizer chose whole zero points.",
+                f"{name}: this container stores biases, and the quantizer chose whole zero points.",
                 hint="Use a symmetric scheme, or a container with zero points.",
             )
+
+    def pack(self, weight: QuantizedWeight) -> Mapping[str, Tensor]:
+        """Codes along the rows; biases from the zero points, exactly."""
+        affine = affine_weight(weight)
         return {
-            "weight": pack_bits(weight.codes, weight.scheme.bits).view(torch.uint32),
-            "scales": weight.scales,
-            self.biases: biases_of(weight.scales, weight.zero_points),
+            "weight": pack_bits(affine.codes, affine.scheme.bits).view(torch.uint32),
+            "scales": affine.scales,
+            self.biases: biases_of(affine.scales, affine.zero_points),
         }
 
     def unpack(
-        self, stored: Mapping[str, Tensor], spec: AffineSpec, start: int, stop: int
+        self, stored: Mapping[str, Tensor], spec: QuantizedSpec, start: int, stop: int
     ) -> AffineWeight:
         """Undo pack; zero points come back as float32."""
         words = stored["weight"][start:stop].view(torch.int32)
         scales = stored["scales"][start:stop]
+        scheme = affine_scheme(spec)
         return AffineWeight(
-            spec.scheme,
-            unpack_bits(words, spec.scheme.bits, spec.shape[1]),
+            scheme,
+            unpack_bits(words, scheme.bits, spec.shape[1]),
             scales,
             zero_points_of(scales, stored[self.biases][start:stop]),
         )

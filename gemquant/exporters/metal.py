@@ -17,7 +17,9 @@ from typing import Any, ClassVar
 
 import torch
 
+from gemquant.checkpoint.mapped import MappedSafetensors
 from gemquant.errors import ArtifactError, GemquantError, UnsupportedError
+from gemquant.exporters.affine_layers import affine_schemes, other_kinds
 from gemquant.exporters.bias_linear import BiasLinear
 from gemquant.exporters.limits import (
     indivisible_inputs,
@@ -34,11 +36,11 @@ from gemquant.exporters.transformers_config import runtime_config
 from gemquant.gemma.structure import EMBEDDING, HEAD
 from gemquant.protocols import (
     AffineScheme,
-    AffineSpec,
     ArtifactHeader,
     Container,
     Layout,
     PlainSpec,
+    QuantizedSpec,
 )
 
 BITS = (2, 4, 8)
@@ -59,14 +61,16 @@ class Metal:
 
     def problems(self, header: ArtifactHeader) -> list[GemquantError]:
         """Widths and group sizes that the kernels have, one scheme, linears of the layers only."""
-        affine = {n: s for n, s in header.layout.items() if isinstance(s, AffineSpec)}
+        quantized = {n: s for n, s in header.layout.items() if isinstance(s, QuantizedSpec)}
+        affine = affine_schemes(header.layout)
         problems: list[GemquantError] = [
-            *quantized_tables(affine, (EMBEDDING, HEAD), self.name),
+            *quantized_tables(quantized, (EMBEDDING, HEAD), self.name),
+            *other_kinds(header.layout, self.name),
             *missing_bits(affine, BITS, self.name),
             *missing_group_sizes(affine, GROUP_SIZES, self.name),
-            *indivisible_inputs(affine),
+            *indivisible_inputs(quantized),
         ]
-        schemes = {(s.scheme.bits, s.scheme.group_size) for s in affine.values()}
+        schemes = {(s.bits, s.group_size) for s in affine.values()}
         if len(schemes) > 1:
             asked = [f"{bits} bits in groups of {size}" for bits, size in sorted(schemes)]
             problems.append(
@@ -97,7 +101,7 @@ class Metal:
 
 def quantization_config(layout: Layout) -> dict[str, Any]:
     """Return what transformers looks up; plain linears are named as unconverted."""
-    schemes = [spec.scheme for spec in layout.values() if isinstance(spec, AffineSpec)]
+    schemes = list(affine_schemes(layout).values())
     plain = [
         module_of(name)
         for name, spec in layout.items()
@@ -111,7 +115,11 @@ def quantization_config(layout: Layout) -> dict[str, Any]:
     }
 
 
-def scheme_reader(quantization: Mapping[str, Any], module: str) -> AffineScheme:
+def scheme_reader(
+    quantization: Mapping[str, Any],
+    _stored: MappedSafetensors,
+    module: str,
+) -> AffineScheme:
     """Return the scheme of a module from ``quantization_config``."""
     bits, group_size = quantization.get("bits"), quantization.get("group_size")
     method = quantization.get("quant_method")

@@ -18,7 +18,9 @@ from typing import Any, ClassVar
 
 import torch
 
+from gemquant.checkpoint.mapped import MappedSafetensors
 from gemquant.errors import ArtifactError, GemquantError, UnsupportedError
+from gemquant.exporters.affine_layers import affine_schemes, other_kinds
 from gemquant.exporters.bias_linear import BiasLinear
 from gemquant.exporters.limits import (
     indivisible_inputs,
@@ -32,10 +34,10 @@ from gemquant.exporters.safetensors_writer import MAX_SHARD_BYTES, file_sizes
 from gemquant.exporters.transformers_config import runtime_config
 from gemquant.protocols import (
     AffineScheme,
-    AffineSpec,
     ArtifactHeader,
     Container,
     Layout,
+    QuantizedSpec,
 )
 
 BITS = (2, 3, 4, 5, 6, 8)
@@ -56,11 +58,13 @@ class MLX:
 
     def problems(self, header: ArtifactHeader) -> list[GemquantError]:
         """Widths and group sizes that MLX has, a head that mlx-lm has, layers in its pattern."""
-        affine = {n: s for n, s in header.layout.items() if isinstance(s, AffineSpec)}
+        quantized = {n: s for n, s in header.layout.items() if isinstance(s, QuantizedSpec)}
+        affine = affine_schemes(header.layout)
         return [
+            *other_kinds(header.layout, self.name),
             *missing_bits(affine, BITS, self.name),
             *missing_group_sizes(affine, GROUP_SIZES, self.name),
-            *indivisible_inputs(affine),
+            *indivisible_inputs(quantized),
             *_unreadable(header.config),
         ]
 
@@ -86,9 +90,8 @@ class MLX:
 def quantization_config(layout: Layout) -> dict[str, Any]:
     """Return what mlx-lm looks up: the commonest scheme for all, others module by module."""
     schemes = {
-        module_of(name): (spec.scheme.group_size, spec.scheme.bits)
-        for name, spec in layout.items()
-        if isinstance(spec, AffineSpec)
+        module_of(name): (scheme.group_size, scheme.bits)
+        for name, scheme in affine_schemes(layout).items()
     }
     ((common, _),) = Counter(schemes.values()).most_common(1) or [((64, 4), 0)]
     others = {module: scheme for module, scheme in schemes.items() if scheme != common}
@@ -100,7 +103,11 @@ def quantization_config(layout: Layout) -> dict[str, Any]:
     }
 
 
-def scheme_reader(quantization: Mapping[str, Any], module: str) -> AffineScheme:
+def scheme_reader(
+    quantization: Mapping[str, Any],
+    _stored: MappedSafetensors,
+    module: str,
+) -> AffineScheme:
     """Return the scheme of a module from ``quantization_config``."""
     scheme = {**quantization, **_mapping(quantization.get(module))}
     bits, group_size = scheme.get("bits"), scheme.get("group_size")

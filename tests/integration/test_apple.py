@@ -42,7 +42,7 @@ def test_symmetric_schemes_are_stored_with_their_bias(
     options = ("--target", "mps", "--symmetric", "--calib", str(text), "--no-eval")
     result = make(run, quantizer, tiny_folders["gemma2"], *options)
     assert result.code == 0, result.err
-    weight = MLX().open(Path("out")).affine("model.layers.0.mlp.up_proj.weight")
+    weight = MLX().open(Path("out")).quantized("model.layers.0.mlp.up_proj.weight")
     assert torch.equal(weight.zero_points, torch.full((384, 4), 8.0))
 
 

@@ -33,8 +33,14 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 
 
 def test_ours_are_these() -> None:
-    assert list(plugins("quantizer")) == ["awq", "rtn"]
-    assert list(plugins("exporter")) == ["awq-gemm", "compressed-tensors", "metal", "mlx"]
+    assert list(plugins("quantizer")) == ["awq", "fp4", "int8", "nf4", "rtn"]
+    assert list(plugins("exporter")) == [
+        "awq-gemm",
+        "bitsandbytes",
+        "compressed-tensors",
+        "metal",
+        "mlx",
+    ]
 
 
 @pytest.mark.parametrize("name", ["awq", "rtn"])

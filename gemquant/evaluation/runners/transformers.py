@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 _PACKAGES: Mapping[str, tuple[str, ...]] = {
     "awq-gemm": ("gptqmodel", "accelerate"),
+    "bitsandbytes": ("bitsandbytes", "accelerate"),
     "compressed-tensors": ("compressed-tensors", "accelerate"),
     "metal": ("accelerate",),
 }

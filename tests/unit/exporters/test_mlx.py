@@ -9,12 +9,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gemquant.errors import ArtifactError, UnsupportedError
+from gemquant.exporters.awq_gemm import AwqGemmLinear
 from gemquant.exporters.bias_linear import BiasLinear
 from gemquant.exporters.metal import Metal
 from gemquant.exporters.mlx import MLX
 from gemquant.gemma.structure import EMBEDDING
 from gemquant.numerics.anchored import quantize_anchored, zero_points_of
-from gemquant.protocols import PER_CHANNEL, AffineScheme, AffineSpec, AffineWeight, Exporter
+from gemquant.protocols import PER_CHANNEL, AffineScheme, AffineWeight, Exporter, QuantizedSpec
 from tests.tiny_artifact import rounded, tiny_header, write_tiny_weights
 from tests.tiny_gemma import Kind
 
@@ -57,7 +58,7 @@ def test_mlx_decodes_the_same_weight(golden: dict[str, Tensor], bits: int) -> No
         "scales": golden[f"w{bits}g64.scales"].bfloat16(),
         "biases": golden[f"w{bits}g64.biases"].bfloat16(),
     }
-    spec = AffineSpec((16, 128), AffineScheme(bits, 64, symmetric=False))
+    spec = QuantizedSpec((16, 128), AffineScheme(bits, 64, symmetric=False))
     decoded = BiasLinear("biases").unpack(stored, spec, 0, 16).dequantize()
     # mlx multiplies and adds in one rounding where the processor can.
     torch.testing.assert_close(decoded, golden[f"w{bits}g64.decoded"], rtol=1e-6, atol=1e-7)
@@ -146,14 +147,20 @@ def test_a_symmetric_weight_with_whole_zero_points_is_stored_exactly() -> None:
     weight = rounded(torch.randn(8, 64), scheme, torch.bfloat16)
     stored = BiasLinear("biases").pack(weight)
     assert torch.equal(stored["biases"].float(), -8 * weight.scales.float())
-    read = BiasLinear("biases").unpack(stored, AffineSpec((8, 64), scheme), 0, 8)
+    read = BiasLinear("biases").unpack(stored, QuantizedSpec((8, 64), scheme), 0, 8)
     assert torch.equal(read.dequantize(), weight.dequantize())
 
 
 def test_whole_zero_points_that_were_not_chosen_as_biases_are_refused() -> None:
     weight = rounded(torch.randn(8, 64), W4, torch.bfloat16)
-    with pytest.raises(UnsupportedError, match="stores biases"):
-        BiasLinear("biases").pack(weight)
+    with pytest.raises(UnsupportedError, match="q_proj: this container stores biases"):
+        BiasLinear("biases").check("q_proj", weight, QuantizedSpec((8, 64), W4))
+
+
+def test_zero_points_that_are_not_whole_are_refused_where_none_are_stored() -> None:
+    weight = rounded(torch.randn(8, 64), W4, torch.float16, biased=True)
+    with pytest.raises(ValueError, match="announced as"):
+        AwqGemmLinear().check("q_proj", weight, QuantizedSpec((8, 64), W4))
 
 
 def problems(exporter: Exporter, scheme: AffineScheme, kind: Kind = "gemma2") -> list[str]:
