@@ -42,7 +42,7 @@ def in_words(
     widths = "/".join(map(str, bits))
     groups = "/".join("a row" if size == PER_CHANNEL else str(size) for size in sorted(sizes))
     if codes != INTEGER:
-        return f"{widths} bits {NAMES.get(codes, codes)}, one scale for {groups}"
+        return f"{widths} bits {NAMES.get(codes, codes)}, groups of {groups}"
     symmetry = "/".join("symmetric" if s else "zero points" for s in sorted(symmetric))
     return f"{widths} bits, groups of {groups}, {symmetry}"
 

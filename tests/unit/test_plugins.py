@@ -43,12 +43,12 @@ def test_ours_are_these() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["awq", "rtn"])
+@pytest.mark.parametrize("name", ["awq", "fp4", "int8", "nf4", "rtn"])
 def test_each_quantizer_knows_its_name(name: str) -> None:
     assert quantizer_type(name).name == name
 
 
-@pytest.mark.parametrize("name", ["awq-gemm", "compressed-tensors", "metal", "mlx"])
+@pytest.mark.parametrize("name", ["awq-gemm", "bitsandbytes", "compressed-tensors", "metal", "mlx"])
 def test_each_exporter_knows_its_name(name: str) -> None:
     assert exporter(name).name == name
 

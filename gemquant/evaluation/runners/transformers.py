@@ -117,10 +117,11 @@ class TransformersRunner:
         ids: (windows, tokens) int64, each window with its BOS. Returns (windows, tokens, hidden)
         in the type computed in; one window is in flight at a time.
         """
-        hidden = [
-            self.model.model(input_ids=window[None].to(self.device), use_cache=False)[0]
-            for window in ids
-        ]
+        with _quiet():
+            hidden = [
+                self.model.model(input_ids=window[None].to(self.device), use_cache=False)[0]
+                for window in ids
+            ]
         return torch.cat(hidden)
 
     @torch.inference_mode()
