@@ -9,6 +9,8 @@ from torch import Tensor
 
 from gemquant.errors import UnsupportedError
 
+COLUMNS_AT_ONCE = 128
+
 
 @dataclass(frozen=True)
 class GramFactor:
@@ -41,13 +43,32 @@ def factorise(gram: Tensor, *, damping: float = 0.01) -> GramFactor:
     for _ in range(6):
         damped = gram.flip(0, 1)
         damped.diagonal().add_(damping * mean)
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        if _factor_in_place(damped):
+            return GramFactor(damped.flip(0, 1))
         del damped
-        if not failed.item():
-            return GramFactor(lower.flip(0, 1))
-        del lower
         damping *= 10
     raise UnsupportedError(
         f"A Gram matrix of {gram.shape[0]} channels is not positive definite at any damping.",
         hint="The calibration text gives no usable activations: use another, with --calib.",
     )
+
+
+def _factor_in_place(matrix: Tensor) -> bool:
+    """Replace a symmetric matrix (n, n) by its lower Cholesky factor; False if there is none.
+
+    In block columns, because LAPACK's routine gives other bits for another number of threads, while
+    small factors, triangular solves and products do not: calibrated artifacts keep their bytes.
+    """
+    for start in range(0, matrix.shape[0], COLUMNS_AT_ONCE):
+        stop = min(start + COLUMNS_AT_ONCE, matrix.shape[0])
+        column = matrix[start:, start:stop]
+        if start:
+            column.addmm_(matrix[start:, :start], matrix[start:stop, :start].T, alpha=-1)
+        corner, failed = torch.linalg.cholesky_ex(column[: stop - start])
+        if failed.item():
+            return False
+        matrix[start:stop, start:] = 0
+        matrix[start:stop, start:stop] = corner
+        below = matrix[stop:, start:stop]
+        below.copy_(torch.linalg.solve_triangular(corner, below.T, upper=False).T)
+    return True

@@ -41,6 +41,28 @@ def test_the_factor_times_its_transpose_is_the_damped_gram_matrix(damping: float
     assert torch.equal(gram, before), "the caller's matrix was changed"
 
 
+@pytest.mark.parametrize("channels", [1, 127, 128, 129, 300])
+def test_matrices_of_several_block_columns_factor_as_a_whole(channels: int) -> None:
+    x = inputs(2 * channels, channels)
+    gram = x.T @ x
+    upper = factorise(gram).upper
+    assert_factors(upper, damped(gram, 0.01))
+    assert torch.equal(upper, upper.triu())
+
+
+def test_the_factor_does_not_depend_on_threads() -> None:
+    x = inputs(900, 300)
+    gram, before = x.T @ x, torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = factorise(gram).upper
+        torch.set_num_threads(2)
+        two = factorise(gram).upper
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(one, two)
+
+
 def test_fewer_tokens_than_channels_factor_too() -> None:
     x = inputs(10, 40)
     gram = x.T @ x
