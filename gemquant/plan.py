@@ -21,10 +21,10 @@ from gemquant.gemma.structure import (
 )
 from gemquant.options import problems_with
 from gemquant.protocols import (
-    AffineSpec,
     ArtifactHeader,
     Exporter,
     PlainSpec,
+    QuantizedSpec,
     Quantizer,
     Weights,
 )
@@ -70,7 +70,7 @@ class JobPlan:
     @property
     def quantized(self) -> Sequence[str]:
         """Names of the weights stored as codes."""
-        return [n for n, spec in self.header.layout.items() if isinstance(spec, AffineSpec)]
+        return [n for n, spec in self.header.layout.items() if isinstance(spec, QuantizedSpec)]
 
     @property
     def kept(self) -> Sequence[str]:
@@ -129,18 +129,18 @@ def _header(job: Job, weights: Weights) -> ArtifactHeader:
     config = dict(weights.config)
     container = job.exporter.container(config)
     linears = linear_weights(weights)
-    layout: dict[str, PlainSpec | AffineSpec] = {}
+    layout: dict[str, PlainSpec | QuantizedSpec] = {}
     for name, shape in tensor_shapes(config).items():
         layout[name] = PlainSpec(shape, container.float_dtype)
         if name in linears:
             scheme = job.quantizer.scheme_for(name, linears[name])
             if scheme is not None:
-                layout[name] = AffineSpec(linears[name], scheme)
+                layout[name] = QuantizedSpec(linears[name], scheme)
     rows, columns = weights.shape(EMBEDDING)
     head_scheme = job.quantizer.scheme_for(HEAD, (rows, columns))
     if head_scheme is not None:
         config["tie_word_embeddings"] = False
-        layout[HEAD] = AffineSpec((rows, columns), head_scheme)
+        layout[HEAD] = QuantizedSpec((rows, columns), head_scheme)
     return ArtifactHeader(config, layout)
 
 

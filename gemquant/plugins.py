@@ -49,6 +49,21 @@ OWN: Mapping[Kind, tuple[Plugin, ...]] = {
             "Few-bit weights, scaled so that salient channels lose least, errors compensated.",
         ),
         _own(
+            "fp4",
+            "gemquant.quantizers.bnb:FP4",
+            "4-bit weights in blocks, each the nearest of 15 floating-point numbers.",
+        ),
+        _own(
+            "int8",
+            "gemquant.quantizers.bnb:Int8",
+            "8-bit rows whose outlying inputs a runtime computes in 16 bits (LLM.int8).",
+        ),
+        _own(
+            "nf4",
+            "gemquant.quantizers.bnb:NF4",
+            "4-bit weights in blocks, each the nearest of 16 quantiles of a normal distribution.",
+        ),
+        _own(
             "rtn",
             "gemquant.quantizers.rtn:RoundToNearest",
             "Weights rounded to the nearest code, without calibration.",
@@ -56,7 +71,10 @@ OWN: Mapping[Kind, tuple[Plugin, ...]] = {
     ),
     "exporter": (
         _own("awq-gemm", "gemquant.exporters.awq_gemm:AwqGemm"),
+        _own("bitsandbytes", "gemquant.exporters.bitsandbytes:BitsAndBytes"),
         _own("compressed-tensors", "gemquant.exporters.compressed_tensors:CompressedTensors"),
+        _own("metal", "gemquant.exporters.metal:Metal"),
+        _own("mlx", "gemquant.exporters.mlx:MLX"),
     ),
 }
 

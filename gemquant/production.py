@@ -34,12 +34,13 @@ from gemquant.gemma.skeleton import Skeleton
 from gemquant.gemma.structure import EMBEDDING, FINAL_NORM, HEAD, head_structure
 from gemquant.plan import SMALL_FILES_BYTES, JobPlan
 from gemquant.protocols import (
-    AffineSpec,
-    AffineWeight,
     Block,
     Certificate,
+    QuantizedSpec,
+    QuantizedWeight,
     RowChunks,
     SliceResult,
+    Stackable,
     Statistics,
     Writer,
 )
@@ -75,7 +76,7 @@ class Production:
         self._skeleton = skeleton
         self._folder = folder
         self._writer = writer
-        self._head: AffineWeight | None = None
+        self._head: QuantizedWeight | None = None
 
     def copy_embedding(self) -> None:
         """Write the embedding run by run, in the type that the container stores."""
@@ -95,7 +96,7 @@ class Production:
         """Write the final norm and, where there is one, the head."""
         self._writer.write({FINAL_NORM: self._checkpoint.tensor(FINAL_NORM, self._float)})
         spec = self.plan.header.layout.get(HEAD)
-        if isinstance(spec, AffineSpec):
+        if isinstance(spec, QuantizedSpec):
             self._head = self._quantized_head(spec, head_statistics)
             self._writer.write({HEAD: self._head})
         elif spec is not None:
@@ -158,8 +159,8 @@ class Production:
     def _float(self) -> torch.dtype:
         return self.container.float_dtype
 
-    def _decoded(self, value: Tensor | AffineWeight) -> Tensor:
-        tensor = value.dequantize() if isinstance(value, AffineWeight) else value
+    def _decoded(self, value: Tensor | QuantizedWeight) -> Tensor:
+        tensor = value if isinstance(value, Tensor) else value.dequantize()
         return tensor.to(self._skeleton.device, self._skeleton.dtype)
 
     def _table(self, name: str) -> RowChunks:
@@ -173,22 +174,22 @@ class Production:
         return RowChunks((rows, columns), self._float, chunks)
 
     def _quantized_head(
-        self, spec: AffineSpec, statistics: Mapping[str, Statistics]
-    ) -> AffineWeight:
+        self, spec: QuantizedSpec, statistics: Mapping[str, Statistics]
+    ) -> QuantizedWeight:
         """Quantize the head in runs of rows: its codes are held, its weights never are."""
         source = head_name(self._checkpoint.config)
         structure = head_structure()
-        parts: list[AffineWeight] = []
+        parts: list[Stackable] = []
         for start in range(0, spec.shape[0], ROWS_AT_ONCE):
             stop = min(start + ROWS_AT_ONCE, spec.shape[0])
             rows = self._checkpoint.rows(source, start, stop, torch.float32)
             weights = {HEAD: rows.to(self._skeleton.device)}
             block = Block(self._skeleton.layers, "", structure, weights, statistics)
             part = self.plan.job.quantizer.quantize(block, self.container)[HEAD]
-            if not isinstance(part, AffineWeight):
-                raise TypeError(f"{HEAD}: announced as quantized, but came as a tensor.")
+            if isinstance(part, Tensor) or not isinstance(part, Stackable):
+                raise TypeError(f"{HEAD}: announced as quantized; came as {type(part).__name__}.")
             parts.append(part)
-        return AffineWeight.stacked(parts)
+        return parts[0].stacked(parts)
 
     def _manifest(
         self,

@@ -10,18 +10,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 from gemquant.errors import GemquantError
+from gemquant.scheme import INTEGER, Scheme
+from gemquant.scheme import PER_CHANNEL as PER_CHANNEL  # noqa: PLC0414 - part of the contract
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
 
     from gemquant.gemma.structure import LayerStructure
-
-PER_CHANNEL = -1
-"""Group size that means one scale for a whole output row."""
-
 
 # ---------------------------------------------------------------- weights, before and after
 
@@ -52,6 +50,33 @@ class Weights(Protocol):
         """Rows ``start`` to ``stop`` of a matrix, without decoding the others."""
 
 
+class QuantizedWeight(Protocol):
+    """A linear's weight as codes and what decodes them; the kinds differ in nothing else."""
+
+    @property
+    def scheme(self) -> Scheme:
+        """How its numbers are stored."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+
+    def rows(self, start: int, stop: int) -> QuantizedWeight:
+        """Output channels ``start`` to ``stop``."""
+
+    def dequantize(self) -> Tensor:
+        """What a loader will compute with, before it rounds: (out, in) float32."""
+
+
+@runtime_checkable
+class Stackable(QuantizedWeight, Protocol):
+    """A weight whose rows are quantized each for itself, so that a head can come in runs."""
+
+    @classmethod
+    def stacked(cls, parts: Sequence[Self]) -> Self:
+        """Stack weights of one scheme along their output channels."""
+
+
 @dataclass(frozen=True)
 class AffineScheme:
     """How a linear layer's numbers are stored: w ≈ scale · (code − zero_point).
@@ -64,6 +89,11 @@ class AffineScheme:
     group_size: int
     symmetric: bool
 
+    @property
+    def codes(self) -> str:
+        """Integers."""
+        return INTEGER
+
     def groups(self, columns: int) -> int:
         """Number of groups in a row of ``columns`` input channels."""
         return 1 if self.group_size == PER_CHANNEL else columns // self.group_size
@@ -71,10 +101,11 @@ class AffineScheme:
 
 @dataclass(frozen=True)
 class AffineWeight:
-    """A quantized linear weight.
+    """A quantized linear weight; satisfies ``Stackable``.
 
     codes: (out, in) uint8. scales: (out, groups) in the container's type.
-    zero_points: (out, groups) uint8, also where the scheme is symmetric.
+    zero_points: (out, groups) uint8, also where the scheme is symmetric; float32 and not whole
+    where the container stores biases.
     """
 
     scheme: AffineScheme
@@ -95,7 +126,7 @@ class AffineWeight:
         )
 
     @classmethod
-    def stacked(cls, parts: Sequence[AffineWeight]) -> AffineWeight:
+    def stacked(cls, parts: Sequence[Self]) -> Self:
         """Stack weights of one scheme along their output channels."""
         import torch
 
@@ -108,9 +139,11 @@ class AffineWeight:
 
     def dequantize(self) -> Tensor:
         """Return scale · (code − zero_point) as float32, (out, in)."""
-        from gemquant.numerics.affine import dequantize
+        from gemquant.numerics import affine, anchored
 
-        return dequantize(self.codes, self.scales, self.zero_points)
+        if self.zero_points.is_floating_point():
+            return anchored.dequantize(self.codes, self.scales, self.zero_points)
+        return affine.dequantize(self.codes, self.scales, self.zero_points)
 
 
 @dataclass(frozen=True)
@@ -122,9 +155,6 @@ class RowChunks:
     chunks: Callable[[], Iterator[Tensor]]
 
 
-Stored = "Tensor | AffineWeight | RowChunks"
-
-
 @dataclass(frozen=True)
 class PlainSpec:
     """A tensor that will be stored as it is."""
@@ -134,14 +164,14 @@ class PlainSpec:
 
 
 @dataclass(frozen=True)
-class AffineSpec:
-    """A linear weight that will be stored as codes, scales and zero points."""
+class QuantizedSpec:
+    """A linear weight that will be stored as codes and what decodes them."""
 
     shape: tuple[int, int]
-    scheme: AffineScheme
+    scheme: Scheme
 
 
-Layout = Mapping[str, "PlainSpec | AffineSpec"]
+Layout = Mapping[str, "PlainSpec | QuantizedSpec"]
 """What will be written under each of Gemma's names: known from headers, before any work."""
 
 
@@ -185,12 +215,15 @@ class Block:
 class Container:
     """The types a file format stores numbers in, which a quantizer must round to.
 
-    scale_dtype: type of an affine weight's scales.
+    scale_dtype: type of a quantized weight's scales.
     float_dtype: type of everything that stays floating point (norms, embeddings).
+    biases: an affine weight is stored as scale · code + bias, the bias in the scale's type. Its
+        zero points are then −bias / scale, unless the scheme is symmetric.
     """
 
     scale_dtype: dtype
     float_dtype: dtype
+    biases: bool = False
 
 
 # ---------------------------------------------------------------- plug-ins
@@ -209,7 +242,7 @@ class Quantizer(Protocol):
     def needs(self) -> frozenset[str]:
         """Statistics to gather: a subset of {"moments", "gram"}; empty for no calibration."""
 
-    def scheme_for(self, name: str, shape: tuple[int, int]) -> AffineScheme | None:
+    def scheme_for(self, name: str, shape: tuple[int, int]) -> Scheme | None:
         """Scheme for a linear's weight by its full name, or None to leave it in floating point.
 
         ``lm_head.weight`` is asked about too, tied or not: answer None to leave the head alone.
@@ -218,7 +251,9 @@ class Quantizer(Protocol):
     def problems(self, linears: Mapping[str, tuple[int, int]]) -> list[GemquantError]:
         """Everything that would go wrong, from options and shapes alone."""
 
-    def quantize(self, block: Block, container: Container) -> Mapping[str, Tensor | AffineWeight]:
+    def quantize(
+        self, block: Block, container: Container
+    ) -> Mapping[str, Tensor | QuantizedWeight]:
         """Return every tensor of the block that changes, by short name; others are copied."""
 
 
@@ -237,7 +272,7 @@ class Writer(Protocol):
     """Receives tensors in any order and lays them down in the container."""
 
     def write(self, tensors: Mapping[str, Any]) -> None:
-        """Store tensors (Tensor, AffineWeight or RowChunks) under Gemma's full names."""
+        """Store tensors (Tensor, QuantizedWeight or RowChunks) under Gemma's full names."""
 
     def finish(self) -> Mapping[str, Any]:
         """Flush everything; return the runtime's configuration to be saved as config.json."""
@@ -261,7 +296,7 @@ class Exporter(Protocol):
         """Open a writer in an existing scratch folder."""
 
     def open(self, folder: Path) -> Weights:
-        """Read a finished folder back; affine weights decode to scale · (code − zero_point)."""
+        """Read a finished folder back; quantized weights decode as their runtime decodes them."""
 
 
 class Progress(Protocol):

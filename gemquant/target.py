@@ -11,30 +11,14 @@ import os
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gemquant.errors import GemquantError, UnsupportedError, UsageError, refuse
 from gemquant.gemma.structure import Generation
 from gemquant.resources import data_folder
-
-
-class Scheme(Protocol):
-    """How a linear's numbers are stored, as far as a runtime cares."""
-
-    @property
-    def bits(self) -> int:
-        """Bits per code."""
-
-    @property
-    def group_size(self) -> int:
-        """Input channels that share a scale; -1 for the whole row."""
-
-    @property
-    def symmetric(self) -> bool:
-        """Whether there are no zero points."""
-
+from gemquant.scheme import INTEGER, Scheme, describe, in_words
 
 NonEmpty = Annotated[str, Field(min_length=1)]
 
@@ -46,11 +30,12 @@ class _Data(BaseModel):
 
 
 class Schemes(_Data):
-    """A product of bit widths, group sizes and symmetry."""
+    """A product of bit widths, group sizes and symmetry, for one meaning of the codes."""
 
     bits: Annotated[tuple[int, ...], Field(min_length=1)]
     group_sizes: Annotated[tuple[int, ...], Field(min_length=1)]
     symmetric: Annotated[tuple[bool, ...], Field(min_length=1)]
+    codes: NonEmpty = INTEGER
 
     def include(self, scheme: Scheme) -> bool:
         """Whether the product contains ``scheme``."""
@@ -58,6 +43,7 @@ class Schemes(_Data):
             scheme.bits in self.bits
             and scheme.group_size in self.group_sizes
             and scheme.symmetric in self.symmetric
+            and scheme.codes == self.codes
         )
 
 
@@ -84,6 +70,7 @@ class TargetContainer(_Data):
 
     exporter: NonEmpty
     description: NonEmpty
+    choose: str = ""
     runtimes: Annotated[tuple[Runtime, ...], Field(min_length=1)]
 
 
@@ -150,21 +137,9 @@ class Target(_Data):
         )
 
 
-def describe(scheme: Scheme) -> str:
-    """Name a scheme in words: ``4 bits, groups of 128, zero points``."""
-    return describe_product(
-        Schemes(
-            bits=(scheme.bits,), group_sizes=(scheme.group_size,), symmetric=(scheme.symmetric,)
-        )
-    )
-
-
 def describe_product(schemes: Schemes) -> str:
     """Name a product of schemes in words: ``3/4 bits, groups of 64/128, zero points``."""
-    bits = "/".join(map(str, schemes.bits))
-    sizes = "/".join("a row" if size == -1 else str(size) for size in sorted(schemes.group_sizes))
-    symmetry = "/".join("symmetric" if s else "zero points" for s in sorted(schemes.symmetric))
-    return f"{bits} bits, groups of {sizes}, {symmetry}"
+    return in_words(schemes.bits, schemes.group_sizes, schemes.symmetric, schemes.codes)
 
 
 # ---------------------------------------------------------------- loading

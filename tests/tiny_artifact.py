@@ -24,11 +24,11 @@ from gemquant.gemma.config import text_config
 from gemquant.gemma.structure import EMBEDDING, HEAD
 from gemquant.protocols import (
     AffineScheme,
-    AffineSpec,
     AffineWeight,
     ArtifactHeader,
     Exporter,
     PlainSpec,
+    QuantizedSpec,
     RowChunks,
 )
 from tests.tiny_gemma import Kind, tiny_config, tiny_tensors
@@ -37,8 +37,10 @@ W4 = AffineScheme(bits=4, group_size=128, symmetric=False)
 W4_SYMMETRIC = AffineScheme(bits=4, group_size=32, symmetric=True)
 
 
-def rounded(weight: Tensor, scheme: AffineScheme, scale_dtype: torch.dtype) -> AffineWeight:
-    """Round to nearest, plainly: scales first into the container's type, then codes."""
+def rounded(
+    weight: Tensor, scheme: AffineScheme, scale_dtype: torch.dtype, *, biased: bool = False
+) -> AffineWeight:
+    """Round to nearest, plainly: what is stored beside codes first into its type, then codes."""
     rows, columns = weight.shape
     groups = weight.float().view(rows, scheme.groups(columns), -1)
     largest = 2**scheme.bits - 1
@@ -49,9 +51,11 @@ def rounded(weight: Tensor, scheme: AffineScheme, scale_dtype: torch.dtype) -> A
         low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
         scales = ((high - low) / largest).to(scale_dtype)
         zeros = torch.round(-low / scales.float()).clamp(0, largest)
-    codes = torch.round(groups / scales.float()[..., None]) + zeros[..., None]
+    if biased:
+        zeros = (zeros * scales.float()).to(scale_dtype).float() / scales.float()
+    codes = torch.round(groups / scales.float()[..., None] + zeros[..., None])
     codes = codes.clamp(0, largest).to(torch.uint8).view(rows, columns)
-    return AffineWeight(scheme, codes, scales, zeros.to(torch.uint8))
+    return AffineWeight(scheme, codes, scales, zeros if biased else zeros.to(torch.uint8))
 
 
 @dataclass(frozen=True)
@@ -74,14 +78,14 @@ def tiny_header(
     """Lay out a tiny Gemma; ``schemes`` overrides single tensors, None leaving them unquantized."""
     config = text_config({**tiny_config(kind), "tie_word_embeddings": tied})
     dtype = exporter.container(config).float_dtype
-    layout: dict[str, PlainSpec | AffineSpec] = {}
+    layout: dict[str, PlainSpec | QuantizedSpec] = {}
     for name, tensor in tiny_tensors(config, tied=tied).items():
         linear = tensor.ndim == 2 and name != EMBEDDING and (name != HEAD or quantized_head)
         chosen = (schemes or {}).get(name, scheme) if linear else None
         if chosen is None:
             layout[name] = PlainSpec(tuple(tensor.shape), dtype)
         else:
-            layout[name] = AffineSpec((tensor.shape[0], tensor.shape[1]), chosen)
+            layout[name] = QuantizedSpec((tensor.shape[0], tensor.shape[1]), chosen)
     return ArtifactHeader(config, layout)
 
 
@@ -95,8 +99,8 @@ def write_tiny_weights(
         for name, tensor in reversed(tiny_tensors(header.config, tied=tied).items()):
             spec = header.layout[name]
             value: Any = tensor
-            if isinstance(spec, AffineSpec):
-                value = rounded(tensor, spec.scheme, container.scale_dtype)
+            if isinstance(spec, QuantizedSpec):
+                value = rounded(tensor, spec.scheme, container.scale_dtype, biased=container.biases)
                 decoded[name] = _decoded(value)
             else:
                 decoded[name] = tensor.to(spec.dtype).float()
@@ -145,9 +149,15 @@ def write_tiny_artifact(path: Path, exporter: Exporter) -> Artifact:
 
 
 def _decoded(weight: AffineWeight) -> Tensor:
-    """scale · (code − zero_point), written out once more so that no code of ours is trusted."""
+    """scale · (code − zero_point), written out once more so that no code of ours is trusted.
+
+    Where biases are stored, in a loader's order: scale · code + bias.
+    """
     columns = weight.shape[1]
     width = columns // weight.scales.shape[1]
     zeros = weight.zero_points.float().repeat_interleave(width, 1)
     scales = weight.scales.float().repeat_interleave(width, 1)
+    if weight.zero_points.dtype == torch.float32:
+        biases = (-zeros * scales).to(weight.scales.dtype).float()
+        return weight.codes.float() * scales + biases
     return (weight.codes.float() - zeros) * scales

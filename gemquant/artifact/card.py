@@ -15,6 +15,7 @@ from jinja2.sandbox import SandboxedEnvironment
 
 from gemquant.artifact.loading import loaders
 from gemquant.artifact.manifest import Manifest, MeasurementRecord
+from gemquant.scheme import describe
 
 NOTICE = (
     "Gemma is provided under and subject to the Gemma Terms of Use found at "
@@ -41,7 +42,7 @@ def render_card(manifest: Manifest, *, original_card: str | None = None) -> str:
     """
     matter = yaml.safe_dump(_front_matter(manifest), sort_keys=False, allow_unicode=True, width=100)
     environment = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
-    environment.filters |= {"md": _escaped, "code": _code, "measured": _measured}
+    environment.filters |= {"md": _escaped, "code": _code, "measured": _measured, "words": describe}
     template = environment.from_string(
         files("gemquant.artifact").joinpath("card.md.jinja").read_text(encoding="utf-8")
     )
@@ -70,7 +71,7 @@ def _front_matter(manifest: Manifest) -> Mapping[str, Any]:
         matter |= {"base_model": manifest.base_model, "base_model_relation": "quantized"}
     return {
         **matter,
-        "library_name": "transformers",
+        "library_name": "mlx" if manifest.container == "mlx" else "transformers",
         "pipeline_tag": "text-generation",
         "tags": [
             "gemma",

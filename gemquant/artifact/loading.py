@@ -23,7 +23,10 @@ def loaders(manifest: Manifest) -> list[Loader]:
     """Return what loads an artifact, and what does not though one might expect it."""
     known: Mapping[str, Callable[[Manifest], list[Loader]]] = {
         "awq-gemm": _awq_gemm,
+        "bitsandbytes": _bitsandbytes,
         "compressed-tensors": _compressed_tensors,
+        "metal": _metal,
+        "mlx": _mlx,
     }
     if manifest.container not in known:
         return [Loader(f"See the documentation of `{manifest.container}`.")]
@@ -45,6 +48,11 @@ def _awq_gemm(manifest: Manifest) -> list[Loader]:
     return [transformers, _vllm()]
 
 
+def _bitsandbytes(manifest: Manifest) -> list[Loader]:
+    del manifest  # every generation alike
+    return [_transformers("bitsandbytes accelerate", "bfloat16")]
+
+
 def _compressed_tensors(manifest: Manifest) -> list[Loader]:
     made = [_transformers("compressed-tensors accelerate", "bfloat16")]
     schemes = manifest.quantization.schemes
@@ -56,6 +64,31 @@ def _compressed_tensors(manifest: Manifest) -> list[Loader]:
     if len(schemes) > 1 and not all(scheme.symmetric for scheme in schemes):
         made = [Loader("transformers 5.23 cannot load several schemes with zero points.")]
     return [*made, _vllm()]
+
+
+def _metal(manifest: Manifest) -> list[Loader]:  # noqa: ARG001 (all are called alike)
+    return [
+        Loader(
+            "On the `mps` device of a Mac, transformers computes on the packed weights; on any "
+            "other it decodes them while loading, which takes the memory of the original."
+        ),
+        _transformers("'kernels>=0.18.2,<0.19' accelerate", "bfloat16"),
+    ]
+
+
+def _mlx(manifest: Manifest) -> list[Loader]:
+    code = """\
+pip install mlx-lm
+mlx_lm.generate --model path/to/this/folder --prompt "The capital of France is" --max-tokens 20"""
+    made = [Loader("With mlx-lm, on a Mac:", "sh", code)]
+    if manifest.architecture == "gemma2":
+        made.append(
+            Loader(
+                "mlx-lm lets every layer of Gemma 2 attend to everything, so its answers are right "
+                "only within the model's sliding window."
+            )
+        )
+    return made
 
 
 def _transformers(packages: str, dtype: str) -> Loader:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from gemquant.scheme import INTEGER
+
 if TYPE_CHECKING:
     from gemquant.protocols import Certificate, Layout, Measurement, SliceResult
 
@@ -49,13 +51,19 @@ class Source(Record):
 
 
 class SchemeRecord(Record):
-    """How some linear layers are stored: w ≈ scale · (code − zero point)."""
+    """How some linear layers are stored: w ≈ scale · (value of the code − zero point)."""
 
     bits: int = Field(ge=1, le=8, description="Bits per code.")
     group_size: int = Field(
         ge=-1, description="Input channels that share a scale; -1 for a whole output channel."
     )
     symmetric: bool = Field(description="The zero point is 2^(bits − 1) everywhere.")
+    codes: str = Field(
+        default=INTEGER,
+        exclude_if=lambda codes: codes == INTEGER,
+        description="What a code stands for where it is not the integer itself: `nf4`, `fp4`, "
+        "`llm.int8`.",
+    )
     modules: tuple[str, ...] = Field(description="The layers stored so.")
 
 
@@ -214,7 +222,7 @@ def quantization_record(
     quantizer: str, layout: Layout, *, float_dtype: str, file_bytes: int
 ) -> Quantization:
     """Describe a layout; ``file_bytes`` is the size of all weight files together."""
-    modules: dict[tuple[int, int, bool], list[str]] = {}
+    modules: dict[tuple[int, int, bool, str], list[str]] = {}
     unquantized = []
     weights = 0
     for name, spec in layout.items():
@@ -223,13 +231,15 @@ def quantization_record(
         # The layout's types stand above this layer, so a scheme is known by its presence.
         scheme = getattr(spec, "scheme", None)
         if scheme is not None:
-            key = (scheme.bits, scheme.group_size, scheme.symmetric)
+            key = (scheme.bits, scheme.group_size, scheme.symmetric, scheme.codes)
             modules.setdefault(key, []).append(module)
         elif len(spec.shape) == 2:
             unquantized.append(module)
     schemes = tuple(
-        SchemeRecord(bits=bits, group_size=size, symmetric=symmetric, modules=tuple(names))
-        for (bits, size, symmetric), names in modules.items()
+        SchemeRecord(
+            bits=bits, group_size=size, symmetric=symmetric, codes=codes, modules=tuple(names)
+        )
+        for (bits, size, symmetric, codes), names in modules.items()
     )
     return Quantization(
         quantizer=quantizer,

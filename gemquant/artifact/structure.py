@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from gemquant.artifact.manifest import Manifest, Quantization, quantization_record
 from gemquant.errors import ArtifactError
+from gemquant.scheme import INTEGER
 
 if TYPE_CHECKING:
     from gemquant.protocols import Layout
@@ -42,6 +43,7 @@ def structure_problems(manifest: Manifest, layout: Layout) -> list[ArtifactError
 def _schemes(quantization: Quantization) -> dict[str, str]:
     schemes = dict.fromkeys(quantization.unquantized, "unquantized")
     for scheme in quantization.schemes:
-        words = f"{scheme.bits} bits, group size {scheme.group_size}"
+        codes = "" if scheme.codes == INTEGER else f" {scheme.codes}"
+        words = f"{scheme.bits} bits{codes}, group size {scheme.group_size}"
         schemes |= dict.fromkeys(scheme.modules, words)
     return schemes

@@ -20,8 +20,9 @@ from gemquant.errors import UsageError, refuse
 from gemquant.gemma.chat import choose_template
 from gemquant.plan import Job, JobPlan, linear_weights, plan
 from gemquant.plugins import exporter
-from gemquant.protocols import PER_CHANNEL, AffineScheme, Progress, Quantizer
+from gemquant.protocols import Progress, Quantizer
 from gemquant.recipe import Recipe
+from gemquant.scheme import Scheme, label
 
 
 @dataclass(frozen=True)
@@ -116,27 +117,22 @@ def warn_if_nothing_loads_it(
         )
 
 
-def schemes_of(
-    quantizer: Quantizer, linears: Mapping[str, tuple[int, int]]
-) -> Sequence[AffineScheme]:
+def schemes_of(quantizer: Quantizer, linears: Mapping[str, tuple[int, int]]) -> Sequence[Scheme]:
     """Return the different schemes that a quantizer will use, in the order of the layers."""
     schemes = (quantizer.scheme_for(name, shape) for name, shape in linears.items())
     return list(dict.fromkeys(scheme for scheme in schemes if scheme is not None))
 
 
-def default_output(ref: str, quantizer: str, schemes: Sequence[AffineScheme]) -> str:
+def default_output(ref: str, quantizer: str, schemes: Sequence[Scheme]) -> str:
     """Name a folder after the model and what is done to it.
 
+    >>> from gemquant.protocols import AffineScheme
     >>> default_output("google/gemma-2-2b@main", "awq", [AffineScheme(4, 128, False)])
     'gemma-2-2b-awq-w4-g128'
     """
     model = ref.removeprefix("sample:").partition("@")[0].rstrip("/").rpartition("/")[2]
     parts = [re.sub(r"[^\w.-]+", "-", model.removesuffix(".gguf")), quantizer]
-    for scheme in schemes:
-        parts.append(f"w{scheme.bits}")
-        if scheme.group_size != PER_CHANNEL:
-            parts.append(f"g{scheme.group_size}")
-    return "-".join(parts)
+    return "-".join([*parts, *filter(None, map(label, schemes))])
 
 
 # ---------------------------------------------------------------- text

@@ -11,8 +11,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from gemquant.protocols import PER_CHANNEL, AffineSpec
+from gemquant.protocols import QuantizedSpec
 from gemquant.resources import human_bytes
+from gemquant.scheme import INTEGER, PER_CHANNEL, Scheme, describe
 
 if TYPE_CHECKING:
     from gemquant.artifact import Artifact, CertificateRecord, Manifest
@@ -94,7 +95,7 @@ def _schemes(planned: JobPlan) -> Mapping[str, int]:
     """Count the layers of each scheme, by the scheme's words."""
     layout = planned.header.layout
     specs = (layout[name] for name in planned.quantized)
-    return Counter(scheme_words(spec.scheme) for spec in specs if isinstance(spec, AffineSpec))
+    return Counter(scheme_words(spec.scheme) for spec in specs if isinstance(spec, QuantizedSpec))
 
 
 def _fact_table() -> Table:
@@ -189,8 +190,10 @@ def _origin(manifest: Manifest) -> str:
     return f"{source.ref}{revision}{base} ({manifest.architecture})"
 
 
-def scheme_words(scheme: Any) -> str:
-    """Name a scheme (anything with bits, group_size, symmetric) in words."""
+def scheme_words(scheme: Scheme) -> str:
+    """Name a scheme in words."""
+    if scheme.codes != INTEGER:
+        return describe(scheme)
     groups = (
         "one scale per row"
         if scheme.group_size == PER_CHANNEL

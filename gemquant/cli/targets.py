@@ -49,6 +49,8 @@ def _describe(target: Target) -> None:
     render.print_tables(defaults)
     for container in target.containers:
         lines = [f"\n{container.exporter}: {container.description}"]
+        if container.choose:
+            lines.append(f"  {container.choose}")
         for runtime in container.runtimes:
             lines += [
                 f"  {runtime.name}",

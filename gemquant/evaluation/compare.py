@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from gemquant.calibration.stream import layer_weights
-from gemquant.calibration.windows import TokenWindows, stream_digest
+from gemquant.calibration.windows import TokenWindows
 from gemquant.errors import UnsupportedError
+from gemquant.evaluation.divergence import Table
 from gemquant.evaluation.native import NativeRuntime
 from gemquant.evaluation.streams import (
     EvaluationStreams,
@@ -60,33 +62,39 @@ def compare(
             assert stream is not None
             stream.advance(index, layer_weights(weights, layer_prefix(index), names, skeleton))
         progress.advance("evaluating layers")
-    before, after = streams.predictors(
-        [
-            (final_norm(weights, skeleton), head_table(weights, skeleton))
-            for weights in (original, quantized)
-        ]
-    )
-    others = [after]
-    if runtime is not None and runtime.not_run is None:
-        progress.note(f"running {runtime.runtime}")
-        others.append(streams.foreign(runtime.hidden_states(streams.ids), runtime.table))
+    models = [
+        (final_norm(weights, skeleton), head_table(weights, skeleton))
+        for weights in (original, quantized)
+    ]
     progress.note("comparing predictions")
-    results = streams.score(before, others)
-    token_stream = stream_digest([windows.ids for windows in evaluation])
-    certificates = [Certificate("reference", reference_runtime(skeleton), results[0], token_stream)]
+    before, after = streams.predictors(models)
+    (slices,) = streams.score(before, [after])
+    certificates = [Certificate("reference", reference_runtime(skeleton), slices, streams.digest)]
     if runtime is not None:
-        certificates.append(
-            Certificate("native", runtime.runtime, (), token_stream, runtime.not_run)
-            if len(results) == 1
-            else Certificate(
-                "native",
-                runtime.runtime,
-                results[1],
-                token_stream,
-                kl_from_reference=streams.divergence(after, others[1]),
-            )
-        )
+        certificates.append(_native(runtime, streams, models, progress))
     return certificates
+
+
+def _native(
+    runtime: NativeRuntime,
+    streams: EvaluationStreams,
+    models: Sequence[tuple[Tensor, Table]],
+    progress: Progress,
+) -> Certificate:
+    if runtime.not_run is not None:
+        return Certificate("native", runtime.runtime, (), streams.digest, runtime.not_run)
+    streams = streams.beginnings(tokens=runtime.max_tokens, window=runtime.max_window)
+    progress.note(f"running {runtime.runtime}")
+    before, after = streams.predictors(models)
+    native = streams.foreign(runtime.hidden_states(streams.ids), runtime.table)
+    (slices,) = streams.score(before, [native])
+    return Certificate(
+        "native",
+        runtime.runtime,
+        slices,
+        streams.digest,
+        kl_from_reference=streams.divergence(after, native),
+    )
 
 
 def _require_same_architecture(original: Weights, quantized: Weights) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gemquant.calibration.stream import Stream, embed_windows
-from gemquant.calibration.windows import TokenWindows
+from gemquant.calibration.windows import TokenWindows, stream_digest
 from gemquant.errors import UnsupportedError
 from gemquant.evaluation.divergence import Predictor, Table, TokenScores, compare_predictions
 from gemquant.evaluation.summary import mean_over_windows, summarise
@@ -55,6 +55,40 @@ class EvaluationStreams:
         """A runtime at its head: what it made of the same windows, (windows, tokens, hidden)."""
         moved = hidden.to(self._skeleton.device, self._skeleton.dtype)
         return Predictor(_predicting(moved), table)
+
+    def beginnings(self, *, tokens: int | None, window: int | None) -> EvaluationStreams:
+        """The same streams over less: the first window of every slice, cut short.
+
+        tokens: how many in all. window: the longest window; None for no bound. What is cut off
+        follows what is kept, and a causal model knows nothing of it. All windows stay where neither
+        bound is reached.
+        """
+        length = min(self._ids.shape[1], window or self._ids.shape[1])
+        if length == self._ids.shape[1] and (tokens is None or self._ids.numel() <= tokens):
+            return self
+        if tokens is not None:
+            length = max(2, min(length, tokens // len(self._slices)))
+        counts = [windows.ids.shape[0] for windows in self._slices]
+        firsts = [sum(counts[:n]) for n in range(len(counts))]
+        cut = [windows.ids[:1, :length] for windows in self._slices]
+        shorter = EvaluationStreams(
+            self._skeleton,
+            [
+                TokenWindows(ids, windows.name, stream_digest([ids]))
+                for ids, windows in zip(cut, self._slices, strict=True)
+            ],
+        )
+        assert self.original is not None
+        shorter.original = Stream(self._skeleton, self.original.hidden[firsts, :length])
+        shorter.candidates = [
+            Stream(self._skeleton, stream.hidden[firsts, :length]) for stream in self.candidates
+        ]
+        return shorter
+
+    @property
+    def digest(self) -> str:
+        """``sha256:`` of all windows."""
+        return stream_digest([windows.ids for windows in self._slices])
 
     @property
     def ids(self) -> Tensor:

@@ -17,7 +17,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from gemquant.checkpoint.mapped import MappedSafetensors
 from gemquant.errors import ArtifactError, GemquantError, UnsupportedError
+from gemquant.exporters.affine_layers import (
+    affine_scheme,
+    affine_schemes,
+    affine_weight,
+    check_affine,
+    other_kinds,
+)
 from gemquant.exporters.limits import indivisible_inputs, listed, quantized_tables
 from gemquant.exporters.packed_linear import module_of, stored_specs
 from gemquant.exporters.packed_weights import PackedWeights
@@ -28,12 +36,13 @@ from gemquant.gemma.structure import EMBEDDING, HEAD
 from gemquant.numerics.packing import pack_awq_gemm, unpack_awq_gemm
 from gemquant.protocols import (
     AffineScheme,
-    AffineSpec,
     AffineWeight,
     ArtifactHeader,
     Container,
     Layout,
     PlainSpec,
+    QuantizedSpec,
+    QuantizedWeight,
 )
 
 
@@ -43,30 +52,35 @@ class AwqGemmLinear:
 
     scale_dtype: torch.dtype = torch.float16
 
-    def specs(self, spec: AffineSpec) -> Mapping[str, PlainSpec]:
+    def specs(self, spec: QuantizedSpec) -> Mapping[str, PlainSpec]:
         """``qweight``, ``qzeros`` (stored for symmetric schemes too: all 8) and ``scales``."""
         rows, columns = spec.shape
-        groups = spec.scheme.groups(columns)
+        groups = affine_scheme(spec).groups(columns)
         return {
             "qweight": PlainSpec((columns, rows // 8), torch.int32),
             "qzeros": PlainSpec((groups, rows // 8), torch.int32),
             "scales": PlainSpec((groups, rows), self.scale_dtype),
         }
 
-    def pack(self, weight: AffineWeight) -> Mapping[str, Tensor]:
+    def check(self, name: str, weight: QuantizedWeight, spec: QuantizedSpec) -> None:
+        """Refuse a weight that is not what was announced."""
+        check_affine(name, weight, spec, self.scale_dtype)
+
+    def pack(self, weight: QuantizedWeight) -> Mapping[str, Tensor]:
         """Transpose and interleave."""
+        affine = affine_weight(weight)
         return {
-            "qweight": pack_awq_gemm(weight.codes),
-            "qzeros": pack_awq_gemm(weight.zero_points),
-            "scales": weight.scales.t().contiguous(),
+            "qweight": pack_awq_gemm(affine.codes),
+            "qzeros": pack_awq_gemm(affine.zero_points),
+            "scales": affine.scales.t().contiguous(),
         }
 
     def unpack(
-        self, stored: Mapping[str, Tensor], spec: AffineSpec, start: int, stop: int
+        self, stored: Mapping[str, Tensor], spec: QuantizedSpec, start: int, stop: int
     ) -> AffineWeight:
         """Undo pack; all rows are unpacked, as a word holds eight of them."""
         return AffineWeight(
-            spec.scheme,
+            affine_scheme(spec),
             unpack_awq_gemm(stored["qweight"])[start:stop],
             stored["scales"][:, start:stop].t().contiguous(),
             unpack_awq_gemm(stored["qzeros"])[start:stop],
@@ -86,12 +100,14 @@ class AwqGemm:
 
     def problems(self, header: ArtifactHeader) -> list[GemquantError]:
         """4 bits, one group size for the whole model, inputs and outputs divisible."""
-        affine = {n: s for n, s in header.layout.items() if isinstance(s, AffineSpec)}
+        quantized = {n: s for n, s in header.layout.items() if isinstance(s, QuantizedSpec)}
         problems: list[GemquantError] = [
-            *quantized_tables(affine, (EMBEDDING, HEAD), self.name),
-            *indivisible_inputs(affine),
+            *other_kinds(header.layout, self.name),
+            *quantized_tables(quantized, (EMBEDDING, HEAD), self.name),
+            *indivisible_inputs(quantized),
         ]
-        bits = sorted({spec.scheme.bits for spec in affine.values()} - {4})
+        schemes = affine_schemes(header.layout)
+        bits = sorted({scheme.bits for scheme in schemes.values()} - {4})
         if bits:
             problems.append(
                 UnsupportedError(
@@ -99,7 +115,7 @@ class AwqGemm:
                     hint="Use the compressed-tensors container for other widths.",
                 )
             )
-        sizes = sorted({spec.scheme.group_size for spec in affine.values()})
+        sizes = sorted({scheme.group_size for scheme in schemes.values()})
         if len(sizes) > 1:
             problems.append(
                 UnsupportedError(
@@ -108,7 +124,7 @@ class AwqGemm:
                     hint="Use the compressed-tensors container for mixed group sizes.",
                 )
             )
-        odd = [f"{module_of(n)} ({s.shape[0]})" for n, s in affine.items() if s.shape[0] % 8]
+        odd = [f"{module_of(n)} ({s.shape[0]})" for n, s in quantized.items() if s.shape[0] % 8]
         if odd:
             problems.append(
                 UnsupportedError(
@@ -142,7 +158,7 @@ def quantization_config(layout: Layout) -> dict[str, Any]:
 
     ``zero_point`` is true also for symmetric schemes: the kernels subtract the stored 8.
     """
-    schemes = [spec.scheme for spec in layout.values() if isinstance(spec, AffineSpec)]
+    schemes = list(affine_schemes(layout).values())
     plain = [
         module_of(name)
         for name, spec in layout.items()
@@ -158,7 +174,9 @@ def quantization_config(layout: Layout) -> dict[str, Any]:
     }
 
 
-def scheme_reader(quantization: Mapping[str, Any], module: str) -> AffineScheme:
+def scheme_reader(
+    quantization: Mapping[str, Any], _stored: MappedSafetensors, module: str
+) -> AffineScheme:
     """Return the scheme of a module from ``quantization_config``."""
     expected = {"quant_method": "awq", "bits": 4, "version": "gemm", "zero_point": True}
     found = {key: quantization.get(key) for key in expected}

@@ -19,7 +19,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from gemquant.checkpoint.mapped import MappedSafetensors
 from gemquant.errors import ArtifactError, GemquantError, UnsupportedError
+from gemquant.exporters.affine_layers import (
+    affine_scheme,
+    affine_schemes,
+    affine_weight,
+    check_affine,
+    other_kinds,
+)
 from gemquant.exporters.limits import indivisible_inputs, listed, quantized_tables
 from gemquant.exporters.packed_linear import module_of, stored_specs
 from gemquant.exporters.packed_weights import PackedWeights
@@ -31,12 +39,13 @@ from gemquant.numerics.packing import pack_bits, packed_width, unpack_bits
 from gemquant.protocols import (
     PER_CHANNEL,
     AffineScheme,
-    AffineSpec,
     AffineWeight,
     ArtifactHeader,
     Container,
     Layout,
     PlainSpec,
+    QuantizedSpec,
+    QuantizedWeight,
 )
 
 
@@ -46,50 +55,56 @@ class PackQuantizedLinear:
 
     scale_dtype: torch.dtype = torch.bfloat16
 
-    def specs(self, spec: AffineSpec) -> Mapping[str, PlainSpec]:
+    def specs(self, spec: QuantizedSpec) -> Mapping[str, PlainSpec]:
         """``weight_zero_point`` only where the scheme is not symmetric."""
-        (rows, columns), bits = spec.shape, spec.scheme.bits
-        groups = spec.scheme.groups(columns)
+        (rows, columns), scheme = spec.shape, affine_scheme(spec)
+        bits, groups = scheme.bits, scheme.groups(columns)
         stored = {
             "weight_packed": PlainSpec((rows, packed_width(columns, bits)), torch.int32),
             "weight_scale": PlainSpec((rows, groups), self.scale_dtype),
             "weight_shape": PlainSpec((2,), torch.int64),
         }
-        if not spec.scheme.symmetric:
+        if not scheme.symmetric:
             words = packed_width(rows, bits)
             stored["weight_zero_point"] = PlainSpec((words, groups), torch.int32)
         return stored
 
-    def pack(self, weight: AffineWeight) -> Mapping[str, Tensor]:
+    def check(self, name: str, weight: QuantizedWeight, spec: QuantizedSpec) -> None:
+        """Refuse a weight that is not what was announced."""
+        check_affine(name, weight, spec, self.scale_dtype)
+
+    def pack(self, weight: QuantizedWeight) -> Mapping[str, Tensor]:
         """Codes along the rows, zero points down the columns."""
-        bits = weight.scheme.bits
+        affine = affine_weight(weight)
+        bits = affine.scheme.bits
         stored = {
-            "weight_packed": pack_bits(weight.codes, bits),
-            "weight_scale": weight.scales,
-            "weight_shape": torch.tensor(weight.shape, dtype=torch.int64),
+            "weight_packed": pack_bits(affine.codes, bits),
+            "weight_scale": affine.scales,
+            "weight_shape": torch.tensor(affine.shape, dtype=torch.int64),
         }
-        if not weight.scheme.symmetric:
-            zero_points = pack_bits(weight.zero_points.t(), bits)
+        if not affine.scheme.symmetric:
+            zero_points = pack_bits(affine.zero_points.t(), bits)
             stored["weight_zero_point"] = zero_points.t().contiguous()
         return stored
 
     def unpack(
-        self, stored: Mapping[str, Tensor], spec: AffineSpec, start: int, stop: int
+        self, stored: Mapping[str, Tensor], spec: QuantizedSpec, start: int, stop: int
     ) -> AffineWeight:
         """Undo pack; a stored shape that contradicts the model's is an ArtifactError."""
-        (rows, columns), bits = spec.shape, spec.scheme.bits
+        (rows, columns), scheme = spec.shape, affine_scheme(spec)
+        bits = scheme.bits
         if stored["weight_shape"].tolist() != [rows, columns]:
             raise ArtifactError(
                 f"weight_shape says {stored['weight_shape'].tolist()}, the model {[rows, columns]}."
             )
         codes = unpack_bits(stored["weight_packed"][start:stop], bits, columns)
         scales = stored["weight_scale"][start:stop]
-        if spec.scheme.symmetric:
+        if scheme.symmetric:
             zero_points = torch.full(scales.shape, 2 ** (bits - 1), dtype=torch.uint8)
         else:
             packed = stored["weight_zero_point"].t()
             zero_points = unpack_bits(packed, bits, rows).t()[start:stop].contiguous()
-        return AffineWeight(spec.scheme, codes, scales, zero_points)
+        return AffineWeight(scheme, codes, scales, zero_points)
 
 
 @dataclass(frozen=True)
@@ -109,12 +124,14 @@ class CompressedTensors:
         An untied ``lm_head`` may be quantized. The embedding may not: vLLM has no packed
         embedding, and transformers ties it to a head that has no ``weight`` to share.
         """
-        affine = {n: s for n, s in header.layout.items() if isinstance(s, AffineSpec)}
+        quantized = {n: s for n, s in header.layout.items() if isinstance(s, QuantizedSpec)}
         problems: list[GemquantError] = [
-            *quantized_tables(affine, (EMBEDDING,), self.name),
-            *indivisible_inputs(affine),
+            *other_kinds(header.layout, self.name),
+            *quantized_tables(quantized, (EMBEDDING,), self.name),
+            *indivisible_inputs(quantized),
         ]
-        bits = sorted({spec.scheme.bits for spec in affine.values()} - set(range(1, 9)))
+        schemes = affine_schemes(header.layout).values()
+        bits = sorted({scheme.bits for scheme in schemes} - set(range(1, 9)))
         if bits:
             problems.append(
                 UnsupportedError(f"{self.name} stores 1 to 8 bits; asked for {listed(bits)}.")
@@ -149,15 +166,14 @@ def quantization_config(layout: Layout) -> dict[str, Any]:
     One scheme targets every Linear by class; several name their modules one by one.
     """
     modules: dict[AffineScheme, list[str]] = {}
-    for name, spec in layout.items():
-        if isinstance(spec, AffineSpec):
-            modules.setdefault(spec.scheme, []).append(module_of(name))
+    for name, scheme in affine_schemes(layout).items():
+        modules.setdefault(scheme, []).append(module_of(name))
     plain = [
         module_of(name)
         for name, spec in layout.items()
         if isinstance(spec, PlainSpec) and len(spec.shape) == 2 and name not in (EMBEDDING, HEAD)
     ]
-    head = [] if isinstance(layout.get(HEAD), AffineSpec) else ["lm_head"]
+    head = [] if isinstance(layout.get(HEAD), QuantizedSpec) else ["lm_head"]
     groups = {
         f"group_{n}": {
             "targets": ["Linear"] if len(modules) == 1 else names,
@@ -185,7 +201,9 @@ def quantization_config(layout: Layout) -> dict[str, Any]:
     return config
 
 
-def scheme_reader(quantization: Mapping[str, Any], module: str) -> AffineScheme:
+def scheme_reader(
+    quantization: Mapping[str, Any], _stored: MappedSafetensors, module: str
+) -> AffineScheme:
     """Return the scheme of a module from ``quantization_config``."""
     try:
         for group in quantization["config_groups"].values():

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from gemquant.errors import UnsupportedError
 from gemquant.exporters.packed_linear import module_of
-from gemquant.protocols import PER_CHANNEL, AffineSpec
+from gemquant.protocols import QuantizedSpec
+from gemquant.scheme import PER_CHANNEL, Scheme
 
 _USUAL_GROUP_SIZES = (256, 128, 64, 32)
 
@@ -17,10 +18,10 @@ def listed(values: Sequence[object], limit: int = 12) -> str:
     return ", ".join(map(str, values[:limit])) + rest
 
 
-def indivisible_inputs(affine: Mapping[str, AffineSpec]) -> list[UnsupportedError]:
+def indivisible_inputs(quantized: Mapping[str, QuantizedSpec]) -> list[UnsupportedError]:
     """Name every layer whose input channels do not divide into groups, per group size."""
     bad: dict[int, dict[str, int]] = {}
-    for name, spec in affine.items():
+    for name, spec in quantized.items():
         size, columns = spec.scheme.group_size, spec.shape[1]
         if size != PER_CHANNEL and columns % size:
             bad.setdefault(size, {})[module_of(name)] = columns
@@ -38,7 +39,7 @@ def indivisible_inputs(affine: Mapping[str, AffineSpec]) -> list[UnsupportedErro
 
 
 def quantized_tables(
-    affine: Mapping[str, AffineSpec], refused: Sequence[str], container: str
+    quantized: Mapping[str, QuantizedSpec], refused: Sequence[str], container: str
 ) -> list[UnsupportedError]:
     """Refuse an embedding or head that the container's loaders cannot read quantized."""
     return [
@@ -48,5 +49,36 @@ def quantized_tables(
             hint=f"Leave {module_of(name)} unquantized, as is the default.",
         )
         for name in refused
-        if name in affine
+        if name in quantized
+    ]
+
+
+def missing_bits(
+    schemes: Mapping[str, Scheme], offered: Sequence[int], container: str
+) -> list[UnsupportedError]:
+    """Refuse widths that a container's kernels do not have."""
+    missing = sorted({scheme.bits for scheme in schemes.values()} - set(offered))
+    if not missing:
+        return []
+    return [
+        UnsupportedError(
+            f"{container} stores {listed(offered)} bits; asked for {listed(missing)}.",
+            hint=f"Use --bits {listed(offered)}, or another container.",
+        )
+    ]
+
+
+def missing_group_sizes(
+    schemes: Mapping[str, Scheme], offered: Sequence[int], container: str
+) -> list[UnsupportedError]:
+    """Refuse group sizes that a container's kernels do not have."""
+    missing = sorted({scheme.group_size for scheme in schemes.values()} - set(offered))
+    if not missing:
+        return []
+    words = ["one group per channel" if size == PER_CHANNEL else size for size in missing]
+    return [
+        UnsupportedError(
+            f"{container} stores groups of {listed(offered)}; asked for {listed(words)}.",
+            hint=f"Use --group-size {listed(offered)}, or another container.",
+        )
     ]

@@ -5,28 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from gemquant.protocols import AffineSpec, AffineWeight, Layout, PlainSpec
+from gemquant.protocols import Layout, PlainSpec, QuantizedSpec, QuantizedWeight
 
 
 class PackedLinear(Protocol):
-    """Stores an affine weight as several tensors ``MODULE.suffix``; suffixes are the keys below."""
+    """Stores a quantized weight as tensors ``MODULE.suffix``; suffixes are the keys below."""
 
-    @property
-    def scale_dtype(self) -> torch.dtype:
-        """Type of the stored scales."""
-
-    def specs(self, spec: AffineSpec) -> Mapping[str, PlainSpec]:
+    def specs(self, spec: QuantizedSpec) -> Mapping[str, PlainSpec]:
         """Shapes and types of the stored tensors, by suffix."""
 
-    def pack(self, weight: AffineWeight) -> Mapping[str, Tensor]:
+    def check(self, name: str, weight: QuantizedWeight, spec: QuantizedSpec) -> None:
+        """Refuse a weight that is not what was announced, or would not survive packing."""
+
+    def pack(self, weight: QuantizedWeight) -> Mapping[str, Tensor]:
         """The stored tensors, by suffix."""
 
     def unpack(
-        self, stored: Mapping[str, Tensor], spec: AffineSpec, start: int, stop: int
-    ) -> AffineWeight:
+        self, stored: Mapping[str, Tensor], spec: QuantizedSpec, start: int, stop: int
+    ) -> QuantizedWeight:
         """Undo pack for rows ``start`` to ``stop`` of the weight."""
 
 

@@ -18,14 +18,15 @@ from gemquant.exporters.limits import listed
 from gemquant.exporters.packed_linear import PackedLinear, module_of, stored_specs
 from gemquant.gemma.config import text_config
 from gemquant.gemma.structure import tensor_shapes
-from gemquant.protocols import AffineScheme, AffineSpec, AffineWeight, Layout, PlainSpec
+from gemquant.protocols import Layout, PlainSpec, QuantizedSpec, QuantizedWeight
+from gemquant.scheme import Scheme
 
-SchemeReader = Callable[[Mapping[str, Any], str], AffineScheme]
-"""(quantization_config, module) → scheme; ArtifactError where there is none."""
+SchemeReader = Callable[[Mapping[str, Any], MappedSafetensors, str], Scheme]
+"""(quantization_config, tensors, module) → scheme; ArtifactError where there is none."""
 
 
 class PackedWeights:
-    """Satisfies ``protocols.Weights``; affine weights decode to scale · (code − zero_point).
+    """Satisfies ``protocols.Weights``; quantized weights decode as their runtime decodes them.
 
     layout: what each of Gemma's tensors is stored as.
     """
@@ -51,16 +52,19 @@ class PackedWeights:
         with _as_artifact_errors():
             runtime = _read_config(folder)
             quantization = runtime.pop("quantization_config", None)
+            runtime.pop("quantization", None)  # mlx-lm's name for the same
             config = text_config(runtime)
             stored = MappedSafetensors(sorted(folder.glob("*.safetensors")))
-        layout: dict[str, PlainSpec | AffineSpec] = {}
+        layout: dict[str, PlainSpec | QuantizedSpec] = {}
         for name, shape in tensor_shapes(config).items():
-            if name in stored.shapes or len(shape) != 2:
-                dtype = stored.stored_dtype(name) if name in stored.shapes else torch.bfloat16
-                layout[name] = PlainSpec(shape, dtype)
+            dtype = stored.stored_dtype(name) if name in stored.shapes else None
+            # Packed codes may stand under the weight's own name, in another shape or as integers.
+            packed = dtype is None or not dtype.is_floating_point or stored.shapes[name] != shape
+            if len(shape) != 2 or not packed:
+                layout[name] = PlainSpec(shape, dtype or torch.bfloat16)
             else:
-                scheme = scheme_of(_mapping(folder, quantization), module_of(name))
-                layout[name] = AffineSpec((shape[0], shape[1]), scheme)
+                scheme = scheme_of(_mapping(folder, quantization), stored, module_of(name))
+                layout[name] = QuantizedSpec((shape[0], shape[1]), scheme)
         refuse(_differences(folder, stored_specs(layout, packing), stored))
         if (folder / MANIFEST_FILE).exists():
             refuse(structure_problems(read_manifest(folder), layout))
@@ -80,14 +84,14 @@ class PackedWeights:
         return self.layout[name].shape
 
     def stored_dtype(self, name: str) -> torch.dtype:
-        """The stored type; float32 for affine weights."""
+        """The stored type; float32 for quantized weights."""
         spec = self.layout[name]
         return spec.dtype if isinstance(spec, PlainSpec) else torch.float32
 
-    def affine(self, name: str, start: int = 0, stop: int | None = None) -> AffineWeight:
-        """Return a quantized weight, or some of its rows, as codes, scales and zero points."""
+    def quantized(self, name: str, start: int = 0, stop: int | None = None) -> QuantizedWeight:
+        """Return a quantized weight, or some of its rows, as codes and what decodes them."""
         spec = self.layout[name]
-        if not isinstance(spec, AffineSpec):
+        if not isinstance(spec, QuantizedSpec):
             raise ValueError(f"{name} is not quantized.")  # noqa: TRY004
         module = module_of(name)
         parts = {
@@ -99,16 +103,16 @@ class PackedWeights:
 
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """Return the tensor, decoded; a plain one in its own type aliases the mapped file."""
-        if isinstance(self.layout[name], AffineSpec):
-            tensor = self.affine(name).dequantize()
+        if isinstance(self.layout[name], QuantizedSpec):
+            tensor = self.quantized(name).dequantize()
         else:
             tensor = self._stored.tensor(name)
         return tensor if dtype is None else tensor.to(dtype)
 
     def rows(self, name: str, start: int, stop: int, dtype: torch.dtype | None = None) -> Tensor:
         """Return rows of a matrix without decoding the others, where the container allows it."""
-        if isinstance(self.layout[name], AffineSpec):
-            rows = self.affine(name, start, stop).dequantize()
+        if isinstance(self.layout[name], QuantizedSpec):
+            rows = self.quantized(name, start, stop).dequantize()
             return rows if dtype is None else rows.to(dtype)
         return self._stored.read(name, start, stop, dtype or self.stored_dtype(name))
 

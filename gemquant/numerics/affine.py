@@ -19,11 +19,15 @@ class AffineRounding:
     bits: codes run from 0 to 2**bits − 1.
     symmetric: the zero point is 2**(bits − 1), whatever the weights.
     scale_dtype: type that scales are stored in.
+    biased: the format stores scale · code + bias, with the bias in the scale's type. The zero point
+        is then −bias / scale for the bias as it is rounded, and no longer whole; codes that are
+        chosen by it make up for that rounding.
     """
 
     bits: int
     symmetric: bool
     scale_dtype: torch.dtype
+    biased: bool = False
 
     @property
     def largest_code(self) -> int:
@@ -52,18 +56,27 @@ class AffineRounding:
         scales = (width / self.largest_code).clamp(*self._scale_range).to(self.scale_dtype).float()
         if self.symmetric:
             return scales, torch.full_like(scales, float(2 ** (self.bits - 1)))
-        return scales, torch.round(-low / scales).clamp_(0, self.largest_code)
+        zero_points = torch.round(-low / scales).clamp_(0, self.largest_code)
+        if self.biased:
+            zero_points = (zero_points * scales).to(self.scale_dtype).float() / scales
+        return scales, zero_points
 
     def encode(self, values: Tensor, scales: Tensor, zero_points: Tensor) -> Tensor:
         """Nearest codes, as float32; scales and zero points broadcast against ``values``."""
-        codes = torch.round(values / scales).add_(zero_points)
-        return codes.clamp_(0, self.largest_code)
+        return self._codes(values / scales, zero_points)
 
     def error(self, values: Tensor, scales: Tensor, zero_points: Tensor) -> Tensor:
         """What rounding adds, in units of the scale: code − zero_point − value / scale."""
         wanted = values / scales
-        codes = torch.round(wanted).add_(zero_points).clamp_(0, self.largest_code)
-        return codes.sub_(zero_points).sub_(wanted)
+        return self._codes(wanted, zero_points).sub_(zero_points).sub_(wanted)
+
+    def _codes(self, wanted: Tensor, zero_points: Tensor) -> Tensor:
+        """Nearest codes of values in units of the scale."""
+        if self.biased:
+            codes = (wanted + zero_points).round_()
+        else:
+            codes = torch.round(wanted).add_(zero_points)
+        return codes.clamp_(0, self.largest_code)
 
 
 def group_width(columns: int, group_size: int) -> int:

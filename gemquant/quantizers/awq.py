@@ -14,7 +14,7 @@ from gemquant.errors import GemquantError
 from gemquant.gemma.structure import HEAD
 from gemquant.options import option
 from gemquant.protocols import AffineScheme, AffineWeight, Block, Container
-from gemquant.quantizers.linears import GROUP_SIZES, indivisible, is_skipped, unused_patterns
+from gemquant.quantizers.linears import BITS, GROUP_SIZES, indivisible, is_skipped, unused_patterns
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +27,7 @@ class AWQ:
     name: ClassVar[str] = "awq"
     needs: ClassVar[frozenset[str]] = frozenset({"moments", "gram"})
 
-    bits: int = option(4, "Bits per weight.", choices=(3, 4, 8))
+    bits: int = option(4, "Bits per weight.", choices=BITS)
     group_size: int = option(
         128, "Input channels that share one scale; -1 for a whole channel.", choices=GROUP_SIZES
     )

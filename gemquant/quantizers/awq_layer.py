@@ -44,7 +44,7 @@ def quantize_layer(
     options: AWQ, block: Block, container: Container
 ) -> Mapping[str, Tensor | AffineWeight]:
     """Quantize a layer's linears and fold their scales into its norms, by short name."""
-    rounding = AffineRounding(options.bits, options.symmetric, container.scale_dtype)
+    rounding = _rounding(options, container)
     quantized: dict[str, Tensor | AffineWeight] = {}
     for group in folded_groups(options, block, container):
         quantized |= group.norms
@@ -110,11 +110,17 @@ def _search(
         weights=tuple(block.weights[f"{linear}.weight"] for linear in group.linears),
         salience=statistics.mean_abs,
         sensitivity=gram.diagonal() if factor is None else factor.residual_variance,
-        rounding=AffineRounding(options.bits, options.symmetric, container.scale_dtype),
+        rounding=_rounding(options, container),
         group_size=options.group_size,
         shared=_shared_shape(group.fold, gram.shape[0]),
     )
     return search_scale(problem, gram=gram if factor is None else None)
+
+
+def _rounding(options: AWQ, container: Container) -> AffineRounding:
+    # The middle of a symmetric scheme's codes is a power of two: its bias needs no rounding.
+    biased = container.biases and not options.symmetric
+    return AffineRounding(options.bits, options.symmetric, container.scale_dtype, biased=biased)
 
 
 def _round(
@@ -141,7 +147,7 @@ def _round(
         AffineScheme(options.bits, options.group_size, options.symmetric),
         codes,
         scales.to(rounding.scale_dtype),
-        zero_points.to(torch.uint8),
+        zero_points if rounding.biased else zero_points.to(torch.uint8),
     )
 
 

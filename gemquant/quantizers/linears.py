@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from gemquant.errors import GemquantError, UnsupportedError, UsageError
 from gemquant.protocols import PER_CHANNEL
 
+BITS = (2, 3, 4, 6, 8)
 GROUP_SIZES = (32, 64, 128, PER_CHANNEL)
 
 

@@ -10,7 +10,7 @@ from gemquant.errors import GemquantError
 from gemquant.gemma.structure import HEAD
 from gemquant.options import option
 from gemquant.protocols import AffineScheme, AffineWeight, Block, Container
-from gemquant.quantizers.linears import GROUP_SIZES, indivisible, is_skipped, unused_patterns
+from gemquant.quantizers.linears import BITS, GROUP_SIZES, indivisible, is_skipped, unused_patterns
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,7 @@ class RoundToNearest:
     name: ClassVar[str] = "rtn"
     needs: ClassVar[frozenset[str]] = frozenset()
 
-    bits: int = option(4, "Bits per weight.", choices=(3, 4, 8))
+    bits: int = option(4, "Bits per weight.", choices=BITS)
     group_size: int = option(
         128, "Input channels that share one scale; -1 for a whole channel.", choices=GROUP_SIZES
     )
@@ -45,12 +45,7 @@ class RoundToNearest:
         ]
 
     def quantize(self, block: Block, container: Container) -> Mapping[str, Tensor | AffineWeight]:
-        """Round every linear of the block."""
-        import torch
-
-        from gemquant.numerics.affine import AffineRounding, quantize_affine
-
-        rounding = AffineRounding(self.bits, self.symmetric, container.scale_dtype)
+        """Round every linear of the block; where biases are stored, exactly as MLX does."""
         quantized: dict[str, Tensor | AffineWeight] = {}
         for linear in block.structure.linears:
             name = f"{linear}.weight"
@@ -58,10 +53,27 @@ class RoundToNearest:
             scheme = self.scheme_for(block.prefix + name, (weight.shape[0], weight.shape[1]))
             if scheme is None:
                 continue
-            codes, scales, zero_points = quantize_affine(
-                weight, rounding=rounding, group_size=self.group_size
-            )
-            quantized[name] = AffineWeight(
-                scheme, codes, scales.to(container.scale_dtype), zero_points.to(torch.uint8)
-            )
+            quantized[name] = self._rounded(weight, scheme, container)
         return quantized
+
+    def _rounded(self, weight: Tensor, scheme: AffineScheme, container: Container) -> AffineWeight:
+        import torch
+
+        from gemquant.numerics.affine import AffineRounding, quantize_affine
+        from gemquant.numerics.anchored import quantize_anchored, zero_points_of
+
+        if container.biases and not scheme.symmetric:
+            codes, scales, biases = quantize_anchored(
+                weight,
+                bits=scheme.bits,
+                group_size=scheme.group_size,
+                scale_dtype=container.scale_dtype,
+            )
+            return AffineWeight(scheme, codes, scales, zero_points_of(scales, biases))
+        rounding = AffineRounding(scheme.bits, scheme.symmetric, container.scale_dtype)
+        codes, scales, zero_points = quantize_affine(
+            weight, rounding=rounding, group_size=scheme.group_size
+        )
+        return AffineWeight(
+            scheme, codes, scales.to(container.scale_dtype), zero_points.to(torch.uint8)
+        )

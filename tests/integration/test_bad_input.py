@@ -88,6 +88,24 @@ def refused(result: Result, code: int, message: str) -> None:
         (["--lora", "adapter"], 3, "model.layers.0.self_attn.q_proj"),
         (["--chat-template", "none.jinja"], 2, "--chat-template none.jinja"),
         (["--target", "cpu", "--exporter", "awq-gemm"], 2, "not a container of target cpu"),
+        (["--bits", "6"], 4, "6 bits, groups of 128, zero points: no runtime of target cuda"),
+        (["--exporter", "awq-gemm", "--bits", "2"], 4, "awq-gemm stores 4 bits; asked for 2"),
+        (["--target", "mps", "--group-size", "-1"], 4, "no runtime of target mps loads that"),
+        (
+            ["--target", "mps", "--exporter", "metal", "--bits", "3"],
+            4,
+            "metal stores 2, 4, 8 bits; asked for 3.\n  hint: Use --bits 2, 4, 8, or another",
+        ),
+        (
+            ["--target", "mps", "--exporter", "mlx", "--group-size", "-1"],
+            4,
+            "mlx stores groups of 32, 64, 128; asked for one group per channel.",
+        ),
+        (
+            ["--target", "mps", "--exporter", "mlx", "--quantize-head"],
+            4,
+            "mlx-lm ties the head of a gemma2 to its embedding",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

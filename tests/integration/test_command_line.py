@@ -36,6 +36,21 @@ def test_an_artifact_is_made_and_its_certificate_printed(
     assert slices[:2] == ["english", "code"]
 
 
+@pytest.mark.parametrize("quantizer", ["int8", "nf4", "fp4"])
+def test_a_bitsandbytes_artifact_is_made_verified_and_shown(
+    run: Run, tiny_folder: Path, quantizer: str
+) -> None:
+    few = [flag for flag in FEW if flag not in ("--group-size", "32")]
+    made = run(quantizer, str(tiny_folder), *few, "--eval-slices", "english", "-o", "out")
+    assert made.code == 0, made.err
+    assert "container  bitsandbytes, bfloat16" in made.out
+    assert run("verify", "out").code == 0
+    assert run("show", "out").out == made.out
+    codes = {"int8": "llm.int8"}.get(quantizer, quantizer)
+    manifest = json.loads(Path("out/manifest.json").read_text())
+    assert [scheme["codes"] for scheme in manifest["quantization"]["schemes"]] == [codes]
+
+
 def test_the_artifact_verifies_until_a_byte_changes(
     run: Run, tiny_folders: dict[Kind, Path], tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ from gemquant.errors import OutputError, Problems, UnsupportedError, UsageError
 from gemquant.exporters.awq_gemm import AwqGemm
 from gemquant.gemma.structure import EMBEDDING, HEAD
 from gemquant.plan import linear_weights, plan
-from gemquant.protocols import AffineScheme, AffineSpec, PlainSpec
+from gemquant.protocols import AffineScheme, PlainSpec, QuantizedSpec
 from gemquant.quantizers.awq import AWQ
 from gemquant.quantizers.rtn import RoundToNearest
 from tests.tiny_gemma import Kind, write_tiny_gemma
@@ -46,7 +46,7 @@ def test_the_layout_is_known_before_any_weight_is_read(
     assert len(planned.quantized) == 3 * 7
     assert planned.kept == [EMBEDDING]
     layout = planned.header.layout
-    assert layout["model.layers.0.mlp.up_proj.weight"] == AffineSpec(
+    assert layout["model.layers.0.mlp.up_proj.weight"] == QuantizedSpec(
         (384, 128), AffineScheme(4, 128, symmetric=False)
     )
     assert layout["model.norm.weight"] == PlainSpec((128,), torch.bfloat16)
@@ -69,7 +69,7 @@ def test_a_quantized_head_is_untied_and_laid_down_last(
     (planned,) = plan([job], checkpoint)
     assert planned.header.config["tie_word_embeddings"] is False
     assert list(planned.header.layout)[-1] == HEAD
-    assert isinstance(planned.header.layout[HEAD], AffineSpec)
+    assert isinstance(planned.header.layout[HEAD], QuantizedSpec)
     assert isinstance(planned.header.layout[EMBEDDING], PlainSpec)
     assert checkpoint.config["tie_word_embeddings"] is True
 

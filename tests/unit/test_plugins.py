@@ -33,16 +33,22 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 
 
 def test_ours_are_these() -> None:
-    assert list(plugins("quantizer")) == ["awq", "rtn"]
-    assert list(plugins("exporter")) == ["awq-gemm", "compressed-tensors"]
+    assert list(plugins("quantizer")) == ["awq", "fp4", "int8", "nf4", "rtn"]
+    assert list(plugins("exporter")) == [
+        "awq-gemm",
+        "bitsandbytes",
+        "compressed-tensors",
+        "metal",
+        "mlx",
+    ]
 
 
-@pytest.mark.parametrize("name", ["awq", "rtn"])
+@pytest.mark.parametrize("name", ["awq", "fp4", "int8", "nf4", "rtn"])
 def test_each_quantizer_knows_its_name(name: str) -> None:
     assert quantizer_type(name).name == name
 
 
-@pytest.mark.parametrize("name", ["awq-gemm", "compressed-tensors"])
+@pytest.mark.parametrize("name", ["awq-gemm", "bitsandbytes", "compressed-tensors", "metal", "mlx"])
 def test_each_exporter_knows_its_name(name: str) -> None:
     assert exporter(name).name == name
 

@@ -8,14 +8,15 @@ import pytest
 
 from gemquant.errors import UnsupportedError, UsageError
 from gemquant.plugins import plugins
-from gemquant.protocols import PER_CHANNEL, AffineScheme
+from gemquant.protocols import PER_CHANNEL, AffineScheme, Scheme
+from gemquant.quantized_weights import CodebookScheme, RowwiseScheme
 from gemquant.target import load_target, targets
 
 W4 = AffineScheme(4, 128, symmetric=False)
 
 
 def test_the_shipped_targets_are_these() -> None:
-    assert [target.name for target in targets()] == ["cpu", "cuda"]
+    assert [target.name for target in targets()] == ["cpu", "cuda", "mps"]
 
 
 def test_every_container_of_a_shipped_target_has_an_exporter() -> None:
@@ -30,12 +31,20 @@ def test_every_container_of_a_shipped_target_has_an_exporter() -> None:
         ("gemma3_text", W4, "compressed-tensors"),
         ("gemma", AffineScheme(8, 128, symmetric=True), "compressed-tensors"),
         ("gemma", AffineScheme(4, PER_CHANNEL, symmetric=True), "compressed-tensors"),
+        ("gemma2", AffineScheme(4, 64, symmetric=True), "compressed-tensors"),
+        ("gemma2", CodebookScheme("nf4", 64, nested=True), "bitsandbytes"),
+        ("gemma3_text", RowwiseScheme(6.0), "bitsandbytes"),
     ],
 )
-def test_the_default_container_on_cuda(
-    generation: str, scheme: AffineScheme, exporter: str
-) -> None:
+def test_the_default_container_on_cuda(generation: str, scheme: Scheme, exporter: str) -> None:
     assert load_target("cuda").default_exporter(generation, [scheme]) == exporter
+
+
+@pytest.mark.parametrize("generation", ["gemma", "gemma2", "gemma3_text"])
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
+def test_mlx_is_the_default_container_on_mps(generation: str, bits: int) -> None:
+    scheme = AffineScheme(bits, 64, symmetric=False)
+    assert load_target("mps").default_exporter(generation, [scheme]) == "mlx"
 
 
 def test_no_runtime_on_cuda_loads_gemma3_from_the_awq_container() -> None:
@@ -48,7 +57,9 @@ def test_a_scheme_that_no_runtime_loads_is_refused_with_what_is_accepted() -> No
     assert str(raised.value) == (
         "5 bits, groups of 100, zero points: no runtime of target cpu loads that for gemma2.\n"
         "  hint: Accepted are compressed-tensors: 3/4/8 bits, groups of a row/32/64/128, "
-        "zero points/symmetric."
+        "zero points/symmetric; bitsandbytes: 8 bits LLM.int8, groups of a row; "
+        "bitsandbytes: 4 bits NF4, groups of 64/128/256/512/1024/2048/4096; "
+        "bitsandbytes: 4 bits FP4, groups of 64/128/256/512/1024/2048/4096."
     )
 
 
@@ -79,7 +90,7 @@ def test_every_problem_of_a_target_file_is_reported_at_once(tmp_path: Path) -> N
 
 def test_a_preference_for_a_container_that_is_not_there_is_refused(tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "targets" / "cpu.toml").read_text()
-    text = text.replace('gemma2 = ["compressed-tensors"]', 'gemma2 = ["gguf"]')
+    text = text.replace('gemma2 = ["compressed-tensors", "bitsandbytes"]', 'gemma2 = ["gguf"]')
     (tmp_path / "mine.toml").write_text(text)
     with pytest.raises(UsageError, match=r"preference\.gemma2 names 'gguf', not a container"):
         load_target("mine", [tmp_path])

@@ -1,7 +1,7 @@
 """The finished artifact in transformers, through the kernels of its own container.
 
-This is level ``native`` for both containers of ``--target cuda``: the files are read by foreign
-code only, compressed-tensors' or gptqmodel's.
+This is level ``native`` for both containers of ``--target cuda`` and for ``metal``: the files are
+read by foreign code only, compressed-tensors', gptqmodel's or transformers' own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ logger = logging.getLogger(__name__)
 
 _PACKAGES: Mapping[str, tuple[str, ...]] = {
     "awq-gemm": ("gptqmodel", "accelerate"),
+    "bitsandbytes": ("bitsandbytes", "accelerate"),
     "compressed-tensors": ("compressed-tensors", "accelerate"),
+    "metal": ("accelerate",),
 }
 """Per container, what transformers itself needs to load it."""
 
@@ -33,7 +35,8 @@ _PACKAGES: Mapping[str, tuple[str, ...]] = {
 class TransformersRunner:
     """A loaded artifact. Hold it no longer than needed: the whole model is in memory.
 
-    runtime: name and version of all that computes, for a certificate.
+    runtime: name and version of all that computes, for a certificate. max_tokens, max_window: no
+    bounds on what to run in all, nor on a window.
     """
 
     name: ClassVar[str] = "transformers"
@@ -41,6 +44,8 @@ class TransformersRunner:
     runtime: str
     model: Any
     device: torch.device
+    max_tokens: int | None = None
+    max_window: int | None = None
 
     @staticmethod
     def unavailable(container: str) -> str | None:
@@ -79,6 +84,9 @@ class TransformersRunner:
                     folder, dtype=dtype, device_map=device, local_files_only=True
                 )
                 model.eval()
+                if container == "metal" and torch.device(device).type != "mps":
+                    # Decoded, everything comes in the files' own type, whatever was asked for.
+                    model.to(dtype)
                 # compressed-tensors decodes its weights in the first forward pass.
                 with torch.inference_mode():
                     model(torch.zeros((1, 1), dtype=torch.int64, device=device))
@@ -87,14 +95,20 @@ class TransformersRunner:
         runtime = ", ".join(
             f"{package} {_version(package)}" for package in ("transformers", *_PACKAGES[container])
         )
-        name = str(dtype).removeprefix("torch.")
-        return cls(f"{runtime}; {name} on {device}", model, torch.device(device))
+        runtime += f"; {str(dtype).removeprefix('torch.')} on {device}"
+        if container == "metal" and torch.device(device).type != "mps":
+            runtime += "; Metal kernel not executed here"
+        return cls(runtime, model, torch.device(device))
 
     @property
     def head(self) -> Tensor:
         """The output table, (vocabulary, hidden); logits are hidden · headᵀ before any softcap."""
         weight: Tensor = self.model.get_output_embeddings().weight
         return weight.detach()
+
+    def head_rows(self, start: int, stop: int) -> Tensor:
+        """Some rows of the output table."""
+        return self.head[start:stop]
 
     @torch.inference_mode()
     def hidden_states(self, ids: Tensor) -> Tensor:
@@ -103,10 +117,11 @@ class TransformersRunner:
         ids: (windows, tokens) int64, each window with its BOS. Returns (windows, tokens, hidden)
         in the type computed in; one window is in flight at a time.
         """
-        hidden = [
-            self.model.model(input_ids=window[None].to(self.device), use_cache=False)[0]
-            for window in ids
-        ]
+        with _quiet():
+            hidden = [
+                self.model.model(input_ids=window[None].to(self.device), use_cache=False)[0]
+                for window in ids
+            ]
         return torch.cat(hidden)
 
     @torch.inference_mode()

@@ -32,7 +32,7 @@ def failing_with(error: BaseException) -> click.Group:
     [
         (["awq"], "error: MODEL: missing.\n  hint: Name a folder"),
         (["awq", "m", "--samples", "x"], "error: --samples: 'x' is not a valid integer."),
-        (["awq", "m", "--bits", "5"], "error: --bits 5: must be one of 3, 4, 8."),
+        (["awq", "m", "--bits", "5"], "error: --bits 5: must be one of 2, 3, 4, 6, 8."),
         (["awq", "m", "--group-size", "100"], "error: --group-size 100: must be one of"),
         (["awq", "m", "--target", "cudda"], "error: --target cudda: no such target.\n  hint: Did"),
         (["awq", "m", "--exporter", "gguf"], "error: --exporter gguf: not a container of target"),

@@ -46,7 +46,8 @@ def test_an_unknown_command_is_answered_with_the_closest(run: Run) -> None:
 
 def test_targets_are_listed(run: Run) -> None:
     result = run("targets")
-    assert [line.split()[0] for line in result.out.splitlines()[:3]] == ["target", "cpu", "cuda"]
+    names = [line.split()[0] for line in result.out.splitlines() if line[0] != " "]
+    assert names == ["target", "cpu", "cuda", "mps"]
 
 
 def test_a_target_is_described_with_its_sources(run: Run) -> None:
@@ -59,7 +60,14 @@ def test_targets_as_json_are_one_document(run: Run) -> None:
     assert [target["name"] for target in json.loads(run("targets", "--json").out)] == [
         "cpu",
         "cuda",
+        "mps",
     ]
+
+
+def test_a_target_of_several_containers_says_when_to_choose_which(run: Run) -> None:
+    out = run("targets", "mps").out
+    assert "The default: for mlx-lm and programs built on it" in out
+    assert "For programs that are written for transformers." in out
 
 
 def test_quantizers_are_listed_with_their_options(run: Run) -> None:
@@ -70,5 +78,5 @@ def test_quantizers_are_listed_with_their_options(run: Run) -> None:
         "help": "Bits per weight.",
         "minimum": None,
         "maximum": None,
-        "choices": [3, 4, 8],
+        "choices": [2, 3, 4, 6, 8],
     }

@@ -122,11 +122,11 @@ def test_a_plan_names_folder_container_and_size(capsys: pytest.CaptureFixture[st
 
     from gemquant.plan import Job, JobPlan
     from gemquant.plugins import exporter, quantizer_type
-    from gemquant.protocols import AffineScheme, AffineSpec, ArtifactHeader, PlainSpec
+    from gemquant.protocols import AffineScheme, ArtifactHeader, PlainSpec, QuantizedSpec
 
     layout = {
         "model.embed_tokens.weight": PlainSpec((100, 64), torch.bfloat16),
-        "model.layers.0.mlp.up_proj.weight": AffineSpec((64, 64), AffineScheme(4, 64, True)),
+        "model.layers.0.mlp.up_proj.weight": QuantizedSpec((64, 64), AffineScheme(4, 64, True)),
     }
     job = Job(
         quantizer=quantizer_type("rtn")(),

@@ -10,6 +10,7 @@ from gemquant.errors import ArtifactError, RuntimeMissingError
 from gemquant.evaluation.runners import transformers as runner_module
 from gemquant.evaluation.runners.transformers import TransformersRunner
 from gemquant.exporters.compressed_tensors import CompressedTensors
+from gemquant.exporters.metal import Metal
 from gemquant.gemma.structure import HEAD
 from gemquant.protocols import AffineScheme
 from tests.tiny_artifact import (
@@ -106,6 +107,25 @@ def test_nothing_is_printed_while_loading(
     capfd.readouterr()
     TransformersRunner.load(tmp_path, CONTAINER)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_metal_logits_are_those_of_the_decoded_weights(
+    tmp_path: Path, generation: Kind, bits: int
+) -> None:
+    scheme = AffineScheme(bits, 64, symmetric=False)
+    made = write_tiny_weights(tmp_path, Metal(), tiny_header(Metal(), generation, scheme))
+    # transformers decodes into the type of the scales, as it does for zero points.
+    with torch.no_grad():
+        expected = dense(made, scheme)(IDS).logits
+    runner = TransformersRunner.load(tmp_path, "metal")
+    torch.testing.assert_close(runner.logits(IDS, range(20)), expected, rtol=0, atol=1e-5)
+
+
+def test_the_runtime_of_metal_says_that_its_kernel_was_not_executed(tmp_path: Path) -> None:
+    write_tiny_weights(tmp_path, Metal(), tiny_header(Metal(), scheme=W4))
+    runtime = TransformersRunner.load(tmp_path, "metal").runtime
+    assert runtime.endswith("float32 on cpu; Metal kernel not executed here")
 
 
 def test_a_missing_package_is_named_with_its_command(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gemquant.exporters.awq_gemm import AwqGemmLinear
 from gemquant.exporters.compressed_tensors import PackQuantizedLinear
-from gemquant.protocols import PER_CHANNEL, AffineScheme, AffineSpec, AffineWeight
+from gemquant.protocols import PER_CHANNEL, AffineScheme, AffineWeight, QuantizedSpec
 
 SCHEMES = {
     "w3": AffineScheme(3, 32, symmetric=False),
@@ -42,7 +42,7 @@ def test_autoawq_decodes_the_same_weight(golden: dict[str, Tensor]) -> None:
         "qzeros": golden["awq.qzeros"],
         "scales": golden["awq.stored_scales"],
     }
-    weight = AwqGemmLinear().unpack(stored, AffineSpec((32, 64), SCHEMES["w4"]), 0, 32)
+    weight = AwqGemmLinear().unpack(stored, QuantizedSpec((32, 64), SCHEMES["w4"]), 0, 32)
     assert torch.equal(weight.dequantize(), golden["awq.decoded"].float())
 
 
@@ -74,5 +74,5 @@ def test_compressed_tensors_decodes_the_same_weight(golden: dict[str, Tensor], c
         for name, tensor in golden.items()
         if name.startswith(f"{case}.weight_")
     }
-    weight = PackQuantizedLinear().unpack(stored, AffineSpec((32, 64), SCHEMES[case]), 0, 32)
+    weight = PackQuantizedLinear().unpack(stored, QuantizedSpec((32, 64), SCHEMES[case]), 0, 32)
     assert torch.equal(weight.dequantize(), golden[f"{case}.decoded"].float())

@@ -128,7 +128,7 @@ def test_the_block_itself_is_not_changed(block: Block) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (AWQ(bits=5), "--bits 5: must be one of 3, 4, 8."),
+        (AWQ(bits=5), "--bits 5: must be one of 2, 3, 4, 6, 8."),
         (AWQ(group_size=100), "--group-size 100: must be one of 32, 64, 128, -1."),
         (AWQ(refinements=-1), "--refinements -1: must be at least 0."),
     ],

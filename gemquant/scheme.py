@@ -1,0 +1,59 @@
+"""What target files, manifests and tables say of a scheme, whatever kind of weight it stores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+INTEGER = "integer"
+"""Codes that stand for themselves: w ≈ scale · (code − zero point)."""
+
+PER_CHANNEL = -1
+"""Group size that means one scale for a whole output row."""
+
+NAMES = {"nf4": "NF4", "fp4": "FP4", "llm.int8": "LLM.int8"}
+"""Codes that stand for something else, as their authors spell them."""
+
+
+class Scheme(Protocol):
+    """How a quantized weight's numbers are stored. Implement it as a frozen dataclass."""
+
+    @property
+    def bits(self) -> int:
+        """Bits per code."""
+
+    @property
+    def group_size(self) -> int:
+        """Consecutive weights that share a scale; -1 for the whole row."""
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether there are no zero points."""
+
+    @property
+    def codes(self) -> str:
+        """What codes stand for: ``integer``, or the name of a data type: ``nf4``, …"""
+
+
+def in_words(
+    bits: Iterable[int], sizes: Iterable[int], symmetric: Iterable[bool], codes: str
+) -> str:
+    """Name schemes of one kind of codes: ``3/4 bits, groups of 64/128, zero points``."""
+    widths = "/".join(map(str, bits))
+    groups = "/".join("a row" if size == PER_CHANNEL else str(size) for size in sorted(sizes))
+    if codes != INTEGER:
+        return f"{widths} bits {NAMES.get(codes, codes)}, groups of {groups}"
+    symmetry = "/".join("symmetric" if s else "zero points" for s in sorted(symmetric))
+    return f"{widths} bits, groups of {groups}, {symmetry}"
+
+
+def describe(scheme: Scheme) -> str:
+    """Name a scheme in words: ``4 bits, groups of 128, zero points``."""
+    return in_words((scheme.bits,), (scheme.group_size,), (scheme.symmetric,), scheme.codes)
+
+
+def label(scheme: Scheme) -> str:
+    """Name a scheme for a folder: ``w4-g128``; codes with a name of their own need no width."""
+    width = [f"w{scheme.bits}"] if scheme.codes == INTEGER else []
+    groups = [] if scheme.group_size == PER_CHANNEL else [f"g{scheme.group_size}"]
+    return "-".join([*width, *groups])

@@ -1,0 +1,137 @@
+"""`--target mps` as a user runs it; what needs MLX is compared where MLX is installed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from gemquant.exporters.mlx import MLX
+from gemquant.plugins import exporter
+from tests.integration.test_command_line import make
+from tests.tiny_gemma import Kind
+from tests.unit.cli.conftest import Run
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """Calibration text of the user's own."""
+    file = tmp_path / "text.txt"
+    file.write_text("the quick brown fox jumps over the lazy dog and it is for you\n" * 40)
+    return file
+
+
+@pytest.mark.parametrize("container", ["mlx", "metal"])
+@pytest.mark.parametrize("quantizer", ["rtn", "awq"])
+def test_an_artifact_for_apple_verifies_and_has_a_certificate(
+    run: Run, tiny_folder: Path, text: Path, quantizer: str, container: str
+) -> None:
+    options = ("--target", "mps", "--exporter", container, "--calib", str(text))
+    result = make(run, quantizer, tiny_folder, *options)
+    assert result.code == 0, result.err
+    assert "±" in result.out
+    assert run("verify", "out").code == 0
+
+
+@pytest.mark.parametrize("quantizer", ["rtn", "awq"])
+def test_symmetric_schemes_are_stored_with_their_bias(
+    run: Run, tiny_folders: dict[Kind, Path], text: Path, quantizer: str
+) -> None:
+    options = ("--target", "mps", "--symmetric", "--calib", str(text), "--no-eval")
+    result = make(run, quantizer, tiny_folders["gemma2"], *options)
+    assert result.code == 0, result.err
+    weight = MLX().open(Path("out")).quantized("model.layers.0.mlp.up_proj.weight")
+    assert torch.equal(weight.zero_points, torch.full((384, 4), 8.0))
+
+
+def test_the_certificate_is_of_the_weights_that_were_stored(
+    run: Run, tiny_folders: dict[Kind, Path], text: Path
+) -> None:
+    options = ("--target", "mps", "--calib", str(text), "--bits", "8", "--json")
+    made = json.loads(make(run, "awq", tiny_folders["gemma3_text"], *options).out)
+    again = json.loads(run("eval", "out", "--threads", "1", "--no-native", "--json").out)
+    first = made["manifest"]["certificates"][0]["slices"][0]["kl_mean"]["value"]
+    second = again["certificates"][0]["slices"][0]["kl_mean"]["value"]
+    assert second == pytest.approx(first, rel=1e-4)
+
+
+def test_awq_loses_less_than_rounding(
+    run: Run, tiny_folders: dict[Kind, Path], text: Path, tmp_path: Path
+) -> None:
+    lost = {}
+    for quantizer in ("rtn", "awq"):
+        options = ("--target", "mps", "--bits", "3", "--calib", str(text), "--json", "--force")
+        made = json.loads(make(run, quantizer, tiny_folders["gemma2"], *options).out)
+        slices = made["manifest"]["certificates"][0]["slices"]
+        lost[quantizer] = sum(s["kl_mean"]["value"] for s in slices)
+    assert lost["awq"] < 0.8 * lost["rtn"]
+
+
+def test_the_documented_plug_in_is_stored_too(
+    run: Run, tiny_folders: dict[Kind, Path], clipped: None
+) -> None:
+    result = make(run, "clipped", tiny_folders["gemma2"], "--target", "mps")
+    assert result.code == 0, result.err
+
+
+def test_without_mlx_the_native_level_says_what_to_install(
+    run: Run, tiny_folders: dict[Kind, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gemquant.evaluation.runners.mlx._version", lambda package: None)
+    make(run, "rtn", tiny_folders["gemma2"], "--target", "mps")
+    result = run("eval", "out", "--threads", "1")
+    assert result.code == 0, result.err
+    assert "not run, mlx and mlx-lm not installed; pip install 'gemquant[mlx]'" in result.out
+
+
+@pytest.mark.peer
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
+def test_round_to_nearest_stores_the_bytes_of_mx_quantize(
+    run: Run, tiny_folder: Path, bits: int
+) -> None:
+    mx = pytest.importorskip("mlx.core", reason="mlx is not installed")
+    made = make(run, "rtn", tiny_folder, "--target", "mps", "--bits", str(bits), "--no-eval")
+    assert made.code == 0, made.err
+    original = mx.load(str(tiny_folder / "model.safetensors"))
+    stored = mx.load("out/model.safetensors")
+    compared = 0
+    for name, scales in stored.items():
+        if not name.endswith(".scales"):
+            continue
+        module = name.removesuffix(".scales")
+        expected = mx.quantize(original[f"{module}.weight"], group_size=32, bits=bits)
+        found = (stored[f"{module}.weight"], scales, stored[f"{module}.biases"])
+        for theirs, ours in zip(expected, found, strict=True):
+            assert theirs.dtype == ours.dtype
+            assert bytes(memoryview(theirs.view(mx.uint8))) == bytes(
+                memoryview(ours.view(mx.uint8))
+            )
+        compared += 1
+    assert compared >= 14
+
+
+@pytest.mark.peer
+@pytest.mark.filterwarnings("ignore")
+def test_eval_measures_mlx_lm_at_level_native(
+    run: Run, tiny_folders: dict[Kind, Path], text: Path
+) -> None:
+    pytest.importorskip("mlx_lm", reason="mlx-lm is not installed")
+    made = make(run, "awq", tiny_folders["gemma2"], "--target", "mps", "--calib", str(text))
+    assert made.code == 0, made.err
+    result = run("eval", "out", "--threads", "1", "--json")
+    assert result.code == 0, result.err
+    reference, native = json.loads(result.out)["certificates"]
+    assert "CPU, no Apple GPU involved; Gemma 2 only within its window of 8" in native["runtime"]
+    assert [s["tokens"] for s in native["slices"]] == [7, 7]
+    assert native["kl_from_reference"]["value"] < 1e-5
+    assert reference["token_stream"] != native["token_stream"]
+
+
+def test_reading_back_needs_no_mlx(run: Run, tiny_folders: dict[Kind, Path]) -> None:
+    make(run, "rtn", tiny_folders["gemma2"], "--target", "mps", "--no-eval")
+    weights = exporter("mlx").open(Path("out"))
+    assert isinstance(exporter("mlx"), MLX)
+    assert weights.stored_dtype("model.layers.0.mlp.up_proj.weight") == torch.float32

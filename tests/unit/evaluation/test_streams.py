@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from gemquant.calibration.windows import TokenWindows, stream_digest
+from gemquant.checkpoint import Checkpoint, open_checkpoint
+from gemquant.evaluation.streams import EvaluationStreams
+from gemquant.gemma.skeleton import Skeleton
+from gemquant.gemma.structure import layer_parameters, layer_prefix
+from tests.tiny_gemma import Kind
+
+
+def windows(name: str, count: int, seed: int) -> TokenWindows:
+    ids = torch.randint(3, 300, (count, 20), generator=torch.Generator().manual_seed(seed))
+    return TokenWindows(ids, name, stream_digest([ids]))
+
+
+@pytest.fixture
+def finished(tiny_folders: dict[Kind, Path]) -> EvaluationStreams:
+    """Three windows of two slices, at the end of a Gemma 3."""
+    checkpoint = open_checkpoint(str(tiny_folders["gemma3_text"]))
+    skeleton = Skeleton(checkpoint.config)
+    streams = EvaluationStreams(skeleton, [windows("a", 2, 0), windows("b", 1, 1)])
+    return run(streams, checkpoint, skeleton)
+
+
+def run(
+    streams: EvaluationStreams, checkpoint: Checkpoint, skeleton: Skeleton
+) -> EvaluationStreams:
+    streams.embed(checkpoint, [(checkpoint, None)])
+    for index in range(skeleton.layers):
+        weights = {
+            name: checkpoint.tensor(layer_prefix(index) + name, torch.float32)
+            for name in layer_parameters(checkpoint.config)
+        }
+        assert streams.original is not None
+        streams.original.advance(index, weights)
+        streams.candidates[0].advance(index, weights)
+    return streams
+
+
+def test_no_bound_leaves_the_streams_as_they_are(finished: EvaluationStreams) -> None:
+    assert finished.beginnings(tokens=None, window=None) is finished
+    assert finished.beginnings(tokens=60, window=20) is finished
+
+
+def test_a_bound_on_tokens_is_shared_by_the_first_windows_of_all_slices(
+    finished: EvaluationStreams,
+) -> None:
+    shorter = finished.beginnings(tokens=25, window=None)
+    assert torch.equal(shorter.ids, finished.ids[[0, 2], :12])
+    assert shorter.digest == stream_digest([shorter.ids])
+
+
+def test_a_bound_on_windows_cuts_them(finished: EvaluationStreams) -> None:
+    assert finished.beginnings(tokens=None, window=8).ids.shape == (2, 8)
+
+
+def test_beginnings_are_what_running_them_alone_would_give(
+    finished: EvaluationStreams, tiny_folders: dict[Kind, Path]
+) -> None:
+    shorter = finished.beginnings(tokens=20, window=None)
+    checkpoint = open_checkpoint(str(tiny_folders["gemma3_text"]))
+    skeleton = Skeleton(checkpoint.config)
+    slices = [
+        TokenWindows(ids[None], name, "") for ids, name in zip(shorter.ids, "ab", strict=True)
+    ]
+    alone = run(EvaluationStreams(skeleton, slices), checkpoint, skeleton)
+    assert shorter.original is not None
+    assert alone.original is not None
+    expected = alone.original.hidden
+    torch.testing.assert_close(shorter.original.hidden, expected, rtol=1e-4, atol=1e-3)
