@@ -21,7 +21,8 @@ from gemquant.evaluation.streams import EvaluationStreams, final_norm, head_tabl
 from gemquant.gemma.skeleton import Skeleton
 from gemquant.plan import Job, JobPlan, plan
 from gemquant.production import producing
-from gemquant.protocols import Progress, Silence, SliceResult
+from gemquant.progress import Progress, Silence
+from gemquant.results import SliceResult
 
 __all__ = ["Job", "JobPlan", "plan", "run"]
 

@@ -35,15 +35,14 @@ from gemquant.gemma.structure import EMBEDDING, FINAL_NORM, HEAD, head_structure
 from gemquant.plan import SMALL_FILES_BYTES, JobPlan
 from gemquant.protocols import (
     Block,
-    Certificate,
     QuantizedSpec,
     QuantizedWeight,
     RowChunks,
-    SliceResult,
     Stackable,
     Statistics,
     Writer,
 )
+from gemquant.results import Certificate, SliceResult
 
 LIBRARIES = ("gemquant", "torch", "transformers", "tokenizers", "safetensors")
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
 from gemquant.errors import GemquantError
 from gemquant.scheme import INTEGER, Scheme
@@ -297,76 +297,3 @@ class Exporter(Protocol):
 
     def open(self, folder: Path) -> Weights:
         """Read a finished folder back; quantized weights decode as their runtime decodes them."""
-
-
-class Progress(Protocol):
-    """What long work reports to: tasks counted in steps, and remarks."""
-
-    def start(self, task: str, total: int) -> None:
-        """A task of ``total`` steps begins."""
-
-    def advance(self, task: str, amount: int = 1) -> None:
-        """Some steps of a task are done."""
-
-    def note(self, text: str) -> None:
-        """Something worth a line of its own."""
-
-
-class Silence:
-    """Progress that says nothing."""
-
-    def start(self, task: str, total: int) -> None:
-        """Say nothing."""
-
-    def advance(self, task: str, amount: int = 1) -> None:
-        """Say nothing."""
-
-    def note(self, text: str) -> None:
-        """Say nothing."""
-
-
-# ---------------------------------------------------------------- results
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """A mean over tokens with its standard error over windows."""
-
-    value: float
-    standard_error: float
-
-
-@dataclass(frozen=True)
-class SliceResult:
-    """One evaluation slice: original against quantized, same tokens.
-
-    Divergences are in nats per token; agreement is a fraction.
-    """
-
-    slice: str
-    windows: int
-    tokens: int
-    perplexity_original: Measurement
-    perplexity_quantized: Measurement
-    kl_mean: Measurement
-    kl_p999: Measurement
-    top1_agreement: Measurement
-
-
-Level = Literal["reference", "native", "emulated", "vendor-sim"]
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """What was lost, at one level; levels are never mixed.
-
-    kl_from_reference: mean divergence of this level's predictions from level ``reference``'s, over
-    one window of every slice: how far the runtime's own arithmetic moves them, in nats per token.
-    """
-
-    level: Level
-    runtime: str
-    slices: Sequence[SliceResult] = field(default_factory=tuple)
-    token_stream: str = ""
-    not_run: str | None = None
-    kl_from_reference: Measurement | None = None

@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from gemquant.scheme import INTEGER
 
 if TYPE_CHECKING:
-    from gemquant.protocols import Certificate, Layout, Measurement, SliceResult
+    from gemquant.protocols import Layout
+    from gemquant.results import Certificate, Measurement, SliceResult
 
 MANIFEST_FILE = "manifest.json"
 SCHEMA_VERSION: Literal[1] = 1

@@ -17,7 +17,8 @@ from gemquant.resources import default_threads
 
 if TYPE_CHECKING:
     from gemquant.artifact import Artifact
-    from gemquant.protocols import Certificate, Progress
+    from gemquant.progress import Progress
+    from gemquant.results import Certificate
 
 PROMPT = "The capital of France is"
 MEASURING = ("eval_windows", "eval_slices", "seq_len", "seed", "device", "dtype")

@@ -20,7 +20,8 @@ from gemquant.errors import UsageError, refuse
 from gemquant.gemma.chat import choose_template
 from gemquant.plan import Job, JobPlan, linear_weights, plan
 from gemquant.plugins import exporter
-from gemquant.protocols import Progress, Quantizer
+from gemquant.progress import Progress
+from gemquant.protocols import Quantizer
 from gemquant.recipe import Recipe
 from gemquant.scheme import Scheme, label
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gemquant.artifact import Artifact, CertificateRecord, Manifest
     from gemquant.artifact.manifest import MeasurementRecord
     from gemquant.plan import JobPlan
-    from gemquant.protocols import Certificate
+    from gemquant.results import Certificate
 
 MATRICES_NAMED = 4
 

@@ -20,7 +20,9 @@ from gemquant.evaluation.streams import (
 )
 from gemquant.gemma.skeleton import Skeleton
 from gemquant.gemma.structure import layer_parameters, layer_prefix
-from gemquant.protocols import Certificate, Progress, Silence, Weights
+from gemquant.progress import Progress, Silence
+from gemquant.protocols import Weights
+from gemquant.results import Certificate
 
 # A quantized model may untie its head; everything else decides what is computed.
 SAME = (

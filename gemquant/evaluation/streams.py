@@ -14,7 +14,8 @@ from gemquant.evaluation.divergence import Predictor, Table, TokenScores, compar
 from gemquant.evaluation.summary import mean_over_windows, summarise
 from gemquant.gemma.skeleton import Skeleton
 from gemquant.gemma.structure import EMBEDDING, FINAL_NORM, HEAD
-from gemquant.protocols import Measurement, SliceResult, Weights
+from gemquant.protocols import Weights
+from gemquant.results import Measurement, SliceResult
 
 
 class EvaluationStreams:

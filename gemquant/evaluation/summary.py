@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gemquant.evaluation.divergence import TokenScores
-from gemquant.protocols import Measurement, SliceResult
+from gemquant.results import Measurement, SliceResult
 
 TAIL = 0.999
 

@@ -19,9 +19,10 @@ from gemquant.evaluation.runners.transformers import TransformersRunner
 from gemquant.exporters.awq_gemm import AwqGemm
 from gemquant.exporters.compressed_tensors import CompressedTensors
 from gemquant.gemma.structure import EMBEDDING, FINAL_NORM, HEAD
-from gemquant.protocols import Exporter, SliceResult
+from gemquant.protocols import Exporter
 from gemquant.quantizers.awq import AWQ
 from gemquant.quantizers.rtn import RoundToNearest
+from gemquant.results import SliceResult
 from tests.tiny_gemma import Kind, write_tiny_gemma
 from tests.tiny_job import EVALUATION, contents, run_tiny, tiny_job
 

@@ -20,7 +20,7 @@ from gemquant.artifact import (
     seal,
 )
 from gemquant.exporters.compressed_tensors import CompressedTensors
-from gemquant.protocols import Certificate, Measurement, SliceResult
+from gemquant.results import Certificate, Measurement, SliceResult
 from tests.tiny_artifact import W4, W4_SYMMETRIC, tiny_header, tiny_manifest
 
 ROOT = Path(__file__).parents[3]

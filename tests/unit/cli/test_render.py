@@ -18,8 +18,8 @@ from gemquant.artifact import (
     certificate_record,
 )
 from gemquant.cli import render
-from gemquant.protocols import Certificate, Measurement, SliceResult
 from gemquant.recipe import Recipe
+from gemquant.results import Certificate, Measurement, SliceResult
 
 LOSS = SliceResult(
     slice="english",

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from gemquant.checkpoint import Checkpoint, open_checkpoint
 from gemquant.errors import UnsupportedError
 from gemquant.evaluation.compare import compare
-from gemquant.protocols import Measurement
+from gemquant.results import Measurement
 from tests.tiny_gemma import Kind, write_tiny_gemma
 from tests.tiny_job import EVALUATION
 from tests.tiny_windows import tiny_windows

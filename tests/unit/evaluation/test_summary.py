@@ -8,7 +8,7 @@ import torch
 
 from gemquant.evaluation.divergence import TokenScores
 from gemquant.evaluation.summary import mean_over_windows, summarise
-from gemquant.protocols import Measurement, SliceResult
+from gemquant.results import Measurement, SliceResult
 
 WINDOWS, TOKENS = 6, 500
 

@@ -1,0 +1,51 @@
+"""What was measured: figures with their errors, slices, certificates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A mean over tokens with its standard error over windows."""
+
+    value: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class SliceResult:
+    """One evaluation slice: original against quantized, same tokens.
+
+    Divergences are in nats per token; agreement is a fraction.
+    """
+
+    slice: str
+    windows: int
+    tokens: int
+    perplexity_original: Measurement
+    perplexity_quantized: Measurement
+    kl_mean: Measurement
+    kl_p999: Measurement
+    top1_agreement: Measurement
+
+
+Level = Literal["reference", "native", "emulated", "vendor-sim"]
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was lost, at one level; levels are never mixed.
+
+    kl_from_reference: mean divergence of this level's predictions from level ``reference``'s, over
+    one window of every slice: how far the runtime's own arithmetic moves them, in nats per token.
+    """
+
+    level: Level
+    runtime: str
+    slices: Sequence[SliceResult] = field(default_factory=tuple)
+    token_stream: str = ""
+    not_run: str | None = None
+    kl_from_reference: Measurement | None = None
