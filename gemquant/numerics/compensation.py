@@ -83,22 +83,19 @@ def _quantize_rows(
             codes[column] = code
             value = (code - zero_points).mul_(scales)
             errors[column] = wanted[column] - value.div_(scale[column])
-    if plan.refinements:
-        # Only inputs that are ever seen have a code that is better than another.
-        live = (gram.diagonal() > 0).tolist()
-        for _ in range(plan.refinements):
-            for block in blocks:
-                _refine_block(
-                    block,
-                    live,
-                    wanted=wanted,
-                    errors=errors,
-                    codes=codes,
-                    scale=scale,
-                    gram=gram,
-                    parameters=parameters[block.start // width],
-                    rounding=plan.rounding,
-                )
+    for _ in range(plan.refinements):
+        for block in blocks:
+            _refine_block(
+                block,
+                wanted=wanted,
+                errors=errors,
+                codes=codes,
+                scale=scale,
+                gram=gram,
+                damping=factor.damping,
+                parameters=parameters[block.start // width],
+                rounding=plan.rounding,
+            )
     return (
         codes.T.contiguous().to(torch.uint8),
         torch.stack([scales for scales, _ in parameters], dim=1),
@@ -153,28 +150,31 @@ def _group_parameters(
 
 def _refine_block(
     block: slice,
-    live: list[bool],
     *,
     wanted: Tensor,
     errors: Tensor,
     codes: Tensor,
     scale: Tensor,
     gram: Tensor,
+    damping: Tensor,
     parameters: tuple[Tensor, Tensor],
     rounding: AffineRounding,
 ) -> None:
-    """Move each code of a block to its best value given all the others, in place."""
+    """Move each code of a block to its best value given all the others, in place.
+
+    The damping counts here too: without it the codes would fit the calibration tokens where these
+    are no more than the channels, and lose on others.
+    """
     scales, zero_points = parameters
-    gradient = gram[block] @ errors
+    gradient = torch.addcmul(gram[block] @ errors, damping[block, None], errors[block])
+    curvature = gram.diagonal() + damping
     change = torch.zeros_like(gradient)
     for j, column in enumerate(range(block.start, block.stop)):
-        if not live[column]:
-            continue
         slope = gradient[j]
         if j:
             slope = torch.addmv(slope, change[:j].T, gram[column, block.start : column])
         value = wanted[column] - errors[column]
-        target = value + slope / gram[column, column]
+        target = value + slope / curvature[column]
         code = rounding.encode(target * scale[column], scales, zero_points)
         moved = (code - zero_points).mul_(scales).div_(scale[column])
         change[j] = value - moved

@@ -14,7 +14,7 @@ COLUMNS_AT_ONCE = 128
 
 @dataclass(frozen=True)
 class GramFactor:
-    """R with H + damping = R Rᵀ, R upper triangular (n, n) float32.
+    """R with H + diag(damping) = R Rᵀ, R upper triangular (n, n) float32; damping (n,).
 
     With columns rounded in order, each error can still be made up for by the columns after it.
     What cannot be made up for at column j is R[j, j]² per unit of squared error: the variance of
@@ -22,6 +22,7 @@ class GramFactor:
     """
 
     upper: Tensor
+    damping: Tensor
 
     @property
     def residual_variance(self) -> Tensor:
@@ -30,7 +31,7 @@ class GramFactor:
 
     def scaled(self, scale: Tensor) -> GramFactor:
         """The factor after inputs are divided by ``scale`` (n,)."""
-        return GramFactor(self.upper / scale[:, None])
+        return GramFactor(self.upper / scale[:, None], self.damping / scale.square())
 
 
 def factorise(gram: Tensor, *, damping: float = 0.01) -> GramFactor:
@@ -44,7 +45,7 @@ def factorise(gram: Tensor, *, damping: float = 0.01) -> GramFactor:
         damped = gram.flip(0, 1)
         damped.diagonal().add_(damping * mean)
         if _factor_in_place(damped):
-            return GramFactor(damped.flip(0, 1))
+            return GramFactor(damped.flip(0, 1), (damping * mean).expand(gram.shape[0]))
         del damped
         damping *= 10
     raise UnsupportedError(

@@ -163,7 +163,9 @@ def test_rows_do_not_depend_on_how_many_go_at_once(monkeypatch: pytest.MonkeyPat
 def test_every_pass_of_refinement_lowers_the_loss(group_size: int) -> None:
     weight, gram = problem(16, 192 if group_size == -1 else 128)
     losses = [
-        layer_loss(weight, compensated(weight, gram, group_size=group_size, refinements=n), gram)
+        layer_loss(
+            weight, compensated(weight, gram, group_size=group_size, refinements=n), damped(gram)
+        )
         for n in range(4)
     ]
     assert losses == sorted(losses, reverse=True)
@@ -172,15 +174,16 @@ def test_every_pass_of_refinement_lowers_the_loss(group_size: int) -> None:
 
 def test_after_refinement_no_single_code_can_be_bettered() -> None:
     weight, gram = problem(3, 32)
+    priced = damped(gram)
     codes, scales, zeros = compensated(weight, gram, group_size=32, refinements=20)
-    settled = layer_loss(weight, (codes, scales, zeros), gram)
+    settled = layer_loss(weight, (codes, scales, zeros), priced)
     for row in range(3):
         for column in range(32):
             for step in (-1, 1):
                 moved = codes.to(torch.int16)
                 moved[row, column] += step
                 if 0 <= moved[row, column] <= 15:
-                    loss = layer_loss(weight, (moved.to(torch.uint8), scales, zeros), gram)
+                    loss = layer_loss(weight, (moved.to(torch.uint8), scales, zeros), priced)
                     assert loss >= settled * (1 - 1e-6)
 
 
