@@ -19,6 +19,7 @@ from gemquant.checkpoint import Checkpoint
 from gemquant.errors import CalibrationError
 from gemquant.evaluation.streams import EvaluationStreams, final_norm, head_table
 from gemquant.gemma.skeleton import Skeleton
+from gemquant.numerics.products import fast_products
 from gemquant.plan import Job, JobPlan, plan
 from gemquant.production import producing
 from gemquant.progress import Progress, Silence
@@ -27,6 +28,7 @@ from gemquant.results import SliceResult
 __all__ = ["Job", "JobPlan", "plan", "run"]
 
 
+@fast_products()
 def run(
     jobs: Sequence[Job],
     checkpoint: Checkpoint,

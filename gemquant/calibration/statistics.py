@@ -8,12 +8,14 @@ from torch import Tensor
 from gemquant.numerics.accumulate import accumulator
 from gemquant.protocols import Statistics
 
+COLUMNS_AT_ONCE = 512
+
 
 class StatisticsGatherer:
     """Accumulates what the inputs of one linear say.
 
     width: number of input channels. Sums across windows are kept in the widest type; the Gram
-    matrix is a sum of float32 products.
+    matrix is a sum of float32 products, of which only the upper half is computed.
     """
 
     def __init__(self, width: int, *, gram: bool, device: torch.device) -> None:
@@ -33,10 +35,19 @@ class StatisticsGatherer:
         self._sum_squares += (flat * flat).sum(0, dtype=torch.float32)
         self._max_abs = torch.maximum(self._max_abs, magnitude.amax(0))
         if self._gram is not None:
-            self._gram.addmm_(flat.T, flat)
+            for start in range(0, flat.shape[1], COLUMNS_AT_ONCE):
+                rows = self._gram[start : start + COLUMNS_AT_ONCE, start:]
+                rows.addmm_(flat[:, start : start + COLUMNS_AT_ONCE].T, flat[:, start:])
 
     def result(self) -> Statistics:
         """Return the statistics of everything seen."""
+        if self._gram is not None:
+            for start in range(0, self._gram.shape[0], COLUMNS_AT_ONCE):
+                stop = start + COLUMNS_AT_ONCE
+                self._gram[stop:, start:stop] = self._gram[start:stop, stop:].T
+                corner = self._gram[start:stop, start:stop]
+                # A product's two halves may differ in their last bits.
+                corner.copy_(corner.triu() + corner.triu(1).T)
         return Statistics(
             tokens=self._tokens,
             sum_squares=self._sum_squares,

@@ -20,6 +20,7 @@ from gemquant.evaluation.streams import (
 )
 from gemquant.gemma.skeleton import Skeleton
 from gemquant.gemma.structure import layer_parameters, layer_prefix
+from gemquant.numerics.products import fast_products
 from gemquant.progress import Progress, Silence
 from gemquant.protocols import Weights
 from gemquant.results import Certificate
@@ -37,6 +38,7 @@ SAME = (
 )
 
 
+@fast_products()
 def compare(
     original: Weights,
     quantized: Weights,

@@ -10,7 +10,7 @@ Source: Lin et al., 2023, https://arxiv.org/abs/2306.00978, section 3.2, for the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,10 +19,11 @@ from torch import Tensor
 from gemquant.numerics.accumulate import accumulator
 from gemquant.numerics.affine import AffineRounding, group_width
 
-SAMPLED_ROWS = 1024
+SAMPLED_ROWS = 512
 FINALISTS = 3
-EXPONENTS: tuple[float, ...] = tuple(k / 20 for k in range(21))
 WEIGHT_EXPONENTS: tuple[float, ...] = (0.0, 0.5)
+COARSE_EXPONENTS: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+FINE_STEPS: tuple[float, ...] = (-0.1, -0.05, 0.05, 0.1)
 # Beyond these a scale would leave the range of a float16 norm or scale.
 SMALLEST, LARGEST = 2.0**-10, 2.0**10
 
@@ -50,28 +51,51 @@ def search_scale(problem: ScaleProblem, *, gram: Tensor | None = None) -> Tensor
     gram: (in, in); when given, the candidates priced best are compared by the whole loss.
     """
     rows = _sampled(problem.weights)
-    priced = [(_price(rows, scale, problem), scale) for scale in _candidates(rows, problem)]
-    identity, *others = priced
-    best = sorted(others, key=lambda entry: entry[0])[: 1 if gram is None else FINALISTS]
-    finalists = [identity, *best]
+    family = _family(rows, problem)
+    identity = _Priced(_price(rows, torch.ones_like(problem.salience), problem), 0.0, 0.0)
+    priced = [
+        _Priced(_price(rows, family(by_salience, by_weight), problem), by_salience, by_weight)
+        for by_weight in WEIGHT_EXPONENTS
+        for by_salience in COARSE_EXPONENTS
+        if by_salience or by_weight
+    ]
+    best = min(priced)
+    priced += [
+        _Priced(_price(rows, family(exponent, best.by_weight), problem), exponent, best.by_weight)
+        for exponent in (best.by_salience + step for step in FINE_STEPS)
+        if 0 <= exponent <= 1
+    ]
+    finalists = [identity, *sorted(priced)[: 1 if gram is None else FINALISTS]]
+    scales = [family(entry.by_salience, entry.by_weight) for entry in finalists]
+    losses = [entry.price for entry in finalists]
     if gram is not None:
-        finalists = [(_whole_loss(rows, scale, gram, problem), scale) for _, scale in finalists]
-    return min(finalists, key=lambda entry: entry[0])[1]
+        losses = [_whole_loss(rows, scale, gram, problem) for scale in scales]
+    return scales[losses.index(min(losses))]
 
 
-def _candidates(rows: Tensor, problem: ScaleProblem) -> Iterator[Tensor]:
-    """Salience to a power over weight magnitude to another; the identity comes first."""
+@dataclass(frozen=True, order=True)
+class _Priced:
+    """A member of the family of scales, by what it costs."""
+
+    price: float
+    by_salience: float
+    by_weight: float
+
+
+def _family(rows: Tensor, problem: ScaleProblem) -> Callable[[float, float], Tensor]:
+    """Salience to a power over weight magnitude to another; both zero is the identity."""
     salience = problem.salience.clamp(min=1e-8)
     grouped = rows.abs().unflatten(1, (-1, group_width(rows.shape[1], problem.group_size)))
     peaks = grouped.amax(-1, keepdim=True).clamp(min=1e-12)
     magnitude = (grouped / peaks).mean(0).flatten().clamp(min=1e-4)
-    yield torch.ones_like(salience)
-    for by_weight in WEIGHT_EXPONENTS:
-        for by_salience in EXPONENTS:
-            if by_weight == 0 and by_salience == 0:
-                continue
-            scale = salience**by_salience / magnitude**by_weight
-            yield _normalised(_shared(scale, problem.shared))
+
+    def scale(by_salience: float, by_weight: float) -> Tensor:
+        if by_salience == by_weight == 0:
+            return torch.ones_like(salience)
+        member = salience**by_salience / magnitude**by_weight
+        return _normalised(_shared(member, problem.shared))
+
+    return scale
 
 
 def _shared(scale: Tensor, shape: tuple[int, int, int] | None) -> Tensor:
