@@ -23,6 +23,8 @@ from gemquant.numerics.factor import GramFactor
 
 ROWS_AT_ONCE = 2048
 COLUMNS_AT_ONCE = 128
+# Within a block, what earlier columns push onto later ones comes as a product for all but these.
+COLUMNS_IN_TURN = 32
 
 
 @dataclass(frozen=True)
@@ -75,14 +77,21 @@ def _quantize_rows(
             parameters.append(_group_parameters(targets, scale, factor, group, wanted, plan))
         scales, zero_points = parameters[-1]
         triangle = factor.upper[block, block] / diagonal
-        for j, column in enumerate(range(block.start, block.stop)):
-            target = targets.feedback[j]
-            if j:
-                target = torch.addmv(target, errors[block.start : column].T, triangle[:j, j])
-            code = plan.rounding.encode(target * scale[column], scales, zero_points)
-            codes[column] = code
-            value = (code - zero_points).mul_(scales)
-            errors[column] = wanted[column] - value.div_(scale[column])
+        for turn in _turns(block):
+            first = turn.start - block.start
+            ahead = targets.feedback[first : turn.stop - block.start]
+            if first:
+                pushing = triangle[:first, first : turn.stop - block.start]
+                ahead = torch.addmm(ahead, pushing.T, errors[block.start : turn.start])
+            for j, column in enumerate(range(turn.start, turn.stop)):
+                target = ahead[j]
+                if j:
+                    pushing = triangle[first : first + j, first + j]
+                    target = torch.addmv(target, errors[turn.start : column].T, pushing)
+                code = plan.rounding.encode(target * scale[column], scales, zero_points)
+                codes[column] = code
+                value = (code - zero_points).mul_(scales)
+                errors[column] = wanted[column] - value.div_(scale[column])
     for _ in range(plan.refinements):
         for block in blocks:
             _refine_block(
@@ -168,15 +177,29 @@ def _refine_block(
     scales, zero_points = parameters
     gradient = torch.addcmul(gram[block] @ errors, damping[block, None], errors[block])
     curvature = gram.diagonal() + damping
-    change = torch.zeros_like(gradient)
-    for j, column in enumerate(range(block.start, block.stop)):
-        slope = gradient[j]
-        if j:
-            slope = torch.addmv(slope, change[:j].T, gram[column, block.start : column])
-        value = wanted[column] - errors[column]
-        target = value + slope / curvature[column]
-        code = rounding.encode(target * scale[column], scales, zero_points)
-        moved = (code - zero_points).mul_(scales).div_(scale[column])
-        change[j] = value - moved
-        codes[column] = code
-        errors[column] = wanted[column] - moved
+    change = torch.empty_like(gradient)
+    for turn in _turns(block):
+        first = turn.start - block.start
+        slopes = gradient[first : turn.stop - block.start]
+        if first:
+            slopes = torch.addmm(slopes, gram[turn, block.start : turn.start], change[:first])
+        for j, column in enumerate(range(turn.start, turn.stop)):
+            slope = slopes[j]
+            if j:
+                moved_before = change[first : first + j]
+                slope = torch.addmv(slope, moved_before.T, gram[column, turn.start : column])
+            value = wanted[column] - errors[column]
+            target = value + slope / curvature[column]
+            code = rounding.encode(target * scale[column], scales, zero_points)
+            moved = (code - zero_points).mul_(scales).div_(scale[column])
+            change[first + j] = value - moved
+            codes[column] = code
+            errors[column] = wanted[column] - moved
+
+
+def _turns(block: slice) -> list[slice]:
+    """A block's columns in runs of COLUMNS_IN_TURN."""
+    return [
+        slice(start, min(start + COLUMNS_IN_TURN, block.stop))
+        for start in range(block.start, block.stop, COLUMNS_IN_TURN)
+    ]
