@@ -26,12 +26,12 @@ SHINGLE = 200
 MIXTURES = """\
 # What each mixture takes from each kind of calibration text, as shares of the tokens.
 [mixtures.general]
-english = 0.40
-english-old = 0.08
-code = 0.16
-multilingual = 0.16
-chat = 0.12
-math = 0.08
+english = 0.375
+english-old = 0.125
+code = 0.125
+multilingual = 0.1875
+chat = 0.125
+math = 0.0625
 
 [mixtures.chat]
 chat = 0.70

@@ -1,9 +1,8 @@
 """Search one scale per input channel, so that the channels that matter lose least.
 
-The loss of rounding a layer with inputs x is tr(ΔW·H·ΔWᵀ), H = Σ x xᵀ. Every candidate is first
-priced with the part of H that costs no product: its diagonal or, where compensation follows, the
-residual variances of its factor, which price exactly the errors that no later column can make up
-for. Cost does not depend on the number of tokens.
+The loss of rounding a layer with inputs x is tr(ΔW·H·ΔWᵀ), H = Σ x xᵀ. Where compensation follows,
+only the residual variances of H's factor count: they price exactly the errors that no later column
+can make up for. Cost does not depend on the number of tokens.
 
 Source: Lin et al., 2023, https://arxiv.org/abs/2306.00978, section 3.2, for the family of scales.
 """
@@ -20,7 +19,6 @@ from gemquant.numerics.accumulate import accumulator
 from gemquant.numerics.affine import AffineRounding, group_width
 
 SAMPLED_ROWS = 512
-FINALISTS = 3
 WEIGHT_EXPONENTS: tuple[float, ...] = (0.0, 0.5)
 COARSE_EXPONENTS: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 FINE_STEPS: tuple[float, ...] = (-0.1, -0.05, 0.05, 0.1)
@@ -33,7 +31,7 @@ class ScaleProblem:
     """Linears that read the same input, and what an error at each input costs.
 
     weights: (rows, in) each. salience: (in,) mean |x|.
-    sensitivity: (in,) price of a unit of squared error at each input.
+    sensitivity: the metric of the loss Δ·sensitivity·Δᵀ, (in, in), or its diagonal, (in,).
     shared: (kv_heads, repeats, head_dim) where that many inputs must share one scale.
     """
 
@@ -45,10 +43,10 @@ class ScaleProblem:
     shared: tuple[int, int, int] | None = None
 
 
-def search_scale(problem: ScaleProblem, *, gram: Tensor | None = None) -> Tensor:
+def search_scale(problem: ScaleProblem) -> Tensor:
     """Return the best scale, (in,) float32 and positive; all ones where nothing is better.
 
-    gram: (in, in); when given, the candidates priced best are compared by the whole loss.
+    A coarse grid of exponents, then steps around the best; the identity is always among them.
     """
     rows = _sampled(problem.weights)
     family = _family(rows, problem)
@@ -65,12 +63,8 @@ def search_scale(problem: ScaleProblem, *, gram: Tensor | None = None) -> Tensor
         for exponent in (best.by_salience + step for step in FINE_STEPS)
         if 0 <= exponent <= 1
     ]
-    finalists = [identity, *sorted(priced)[: 1 if gram is None else FINALISTS]]
-    scales = [family(entry.by_salience, entry.by_weight) for entry in finalists]
-    losses = [entry.price for entry in finalists]
-    if gram is not None:
-        losses = [_whole_loss(rows, scale, gram, problem) for scale in scales]
-    return scales[losses.index(min(losses))]
+    best = min(identity, *priced)
+    return family(best.by_salience, best.by_weight)
 
 
 @dataclass(frozen=True, order=True)
@@ -127,10 +121,7 @@ def _error(rows: Tensor, scale: Tensor, problem: ScaleProblem) -> Tensor:
 
 def _price(rows: Tensor, scale: Tensor, problem: ScaleProblem) -> float:
     error = _error(rows, scale, problem)
+    if problem.sensitivity.ndim == 2:
+        return float((error @ problem.sensitivity).mul_(error).sum(dtype=accumulator(rows.device)))
     wide = accumulator(rows.device)
     return float((error.square_().sum(0).to(wide) * problem.sensitivity.to(wide)).sum())
-
-
-def _whole_loss(rows: Tensor, scale: Tensor, gram: Tensor, problem: ScaleProblem) -> float:
-    error = _error(rows, scale, problem)
-    return float((error @ gram).mul_(error).sum(dtype=accumulator(rows.device)))

@@ -109,12 +109,12 @@ def _search(
     problem = ScaleProblem(
         weights=tuple(block.weights[f"{linear}.weight"] for linear in group.linears),
         salience=statistics.mean_abs,
-        sensitivity=gram.diagonal() if factor is None else factor.residual_variance,
+        sensitivity=gram if factor is None else factor.residual_variance,
         rounding=_rounding(options, container),
         group_size=options.group_size,
         shared=_shared_shape(group.fold, gram.shape[0]),
     )
-    return search_scale(problem, gram=gram if factor is None else None)
+    return search_scale(problem)
 
 
 def _rounding(options: AWQ, container: Container) -> AffineRounding:
