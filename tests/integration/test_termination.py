@@ -32,7 +32,7 @@ def test_a_run_ended_by_a_signal_leaves_nothing(
         stderr=subprocess.PIPE,
         text=True,
         # Whoever runs the tests in the background may have had SIGINT ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     deadline = time.monotonic() + 60
