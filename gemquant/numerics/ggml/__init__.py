@@ -1,0 +1,1 @@
+"""GGML's block formats: types, quantization of rows, and back."""

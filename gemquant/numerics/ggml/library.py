@@ -1,0 +1,47 @@
+"""ggml's own functions, out of the shared library that the package xllamacpp carries.
+
+Only functions over plain numbers and pointers are called; their signatures have not changed since
+ggml got them, and no structure is touched. The extra ``gguf`` installs xllamacpp.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+PACKAGE = "xllamacpp"
+
+
+@cache
+def ggml() -> ctypes.CDLL | None:
+    """The library, or None where it is not installed or does not load."""
+    spec = importlib.util.find_spec(PACKAGE)
+    folders = spec.submodule_search_locations if spec is not None else None
+    for folder in folders or ():
+        for path in sorted(Path(folder).glob("xllamacpp*")):
+            if path.suffix not in {".so", ".pyd"}:
+                continue
+            try:
+                found = ctypes.CDLL(str(path))
+                found.ggml_quantize_chunk.restype = ctypes.c_size_t
+                found.ggml_quantize_chunk.argtypes = [
+                    ctypes.c_int,
+                    ctypes.c_void_p,
+                    ctypes.c_void_p,
+                    ctypes.c_int64,
+                    ctypes.c_int64,
+                    ctypes.c_int64,
+                    ctypes.c_void_p,
+                ]
+            except (AttributeError, OSError):
+                continue
+            return found
+    return None
+
+
+def version() -> str | None:
+    """Version of the package that carries ggml, or None."""
+    return metadata.version(PACKAGE) if ggml() is not None else None

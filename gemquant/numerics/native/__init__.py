@@ -1,0 +1,88 @@
+"""The C kernels, where they were built; a caller without them has a slower way of its own.
+
+A kernel works on rows of numpy arrays and holds no lock: ``over_rows`` runs it on several threads.
+All levels compute the same bits. $GEMQUANT_NATIVE chooses a level by name, or ``off``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+
+from gemquant.numerics.native import build
+
+REBUILD = f"python {build.FOLDER / 'build.py'}"
+
+
+@dataclass(frozen=True)
+class Status:
+    """Which kernels are in use. level: ``x86-64-v4`` and so on, or None. reason: why none is."""
+
+    level: str | None
+    reason: str | None = None
+
+
+def status() -> Status:
+    """Which kernels are in use, or why none are."""
+    return _loaded()[1]
+
+
+def library() -> ctypes.CDLL | None:
+    """The best library that this processor runs, or None."""
+    return _loaded()[0]
+
+
+@cache
+def _loaded() -> tuple[ctypes.CDLL | None, Status]:
+    chosen = os.environ.get("GEMQUANT_NATIVE", "")
+    names = list(build.levels())
+    if chosen == "off":
+        return None, Status(None, "GEMQUANT_NATIVE is off")
+    if chosen and chosen not in names:
+        return None, Status(None, f"GEMQUANT_NATIVE={chosen} is none of {', '.join(names)}, off")
+    try:
+        name = chosen or _best(names)
+        found = ctypes.CDLL(str(build.FOLDER / build.library_name(name)))
+    except OSError as error:
+        return None, Status(None, f"not built, or not for this machine ({error}): {REBUILD}")
+    found.gq_digest.restype = ctypes.c_char_p
+    if found.gq_digest().decode() != build.digest():
+        return None, Status(None, f"{name} is older than its sources; run: {REBUILD}")
+    return found, Status(name)
+
+
+def _best(names: Sequence[str]) -> str:
+    """The highest level that was built and that the processor has."""
+    plainest = ctypes.CDLL(str(build.FOLDER / build.library_name(names[0])))
+    runnable = names[: max(1, plainest.gq_processor_level() - 1)]
+    built = [name for name in runnable if (build.FOLDER / build.library_name(name)).is_file()]
+    return built[-1]
+
+
+# ---------------------------------------------------------------- threads
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="gemquant-kernel")
+
+
+def over_rows(
+    kernel: Callable[[int, int], object], rows: int, *, threads: int, at_least: int = 1
+) -> None:
+    """Call ``kernel(start, stop)`` on runs of rows that together are all of them, on threads.
+
+    at_least: rows in a run; results must not depend on how rows are divided.
+    """
+    runs = max(1, min(threads, rows // max(1, at_least)))
+    if runs == 1:
+        kernel(0, rows)
+        return
+    bounds = [rows * n // runs for n in range(runs + 1)]
+    for done in [_pool(threads).submit(kernel, start, stop) for start, stop in pairwise(bounds)]:
+        done.result()
