@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gemquant.errors import RuntimeMissingError
-from gemquant.numerics.ggml.library import ggml
+from gemquant.numerics.ggml.kernels import kernel_of
 from gemquant.numerics.ggml.types import GgmlType
 from gemquant.numerics.native import over_rows
 
@@ -29,17 +29,15 @@ def quantize_rows(
     if kind.is_float:
         return weight.to(_FLOATS[kind.name]).view(torch.uint8).view(rows, -1)
     out = torch.empty(rows, kind.row_bytes(columns), dtype=torch.uint8)
-    library = ggml()
-    if library is None:
+    kernel = kernel_of(kind)
+    if kernel is None:
         raise RuntimeMissingError(f"{kind.name}: nothing here quantizes it.", hint=INSTALL)
     weights = None if importance is None else importance.to(torch.float32).contiguous()
 
     def run(start: int, stop: int) -> None:
-        library.ggml_quantize_chunk(
-            kind.number,
+        kernel(
             weight[start:].data_ptr(),
             out[start:].data_ptr(),
-            0,
             stop - start,
             columns,
             None if weights is None else weights.data_ptr(),
