@@ -15,7 +15,7 @@ from importlib.metadata import entry_points
 from typing import Any, Literal, cast
 
 from gemquant.errors import UnsupportedError, UsageError
-from gemquant.protocols import Exporter, Quantizer
+from gemquant.protocols import Configurable, Exporter, Quantizer
 
 Kind = Literal["quantizer", "exporter"]
 
@@ -49,6 +49,11 @@ OWN: Mapping[Kind, tuple[Plugin, ...]] = {
             "Few-bit weights, scaled so that salient channels lose least, errors compensated.",
         ),
         _own(
+            "cast",
+            "gemquant.quantizers.cast:Cast",
+            "Nothing quantized: weights as they are, in another floating-point type.",
+        ),
+        _own(
             "fp4",
             "gemquant.quantizers.bnb:FP4",
             "4-bit weights in blocks, each the nearest of 15 floating-point numbers.",
@@ -75,6 +80,7 @@ OWN: Mapping[Kind, tuple[Plugin, ...]] = {
         _own("compressed-tensors", "gemquant.exporters.compressed_tensors:CompressedTensors"),
         _own("metal", "gemquant.exporters.metal:Metal"),
         _own("mlx", "gemquant.exporters.mlx:MLX"),
+        _own("safetensors", "gemquant.exporters.plain_safetensors:PlainSafetensors"),
     ),
 }
 
@@ -106,9 +112,15 @@ def quantizer_types() -> dict[str, type[Quantizer]]:
     return {name: quantizer_type(name) for name in plugins("quantizer")}
 
 
-def exporter(name: str) -> Exporter:
-    """Import and make the exporter ``name``; UsageError with suggestions if there is none."""
-    return cast("Exporter", _load("exporter", name)())
+def exporter(name: str, options: Mapping[str, Any] | None = None) -> Exporter:
+    """Import and make the exporter ``name``; UsageError with suggestions if there is none.
+
+    options: those of the job's quantizer, for an exporter whom some of them concern.
+    """
+    made = cast("Exporter", _load("exporter", name)())
+    if options is not None and isinstance(made, Configurable):
+        return made.configured(options)
+    return made
 
 
 def _load(kind: Kind, name: str) -> Any:

@@ -21,7 +21,7 @@ from gemquant.artifact import (
     seal,
     staged,
 )
-from gemquant.calibration.activation_range import FLOAT16_LIMIT, ActivationRangeScan
+from gemquant.calibration.activation_range import ActivationRangeScan
 from gemquant.calibration.stream import ROWS_AT_ONCE
 from gemquant.calibration.windows import TokenWindows, stream_digest
 from gemquant.checkpoint import Checkpoint
@@ -32,6 +32,7 @@ from gemquant.evaluation.streams import head_name, reference_runtime
 from gemquant.gemma.chat import choose_template
 from gemquant.gemma.skeleton import Skeleton
 from gemquant.gemma.structure import EMBEDDING, FINAL_NORM, HEAD, head_structure
+from gemquant.numerics.narrowing import narrowed
 from gemquant.plan import SMALL_FILES_BYTES, JobPlan
 from gemquant.protocols import (
     Block,
@@ -42,7 +43,7 @@ from gemquant.protocols import (
     Statistics,
     Writer,
 )
-from gemquant.results import Certificate, SliceResult
+from gemquant.results import FLOAT16_LIMIT, Certificate, SliceResult
 
 LIBRARIES = ("gemquant", "torch", "transformers", "tokenizers", "safetensors")
 
@@ -85,7 +86,9 @@ class Production:
         """Write a layer; return its parameters as a loader will see them, in float32."""
         decided = self.plan.job.quantizer.quantize(block, self.container)
         stored = {
-            name: decided.get(name, weight.to(self.container.float_dtype))
+            name: decided[name]
+            if name in decided
+            else narrowed(block.prefix + name, weight, self._float)
             for name, weight in block.weights.items()
         }
         self._writer.write({block.prefix + name: value for name, value in stored.items()})
@@ -93,7 +96,7 @@ class Production:
 
     def finish_weights(self, head_statistics: Mapping[str, Statistics]) -> None:
         """Write the final norm and, where there is one, the head."""
-        self._writer.write({FINAL_NORM: self._checkpoint.tensor(FINAL_NORM, self._float)})
+        self._writer.write({FINAL_NORM: self._norm()})
         spec = self.plan.header.layout.get(HEAD)
         if isinstance(spec, QuantizedSpec):
             self._head = self._quantized_head(spec, head_statistics)
@@ -103,7 +106,7 @@ class Production:
 
     def final_norm(self) -> Tensor:
         """The final norm's weight as stored, in the compute type."""
-        return self._decoded(self._checkpoint.tensor(FINAL_NORM, self._float))
+        return self._decoded(self._norm())
 
     def head_table(self) -> Table:
         """The head as stored, decoded run by run."""
@@ -162,13 +165,16 @@ class Production:
         tensor = value if isinstance(value, Tensor) else value.dequantize()
         return tensor.to(self._skeleton.device, self._skeleton.dtype)
 
+    def _norm(self) -> Tensor:
+        return narrowed(FINAL_NORM, self._checkpoint.tensor(FINAL_NORM), self._float)
+
     def _table(self, name: str) -> RowChunks:
         rows, columns = self._checkpoint.shape(name)
 
         def chunks() -> Iterator[Tensor]:
             for start in range(0, rows, ROWS_AT_ONCE):
                 stop = min(start + ROWS_AT_ONCE, rows)
-                yield self._checkpoint.rows(name, start, stop, self._float)
+                yield narrowed(name, self._checkpoint.rows(name, start, stop), self._float)
 
         return RowChunks((rows, columns), self._float, chunks)
 

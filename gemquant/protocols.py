@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, dtype
 
     from gemquant.gemma.structure import LayerStructure
+    from gemquant.results import LayerReach
 
 # ---------------------------------------------------------------- weights, before and after
 
@@ -202,6 +203,7 @@ class Block:
     weights: short name (``self_attn.q_proj.weight``) → float32 tensor.
     statistics: linear's short module name (``self_attn.q_proj``) → its input's statistics;
         linears that read the same input share one object.
+    reach: how large the layer's activations become; None without calibration.
     """
 
     index: int
@@ -209,6 +211,7 @@ class Block:
     structure: LayerStructure
     weights: Mapping[str, Tensor]
     statistics: Mapping[str, Statistics]
+    reach: LayerReach | None = None
 
 
 @dataclass(frozen=True)
@@ -297,3 +300,11 @@ class Exporter(Protocol):
 
     def open(self, folder: Path) -> Weights:
         """Read a finished folder back; quantized weights decode as their runtime decodes them."""
+
+
+@runtime_checkable
+class Configurable(Protocol):
+    """An exporter whom some of a job's options concern: the type to store, sizes of files."""
+
+    def configured(self, options: Mapping[str, Any]) -> Exporter:
+        """Another one, by the quantizer's options that it knows; it ignores the others."""

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+from gemquant.errors import UsageError
+
+UNITS: Mapping[str, int] = {"kB": 10**3, "MB": 10**6, "GB": 10**9}
 PACKAGE = Path(__file__).resolve().parent
 
 
@@ -85,6 +90,22 @@ def yield_idle_processors() -> None:
 
 
 # ---------------------------------------------------------------- sizes
+
+
+def bytes_of(text: str, *, flag: str) -> int:
+    """Read a size with its unit, in powers of 1000; UsageError, by its flag, for anything else.
+
+    >>> bytes_of("2GB", flag="--shard-size"), bytes_of("1.5 MB", flag="--shard-size")
+    (2000000000, 1500000)
+    """
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?(kB|MB|GB)", text.strip())
+    size = int(float(match[1]) * UNITS[match[2]]) if match else 0
+    if size < UNITS["kB"]:
+        raise UsageError(
+            f"{flag} {text}: must be a number and kB, MB or GB, and at least 1kB.",
+            hint=f"As in: {flag} 2GB",
+        )
+    return size
 
 
 def human_bytes(count: int) -> str:

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+FLOAT16_LIMIT = 65504.0
+"""The largest float16."""
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -13,6 +16,24 @@ class Measurement:
 
     value: float
     standard_error: float
+
+
+@dataclass(frozen=True)
+class LayerReach:
+    """How large one layer's activations become: absolute values over all calibration tokens.
+
+    residual: of the residual stream, the layer's own output. largest: of that and of every
+    module's output and linear's input inside the layer. where: what the largest was.
+    """
+
+    residual: float
+    largest: float
+    where: str
+
+    @property
+    def fits_float16(self) -> bool:
+        """Whether float16 holds all of it."""
+        return self.largest < FLOAT16_LIMIT
 
 
 @dataclass(frozen=True)

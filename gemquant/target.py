@@ -54,14 +54,20 @@ class Runtime(_Data):
     requires: Annotated[tuple[NonEmpty, ...], Field(min_length=1)]
     dtypes: Annotated[tuple[NonEmpty, ...], Field(min_length=1)]
     generations: Annotated[tuple[Generation, ...], Field(min_length=1)]
-    schemes: Annotated[tuple[Schemes, ...], Field(min_length=1)]
+    schemes: tuple[Schemes, ...]
     sources: Annotated[tuple[NonEmpty, ...], Field(min_length=1)]
     note: str = ""
 
     def loads(self, generation: str, schemes: Iterable[Scheme]) -> bool:
-        """Whether this runtime loads that generation with all of those schemes."""
-        return generation in self.generations and all(
-            any(accepted.include(scheme) for accepted in self.schemes) for scheme in schemes
+        """Whether this runtime loads that generation with all of those schemes.
+
+        A runtime without schemes loads what is not quantized at all, and nothing else does.
+        """
+        wanted = list(schemes)
+        return (
+            generation in self.generations
+            and bool(wanted) == bool(self.schemes)
+            and all(any(accepted.include(s) for accepted in self.schemes) for s in wanted)
         )
 
 
@@ -123,7 +129,7 @@ class Target(_Data):
         for name in preferred:
             if self.runtimes(name, generation, schemes):
                 return name
-        wanted = ", ".join(dict.fromkeys(describe(scheme) for scheme in schemes))
+        wanted = ", ".join(dict.fromkeys(map(describe, schemes))) or UNQUANTIZED
         accepted = dict.fromkeys(
             f"{container.exporter}: {describe_product(product)}"
             for container in self.containers
@@ -135,6 +141,14 @@ class Target(_Data):
             f"{wanted}: no runtime of target {self.name} loads that for {generation}.",
             hint=f"Accepted are {'; '.join(accepted) or 'no schemes of that generation'}.",
         )
+
+
+UNQUANTIZED = "weights in floating point"
+
+
+def accepted_schemes(runtime: Runtime) -> list[str]:
+    """Name in words everything that a runtime takes."""
+    return [describe_product(product) for product in runtime.schemes] or [UNQUANTIZED]
 
 
 def describe_product(schemes: Schemes) -> str:

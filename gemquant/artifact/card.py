@@ -68,7 +68,9 @@ def _front_matter(manifest: Manifest) -> Mapping[str, Any]:
     if manifest.license == "gemma":
         matter["license_link"] = "https://ai.google.dev/gemma/terms"
     if _HUB_ID.fullmatch(manifest.base_model or ""):
-        matter |= {"base_model": manifest.base_model, "base_model_relation": "quantized"}
+        matter["base_model"] = manifest.base_model
+        if manifest.quantization.schemes:
+            matter["base_model_relation"] = "quantized"
     return {
         **matter,
         "library_name": "mlx" if manifest.container == "mlx" else "transformers",

@@ -27,6 +27,7 @@ def loaders(manifest: Manifest) -> list[Loader]:
         "compressed-tensors": _compressed_tensors,
         "metal": _metal,
         "mlx": _mlx,
+        "safetensors": _safetensors,
     }
     if manifest.container not in known:
         return [Loader(f"See the documentation of `{manifest.container}`.")]
@@ -89,6 +90,19 @@ mlx_lm.generate --model path/to/this/folder --prompt "The capital of France is" 
             )
         )
     return made
+
+
+def _safetensors(manifest: Manifest) -> list[Loader]:
+    dtype = manifest.quantization.float_dtype
+    made = [_transformers("accelerate", dtype)]
+    seen = manifest.activation_range
+    if dtype == "float16" and (seen is None or not seen.fits_float16):
+        why = "Activations were seen to overflow" if seen else "Activations may overflow"
+        caution = Loader(f"{why} in float16: compute in bfloat16.")
+        made = [caution, _transformers("accelerate", "bfloat16")]
+    if dtype == "float16" and manifest.architecture != "gemma":
+        return [*made, _vllm("--dtype bfloat16")]
+    return [*made, _vllm()]
 
 
 def _transformers(packages: str, dtype: str) -> Loader:

@@ -106,7 +106,7 @@ class ActivationRange(Record):
     """The largest activation seen, against what float16 can hold."""
 
     largest: float = Field(ge=0, description="Largest absolute activation seen.")
-    where: str = Field(description="The module whose output it was.")
+    where: str = Field(description="The module whose output, or input, it was.")
     limit: float = Field(default=65504.0, description="Largest float16.")
     fits_float16: bool = Field(description="The largest activation is below the limit.")
 

@@ -7,30 +7,34 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-FLOAT16_LIMIT = float(torch.finfo(torch.float16).max)
+from gemquant.results import LayerReach
 
 
 @dataclass
 class ActivationRangeScan:
-    """Keeps the largest magnitude of every decoder layer's outputs and where it occurred.
+    """Keeps the largest magnitude of every decoder layer's activations and where it occurred.
 
-    largest: layer index → (magnitude, module). The residual stream is the layer's own output.
+    layers: layer index → what its activations reach. What a module computes inside itself, such as
+    attention scores, is not seen.
     """
 
-    largest: dict[int, tuple[float, str]] = field(default_factory=dict)
+    layers: dict[int, LayerReach] = field(default_factory=dict)
 
     def observer(self, index: int, prefix: str) -> ActivationObserver:
         """An observer for ``Skeleton.observing`` at one layer."""
         return ActivationObserver(self, index, prefix)
 
     def worst(self) -> tuple[float, str]:
-        """The largest magnitude of all layers and the module whose output it was."""
-        return max(self.largest.values(), default=(0.0, ""))
+        """The largest magnitude of all layers and where it occurred."""
+        return max(((r.largest, r.where) for r in self.layers.values()), default=(0.0, ""))
 
 
 @dataclass
 class ActivationObserver:
-    """Sees the outputs of every module of one layer; call ``close`` after the last window."""
+    """Sees the outputs of every module of one layer; call ``close`` after the last window.
+
+    A module's output is kept under its short name, the layer's own under the empty one.
+    """
 
     scan: ActivationRangeScan
     index: int
@@ -44,9 +48,13 @@ class ActivationObserver:
         before = self.seen.get(module)
         self.seen[module] = largest if before is None else torch.maximum(before, largest)
 
-    def close(self) -> None:
-        """Record this layer's largest magnitude."""
-        self.scan.largest[self.index] = max(
+    def close(self) -> LayerReach:
+        """Record what this layer reaches."""
+        largest, where = max(
             (float(value), (self.prefix + module).rstrip("."))
             for module, value in self.seen.items()
         )
+        residual = float(self.seen.get("", torch.tensor(0.0)))
+        reach = LayerReach(residual, largest, where)
+        self.scan.layers[self.index] = reach
+        return reach

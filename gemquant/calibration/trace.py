@@ -20,6 +20,7 @@ from gemquant.gemma.structure import (
     layer_structure,
 )
 from gemquant.protocols import Block, Statistics, Weights
+from gemquant.results import LayerReach
 
 
 class Trace:
@@ -54,6 +55,7 @@ class Trace:
             prefix = layer_prefix(index)
             weights = layer_weights(self._weights, prefix, names, self._skeleton)
             statistics: dict[str, Statistics] = {}
+            reach: LayerReach | None = None
             if self._stream is not None:
                 gatherers = {
                     group.linears[0]: StatisticsGatherer(
@@ -66,13 +68,15 @@ class Trace:
                 observer = self.scan.observer(index, prefix)
                 with self._skeleton.observing(index, inputs=gatherers, outputs=observer):
                     self._stream.advance(index, weights)
-                observer.close()
                 self._require_finite(prefix)
                 for group in structure.groups:
                     shared = gatherers[group.linears[0]].result()
                     statistics |= dict.fromkeys(group.linears, shared)
+                    # What gate and up produce together is the output of no module.
+                    observer(f"{group.linears[0]} (input)", shared.max_abs)
+                reach = observer.close()
                 del gatherers, observer, shared
-            yield Block(index, prefix, structure, weights, statistics)
+            yield Block(index, prefix, structure, weights, statistics, reach)
             del weights, statistics
 
     def head_statistics(self) -> Mapping[str, Statistics]:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from gemquant.cli.settings import load_defaults, setting
+from gemquant.cli.settings import COMPUTE_DTYPE, load_defaults, setting
 from gemquant.options import Option, options_of
 from gemquant.recipe import COMPUTE_DTYPES, Recipe
 
@@ -118,8 +118,11 @@ def target_folder_flag() -> click.Parameter:
     )
 
 
-def machine_flags(inherited: str | None = None) -> list[click.Parameter]:
-    """Where and how activations are computed; ``inherited`` says what gives the defaults."""
+def machine_flags(inherited: str | None = None, *, dtype: str = "--dtype") -> list[click.Parameter]:
+    """Where and how activations are computed.
+
+    inherited: what gives the defaults, in words. dtype: the flag of the type computed in.
+    """
     return [
         setting(
             "--device",
@@ -129,7 +132,7 @@ def machine_flags(inherited: str | None = None) -> list[click.Parameter]:
             help="Where activations are computed and scales searched.",
         ),
         setting(
-            "--dtype",
+            dtype,
             default=None if inherited else DEFAULTS.dtype,
             instead=inherited,
             metavar="|".join(COMPUTE_DTYPES),
@@ -222,8 +225,10 @@ def _metavar(kind: type) -> str:
     return {int: "N", float: "X"}.get(kind, "TEXT")
 
 
-def common_flags() -> list[click.Parameter]:
+def common_flags(quantizer: type[Any]) -> list[click.Parameter]:
     """All other flags of a quantizer's command."""
+    own = {option.name for option in options_of(quantizer)}
+    dtype = "--" + (COMPUTE_DTYPE if "dtype" in own else "dtype").replace("_", "-")
     return [
         setting(
             "--target",
@@ -275,7 +280,7 @@ def common_flags() -> list[click.Parameter]:
         ),
         *evaluation_flags(),
         click.Option(["--no-eval"], is_flag=True, help="Write no certificate."),
-        *machine_flags(),
+        *machine_flags(dtype=dtype),
         recipe_flag(),
         target_folder_flag(),
         click.Option(

@@ -96,10 +96,14 @@ def job_for(request: Request, checkpoint: Checkpoint) -> Job:
     name = recipe.exporter or request.target.default_exporter(
         checkpoint.config["model_type"], schemes
     )
+    made = exporter(name, recipe.options)
+    labels = list(filter(None, map(label, schemes)))
+    if not schemes:
+        labels = [str(made.container(checkpoint.config).float_dtype).removeprefix("torch.")]
     return Job(
         quantizer=quantizer,
-        exporter=exporter(name),
-        out=request.output or Path(default_output(checkpoint.ref, recipe.quantizer, schemes)),
+        exporter=made,
+        out=request.output or Path(default_output(checkpoint.ref, recipe.quantizer, labels)),
         recipe=dataclasses.replace(recipe, exporter=name),
         force=request.force,
     )
@@ -124,16 +128,15 @@ def schemes_of(quantizer: Quantizer, linears: Mapping[str, tuple[int, int]]) -> 
     return list(dict.fromkeys(scheme for scheme in schemes if scheme is not None))
 
 
-def default_output(ref: str, quantizer: str, schemes: Sequence[Scheme]) -> str:
+def default_output(ref: str, quantizer: str, labels: Sequence[str]) -> str:
     """Name a folder after the model and what is done to it.
 
-    >>> from gemquant.protocols import AffineScheme
-    >>> default_output("google/gemma-2-2b@main", "awq", [AffineScheme(4, 128, False)])
+    >>> default_output("google/gemma-2-2b@main", "awq", ["w4-g128"])
     'gemma-2-2b-awq-w4-g128'
     """
     model = ref.removeprefix("sample:").partition("@")[0].rstrip("/").rpartition("/")[2]
     parts = [re.sub(r"[^\w.-]+", "-", model.removesuffix(".gguf")), quantizer]
-    return "-".join([*parts, *filter(None, map(label, schemes))])
+    return "-".join([*parts, *labels])
 
 
 # ---------------------------------------------------------------- text

@@ -22,7 +22,7 @@ def quantizer_command(name: str) -> click.Command:
     return QuantizerCommand(
         name,
         quantizer=quantizer,
-        params=[model, *quantizer_flags(quantizer), *common_flags()],
+        params=[model, *quantizer_flags(quantizer), *common_flags(quantizer)],
         help=_help(quantizer),
         epilog=EXAMPLES.replace("NAME", name),
     )

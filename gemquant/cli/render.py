@@ -82,7 +82,12 @@ def plan(planned: JobPlan, *, as_json: bool) -> None:
     facts.add_row("container", f"{job.exporter.name}, for {job.recipe.target}")
     for words, count in schemes.items():
         facts.add_row(job.recipe.quantizer, f"{words}: {_counted(count, 'layer')}")
-    facts.add_row("kept", _named([name.removesuffix(".weight") for name in planned.kept]))
+    kept = [name.removesuffix(".weight") for name in planned.kept]
+    if schemes:
+        facts.add_row("kept", _named(kept))
+    else:
+        dtype = job.exporter.container(planned.header.config).float_dtype
+        facts.add_row(job.recipe.quantizer, f"everything in {str(dtype).removeprefix('torch.')}")
     facts.add_row(
         "size",
         f"{human_bytes(planned.total_bytes)} in {', '.join(planned.file_sizes)}; "
@@ -145,7 +150,10 @@ def _facts(manifest: Manifest) -> list[Table | str]:
             quantization.quantizer,
             f"{scheme_words(scheme)}: {_counted(len(scheme.modules), 'layer')}",
         )
-    facts.add_row("kept", f"{_named(quantization.unquantized)} in {quantization.float_dtype}")
+    if quantization.schemes:
+        facts.add_row("kept", f"{_named(quantization.unquantized)} in {quantization.float_dtype}")
+    else:
+        facts.add_row(quantization.quantizer, f"everything in {quantization.float_dtype}")
     facts.add_row(
         "size",
         f"{human_bytes(sum(file.bytes for file in manifest.files.values()))}, "
@@ -233,4 +241,5 @@ def certificate(record: CertificateRecord) -> list[Table | str]:
 def _figure(measured: MeasurementRecord, form: str, *, alone: bool) -> str:
     """Write a figure with its standard error, which a window that stands alone does not have."""
     error = "" if alone else f" ± {measured.standard_error:{form}}"
-    return f"{measured.value:{form}}{error}"
+    # A divergence of nothing may come out a little below zero.
+    return f"{measured.value:z{form}}{error}"

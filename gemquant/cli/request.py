@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gemquant.cli.flags import DEFAULTS
-from gemquant.cli.settings import problems_of, target_folders
+from gemquant.cli.settings import COMPUTE_DTYPE, problems_of, target_folders
 from gemquant.errors import GemquantError, UsageError, refuse
 from gemquant.options import options_of, problems_with
 from gemquant.protocols import Quantizer
@@ -85,7 +85,9 @@ def read_request(ctx: click.Context, quantizer_type: type[Any]) -> Request:
 
 
 def _recipe(ctx: click.Context, options: dict[str, Any]) -> Recipe:
-    given = ctx.params
+    given = dict(ctx.params)
+    if COMPUTE_DTYPE in given:
+        given["dtype"] = given[COMPUTE_DTYPE]
     values = {
         name: given[name] if given[name] is not None else getattr(DEFAULTS, name)
         for name in RECIPE_FLAGS

@@ -26,6 +26,9 @@ FILE_SETTINGS: Mapping[str, tuple[type, ...]] = {
     "target_folder": (str,),
 }
 
+COMPUTE_DTYPE = "compute_dtype"
+"""What the shared setting ``dtype`` is called where a quantizer has an option of that name."""
+
 PROBLEMS = "gemquant.problems"
 """Key of ``Context.meta`` under which problems gather until the command refuses them together."""
 
@@ -84,11 +87,17 @@ def load_defaults(ctx: click.Context, recipe: Path | None) -> None:
     """Make a recipe's values, and beneath them those of gemquant.toml, the context's defaults."""
     quantizer = ctx.info_name if ctx.info_name in plugins("quantizer") else None
     values: dict[str, Any] = {}
+    renamed = any(param.name == COMPUTE_DTYPE for param in ctx.command.params)
     for read in (partial(_from_file, quantizer), partial(_from_recipe, recipe, quantizer)):
         try:
-            values |= read()
+            shared, own = read()
         except GemquantError as error:
             problems_of(ctx).append(error)
+            continue
+        if renamed and "dtype" in shared:
+            shared[COMPUTE_DTYPE] = shared.pop("dtype")
+        # A null in a manifest's recipe means: not given.
+        values |= {k: v for k, v in {**shared, **own}.items() if v is not None}
     if quantizer:
         known = {param.name for param in ctx.command.params}
         for key in sorted(values.keys() - known - FILE_SETTINGS.keys()):
@@ -99,18 +108,22 @@ def load_defaults(ctx: click.Context, recipe: Path | None) -> None:
     ctx.default_map = values
 
 
-def _from_file(quantizer: str | None) -> dict[str, Any]:
+def _from_file(quantizer: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the shared settings, and the quantizer's own."""
     if not DEFAULTS_FILE.is_file():
-        return {}
+        return {}, {}
     tables: dict[str, tuple[type, ...]] = dict.fromkeys(plugins("quantizer"), (dict,))
     values = read_settings(DEFAULTS_FILE, {**FILE_SETTINGS, **tables})
     options = values.get(quantizer, {}) if quantizer else {}
-    return {**{k: v for k, v in values.items() if k not in tables}, **options}
+    return {k: v for k, v in values.items() if k not in tables}, options
 
 
-def _from_recipe(recipe: Path | None, quantizer: str | None) -> dict[str, Any]:
+def _from_recipe(
+    recipe: Path | None, quantizer: str | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the shared settings, and the quantizer's own."""
     if recipe is None:
-        return {}
+        return {}, {}
     values = read_settings(recipe, SETTINGS)
     if quantizer and values.get("quantizer", quantizer) != quantizer:
         raise UsageError(
@@ -119,8 +132,7 @@ def _from_recipe(recipe: Path | None, quantizer: str | None) -> dict[str, Any]:
         )
     options = values.pop("options", {})
     values.pop("quantizer", None)
-    # A null in a manifest's recipe means: not given.
-    return {k: v for k, v in {**values, **options}.items() if v is not None}
+    return values, options
 
 
 def target_folders(folder: str | None) -> Sequence[Path]:

@@ -40,7 +40,7 @@ class TargetsCommand(click.Command):
 
 def _describe(target: Target) -> None:
     from gemquant.cli import render
-    from gemquant.target import describe_product
+    from gemquant.target import accepted_schemes
 
     render.print_tables(f"{target.name}: {target.description}", "")
     defaults = render.table("generation", "default container", "then")
@@ -56,7 +56,7 @@ def _describe(target: Target) -> None:
                 f"  {runtime.name}",
                 f"    needs    {', '.join(runtime.requires)}",
                 f"    runs     {', '.join(runtime.generations)} in {', '.join(runtime.dtypes)}",
-                *(f"    takes    {describe_product(product)}" for product in runtime.schemes),
+                *(f"    takes    {words}" for words in accepted_schemes(runtime)),
                 *([f"    note     {runtime.note}"] if runtime.note else []),
                 *(f"    source   {source}" for source in runtime.sources),
             ]

@@ -33,13 +33,17 @@ def module_of(name: str) -> str:
     return name.removesuffix(".weight")
 
 
-def stored_specs(layout: Layout, packing: PackedLinear) -> dict[str, PlainSpec]:
-    """Return every tensor that a layout becomes in the file, by its full name there."""
+def stored_specs(layout: Layout, packing: PackedLinear | None) -> dict[str, PlainSpec]:
+    """Return every tensor that a layout becomes in the file, by its full name there.
+
+    packing: None where nothing in the layout is quantized.
+    """
     stored: dict[str, PlainSpec] = {}
     for name, spec in layout.items():
         if isinstance(spec, PlainSpec):
             stored[name] = spec
         else:
+            assert packing is not None, name
             parts = packing.specs(spec)
             stored |= {f"{module_of(name)}.{suffix}": part for suffix, part in parts.items()}
     return stored

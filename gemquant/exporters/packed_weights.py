@@ -35,7 +35,7 @@ class PackedWeights:
         self,
         config: Mapping[str, Any],
         layout: Layout,
-        packing: PackedLinear,
+        packing: PackedLinear | None,
         stored: MappedSafetensors,
     ) -> None:
         self.layout = layout
@@ -44,9 +44,12 @@ class PackedWeights:
         self._stored = stored
 
     @classmethod
-    def open(cls, folder: Path, packing: PackedLinear, scheme_of: SchemeReader) -> PackedWeights:
+    def open(
+        cls, folder: Path, packing: PackedLinear | None, scheme_of: SchemeReader | None
+    ) -> PackedWeights:
         """Read headers alone; everything that differs from what the model needs is reported.
 
+        packing, scheme_of: None for a container that holds nothing quantized.
         Where a manifest stands beside them, each layer must be stored as it says.
         """
         with _as_artifact_errors():
@@ -60,7 +63,7 @@ class PackedWeights:
             dtype = stored.stored_dtype(name) if name in stored.shapes else None
             # Packed codes may stand under the weight's own name, in another shape or as integers.
             packed = dtype is None or not dtype.is_floating_point or stored.shapes[name] != shape
-            if len(shape) != 2 or not packed:
+            if scheme_of is None or len(shape) != 2 or not packed:
                 layout[name] = PlainSpec(shape, dtype or torch.bfloat16)
             else:
                 scheme = scheme_of(_mapping(folder, quantization), stored, module_of(name))
@@ -93,6 +96,7 @@ class PackedWeights:
         spec = self.layout[name]
         if not isinstance(spec, QuantizedSpec):
             raise ValueError(f"{name} is not quantized.")  # noqa: TRY004
+        assert self._packing is not None, name
         module = module_of(name)
         parts = {
             suffix: self._stored.tensor(f"{module}.{suffix}")

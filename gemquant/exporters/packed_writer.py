@@ -7,12 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from gemquant.errors import UnsupportedError
 from gemquant.exporters.packed_linear import PackedLinear, module_of, stored_specs
 from gemquant.exporters.safetensors_writer import SafetensorsWriter
+from gemquant.numerics.narrowing import narrowed
 from gemquant.protocols import Layout, PlainSpec, QuantizedSpec, QuantizedWeight, RowChunks
 
 
@@ -28,7 +27,7 @@ class PackedWriter:
         self,
         files: SafetensorsWriter,
         layout: Layout,
-        packing: PackedLinear,
+        packing: PackedLinear | None,
         config: Mapping[str, Any],
     ) -> None:
         self._files = files
@@ -45,9 +44,9 @@ class PackedWriter:
             if isinstance(spec, QuantizedSpec):
                 self._write_quantized(name, value, spec)
             elif isinstance(value, RowChunks):
-                self._files.write_chunks(name, _rounded_chunks(name, value, spec))
+                self._files.write_chunks(name, _narrowed_chunks(name, value, spec))
             elif isinstance(value, Tensor):
-                self._files.write(name, _rounded(name, value, spec.dtype))
+                self._files.write(name, narrowed(name, value, spec.dtype))
             else:
                 raise ValueError(f"{name} came quantized, announced as {spec.dtype}.")  # noqa: TRY004
 
@@ -61,6 +60,7 @@ class PackedWriter:
     ) -> None:
         if isinstance(weight, (Tensor, RowChunks)):
             raise ValueError(f"{name} came unquantized, announced with {spec.scheme}.")  # noqa: TRY004
+        assert self._packing is not None, name
         self._packing.check(name, weight, spec)
         for suffix, tensor in self._packing.pack(weight).items():
             self._files.write(f"{module_of(name)}.{suffix}", tensor)
@@ -70,37 +70,26 @@ class PackedWriter:
 def packed_writer(
     folder: Path,
     layout: Layout,
-    packing: PackedLinear,
+    packing: PackedLinear | None,
     config: Mapping[str, Any],
     *,
     max_shard_bytes: int,
 ) -> Iterator[PackedWriter]:
-    """Open the files of a layout in an existing folder; close them whatever happens."""
+    """Open the files of a layout in an existing folder; close them whatever happens.
+
+    packing: None where nothing in the layout is quantized.
+    """
     specs = stored_specs(layout, packing)
     with SafetensorsWriter(folder, specs, max_shard_bytes=max_shard_bytes) as files:
         yield PackedWriter(files, layout, packing, config)
 
 
-def _rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Convert to the stored type; the same tensor where nothing needs converting."""
-    if tensor.dtype == dtype:
-        return tensor
-    rounded = tensor.to(dtype)
-    if not torch.isfinite(rounded).all():
-        largest = tensor.abs().max().item()
-        raise UnsupportedError(
-            f"{name} holds {largest:g}; the largest {dtype} is {torch.finfo(dtype).max:g}.",
-            hint="Use a container in bfloat16, such as compressed-tensors.",
-        )
-    return rounded
-
-
-def _rounded_chunks(name: str, chunks: RowChunks, spec: PlainSpec) -> RowChunks:
+def _narrowed_chunks(name: str, chunks: RowChunks, spec: PlainSpec) -> RowChunks:
     if chunks.dtype == spec.dtype:
         return chunks
 
-    def rounded() -> Iterator[Tensor]:
+    def converted() -> Iterator[Tensor]:
         for chunk in chunks.chunks():
-            yield _rounded(name, chunk, spec.dtype)
+            yield narrowed(name, chunk, spec.dtype)
 
-    return RowChunks(chunks.shape, spec.dtype, rounded)
+    return RowChunks(chunks.shape, spec.dtype, converted)

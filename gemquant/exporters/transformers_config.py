@@ -17,21 +17,22 @@ from gemquant.gemma.config import CAUSAL_LM
 
 
 def runtime_config(
-    config: Mapping[str, Any], dtype: torch.dtype, quantization: Mapping[str, Any]
+    config: Mapping[str, Any], dtype: torch.dtype, quantization: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Return what ``config.json`` must hold for the artifact to load with no flags.
 
-    config: the text configuration as ``gemma.config.text_config`` gives it.
+    config: the text configuration as ``gemma.config.text_config`` gives it. quantization: None
+    where nothing is quantized.
     """
     name = str(dtype).removeprefix("torch.")
-    return {
+    made = {
         **config,
         "architectures": [CAUSAL_LM[config["model_type"]]],
         "dtype": name,
         **_older_keys(config),
         "torch_dtype": name,
-        "quantization_config": dict(quantization),
     }
+    return made if quantization is None else {**made, "quantization_config": dict(quantization)}
 
 
 def _older_keys(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,22 +33,23 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 
 
 def test_ours_are_these() -> None:
-    assert list(plugins("quantizer")) == ["awq", "fp4", "int8", "nf4", "rtn"]
+    assert list(plugins("quantizer")) == ["awq", "cast", "fp4", "int8", "nf4", "rtn"]
     assert list(plugins("exporter")) == [
         "awq-gemm",
         "bitsandbytes",
         "compressed-tensors",
         "metal",
         "mlx",
+        "safetensors",
     ]
 
 
-@pytest.mark.parametrize("name", ["awq", "fp4", "int8", "nf4", "rtn"])
+@pytest.mark.parametrize("name", ["awq", "cast", "fp4", "int8", "nf4", "rtn"])
 def test_each_quantizer_knows_its_name(name: str) -> None:
     assert quantizer_type(name).name == name
 
 
-@pytest.mark.parametrize("name", ["awq-gemm", "bitsandbytes", "compressed-tensors", "metal", "mlx"])
+@pytest.mark.parametrize("name", plugins("exporter"))
 def test_each_exporter_knows_its_name(name: str) -> None:
     assert exporter(name).name == name
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,7 @@ def test_every_problem_of_a_target_file_is_reported_at_once(tmp_path: Path) -> N
 
 def test_a_preference_for_a_container_that_is_not_there_is_refused(tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "targets" / "cpu.toml").read_text()
-    text = text.replace('gemma2 = ["compressed-tensors", "bitsandbytes"]', 'gemma2 = ["gguf"]')
+    text = re.sub(r"gemma2 = \[.*\]", 'gemma2 = ["stone"]', text)
     (tmp_path / "mine.toml").write_text(text)
-    with pytest.raises(UsageError, match=r"preference\.gemma2 names 'gguf', not a container"):
+    with pytest.raises(UsageError, match=r"preference\.gemma2 names 'stone', not a container"):
         load_target("mine", [tmp_path])

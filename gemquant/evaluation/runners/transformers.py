@@ -27,6 +27,7 @@ _PACKAGES: Mapping[str, tuple[str, ...]] = {
     "bitsandbytes": ("bitsandbytes", "accelerate"),
     "compressed-tensors": ("compressed-tensors", "accelerate"),
     "metal": ("accelerate",),
+    "safetensors": (),
 }
 """Per container, what transformers itself needs to load it."""
 
@@ -62,12 +63,13 @@ class TransformersRunner:
         container: str,
         *,
         device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
     ) -> Self:
         """Load a finished folder, as ``from_pretrained`` would for anyone.
 
-        dtype: type to compute in. RuntimeMissingError where a package is missing; ArtifactError
-        where the runtime refuses the files.
+        dtype: type to compute in; by default float32, or the stored type where nothing is
+        quantized, since that is then what is being tried. RuntimeMissingError where a package is
+        missing; ArtifactError where the runtime refuses the files.
         """
         reason = cls.unavailable(container)
         if reason is not None:
@@ -78,12 +80,19 @@ class TransformersRunner:
             )
         from transformers import AutoModelForCausalLM
 
+        plain = container == "safetensors"
+        # Placing modules while loading needs accelerate, which a plain folder can do without.
+        placed = {} if plain else {"device_map": device}
+        asked = dtype or ("auto" if plain else torch.float32)
         try:
             with _quiet():
                 model: Any = AutoModelForCausalLM.from_pretrained(
-                    folder, dtype=dtype, device_map=device, local_files_only=True
+                    folder, dtype=asked, local_files_only=True, **placed
                 )
                 model.eval()
+                if plain:
+                    model.to(device)
+                dtype = dtype or (model.dtype if plain else torch.float32)
                 if container == "metal" and torch.device(device).type != "mps":
                     # Decoded, everything comes in the files' own type, whatever was asked for.
                     model.to(dtype)

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from gemquant.calibration.activation_range import FLOAT16_LIMIT, ActivationRangeScan
+from gemquant.calibration.activation_range import ActivationRangeScan
+from gemquant.results import FLOAT16_LIMIT, LayerReach
 
 
 def test_the_largest_magnitude_of_all_layers_is_named_by_its_module() -> None:
@@ -15,10 +16,11 @@ def test_the_largest_magnitude_of_all_layers_is_named_by_its_module() -> None:
     second("mlp.down_proj", torch.tensor([3.0]))
     second("mlp.down_proj", torch.tensor([-9.0, 1.0]))
     second("mlp.down_proj", torch.tensor([4.0]))
+    second("", torch.tensor([-5.0]))
     second.close()
-    assert scan.largest == {
-        0: (7.0, "model.layers.0.mlp.down_proj"),
-        1: (9.0, "model.layers.1.mlp.down_proj"),
+    assert scan.layers == {
+        0: LayerReach(0.0, 7.0, "model.layers.0.mlp.down_proj"),
+        1: LayerReach(5.0, 9.0, "model.layers.1.mlp.down_proj"),
     }
     assert scan.worst() == (9.0, "model.layers.1.mlp.down_proj")
 
@@ -27,9 +29,13 @@ def test_a_layers_own_output_bears_the_layers_name() -> None:
     scan = ActivationRangeScan()
     observer = scan.observer(4, "model.layers.4.")
     observer("", torch.tensor([70000.0]))
-    observer.close()
+    reach = observer.close()
     assert scan.worst() == (70000.0, "model.layers.4")
-    assert scan.worst()[0] > FLOAT16_LIMIT == 65504.0
+    assert not reach.fits_float16
+
+
+def test_float16_ends_at_65504() -> None:
+    assert torch.finfo(torch.float16).max == FLOAT16_LIMIT
 
 
 def test_without_a_trace_there_is_no_largest() -> None:

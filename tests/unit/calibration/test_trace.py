@@ -96,8 +96,12 @@ def test_the_scan_finds_the_largest_activation_of_every_layer(
     for block in trace.blocks():
         of_layer = {n: v for n, v in largest.items() if f"{n}.".startswith(block.prefix)}
         where = max(of_layer, key=of_layer.__getitem__)
-        magnitude, _ = trace.scan.largest[block.index]
-        assert magnitude == pytest.approx(of_layer[where], rel=1e-5)
+        assert block.reach is not None
+        assert trace.scan.layers[block.index] == block.reach
+        inputs = max(float(s.max_abs.max()) for s in block.statistics.values())
+        assert block.reach.largest == pytest.approx(max(of_layer[where], inputs), rel=1e-5)
+        residual = of_layer[block.prefix.rstrip(".")]
+        assert block.reach.residual == pytest.approx(residual, rel=1e-5)
 
 
 def test_blocks_carry_the_layers_weights_in_float32_whatever_is_computed_in(

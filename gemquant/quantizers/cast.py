@@ -1,0 +1,74 @@
+"""No quantization: the same weights in a floating-point type, with what a type cannot hold refused.
+
+An adapter is merged and a text tower taken out on the way, as for every other job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from gemquant.errors import GemquantError, UnsupportedError, UsageError
+from gemquant.options import option
+from gemquant.protocols import Block, Container
+from gemquant.resources import bytes_of
+from gemquant.results import FLOAT16_LIMIT, LayerReach
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Nothing quantized: weights as they are, in another floating-point type.
+
+    Merges an adapter (--lora) and takes the text model out of a multimodal Gemma 3, as every
+    quantizer does. float16 is refused where activations would overflow in it: largest residual
+    and activation of every layer, traced over the calibration windows, against 65504.
+    """
+
+    name: ClassVar[str] = "cast"
+
+    dtype: str = option("bfloat16", "Floating-point type to store.", choices=DTYPES)
+    shard_size: str = option("5GB", "Largest weight file: a number and kB, MB or GB.")
+    allow_overflow: bool = option(
+        False, "Store float16 even where activations overflow in it: to compute in another type."
+    )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """A trace where the type may overflow, to say whether it does."""
+        return frozenset({"moments"}) if self.dtype == "float16" else frozenset()
+
+    def scheme_for(self, name: str, shape: tuple[int, int]) -> None:
+        """No codes anywhere."""
+
+    def problems(self, linears: Mapping[str, tuple[int, int]]) -> list[GemquantError]:  # noqa: ARG002
+        """A shard size that is none."""
+        try:
+            bytes_of(self.shard_size, flag="--shard-size")
+        except UsageError as error:
+            return [error]
+        return []
+
+    def quantize(self, block: Block, container: Container) -> Mapping[str, Tensor]:  # noqa: ARG002
+        """Change nothing; refuse a layer whose activations the type cannot hold."""
+        reach = block.reach
+        if self.dtype == "float16" and not self.allow_overflow and reach is not None:
+            _refuse_overflow(block.prefix.rstrip("."), reach)
+        return {}
+
+
+def _refuse_overflow(layer: str, reach: LayerReach) -> None:
+    if reach.fits_float16:
+        return
+    raise UnsupportedError(
+        f"{layer} overflows in float16, which ends at {FLOAT16_LIMIT:,.0f}: its residual stream "
+        f"reaches {reach.residual:,.0f} on the calibration text, its largest activation "
+        f"{reach.largest:,.0f}, at {reach.where}.",
+        hint="Use --dtype bfloat16; or --allow-overflow, if whatever loads the weights computes in "
+        "bfloat16 or float32.",
+    )
