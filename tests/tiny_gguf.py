@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,21 @@ from tests.tiny_gemma import Kind, tiny_config, tiny_tensors, tiny_tokenizer
 _ARCHITECTURE = {"gemma": "gemma", "gemma2": "gemma2", "gemma3_text": "gemma3"}
 
 
-def tiny_gguf_tensors(kind: Kind) -> dict[str, Tensor]:
+LLAMACPP: Mapping[Kind, Mapping[str, Any]] = {
+    "gemma": {},
+    "gemma2": {"query_pre_attn_scalar": 32},
+    "gemma3_text": {
+        "query_pre_attn_scalar": 32,
+        "num_hidden_layers": 7,
+        "sliding_window_pattern": 6,
+    },
+}
+"""What llama.cpp takes for granted: the scale of the head size; every sixth layer of Gemma 3."""
+
+
+def tiny_gguf_tensors(kind: Kind, overrides: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
     """The weights inside ``write_tiny_gguf``'s file before it packs them, under Gemma's names."""
-    return tiny_tensors(tiny_config(kind), dtype=torch.float32)
+    return tiny_tensors({**tiny_config(kind), **(overrides or {})}, dtype=torch.float32)
 
 
 def write_tiny_gguf(
@@ -27,16 +39,17 @@ def write_tiny_gguf(
     *,
     packed: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.Q8_0,
     metadata: dict[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a GGUF: norms 1 + w in F32, the embedding in F16, every linear ``packed``.
 
-    metadata: 32-bit integers to write besides, by key.
+    metadata: 32-bit integers to write besides, by key. overrides: keys of the configuration.
     """
     writer = gguf.GGUFWriter(path, _ARCHITECTURE[kind])
-    _write_metadata(writer, kind)
+    _write_metadata(writer, kind, {**tiny_config(kind), **(overrides or {})})
     for key, value in (metadata or {}).items():
         writer.add_uint32(key, value)
-    for name, tensor in tiny_gguf_tensors(kind).items():
+    for name, tensor in tiny_gguf_tensors(kind, overrides).items():
         values = (tensor + 1 if stores_one_plus(name) else tensor).numpy()
         stored = to_gguf(name, kind)
         if values.ndim == 1:
@@ -52,8 +65,7 @@ def write_tiny_gguf(
     return path
 
 
-def _write_metadata(writer: gguf.GGUFWriter, kind: Kind) -> None:
-    config = tiny_config(kind)
+def _write_metadata(writer: gguf.GGUFWriter, kind: Kind, config: Mapping[str, Any]) -> None:
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])

@@ -90,14 +90,9 @@ def _native(
     streams = streams.beginnings(tokens=runtime.max_tokens, window=runtime.max_window)
     progress.note(f"running {runtime.runtime}")
     before, after = streams.predictors(models)
-    native = streams.foreign(runtime.hidden_states(streams.ids), runtime.table)
-    (slices,) = streams.score(before, [native])
+    slices, from_reference = streams.score_foreign(before, after, runtime.predictions(streams))
     return Certificate(
-        "native",
-        runtime.runtime,
-        slices,
-        streams.digest,
-        kl_from_reference=streams.divergence(after, native),
+        "native", runtime.runtime, slices, streams.digest, kl_from_reference=from_reference
     )
 
 

@@ -7,8 +7,9 @@ enough for both cross-entropies, the Kullback-Leibler divergence and the agreeme
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -33,6 +34,16 @@ class TokenScores:
     nll_quantized: Tensor
     divergence: Tensor
     agreement: Tensor
+
+    @classmethod
+    def joined(cls, parts: Sequence[TokenScores]) -> TokenScores:
+        """The scores of consecutive tokens as one."""
+        return cls(
+            torch.cat([part.nll_original for part in parts]),
+            torch.cat([part.nll_quantized for part in parts]),
+            torch.cat([part.divergence for part in parts]),
+            torch.cat([part.agreement for part in parts]),
+        )
 
     def between(self, first: int, last: int) -> TokenScores:
         """The scores of tokens ``first`` to ``last``."""
@@ -87,43 +98,99 @@ class _Softmax:
         return self.log_total() - self.target
 
 
+Run = Callable[[slice], Tensor]
+"""Logits of some tokens over a run of the vocabulary, (tokens, run) float32, softcap included."""
+
+
+class Predictor(Protocol):
+    """One model's predictions of consecutive tokens."""
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are predicted."""
+
+    def at(self, tokens: Tensor) -> Self:
+        """The same of some of the tokens, by number or by mask."""
+
+    def run(self, start: int, stop: int) -> Run:
+        """Logits of vocabulary entries ``start`` to ``stop``."""
+
+
 @dataclass(frozen=True)
-class Predictor:
-    """One model at its head: hidden states after the final norm (tokens, hidden), and its table."""
+class Head:
+    """A model at its head: hidden states after the final norm (tokens, hidden), and its table.
+
+    softcap: bound that logits are squeezed into by tanh, or None.
+    """
 
     hidden: Tensor
     table: Table
+    softcap: float | None = None
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are predicted."""
+        return self.hidden.shape[0]
+
+    def at(self, tokens: Tensor) -> Head:
+        """The same of some of the tokens, by number or by mask."""
+        return Head(self.hidden[tokens], self.table, self.softcap)
+
+    def run(self, start: int, stop: int) -> Run:
+        """Logits of vocabulary entries ``start`` to ``stop``, whose rows are read once."""
+        rows = self.table(start, stop)
+
+        def logits(tokens: slice) -> Tensor:
+            products = (self.hidden[tokens] @ rows.T).float()
+            if self.softcap is not None:
+                products = torch.tanh(products / self.softcap) * self.softcap
+            return products
+
+        return logits
+
+
+@dataclass(frozen=True)
+class Logits:
+    """What a runtime itself computed: logits (tokens, vocabulary) float32, softcap included."""
+
+    logits: Tensor
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are predicted."""
+        return self.logits.shape[0]
+
+    def at(self, tokens: Tensor) -> Logits:
+        """The same of some of the tokens, by number or by mask."""
+        return Logits(self.logits[tokens])
+
+    def run(self, start: int, stop: int) -> Run:
+        """Logits of vocabulary entries ``start`` to ``stop``."""
+        return lambda tokens: self.logits[tokens, start:stop]
 
 
 @torch.no_grad()
 def compare_predictions(
-    original: Predictor,
-    others: list[Predictor],
-    targets: Tensor,
-    *,
-    vocabulary: int,
-    softcap: float | None,
+    original: Predictor, others: Sequence[Predictor], targets: Tensor, *, vocabulary: int
 ) -> list[TokenScores]:
     """Score every other model against the original on the same targets (tokens,).
 
     Each run of rows is read once per model; logits exist for one run and a few tokens at a time.
     """
-    tokens, device = targets.shape[0], original.hidden.device
+    tokens, device = targets.shape[0], targets.device
     reference = _Softmax(tokens, device)
     candidates = [_Softmax(tokens, device) for _ in others]
     divergences = [torch.zeros(tokens, dtype=accumulator(device), device=device) for _ in others]
     for start in range(0, vocabulary, VOCABULARY_AT_ONCE):
         stop = min(start + VOCABULARY_AT_ONCE, vocabulary)
-        original_rows = original.table(start, stop)
-        other_rows = [other.table(start, stop) for other in others]
+        original_run = original.run(start, stop)
+        other_runs = [other.run(start, stop) for other in others]
         for first in range(0, tokens, TOKENS_AT_ONCE):
             rows = slice(first, first + TOKENS_AT_ONCE)
-            logits = _logits(original.hidden[rows], original_rows, softcap)
+            logits = original_run(rows)
             weights = reference.see(logits, rows, start, targets[rows])
-            for other, table, softmax, divergence in zip(
-                others, other_rows, candidates, divergences, strict=True
-            ):
-                theirs = _logits(other.hidden[rows], table, softcap)
+            for other, softmax, divergence in zip(other_runs, candidates, divergences, strict=True):
+                theirs = other(rows).to(device)
                 softmax.see(theirs, rows, start, targets[rows])
                 gained = torch.linalg.vecdot(weights, logits - theirs)
                 divergence[rows] = divergence[rows] * reference.rescale + gained
@@ -136,10 +203,3 @@ def compare_predictions(
         )
         for softmax, divergence in zip(candidates, divergences, strict=True)
     ]
-
-
-def _logits(hidden: Tensor, rows: Tensor, softcap: float | None) -> Tensor:
-    logits = (hidden @ rows.T).float()
-    if softcap is not None:
-        logits = torch.tanh(logits / softcap) * softcap
-    return logits

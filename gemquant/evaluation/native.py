@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from gemquant.evaluation.runners.mlx import CONTAINER as MLX_CONTAINER
+from gemquant.errors import ArtifactError
+from gemquant.evaluation.divergence import Logits, Predictor
+from gemquant.evaluation.runners import llamacpp, mlx
+from gemquant.evaluation.runners.llamacpp import LlamaCppRunner
 from gemquant.evaluation.runners.mlx import MlxRunner
 from gemquant.evaluation.runners.transformers import TransformersRunner
+from gemquant.evaluation.streams import EvaluationStreams
 
 GENERATED_TOKENS = 16
 
@@ -32,14 +36,38 @@ class Runner(Protocol):
     def max_window(self) -> int | None:
         """Longest window that is computed as the model means it; None for any."""
 
+    def generate(self, prompt: Sequence[int], *, max_new_tokens: int) -> list[int]:
+        """Return the tokens that follow a prompt, greedily."""
+
+
+@runtime_checkable
+class HiddenStatesRunner(Runner, Protocol):
+    """A runtime that hands out what its head reads, and the head: little to hold."""
+
     def head_rows(self, start: int, stop: int) -> Tensor:
         """Rows of the output table; logits are hidden · rowsᵀ before any softcap."""
 
     def hidden_states(self, ids: Tensor) -> Tensor:
         """Return what the head reads for (windows, tokens): (windows, tokens, hidden)."""
 
-    def generate(self, prompt: Sequence[int], *, max_new_tokens: int) -> list[int]:
-        """Return the tokens that follow a prompt, greedily."""
+
+@runtime_checkable
+class LogitsRunner(Runner, Protocol):
+    """A runtime that hands out logits alone, some positions at a time."""
+
+    def logit_chunks(self, ids: Tensor) -> Iterator[Tensor]:
+        """Yield logits (positions, vocabulary) float32, softcap included.
+
+        ids: (windows, tokens). Positions are those of all windows in order, but each window's last.
+        A chunk may be overwritten by the next.
+        """
+
+
+RUNNERS: Mapping[str, type[LlamaCppRunner | MlxRunner | TransformersRunner]] = {
+    llamacpp.CONTAINER: LlamaCppRunner,
+    mlx.CONTAINER: MlxRunner,
+}
+"""What runs a container; transformers runs every other."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +84,11 @@ class NativeRuntime:
     @classmethod
     def find(cls, folder: Path, container: str, *, device: str = "cpu") -> NativeRuntime:
         """Load an artifact in the runtime of its container, where what that needs is installed."""
-        kind = MlxRunner if container == MLX_CONTAINER else TransformersRunner
+        kind = RUNNERS.get(container, TransformersRunner)
         reason = kind.unavailable(container)
         if reason is not None:
             return cls(kind.name, None, reason)
-        runner: Runner = kind.load(folder, container, device=device)
+        runner = kind.load(folder, container, device=device)
         return cls(runner.runtime, runner)
 
     @property
@@ -73,13 +101,28 @@ class NativeRuntime:
         """Longest window that the runtime computes as the model means it; None for any."""
         return self._loaded.max_window
 
-    def hidden_states(self, ids: Tensor) -> Tensor:
-        """What the runtime's head reads, (windows, tokens, hidden)."""
-        return self._loaded.hidden_states(ids)
+    def predictions(self, streams: EvaluationStreams) -> Iterator[Predictor]:
+        """What the runtime predicts of all windows, in consecutive chunks.
 
-    def table(self, start: int, stop: int) -> Tensor:
+        ArtifactError where its vocabulary is another than the model's.
+        """
+        runner = self._loaded
+        if isinstance(runner, HiddenStatesRunner):
+            yield streams.foreign(runner.hidden_states(streams.ids), self._table)
+            return
+        assert isinstance(runner, LogitsRunner), runner
+        for chunk in runner.logit_chunks(streams.ids):
+            if chunk.shape[1] != streams.vocabulary:
+                raise ArtifactError(
+                    f"{self.runtime}: logits over {chunk.shape[1]} tokens, and the model has "
+                    f"{streams.vocabulary}."
+                )
+            yield Logits(chunk)
+
+    def _table(self, start: int, stop: int) -> Tensor:
         """Rows of the runtime's head, float32."""
-        return self._loaded.head_rows(start, stop).to(torch.float32)
+        assert isinstance(self.runner, HiddenStatesRunner)
+        return self.runner.head_rows(start, stop).to(torch.float32)
 
     def generate(self, prompt: list[int]) -> list[int]:
         """Continue a prompt greedily by a few tokens, as a user would first try."""

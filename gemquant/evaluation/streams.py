@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +10,13 @@ from torch import Tensor
 from gemquant.calibration.stream import Stream, embed_windows
 from gemquant.calibration.windows import TokenWindows, stream_digest
 from gemquant.errors import UnsupportedError
-from gemquant.evaluation.divergence import Predictor, Table, TokenScores, compare_predictions
+from gemquant.evaluation.divergence import (
+    Head,
+    Predictor,
+    Table,
+    TokenScores,
+    compare_predictions,
+)
 from gemquant.evaluation.summary import mean_over_windows, summarise
 from gemquant.gemma.skeleton import Skeleton
 from gemquant.gemma.structure import EMBEDDING, FINAL_NORM, HEAD
@@ -43,19 +49,21 @@ class EvaluationStreams:
             for weights, dtype in candidates
         ]
 
-    def predictors(self, models: Sequence[tuple[Tensor, Table]]) -> list[Predictor]:
+    def predictors(self, models: Sequence[tuple[Tensor, Table]]) -> list[Head]:
         """The original, then every candidate, at their heads; a model is (norm weight, table)."""
         assert self.original is not None
         streams = [self.original, *self.candidates]
         return [
-            Predictor(_predicting(stream.skeleton.final_norm(norm, stream.hidden)), table)
+            self._head(stream.skeleton.final_norm(norm, stream.hidden), table)
             for stream, (norm, table) in zip(streams, models, strict=True)
         ]
 
-    def foreign(self, hidden: Tensor, table: Table) -> Predictor:
+    def foreign(self, hidden: Tensor, table: Table) -> Head:
         """A runtime at its head: what it made of the same windows, (windows, tokens, hidden)."""
-        moved = hidden.to(self._skeleton.device, self._skeleton.dtype)
-        return Predictor(_predicting(moved), table)
+        return self._head(hidden.to(self._skeleton.device, self._skeleton.dtype), table)
+
+    def _head(self, hidden: Tensor, table: Table) -> Head:
+        return Head(_predicting(hidden), table, self._skeleton.logit_softcap)
 
     def beginnings(self, *, tokens: int | None, window: int | None) -> EvaluationStreams:
         """The same streams over less: the first window of every slice, cut short.
@@ -92,6 +100,11 @@ class EvaluationStreams:
         return stream_digest([windows.ids for windows in self._slices])
 
     @property
+    def vocabulary(self) -> int:
+        """How many tokens the model knows."""
+        return int(self._skeleton.config.vocab_size)
+
+    @property
     def ids(self) -> Tensor:
         """All windows of all slices, (windows, tokens)."""
         return self._ids
@@ -101,45 +114,69 @@ class EvaluationStreams:
 
         UnsupportedError where predictions are not finite.
         """
-        results = []
-        for scores in self._compare(original, others, self._ids):
-            first, slices = 0, []
-            for windows in self._slices:
-                tokens = windows.ids.shape[0] * (windows.ids.shape[1] - 1)
-                part = scores.between(first, first + tokens)
-                if not torch.isfinite(part.divergence).all():
-                    raise UnsupportedError(
-                        f"evaluation slice {windows.name}: predictions are not finite in "
-                        f"{self._skeleton.dtype}.",
-                        hint="Compute in float32: --dtype float32.",
-                    )
-                slices.append(summarise(windows.name, part, windows=windows.ids.shape[0]))
-                first += tokens
-            results.append(slices)
-        return results
+        compared = self._compare(original, others, self._targets())
+        return [self._by_slice(scores) for scores in compared]
 
-    def divergence(self, reference: Predictor, other: Predictor) -> Measurement:
-        """Mean divergence of one model's predictions from another's, a window of every slice."""
+    def score_foreign(
+        self, original: Predictor, ours: Predictor, foreign: Iterable[Predictor]
+    ) -> tuple[list[SliceResult], Measurement]:
+        """Compare a runtime's predictions, chunk by chunk, with the original's and with our own.
+
+        ours: what the same artifact predicts at level ``reference``. foreign: all predicted tokens,
+        in order; each chunk is looked at before the next is asked for.
+        Returns the slices, and the mean divergence from ours over one window of every slice.
+        """
+        targets, first_windows = self._targets(), self._in_first_windows()
+        scores: list[TokenScores] = []
+        from_ours: list[TokenScores] = []
+        first = 0
+        for chunk in foreign:
+            rows = torch.arange(first, first + chunk.tokens, device=targets.device)
+            scores += self._compare(original.at(rows), [chunk], targets[rows])
+            first += chunk.tokens
+            chosen = first_windows[rows]
+            if chosen.any():
+                some = chunk if chosen.all() else chunk.at(chosen)
+                from_ours += self._compare(ours.at(rows[chosen]), [some], targets[rows[chosen]])
+        if first != len(targets):
+            raise ValueError(f"the runtime predicts {first} tokens, not {len(targets)}")
+        divergence = TokenScores.joined(from_ours).divergence
+        return (
+            self._by_slice(TokenScores.joined(scores)),
+            mean_over_windows(divergence, windows=len(self._slices)),
+        )
+
+    def _by_slice(self, scores: TokenScores) -> list[SliceResult]:
+        """Summarise scores of all predicted tokens slice by slice."""
+        first, slices = 0, []
+        for windows in self._slices:
+            tokens = windows.ids.shape[0] * (windows.ids.shape[1] - 1)
+            part = scores.between(first, first + tokens)
+            if not torch.isfinite(part.divergence).all():
+                raise UnsupportedError(
+                    f"evaluation slice {windows.name}: predictions are not finite in "
+                    f"{self._skeleton.dtype}.",
+                    hint="Compute in float32: --dtype float32.",
+                )
+            slices.append(summarise(windows.name, part, windows=windows.ids.shape[0]))
+            first += tokens
+        return slices
+
+    def _targets(self) -> Tensor:
+        """The token after every predicting position, (tokens,)."""
+        return self._ids[:, 1:].reshape(-1).to(self._skeleton.device)
+
+    def _in_first_windows(self) -> Tensor:
+        """Which predicting positions lie in the first window of their slice, (tokens,) bool."""
+        first = torch.zeros(self._ids.shape[0], dtype=torch.bool, device=self._skeleton.device)
         counts = [windows.ids.shape[0] for windows in self._slices]
-        firsts = [sum(counts[:n]) for n in range(len(counts))]
-        predicting = self._ids.shape[1] - 1
-        tokens = torch.cat(
-            [torch.arange(first * predicting, (first + 1) * predicting) for first in firsts]
-        ).to(self._skeleton.device)
-        chosen = [Predictor(model.hidden[tokens], model.table) for model in (reference, other)]
-        (scores,) = self._compare(chosen[0], chosen[1:], self._ids[firsts])
-        return mean_over_windows(scores.divergence, windows=len(firsts))
+        first[[sum(counts[:n]) for n in range(len(counts))]] = True
+        return first.repeat_interleave(self._ids.shape[1] - 1)
 
     def _compare(
-        self, original: Predictor, others: Sequence[Predictor], ids: Tensor
+        self, original: Predictor, others: Sequence[Predictor], targets: Tensor
     ) -> list[TokenScores]:
-        return compare_predictions(
-            original,
-            list(others),
-            ids[:, 1:].reshape(-1).to(self._skeleton.device),
-            vocabulary=self._skeleton.config.vocab_size,
-            softcap=self._skeleton.logit_softcap,
-        )
+        return compare_predictions(original, others, targets, vocabulary=self.vocabulary)
 
 
 def _predicting(hidden: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gemquant.evaluation import divergence
-from gemquant.evaluation.divergence import Predictor, Table, TokenScores, compare_predictions
+from gemquant.evaluation.divergence import Head, Logits, Table, TokenScores, compare_predictions
 
 TOKENS, HIDDEN, VOCABULARY = 50, 12, 97
 
@@ -37,8 +37,8 @@ TARGETS = (torch.arange(TOKENS) * 2) % VOCABULARY  # one in every run of the voc
 def compared(
     made: list[tuple[Tensor, Tensor]], *, softcap: float | None = None
 ) -> list[TokenScores]:
-    original, *others = [Predictor(hidden, table_of(head)) for hidden, head in made]
-    return compare_predictions(original, others, TARGETS, vocabulary=VOCABULARY, softcap=softcap)
+    original, *others = [Head(hidden, table_of(head), softcap) for hidden, head in made]
+    return compare_predictions(original, others, TARGETS, vocabulary=VOCABULARY)
 
 
 def expected(
@@ -155,8 +155,24 @@ def test_every_row_of_a_table_is_read_once_for_all_tokens(monkeypatch: pytest.Mo
         read.append((start, stop))
         return head[start:stop]
 
-    compare_predictions(Predictor(hidden, table), [], TARGETS, vocabulary=VOCABULARY, softcap=None)
+    compare_predictions(Head(hidden, table), [], TARGETS, vocabulary=VOCABULARY)
     assert read == [(0, 30), (30, 60), (60, 90), (90, 97)]
+
+
+def test_given_logits_score_as_the_head_that_made_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(divergence, "VOCABULARY_AT_ONCE", 20)
+    (hidden, head), (other, table) = made = models()
+    given = Logits(5.0 * torch.tanh(other @ table.T / 5.0))
+    original = Head(hidden, table_of(head), 5.0)
+    (found,) = compare_predictions(original, [given], TARGETS, vocabulary=VOCABULARY)
+    assert_same(found, expected(*made, 5.0))
+
+
+def test_joined_scores_are_those_of_the_parts() -> None:
+    (scores,) = compared(models())
+    joined = TokenScores.joined([scores.between(0, 9), scores.between(9, TOKENS)])
+    for name in ("nll_original", "nll_quantized", "divergence", "agreement"):
+        assert torch.equal(getattr(joined, name), getattr(scores, name))
 
 
 def test_scores_between_two_tokens_are_cut_from_all_four() -> None:

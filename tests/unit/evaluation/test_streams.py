@@ -7,7 +7,8 @@ import torch
 
 from gemquant.calibration.windows import TokenWindows, stream_digest
 from gemquant.checkpoint import Checkpoint, open_checkpoint
-from gemquant.evaluation.streams import EvaluationStreams
+from gemquant.evaluation.divergence import Head, Logits
+from gemquant.evaluation.streams import EvaluationStreams, final_norm, head_table
 from gemquant.gemma.skeleton import Skeleton
 from gemquant.gemma.structure import layer_parameters, layer_prefix
 from tests.tiny_gemma import Kind
@@ -73,3 +74,51 @@ def test_beginnings_are_what_running_them_alone_would_give(
     assert alone.original is not None
     expected = alone.original.hidden
     torch.testing.assert_close(shorter.original.hidden, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.fixture
+def heads(finished: EvaluationStreams, tiny_folders: dict[Kind, Path]) -> tuple[Head, Head]:
+    """The original at its head, and the same a little off."""
+    checkpoint = open_checkpoint(str(tiny_folders["gemma3_text"]))
+    skeleton = Skeleton(checkpoint.config)
+    model = (final_norm(checkpoint, skeleton), head_table(checkpoint, skeleton))
+    original, same = finished.predictors([model, model])
+    noise = torch.randn(same.hidden.shape, generator=torch.Generator().manual_seed(3))
+    return original, Head(same.hidden + 0.05 * same.hidden.std() * noise, same.table)
+
+
+@pytest.mark.parametrize("at_once", [57, 19, 8, 1])
+def test_a_runtimes_chunks_score_as_one_model_would(
+    finished: EvaluationStreams, heads: tuple[Head, Head], at_once: int
+) -> None:
+    original, other = heads
+    (expected,) = finished.score(original, [other])
+    logits = other.hidden @ other.table(0, finished.vocabulary).T
+    chunks = map(Logits, logits.split(at_once))
+    found, from_ours = finished.score_foreign(original, original, chunks)
+    assert [result.slice for result in found] == ["a", "b"]
+    for mine, theirs in zip(expected, found, strict=True):
+        assert theirs.kl_mean.value == pytest.approx(mine.kl_mean.value, rel=1e-3)
+        assert theirs.perplexity_quantized.value == pytest.approx(
+            mine.perplexity_quantized.value, rel=1e-4
+        )
+        assert theirs.top1_agreement == mine.top1_agreement
+    # One window of every slice: the first of a's two, and b's only one.
+    one, two = (result.kl_mean.value for result in found)
+    first = finished.beginnings(tokens=40, window=None)
+    assert first.ids.shape == (2, 20)
+    chosen = torch.cat([torch.arange(19), torch.arange(38, 57)])
+    pair = [Head(head.hidden[chosen], head.table) for head in heads]
+    (of_first,) = first.score(pair[0], [pair[1]])
+    mean = sum(result.kl_mean.value for result in of_first) / 2
+    assert from_ours.value == pytest.approx(mean, rel=1e-3)
+    assert one != two
+
+
+def test_a_runtime_that_stops_short_is_a_defect(
+    finished: EvaluationStreams, heads: tuple[Head, Head]
+) -> None:
+    original, other = heads
+    short = Head(other.hidden[:-1], other.table)
+    with pytest.raises(ValueError, match="predicts 56 tokens, not 57"):
+        finished.score_foreign(original, original, [short])
