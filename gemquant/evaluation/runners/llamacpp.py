@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gemquant.errors import RuntimeMissingError
-from gemquant.evaluation.runners.llamacpp_library import INSTALL, PACKAGE, VERSION, library, missing
+from gemquant.evaluation.runners.llamacpp_library import INSTALL, VERSION, library, missing
 from gemquant.evaluation.runners.llamacpp_model import (
     ContextSize,
     LlamaContext,
@@ -72,7 +72,7 @@ class LlamaCppRunner:
         model = LlamaModel(gguf_file(folder), gpu=gpu)
         place = "GPU" if gpu else f"{threads} CPU thread{'s' if threads > 1 else ''}"
         version = library().llama_version().decode()
-        return cls(f"llama.cpp {version} of {PACKAGE} {VERSION}; {place}", model, threads)
+        return cls(f"llama.cpp {version} of xllamacpp {VERSION}; {place}", model, threads)
 
     def logit_chunks(self, ids: Tensor) -> Iterator[Tensor]:
         """Yield the logits that predict a token, chunk by chunk: (positions, vocabulary) float32.

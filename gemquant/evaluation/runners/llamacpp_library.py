@@ -11,7 +11,6 @@ Source: include/llama.h of ggml-org/llama.cpp.
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import logging
 import platform
 from collections import deque
@@ -19,13 +18,15 @@ from collections.abc import Mapping
 from ctypes import POINTER, Structure, c_bool, c_char_p, c_float, c_int32, c_size_t, c_void_p
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 from typing import Any, ClassVar
 
 from gemquant.errors import RuntimeMissingError, UnsupportedError
+from gemquant.numerics.ggml.library import PACKAGE, shared_objects
 
 logger = logging.getLogger(__name__)
 
-PACKAGE, VERSION = "xllamacpp", "2026.10.11549"
+VERSION = "2026.10.11549"
 INSTALL = f"pip install {PACKAGE}=={VERSION}"
 
 
@@ -211,20 +212,20 @@ def library() -> Any:
     reason = missing()
     if reason is not None:
         raise RuntimeMissingError(f"llama.cpp cannot be run: {reason}.", hint=INSTALL)
-    found = importlib.util.find_spec(f"{PACKAGE}.{PACKAGE}")
-    if found is None or found.origin is None:
+    path = next(iter(shared_objects()), None)
+    if path is None:
         raise RuntimeMissingError(f"{PACKAGE} {VERSION} has no shared object.", hint=INSTALL)
     try:
-        loaded = ctypes.CDLL(found.origin)
+        loaded = ctypes.CDLL(str(path))
         for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(loaded, name)
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
         raise RuntimeMissingError(f"llama.cpp cannot be run: {error}.", hint=INSTALL) from error
-    differing = [*_differing_sizes(found.origin), *differing_defaults(loaded), *_batch(loaded)]
+    differing = [*_differing_sizes(path), *differing_defaults(loaded), *_batch(loaded)]
     if differing:
         raise UnsupportedError(
-            f"llama.cpp in {found.origin} is another build than {VERSION}: {'; '.join(differing)}.",
+            f"llama.cpp in {path} is another build than {VERSION}: {'; '.join(differing)}.",
             hint=f"{INSTALL} --force-reinstall",
         )
     loaded.llama_log_set(ctypes.cast(_log, c_void_p), None)
@@ -249,11 +250,11 @@ def sizes_can_be_seen() -> bool:
     return platform.machine().lower() in {"x86_64", "amd64"}
 
 
-def _differing_sizes(path: str) -> list[str]:
+def _differing_sizes(path: Path) -> list[str]:
     """Compare how far the default functions write, where the calling convention lets us see it."""
     if not sizes_can_be_seen():
         return []
-    raw = ctypes.CDLL(path)  # with signatures of its own
+    raw = ctypes.CDLL(str(path))  # with signatures of its own
     differing = []
     for kind, name in DEFAULT_FUNCTIONS.items():
         function = getattr(raw, name)

