@@ -34,6 +34,8 @@ _IN_LAYER = {
     "ffn_down": "mlp.down_proj",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+_FROM_OUTSIDE = {ours: theirs for theirs, ours in _OUTSIDE.items()}
+_FROM_LAYER = {ours: theirs for theirs, ours in _IN_LAYER.items()}
 _LAYER = re.compile(r"blk\.(\d{1,4})\.(\w+)\.weight")
 
 
@@ -64,15 +66,13 @@ def to_gguf(name: str, generation: str) -> str:
     >>> to_gguf("model.layers.3.pre_feedforward_layernorm.weight", "gemma2")
     'blk.3.ffn_norm.weight'
     """
-    for theirs, ours in _OUTSIDE.items():
-        if name == ours:
-            return theirs
+    if name in _FROM_OUTSIDE:
+        return _FROM_OUTSIDE[name]
     _, _, index, module = name.removesuffix(".weight").split(".", 3)
     before_mlp = "post_attention" if generation == "gemma" else "pre_feedforward"
     if module == f"{before_mlp}_layernorm":
         return f"blk.{index}.ffn_norm.weight"
-    parts = {ours: theirs for theirs, ours in _IN_LAYER.items()}
-    return f"blk.{index}.{parts[module]}.weight"
+    return f"blk.{index}.{_FROM_LAYER[module]}.weight"
 
 
 def stores_one_plus(name: str) -> bool:
