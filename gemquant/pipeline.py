@@ -19,13 +19,16 @@ from gemquant.checkpoint import Checkpoint
 from gemquant.errors import CalibrationError
 from gemquant.evaluation.streams import EvaluationStreams, final_norm, head_table
 from gemquant.gemma.skeleton import Skeleton
+from gemquant.gemma.structure import EMBEDDING, HEAD
 from gemquant.numerics.products import fast_products
 from gemquant.plan import Job, JobPlan, plan
-from gemquant.production import producing
+from gemquant.production import Production, producing
 from gemquant.progress import Progress, Silence
 from gemquant.results import SliceResult
 
 __all__ = ["Job", "JobPlan", "plan", "run"]
+
+TABLES = {EMBEDDING: "quantizing the embedding", HEAD: "quantizing the head"}
 
 
 @fast_products()
@@ -48,32 +51,39 @@ def run(
     plans = plan(jobs, checkpoint)
     needs = _required_statistics(jobs, calibration)
     skeleton = Skeleton(checkpoint.config, device=device, dtype=compute_dtype)
-    trace = Trace(checkpoint, skeleton, calibration if needs else None, gram="gram" in needs)
+    trace = Trace(
+        checkpoint,
+        skeleton,
+        calibration if needs else None,
+        gram="gram" in needs,
+        held=bool(evaluation),
+    )
 
     with ExitStack() as stack:
-        productions = [stack.enter_context(producing(made, checkpoint, skeleton)) for made in plans]
-        for production in productions:
-            production.copy_embedding()
+        productions = [
+            stack.enter_context(producing(made, checkpoint, skeleton, measured=bool(evaluation)))
+            for made in plans
+        ]
+        _write_table(EMBEDDING, productions, trace, progress)
         streams = EvaluationStreams(skeleton, evaluation) if evaluation else None
         if streams is not None:
-            dtypes = [production.container.float_dtype for production in productions]
-            streams.embed(checkpoint, [(checkpoint, dtype) for dtype in dtypes])
+            streams.embed(checkpoint, [production.embedding() for production in productions])
 
         progress.start("quantizing layers", skeleton.layers)
         for block in trace.blocks():
             for number, production in enumerate(productions):
-                effective = production.quantize(block)
+                stored = production.quantize(block)
                 if streams is not None:
-                    streams.candidates[number].advance(block.index, effective)
-                del effective
+                    streams.candidates[number].advance(block.index, production.decoded(stored))
+                del stored
             if streams is not None and streams.original is not None:
                 streams.original.advance(block.index, block.weights)
             progress.advance("quantizing layers")
             del block  # before the next one is read
 
-        head_statistics = trace.head_statistics()
         for production in productions:
-            production.finish_weights(head_statistics)
+            production.write_final_norm()
+        _write_table(HEAD, productions, trace, progress)
         results: list[list[SliceResult]] = [[] for _ in productions]
         if streams is not None:
             progress.note("comparing predictions")
@@ -85,6 +95,25 @@ def run(
         for production, slices in zip(productions, results, strict=True):
             production.close(slices, evaluation, calibration=calibration, scan=trace.scan)
     return [Artifact.open(job.out) for job in jobs]
+
+
+def _write_table(
+    name: str, productions: Sequence[Production], trace: Trace, progress: Progress
+) -> None:
+    """Write the embedding or the head of every job that has one, a run of rows at a time."""
+    having = [made for made in productions if name in made.plan.header.layout]
+    for production in having:
+        if not production.quantizes(name):
+            production.copy_table(name)
+    quantizing = [production for production in having if production.quantizes(name)]
+    if not quantizing:
+        return
+    task = TABLES[name]
+    progress.start(task, trace.table_runs(name))
+    for block in trace.table(name):
+        for production in quantizing:
+            production.quantize_rows(name, block)
+        progress.advance(task)
 
 
 def _required_statistics(jobs: Sequence[Job], calibration: TokenWindows | None) -> frozenset[str]:

@@ -128,19 +128,19 @@ def _header(job: Job, weights: Weights) -> ArtifactHeader:
     """Every tensor in the order of the forward pass; a head that is quantized is untied first."""
     config = dict(weights.config)
     container = job.exporter.container(config)
-    linears = linear_weights(weights)
+    rows, columns = weights.shape(EMBEDDING)
+    matrices = {EMBEDDING: (rows, columns), **linear_weights(weights)}
     layout: dict[str, PlainSpec | QuantizedSpec] = {}
     for name, shape in tensor_shapes(config).items():
         layout[name] = PlainSpec(shape, container.float_dtype)
-        if name in linears:
-            scheme = job.quantizer.scheme_for(name, linears[name])
+        if name in matrices:
+            scheme = job.quantizer.scheme_for(name, matrices[name])
             if scheme is not None:
-                layout[name] = QuantizedSpec(linears[name], scheme)
-    rows, columns = weights.shape(EMBEDDING)
-    head_scheme = job.quantizer.scheme_for(HEAD, (rows, columns))
+                layout[name] = QuantizedSpec(matrices[name], scheme)
+    head_scheme = job.quantizer.scheme_for(HEAD, matrices[EMBEDDING])
     if head_scheme is not None:
         config["tie_word_embeddings"] = False
-        layout[HEAD] = QuantizedSpec((rows, columns), head_scheme)
+        layout[HEAD] = QuantizedSpec(matrices[EMBEDDING], head_scheme)
     return ArtifactHeader(config, layout)
 
 

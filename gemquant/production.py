@@ -31,7 +31,7 @@ from gemquant.evaluation.divergence import Table
 from gemquant.evaluation.streams import head_name, reference_runtime
 from gemquant.gemma.chat import choose_template
 from gemquant.gemma.skeleton import Skeleton
-from gemquant.gemma.structure import EMBEDDING, FINAL_NORM, HEAD, head_structure
+from gemquant.gemma.structure import EMBEDDING, FINAL_NORM
 from gemquant.numerics.narrowing import narrowed
 from gemquant.plan import SMALL_FILES_BYTES, JobPlan
 from gemquant.protocols import (
@@ -39,28 +39,35 @@ from gemquant.protocols import (
     QuantizedSpec,
     QuantizedWeight,
     RowChunks,
+    RowRun,
+    RowSource,
     Stackable,
-    Statistics,
     Writer,
 )
 from gemquant.results import FLOAT16_LIMIT, Certificate, SliceResult
+from gemquant.weight_runs import WeightRuns
 
 LIBRARIES = ("gemquant", "torch", "transformers", "tokenizers", "safetensors")
 
 
 @contextmanager
-def producing(plan: JobPlan, checkpoint: Checkpoint, skeleton: Skeleton) -> Iterator[Production]:
-    """Open a job's writer in a scratch folder that becomes the artifact if all goes well."""
+def producing(
+    plan: JobPlan, checkpoint: Checkpoint, skeleton: Skeleton, *, measured: bool
+) -> Iterator[Production]:
+    """Open a job's writer in a scratch folder that becomes the artifact if all goes well.
+
+    measured: a certificate is wanted, so what was stored of the tables is kept at hand.
+    """
     needed = plan.total_bytes + SMALL_FILES_BYTES
     with (
         staged(plan.job.out, force=plan.job.force, needed_bytes=needed) as folder,
         plan.job.exporter.create(folder, plan.header) as writer,
     ):
-        yield Production(plan, checkpoint, skeleton, folder, writer)
+        yield Production(plan, checkpoint, skeleton, folder, writer, measured=measured)
 
 
 class Production:
-    """One job's writer, and what it must remember of the head for the certificate."""
+    """One job's writer, and what it must remember of its tables for the certificate."""
 
     def __init__(
         self,
@@ -69,6 +76,8 @@ class Production:
         skeleton: Skeleton,
         folder: Path,
         writer: Writer,
+        *,
+        measured: bool,
     ) -> None:
         self.plan = plan
         self.container = plan.job.exporter.container(plan.header.config)
@@ -76,33 +85,56 @@ class Production:
         self._skeleton = skeleton
         self._folder = folder
         self._writer = writer
-        self._head: QuantizedWeight | None = None
+        self._measured = measured
+        self._tables: dict[str, WeightRuns] = {}
+        self._rows_written: dict[str, int] = {}
 
-    def copy_embedding(self) -> None:
-        """Write the embedding run by run, in the type that the container stores."""
-        self._writer.write({EMBEDDING: self._table(EMBEDDING)})
+    def quantizes(self, name: str) -> bool:
+        """Whether a table, the embedding or the head, is stored as codes."""
+        return isinstance(self.plan.header.layout.get(name), QuantizedSpec)
 
-    def quantize(self, block: Block) -> dict[str, Tensor]:
-        """Write a layer; return its parameters as a loader will see them, in float32."""
+    def copy_table(self, name: str) -> None:
+        """Write the embedding or the head run by run, in the type that the container stores."""
+        self._writer.write({name: self._table(name)})
+
+    def quantize_rows(self, name: str, block: Block) -> None:
+        """Write the next rows of a table; its codes are kept for the certificate alone."""
+        run = self.plan.job.quantizer.quantize(block, self.container)[name]
+        if isinstance(run, Tensor) or not isinstance(run, Stackable):
+            raise TypeError(f"{name}: announced as quantized; came as {type(run).__name__}.")
+        start = self._rows_written.get(name, 0)
+        self._writer.write({name: RowRun(start, run)})
+        self._rows_written[name] = start + run.shape[0]
+        if self._measured:
+            spec = self.plan.header.layout[name]
+            assert isinstance(spec, QuantizedSpec)
+            self._tables.setdefault(name, WeightRuns(spec.shape)).append(run)
+
+    def quantize(self, block: Block) -> Mapping[str, Tensor | QuantizedWeight]:
+        """Write a layer; return its parameters by short name, as they are stored."""
         decided = self.plan.job.quantizer.quantize(block, self.container)
         stored = {
             name: decided[name]
             if name in decided
-            else narrowed(block.prefix + name, weight, self._float)
-            for name, weight in block.weights.items()
+            else narrowed(block.prefix + name, block.weights[name], self._float)
+            for name in block.weights
         }
         self._writer.write({block.prefix + name: value for name, value in stored.items()})
+        return stored
+
+    def decoded(self, stored: Mapping[str, Tensor | QuantizedWeight]) -> dict[str, Tensor]:
+        """A layer's parameters as a loader will see them, in the compute type."""
         return {name: self._decoded(value) for name, value in stored.items()}
 
-    def finish_weights(self, head_statistics: Mapping[str, Statistics]) -> None:
-        """Write the final norm and, where there is one, the head."""
+    def write_final_norm(self) -> None:
+        """Write the norm before the head."""
         self._writer.write({FINAL_NORM: self._norm()})
-        spec = self.plan.header.layout.get(HEAD)
-        if isinstance(spec, QuantizedSpec):
-            self._head = self._quantized_head(spec, head_statistics)
-            self._writer.write({HEAD: self._head})
-        elif spec is not None:
-            self._writer.write({HEAD: self._table(HEAD)})
+
+    def embedding(self) -> tuple[RowSource, torch.dtype | None]:
+        """The embedding as stored, and the type to round its rows to where they come unrounded."""
+        if EMBEDDING in self._tables:
+            return self._tables[EMBEDDING], None
+        return self._checkpoint, self._float
 
     def final_norm(self) -> Tensor:
         """The final norm's weight as stored, in the compute type."""
@@ -110,11 +142,12 @@ class Production:
 
     def head_table(self) -> Table:
         """The head as stored, decoded run by run."""
-        head, name = self._head, head_name(self._checkpoint.config)
+        name = head_name(self.plan.header.config)
+        held = self._tables.get(name)
 
         def rows(start: int, stop: int) -> Tensor:
-            if head is not None:
-                return self._decoded(head.rows(start, stop))
+            if held is not None:
+                return self._decoded(held.rows(name, start, stop))
             return self._decoded(self._checkpoint.rows(name, start, stop, self._float))
 
         return rows
@@ -177,24 +210,6 @@ class Production:
                 yield narrowed(name, self._checkpoint.rows(name, start, stop), self._float)
 
         return RowChunks((rows, columns), self._float, chunks)
-
-    def _quantized_head(
-        self, spec: QuantizedSpec, statistics: Mapping[str, Statistics]
-    ) -> QuantizedWeight:
-        """Quantize the head in runs of rows: its codes are held, its weights never are."""
-        source = head_name(self._checkpoint.config)
-        structure = head_structure()
-        parts: list[Stackable] = []
-        for start in range(0, spec.shape[0], ROWS_AT_ONCE):
-            stop = min(start + ROWS_AT_ONCE, spec.shape[0])
-            rows = self._checkpoint.rows(source, start, stop, torch.float32)
-            weights = {HEAD: rows.to(self._skeleton.device)}
-            block = Block(self._skeleton.layers, "", structure, weights, statistics)
-            part = self.plan.job.quantizer.quantize(block, self.container)[HEAD]
-            if isinstance(part, Tensor) or not isinstance(part, Stackable):
-                raise TypeError(f"{HEAD}: announced as quantized; came as {type(part).__name__}.")
-            parts.append(part)
-        return parts[0].stacked(parts)
 
     def _manifest(
         self,

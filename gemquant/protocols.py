@@ -1,4 +1,4 @@
-"""All that the author of a quantizer or an exporter needs to read.
+"""All that the author of a quantizer or an exporter needs to read, with ``affine_weight``.
 
 A quantizer decides numbers; an exporter stores them; the pipeline carries blocks from one to the
 other. Shapes are written (rows, columns); a linear layer's weight is (out, in).
@@ -6,15 +6,17 @@ other. Shapes are written (rows, columns); a linear layer's weight is (out, in).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
+from gemquant.affine_weight import AffineScheme as AffineScheme  # noqa: PLC0414 - the contract
+from gemquant.affine_weight import AffineWeight as AffineWeight  # noqa: PLC0414 - part of it too
 from gemquant.errors import GemquantError
-from gemquant.scheme import INTEGER, Scheme
-from gemquant.scheme import PER_CHANNEL as PER_CHANNEL  # noqa: PLC0414 - part of the contract
+from gemquant.scheme import PER_CHANNEL as PER_CHANNEL  # noqa: PLC0414
+from gemquant.scheme import Scheme
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
@@ -71,80 +73,11 @@ class QuantizedWeight(Protocol):
 
 @runtime_checkable
 class Stackable(QuantizedWeight, Protocol):
-    """A weight whose rows are quantized each for itself, so that a head can come in runs."""
+    """A weight whose rows are quantized each for itself, so that a table can come in runs."""
 
     @classmethod
     def stacked(cls, parts: Sequence[Self]) -> Self:
         """Stack weights of one scheme along their output channels."""
-
-
-@dataclass(frozen=True)
-class AffineScheme:
-    """How a linear layer's numbers are stored: w ≈ scale · (code − zero_point).
-
-    group_size: input channels that share a scale, or PER_CHANNEL for the whole row.
-    symmetric: the zero point is fixed at 2**(bits − 1) and not stored.
-    """
-
-    bits: int
-    group_size: int
-    symmetric: bool
-
-    @property
-    def codes(self) -> str:
-        """Integers."""
-        return INTEGER
-
-    def groups(self, columns: int) -> int:
-        """Number of groups in a row of ``columns`` input channels."""
-        return 1 if self.group_size == PER_CHANNEL else columns // self.group_size
-
-
-@dataclass(frozen=True)
-class AffineWeight:
-    """A quantized linear weight; satisfies ``Stackable``.
-
-    codes: (out, in) uint8. scales: (out, groups) in the container's type.
-    zero_points: (out, groups) uint8, also where the scheme is symmetric; float32 and not whole
-    where the container stores biases.
-    """
-
-    scheme: AffineScheme
-    codes: Tensor
-    scales: Tensor
-    zero_points: Tensor
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(out, in)."""
-        return (self.codes.shape[0], self.codes.shape[1])
-
-    def rows(self, start: int, stop: int) -> AffineWeight:
-        """Output channels ``start`` to ``stop``."""
-        part = slice(start, stop)
-        return AffineWeight(
-            self.scheme, self.codes[part], self.scales[part], self.zero_points[part]
-        )
-
-    @classmethod
-    def stacked(cls, parts: Sequence[Self]) -> Self:
-        """Stack weights of one scheme along their output channels."""
-        import torch
-
-        return cls(
-            parts[0].scheme,
-            torch.cat([part.codes for part in parts]),
-            torch.cat([part.scales for part in parts]),
-            torch.cat([part.zero_points for part in parts]),
-        )
-
-    def dequantize(self) -> Tensor:
-        """Return scale · (code − zero_point) as float32, (out, in)."""
-        from gemquant.numerics import affine, anchored
-
-        if self.zero_points.is_floating_point():
-            return anchored.dequantize(self.codes, self.scales, self.zero_points)
-        return affine.dequantize(self.codes, self.scales, self.zero_points)
 
 
 @dataclass(frozen=True)
@@ -157,6 +90,14 @@ class RowChunks:
 
 
 @dataclass(frozen=True)
+class RowRun:
+    """Some rows of a quantized matrix too large to hold; the runs of a matrix come in order."""
+
+    start: int
+    weight: Stackable
+
+
+@dataclass(frozen=True)
 class PlainSpec:
     """A tensor that will be stored as it is."""
 
@@ -166,7 +107,7 @@ class PlainSpec:
 
 @dataclass(frozen=True)
 class QuantizedSpec:
-    """A linear weight that will be stored as codes and what decodes them."""
+    """A matrix that will be stored as codes and what decodes them."""
 
     shape: tuple[int, int]
     scheme: Scheme
@@ -195,15 +136,28 @@ class Statistics:
     gram: Tensor | None = None
 
 
+@runtime_checkable
+class RowSource(Protocol):
+    """Matrices read in runs of rows, so that none need be held."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it."""
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows ``start`` to ``stop``."""
+
+
 @dataclass(frozen=True)
 class Block:
-    """One decoder layer in memory, with the statistics of its inputs.
+    """One decoder layer, with the statistics of its inputs; or some rows of embedding or head.
 
-    prefix: ``model.layers.3.``
-    weights: short name (``self_attn.q_proj.weight``) → float32 tensor.
+    prefix: ``model.layers.3.``; empty for the embedding and the head.
+    weights: short name (``self_attn.q_proj.weight``) → float32 tensor. Where nothing else needs
+        them in memory they are read anew each time: ``rows`` then holds the least.
     statistics: linear's short module name (``self_attn.q_proj``) → its input's statistics;
         linears that read the same input share one object.
     reach: how large the layer's activations become; None without calibration.
+    shared: results that another job may want of the same block; forgotten with it.
     """
 
     index: int
@@ -212,6 +166,19 @@ class Block:
     weights: Mapping[str, Tensor]
     statistics: Mapping[str, Statistics]
     reach: LayerReach | None = None
+    shared: dict[Hashable, Any] = field(default_factory=dict)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a weight by its short name."""
+        if isinstance(self.weights, RowSource):
+            return self.weights.shape(name)
+        return tuple(self.weights[name].shape)
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows ``start`` to ``stop`` of a weight by its short name, float32."""
+        if isinstance(self.weights, RowSource):
+            return self.weights.rows(name, start, stop)
+        return self.weights[name][start:stop]
 
 
 @dataclass(frozen=True)
@@ -248,7 +215,10 @@ class Quantizer(Protocol):
     def scheme_for(self, name: str, shape: tuple[int, int]) -> Scheme | None:
         """Scheme for a linear's weight by its full name, or None to leave it in floating point.
 
-        ``lm_head.weight`` is asked about too, tied or not: answer None to leave the head alone.
+        ``model.embed_tokens.weight`` and ``lm_head.weight`` are asked about too, a head whether it
+        is tied or not: answer None to leave them alone. A head that has no scheme of its own and is
+        tied computes with the embedding as it is stored. Both are quantized in runs of rows, which
+        ``quantize`` gets as blocks of one linear.
         """
 
     def problems(self, linears: Mapping[str, tuple[int, int]]) -> list[GemquantError]:
@@ -275,7 +245,7 @@ class Writer(Protocol):
     """Receives tensors in any order and lays them down in the container."""
 
     def write(self, tensors: Mapping[str, Any]) -> None:
-        """Store tensors (Tensor, QuantizedWeight or RowChunks) under Gemma's full names."""
+        """Store tensors (Tensor, QuantizedWeight, RowChunks, RowRun) under Gemma's full names."""
 
     def finish(self) -> Mapping[str, Any]:
         """Flush everything; return the runtime's configuration to be saved as config.json."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from gemquant.errors import CalibrationError
 from gemquant.gemma.skeleton import Skeleton
 from gemquant.gemma.structure import EMBEDDING
-from gemquant.protocols import Weights
+from gemquant.protocols import RowSource, Weights
 
 TOKENS_AT_ONCE = 1024
 ROWS_AT_ONCE = 8192
@@ -43,7 +43,7 @@ class Stream:
 
 def embed_windows(
     skeleton: Skeleton,
-    weights: Weights,
+    weights: RowSource,
     ids: Tensor,
     *,
     stored_as: torch.dtype | None = None,
@@ -83,3 +83,50 @@ def layer_weights(
     return {
         name: weights.tensor(prefix + name, torch.float32).to(skeleton.device) for name in names
     }
+
+
+@dataclass(frozen=True)
+class RowsOf:
+    """Some rows of one of a model's tensors."""
+
+    tensor: str
+    start: int
+    stop: int
+
+
+class UnheldWeights(Mapping[str, Tensor]):
+    """Parameters by short name, float32: read anew each time, so that none is held.
+
+    Satisfies ``protocols.RowSource`` too.
+    """
+
+    def __init__(self, weights: Weights, parts: Mapping[str, RowsOf], device: torch.device) -> None:
+        self._weights, self._parts, self._device = weights, parts, device
+
+    @classmethod
+    def of_layer(
+        cls, weights: Weights, prefix: str, names: list[str], device: torch.device
+    ) -> UnheldWeights:
+        """One decoder layer's."""
+        parts = {name: RowsOf(prefix + name, 0, weights.shape(prefix + name)[0]) for name in names}
+        return cls(weights, parts, device)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.rows(name, 0, self.shape(name)[0])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, from headers alone."""
+        part = self._parts[name]
+        return (part.stop - part.start, *self._weights.shape(part.tensor)[1:])
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows ``start`` to ``stop``."""
+        part = self._parts[name]
+        first, last = part.start + start, min(part.start + stop, part.stop)
+        return self._weights.rows(part.tensor, first, last, torch.float32).to(self._device)

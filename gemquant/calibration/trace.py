@@ -5,15 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import torch
+from torch import Tensor
 
 from gemquant.calibration.activation_range import ActivationRangeScan
 from gemquant.calibration.statistics import StatisticsGatherer
-from gemquant.calibration.stream import Stream, embed_windows, layer_weights
+from gemquant.calibration.stream import (
+    ROWS_AT_ONCE,
+    RowsOf,
+    Stream,
+    UnheldWeights,
+    embed_windows,
+    layer_weights,
+)
 from gemquant.calibration.windows import TokenWindows
 from gemquant.errors import CalibrationError
 from gemquant.gemma.skeleton import Skeleton
 from gemquant.gemma.structure import (
+    EMBEDDING,
     FINAL_NORM,
+    HEAD,
+    embedding_structure,
     head_structure,
     layer_parameters,
     layer_prefix,
@@ -27,7 +38,8 @@ class Trace:
     """Streams the unquantized model's calibration windows, one layer in memory at a time.
 
     calibration: None where no quantizer needs statistics; blocks then carry none.
-    gram: gather Gram matrices beside the moments.
+    gram: gather Gram matrices beside the moments. held: blocks keep their weights in memory,
+        because they are wanted more than once; calibration needs that too.
     """
 
     def __init__(
@@ -37,11 +49,13 @@ class Trace:
         calibration: TokenWindows | None,
         *,
         gram: bool,
+        held: bool = True,
     ) -> None:
         self._weights = weights
         self._skeleton = skeleton
         self._calibration = calibration
         self._gram = gram
+        self._held = held or calibration is not None
         self._stream: Stream | None = None
         self.scan = ActivationRangeScan()
 
@@ -53,7 +67,7 @@ class Trace:
         names = layer_parameters(self._weights.config)
         for index in range(self._skeleton.layers):
             prefix = layer_prefix(index)
-            weights = layer_weights(self._weights, prefix, names, self._skeleton)
+            weights = self._layer(prefix, names)
             statistics: dict[str, Statistics] = {}
             reach: LayerReach | None = None
             if self._stream is not None:
@@ -79,6 +93,26 @@ class Trace:
             yield Block(index, prefix, structure, weights, statistics, reach)
             del weights, statistics
 
+    def table_runs(self, name: str) -> int:
+        """How many blocks ``table`` will yield."""
+        return -(-self._weights.shape(self._source(name))[0] // ROWS_AT_ONCE)
+
+    def table(self, name: str) -> Iterator[Block]:
+        """Yield the embedding or, after the last block, the head in runs of rows.
+
+        A tied head is made of the embedding's rows.
+        """
+        source, head = self._source(name), name == HEAD
+        structure = head_structure() if head else embedding_structure()
+        statistics = self.head_statistics() if head else {}
+        index = self._skeleton.layers if head else -1
+        rows = self._weights.shape(source)[0]
+        for start in range(0, rows, ROWS_AT_ONCE):
+            part = {name: RowsOf(source, start, min(start + ROWS_AT_ONCE, rows))}
+            unheld = UnheldWeights(self._weights, part, self._skeleton.device)
+            weights = {name: unheld[name]} if self._held else unheld
+            yield Block(index, "", structure, weights, statistics)
+
     def head_statistics(self) -> Mapping[str, Statistics]:
         """What the head's input says, after the last block; empty without calibration."""
         if self._stream is None:
@@ -90,6 +124,15 @@ class Trace:
             gatherer(self._skeleton.final_norm(norm, window))
         (group,) = head_structure().groups
         return {group.linears[0]: gatherer.result()}
+
+    def _layer(self, prefix: str, names: list[str]) -> Mapping[str, Tensor]:
+        if self._held:
+            return layer_weights(self._weights, prefix, names, self._skeleton)
+        return UnheldWeights.of_layer(self._weights, prefix, names, self._skeleton.device)
+
+    def _source(self, name: str) -> str:
+        tied = self._weights.config["tie_word_embeddings"]
+        return EMBEDDING if name == HEAD and tied else name
 
     def _require_finite(self, prefix: str) -> None:
         assert self._stream is not None

@@ -20,7 +20,7 @@ from gemquant.evaluation.divergence import (
 from gemquant.evaluation.summary import mean_over_windows, summarise
 from gemquant.gemma.skeleton import Skeleton
 from gemquant.gemma.structure import EMBEDDING, FINAL_NORM, HEAD
-from gemquant.protocols import Weights
+from gemquant.protocols import RowSource, Weights
 from gemquant.results import Measurement, SliceResult
 
 
@@ -40,7 +40,7 @@ class EvaluationStreams:
     def embed(
         self,
         original: Weights,
-        candidates: Sequence[tuple[Weights, torch.dtype | None]],
+        candidates: Sequence[tuple[RowSource, torch.dtype | None]],
     ) -> None:
         """Begin all streams; a candidate's rows are first rounded to the type it stores."""
         self.original = embed_windows(self._skeleton, original, self._ids)

@@ -12,7 +12,15 @@ from torch import Tensor
 from gemquant.exporters.packed_linear import PackedLinear, module_of, stored_specs
 from gemquant.exporters.safetensors_writer import SafetensorsWriter
 from gemquant.numerics.narrowing import narrowed
-from gemquant.protocols import Layout, PlainSpec, QuantizedSpec, QuantizedWeight, RowChunks
+from gemquant.protocols import (
+    Layout,
+    PlainSpec,
+    QuantizedSpec,
+    QuantizedWeight,
+    RowChunks,
+    RowRun,
+)
+from gemquant.weight_runs import WeightRuns
 
 
 class PackedWriter:
@@ -34,14 +42,20 @@ class PackedWriter:
         self._layout = layout
         self._packing = packing
         self._config = config
+        self._tables: dict[str, WeightRuns] = {}
 
     def write(self, tensors: Mapping[str, Any]) -> None:
-        """Store Tensor, QuantizedWeight or RowChunks values under Gemma's full names."""
+        """Store Tensor, QuantizedWeight, RowChunks or RowRun values under Gemma's full names.
+
+        Packing may span rows, so the runs of a table are stored when the last has come.
+        """
         for name, value in tensors.items():
             spec = self._layout.get(name)
             if spec is None:
                 raise ValueError(f"{name} is not in the layout.")
-            if isinstance(spec, QuantizedSpec):
+            if isinstance(spec, QuantizedSpec) and isinstance(value, RowRun):
+                self._gather(name, value, spec)
+            elif isinstance(spec, QuantizedSpec):
                 self._write_quantized(name, value, spec)
             elif isinstance(value, RowChunks):
                 self._files.write_chunks(name, _narrowed_chunks(name, value, spec))
@@ -54,6 +68,15 @@ class PackedWriter:
         """Complete the files; return what config.json must hold."""
         self._files.finish()
         return self._config
+
+    def _gather(self, name: str, run: RowRun, spec: QuantizedSpec) -> None:
+        table = self._tables.setdefault(name, WeightRuns(spec.shape))
+        if run.start != table.rows_held:
+            raise ValueError(f"{name}: row {run.start} came after {table.rows_held} rows.")
+        table.append(run.weight)
+        if table.rows_held >= spec.shape[0]:
+            runs = self._tables.pop(name).runs
+            self._write_quantized(name, runs[0].stacked(runs), spec)
 
     def _write_quantized(
         self, name: str, weight: Tensor | RowChunks | QuantizedWeight, spec: QuantizedSpec

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -42,10 +44,21 @@ class _Recorder(nn.Module):
         return hidden
 
 
+@dataclass(frozen=True)
+class _Emptied:
+    """The library's model on the meta device, its layers and final norm taken out of it."""
+
+    config: Any
+    model: Any
+    layers: list[nn.Module]
+    norm: nn.Module
+
+
 class Skeleton:
     """A Gemma without weights, whose layers run one at a time.
 
-    config: flat text configuration. Computation is in ``dtype`` on ``device``.
+    config: flat text configuration. Computation is in ``dtype`` on ``device``. The library is
+    imported when it is first asked to compute.
     """
 
     def __init__(
@@ -57,25 +70,30 @@ class Skeleton:
     ) -> None:
         self.device = torch.device(device)
         self.dtype = dtype
-        config_class, model_class = _classes(config["model_type"])
-        self.config = config_class(**config)
-        # Softcapped attention scores exist only in the eager implementation.
-        softcapped = getattr(self.config, "attn_logit_softcapping", None) is not None
-        self.config._attn_implementation = "eager" if softcapped else "sdpa"
-        self.config.use_cache = False
-        with torch.device("meta"):
-            self._model = model_class(self.config).eval().to(dtype)
-        self._layers = list(self._model.layers)
-        self._norm = self._model.norm
-        self._model.layers = nn.ModuleList(_Recorder() for _ in self._layers)
-        self._model.norm = nn.Identity()
-        self._model.rotary_emb = type(self._model.rotary_emb)(config=self.config).to(self.device)
+        self.layers: int = config["num_hidden_layers"]
+        self._given = config
         self._arguments: dict[int, list[dict[str, Any]]] = {}
 
-    @property
-    def layers(self) -> int:
-        """Number of decoder layers."""
-        return len(self._layers)
+    @cached_property
+    def config(self) -> Any:
+        """The library's own configuration."""
+        return self._emptied.config
+
+    @cached_property
+    def _emptied(self) -> _Emptied:
+        config_class, model_class = _classes(self._given["model_type"])
+        config = config_class(**self._given)
+        # Softcapped attention scores exist only in the eager implementation.
+        softcapped = getattr(config, "attn_logit_softcapping", None) is not None
+        config._attn_implementation = "eager" if softcapped else "sdpa"
+        config.use_cache = False
+        with torch.device("meta"):
+            model = model_class(config).eval().to(self.dtype)
+        layers, norm = list(model.layers), model.norm
+        model.layers = nn.ModuleList(_Recorder() for _ in layers)
+        model.norm = nn.Identity()
+        model.rotary_emb = type(model.rotary_emb)(config=config).to(self.device)
+        return _Emptied(config, model, layers, norm)
 
     @property
     def logit_softcap(self) -> float | None:
@@ -95,14 +113,16 @@ class Skeleton:
         """
         arguments = self._layer_arguments(hidden.shape[1])[index]
         output: Tensor = torch.func.functional_call(
-            self._layers[index], dict(weights), (hidden,), arguments
+            self._emptied.layers[index], dict(weights), (hidden,), arguments
         )
         return output
 
     @torch.no_grad()
     def final_norm(self, weight: Tensor, hidden: Tensor) -> Tensor:
         """Apply the norm before the head."""
-        output: Tensor = torch.func.functional_call(self._norm, {"weight": weight}, (hidden,))
+        output: Tensor = torch.func.functional_call(
+            self._emptied.norm, {"weight": weight}, (hidden,)
+        )
         return output
 
     @contextmanager
@@ -118,7 +138,7 @@ class Skeleton:
         inputs: short module name → observer of its first argument.
         outputs: called with (short module name, output) of every module inside the layer.
         """
-        layer = self._layers[index]
+        layer = self._emptied.layers[index]
         handles = []
         for name, observe in inputs.items():
             module = layer.get_submodule(name)
@@ -148,6 +168,6 @@ class Skeleton:
             probe = torch.zeros(
                 1, tokens, self.config.hidden_size, dtype=self.dtype, device=self.device
             )
-            self._model(inputs_embeds=probe, use_cache=False)
-            self._arguments = {tokens: [layer.arguments for layer in self._model.layers]}
+            self._emptied.model(inputs_embeds=probe, use_cache=False)
+            self._arguments = {tokens: [layer.arguments for layer in self._emptied.model.layers]}
         return self._arguments[tokens]

@@ -68,6 +68,11 @@ def head_structure() -> LayerStructure:
     return LayerStructure((InputGroup("head", ("lm_head",), None),), ())
 
 
+def embedding_structure() -> LayerStructure:
+    """The embedding as a layer of one linear, which reads no activations."""
+    return LayerStructure((InputGroup("embedding", ("model.embed_tokens",), None),), ())
+
+
 def layer_prefix(index: int) -> str:
     """Prefix of a decoder layer's tensors: ``model.layers.3.``."""
     return f"model.layers.{index}."

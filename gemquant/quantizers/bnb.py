@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from gemquant.errors import GemquantError
-from gemquant.gemma.structure import HEAD
+from gemquant.gemma.structure import EMBEDDING, HEAD
 from gemquant.options import option
 from gemquant.protocols import Block, Container, QuantizedWeight
 from gemquant.quantized_weights import (
@@ -44,7 +44,7 @@ class Int8:
 
     def scheme_for(self, name: str, shape: tuple[int, int]) -> RowwiseScheme | None:  # noqa: ARG002
         """The one scheme for every decoder linear that is not to be skipped."""
-        if name == HEAD or is_skipped(name, self.skip):
+        if name in {EMBEDDING, HEAD} or is_skipped(name, self.skip):
             return None
         return RowwiseScheme(float(self.threshold))
 
@@ -94,7 +94,7 @@ class _Codebook:
 
     def scheme_for(self, name: str, shape: tuple[int, int]) -> CodebookScheme | None:  # noqa: ARG002
         """The one scheme for every decoder linear that is not to be skipped."""
-        if name == HEAD or is_skipped(name, self.skip):
+        if name in {EMBEDDING, HEAD} or is_skipped(name, self.skip):
             return None
         return CodebookScheme(
             type(self).name,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from gemquant.errors import GemquantError
-from gemquant.gemma.structure import HEAD
+from gemquant.gemma.structure import EMBEDDING, HEAD
 from gemquant.options import option
 from gemquant.protocols import AffineScheme, AffineWeight, Block, Container
 from gemquant.quantizers.linears import BITS, GROUP_SIZES, indivisible, is_skipped, unused_patterns
@@ -33,7 +33,9 @@ class RoundToNearest:
 
     def scheme_for(self, name: str, shape: tuple[int, int]) -> AffineScheme | None:  # noqa: ARG002
         """The one scheme, unless the layer is to be skipped; the head only when asked."""
-        if is_skipped(name, self.skip) or (name == HEAD and not self.quantize_head):
+        if name == EMBEDDING or (name == HEAD and not self.quantize_head):
+            return None
+        if is_skipped(name, self.skip):
             return None
         return AffineScheme(self.bits, self.group_size, self.symmetric)
 

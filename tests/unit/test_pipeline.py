@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 
 from gemquant import pipeline
-from gemquant.artifact import Artifact, structure_problems
+from gemquant.artifact import Artifact, certificate_record, structure_problems
 from gemquant.checkpoint import Checkpoint, open_checkpoint
 from gemquant.errors import CalibrationError, CheckpointError
+from gemquant.evaluation.compare import compare
 from gemquant.exporters.compressed_tensors import CompressedTensors
-from gemquant.protocols import AffineWeight, Block, Container
+from gemquant.exporters.mlx import MLX
+from gemquant.gemma.structure import EMBEDDING
+from gemquant.protocols import AffineScheme, AffineWeight, Block, Container
 from gemquant.quantizers.awq import AWQ
 from gemquant.quantizers.rtn import RoundToNearest
 from tests.tiny_gemma import KINDS, Kind, tiny_config, tiny_tensors, write_shards, write_tiny_gemma
@@ -112,9 +115,58 @@ def test_a_head_quantized_in_runs_is_the_head_quantized_whole(
 ) -> None:
     job = tiny_job(checkpoint, RoundToNearest(quantize_head=True), tmp_path / "whole")
     run_tiny(checkpoint, [job])
-    monkeypatch.setattr("gemquant.production.ROWS_AT_ONCE", 100)
+    monkeypatch.setattr("gemquant.calibration.trace.ROWS_AT_ONCE", 100)
     run_tiny(checkpoint, [dataclasses.replace(job, out=tmp_path / "runs")])
     assert contents(tmp_path / "whole") == contents(tmp_path / "runs")
+
+
+class _WithEmbedding(RoundToNearest):
+    """Rounds the embedding too, which a tied head then computes with."""
+
+    def scheme_for(self, name: str, shape: tuple[int, int]) -> AffineScheme | None:
+        if name == EMBEDDING:
+            return AffineScheme(self.bits, self.group_size, self.symmetric)
+        return super().scheme_for(name, shape)
+
+
+def test_a_quantized_embedding_is_what_tokens_and_a_tied_head_are_measured_with(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    quantizer = _WithEmbedding(bits=3, group_size=32)
+    (artifact,) = run_tiny(checkpoint, [tiny_job(checkpoint, quantizer, tmp_path / "out", MLX())])
+    assert EMBEDDING.removesuffix(".weight") in artifact.manifest.quantization.schemes[0].modules
+    opened = MLX().open(artifact.path)
+    assert opened.config["tie_word_embeddings"]
+    assert not torch.equal(opened.rows(EMBEDDING, 0, 50), checkpoint.rows(EMBEDDING, 0, 50))
+    (again,) = compare(checkpoint, opened, EVALUATION)
+    assert certificate_record(again) == artifact.manifest.certificates[0]
+
+
+def test_an_embedding_quantized_in_runs_is_the_embedding_quantized_whole(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = tiny_job(checkpoint, _WithEmbedding(group_size=32), tmp_path / "whole", MLX())
+    run_tiny(checkpoint, [job])
+    monkeypatch.setattr("gemquant.calibration.trace.ROWS_AT_ONCE", 100)
+    run_tiny(checkpoint, [dataclasses.replace(job, out=tmp_path / "runs")])
+    assert contents(tmp_path / "whole") == contents(tmp_path / "runs")
+
+
+def test_without_a_certificate_weights_are_not_held_and_are_the_same(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = tiny_job(checkpoint, _WithEmbedding(group_size=32), tmp_path / "held", MLX())
+    run_tiny(checkpoint, [job])
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("a whole layer was read, or something was computed")
+
+    monkeypatch.setattr("gemquant.calibration.trace.layer_weights", forbidden)
+    monkeypatch.setattr("gemquant.gemma.skeleton._classes", forbidden)
+    monkeypatch.setattr("gemquant.weight_runs.WeightRuns.rows", forbidden)
+    run_tiny(checkpoint, [dataclasses.replace(job, out=tmp_path / "unheld")], evaluation=())
+    held, unheld = contents(tmp_path / "held"), contents(tmp_path / "unheld")
+    assert held["model.safetensors"] == unheld["model.safetensors"]
 
 
 @contextmanager

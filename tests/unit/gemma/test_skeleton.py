@@ -87,9 +87,9 @@ def test_the_embedding_scale_is_rounded_to_the_compute_type(tiny_folders: dict[K
 
 def test_a_skeleton_holds_no_weights(tiny_folder: Path) -> None:
     skeleton = Skeleton(open_checkpoint(str(tiny_folder)).config)
-    held = [p for layer in skeleton._layers for p in layer.parameters() if not p.is_meta]
+    held = [p for layer in skeleton._emptied.layers for p in layer.parameters() if not p.is_meta]
     assert held == []
-    assert all(parameter.is_meta for parameter in skeleton._model.parameters())
+    assert all(parameter.is_meta for parameter in skeleton._emptied.model.parameters())
 
 
 def test_observers_see_each_window_and_leave_with_the_context(tiny_folder: Path) -> None:
