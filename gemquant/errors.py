@@ -8,6 +8,7 @@
     ├── ArtifactError (6)       an artifact is not what its manifest says
     ├── OutputError (7)         the destination exists, is read-only, or is full
     ├── RuntimeMissingError (8) an optional package or foreign runtime is not installed
+    ├── WorkerError (9)         a foreign tool failed, took too much, or answered nonsense
     └── Problems                several at once; exits with the code of the first
 
 An error names the thing, its value and the rule; its ``hint`` is the next command to type.
@@ -79,6 +80,12 @@ class RuntimeMissingError(GemquantError):
     """An optional package or a foreign runtime is not installed."""
 
     exit_code = 8
+
+
+class WorkerError(GemquantError):
+    """A foreign tool failed, took more time or memory than it may, or answered nonsense."""
+
+    exit_code = 9
 
 
 class Problems(GemquantError):  # noqa: N818 - it holds errors, it is not one more

@@ -1,0 +1,5 @@
+"""Programs that run under other interpreters: plain files that import nothing of gemquant.
+
+``harness.py`` is what is started; it loads one of the others and calls its ``run(job, report)``.
+They are written for Python 3.8 and newer, and import their tool inside functions.
+"""
