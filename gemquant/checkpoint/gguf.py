@@ -41,6 +41,7 @@ class GgufTensors:
         self._path = path
         self._data = _mapped(path)
         header = read_gguf_header(path, self._data)
+        self.typed_metadata = header.typed_metadata
         self.metadata: Mapping[str, Any] = header.metadata
         if header.metadata.get("split.count", 1) not in (0, 1):
             raise UnsupportedError(

@@ -19,13 +19,15 @@ import mmap
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
 from gemquant.errors import CheckpointError, GemquantError, refuse
+from gemquant.gguf_values import NUMPY_TYPES, GgufValue, Metadata
 
 MAX_ENTRIES = 1 << 16
 """Metadata entries or tensors; a Gemma has under 100 and under 1000."""
@@ -34,11 +36,7 @@ MAX_RANK = 4
 MAX_NAME_BYTES = 1 << 16
 MAX_ALIGNMENT = 1 << 20
 
-_STRING, _ARRAY, _BOOL = 8, 9, 7
-_SCALARS = {
-    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "<u1",
-    10: "<u8", 11: "<i8", 12: "<f8",
-}  # fmt: skip
+_STRING, _ARRAY, _BOOL = GGUFValueType.STRING, GGUFValueType.ARRAY, GGUFValueType.BOOL
 
 
 @dataclass(frozen=True)
@@ -53,10 +51,15 @@ class GgufEntry:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """Metadata by key (arrays as lists) and tensors by name."""
+    """Metadata by key, with types (arrays as lists), and tensors by name, in the file's order."""
 
-    metadata: Mapping[str, Any]
+    typed_metadata: Metadata
     tensors: Mapping[str, GgufEntry]
+
+    @cached_property
+    def metadata(self) -> Mapping[str, Any]:
+        """Metadata by key, without types."""
+        return {key: entry.value for key, entry in self.typed_metadata.items()}
 
 
 def read_gguf_header(path: Path, data: mmap.mmap) -> GgufHeader:
@@ -77,13 +80,13 @@ def read_gguf_header(path: Path, data: mmap.mmap) -> GgufHeader:
     for count, what in ((tensor_count, "tensors"), (entry_count, "metadata entries")):
         if count > MAX_ENTRIES:
             raise CheckpointError(f"{path}: claims {count} {what}; at most {MAX_ENTRIES} are read.")
-    metadata: dict[str, Any] = {}
+    metadata: dict[str, GgufValue] = {}
     for _ in range(entry_count):
         key = reader.name()
         if key in metadata:
             raise CheckpointError(f"{path}: metadata key {key} is given twice.")
         metadata[key] = reader.value()
-    return GgufHeader(metadata, _tensors(reader, tensor_count, metadata))
+    return GgufHeader(metadata, _tensors(reader, tensor_count, _alignment(path, metadata)))
 
 
 class _Reader:
@@ -119,30 +122,48 @@ class _Reader:
     def name(self) -> str:
         return self.text(MAX_NAME_BYTES)
 
-    def value(self) -> Any:
-        (kind,) = self.scalars("<I")
+    def value(self) -> GgufValue:
+        (number,) = self.scalars("<I")
+        kind = self._type(number)
         if kind == _STRING:
-            return self.text()
+            return GgufValue(kind, self.text())
         if kind != _ARRAY:
-            return self._numbers(kind, 1)[0]
-        element, count = self.scalars("<IQ")
+            return GgufValue(kind, self._numbers(kind, 1)[0])
+        number, count = self.scalars("<IQ")
+        element = self._type(number)
         if element != _STRING:
-            return self._numbers(element, count)
+            return GgufValue(kind, self._numbers(element, count), element)
         # A string takes 8 bytes at least, which bounds the loop by the file's size.
         if count > (self.size - self.position) // 8:
             self.advance(count * 8)
-        return [self.text() for _ in range(count)]
+        return GgufValue(kind, [self.text() for _ in range(count)], element)
 
-    def _numbers(self, kind: int, count: int) -> list[Any]:
-        if kind not in _SCALARS:
-            raise CheckpointError(f"{self.path}: metadata of type {kind}, which is not known.")
-        dtype = np.dtype(_SCALARS[kind])
+    def _type(self, number: int) -> GGUFValueType:
+        try:
+            return GGUFValueType(number)
+        except ValueError:
+            raise CheckpointError(
+                f"{self.path}: metadata of type {number}, which is not known."
+            ) from None
+
+    def _numbers(self, kind: GGUFValueType, count: int) -> list[Any]:
+        if kind not in NUMPY_TYPES:
+            raise CheckpointError(f"{self.path}: arrays of type {int(kind)} are not read.")
+        dtype = np.dtype(NUMPY_TYPES[kind])
         begin = self.advance(count * dtype.itemsize)
         numbers = np.frombuffer(self.data, dtype, count, begin)
         return [bool(n) for n in numbers] if kind == _BOOL else list(numbers.tolist())
 
 
-def _tensors(reader: _Reader, count: int, metadata: Mapping[str, Any]) -> dict[str, GgufEntry]:
+def _alignment(path: Path, metadata: Metadata) -> int:
+    entry = metadata.get("general.alignment")
+    alignment = 32 if entry is None else entry.value
+    if type(alignment) is not int or not 1 <= alignment <= MAX_ALIGNMENT:
+        raise CheckpointError(f"{path}: general.alignment {alignment!r} is not usable.")
+    return alignment
+
+
+def _tensors(reader: _Reader, count: int, alignment: int) -> dict[str, GgufEntry]:
     path, problems = reader.path, list[GemquantError]()
     found: dict[str, tuple[GGMLQuantizationType, tuple[int, ...], int, int]] = {}
     for _ in range(count):
@@ -160,7 +181,7 @@ def _tensors(reader: _Reader, count: int, metadata: Mapping[str, Any]) -> dict[s
         except CheckpointError as error:
             problems.append(CheckpointError(f"{path}: {name}: {error.message}"))
     refuse(problems)
-    return _placed(reader, found, metadata)
+    return _placed(reader, found, alignment)
 
 
 def _typed(kind: int, shape: tuple[int, ...]) -> tuple[GGMLQuantizationType, tuple[int, ...], int]:
@@ -180,13 +201,10 @@ def _typed(kind: int, shape: tuple[int, ...]) -> tuple[GGMLQuantizationType, tup
 def _placed(
     reader: _Reader,
     found: Mapping[str, tuple[GGMLQuantizationType, tuple[int, ...], int, int]],
-    metadata: Mapping[str, Any],
+    alignment: int,
 ) -> dict[str, GgufEntry]:
     """Check that tensors are aligned, inside the file, and do not overlap."""
     path, problems = reader.path, list[GemquantError]()
-    alignment = metadata.get("general.alignment", 32)
-    if type(alignment) is not int or not 1 <= alignment <= MAX_ALIGNMENT:
-        raise CheckpointError(f"{path}: general.alignment {alignment!r} is not usable.")
     start = -(-reader.position // alignment) * alignment
     entries: dict[str, GgufEntry] = {}
     position, previous = start, "the header"

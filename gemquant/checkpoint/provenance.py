@@ -26,11 +26,13 @@ class Provenance:
 
     base_model: Hub id where known, otherwise the folder's or file's name. license: as on a model
     card (``gemma``). card: the source's README.md with its front matter, if it has one.
+    name: what the checkpoint itself is called where base_model is its parent.
     """
 
     base_model: str
     license: str
     card: str | None
+    name: str | None = None
 
 
 def folder_provenance(folder: Path, raw_config: Mapping[str, Any]) -> Provenance:
@@ -42,14 +44,20 @@ def folder_provenance(folder: Path, raw_config: Mapping[str, Any]) -> Provenance
     card = _card(folder)
     matter = front_matter(card or "")
     saved_as = raw_config.get("_name_or_path")
-    candidates = (hub_repository(folder), saved_as, matter.get("base_model"))
-    ids = [c for c in candidates if isinstance(c, str) and _HUB_ID.fullmatch(c)]
+    own = _hub_ids(hub_repository(folder), saved_as)
+    parents = _hub_ids(matter.get("base_model"))
+    name = own[0] if own else folder.resolve().name
     declared = matter.get("license")
     return Provenance(
-        base_model=ids[0] if ids else folder.resolve().name,
+        base_model=[*own, *parents, name][0],
         license=declared if isinstance(declared, str) else LICENSE,
         card=card,
+        name=name if parents and not own else None,
     )
+
+
+def _hub_ids(*candidates: object) -> list[str]:
+    return [c for c in candidates if isinstance(c, str) and _HUB_ID.fullmatch(c)]
 
 
 def gguf_provenance(path: Path, metadata: Mapping[str, Any]) -> Provenance:

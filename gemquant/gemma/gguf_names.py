@@ -8,7 +8,7 @@ Source: gguf-py ``tensor_mapping.py``; llama.cpp ``convert_hf_to_gguf.py``.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from gemquant.gemma.structure import EMBEDDING, FINAL_NORM, HEAD
 
@@ -18,6 +18,8 @@ GGUF_ARCHITECTURES: Mapping[str, str] = {
     "gemma3": "gemma3_text",
 }
 """llama.cpp's ``general.architecture`` and the model type that it holds."""
+
+_LAYER_NUMBER = re.compile(r"blk\.(\d+)\.")
 
 _OUTSIDE = {"token_embd.weight": EMBEDDING, "output_norm.weight": FINAL_NORM, "output.weight": HEAD}
 _IN_LAYER = {
@@ -37,6 +39,15 @@ _IN_LAYER = {
 _FROM_OUTSIDE = {ours: theirs for theirs, ours in _OUTSIDE.items()}
 _FROM_LAYER = {ours: theirs for theirs, ours in _IN_LAYER.items()}
 _LAYER = re.compile(r"blk\.(\d{1,4})\.(\w+)\.weight")
+
+
+def architecture_of(generation: str) -> str:
+    """Return llama.cpp's name for a model type; the inverse of ``GGUF_ARCHITECTURES``.
+
+    >>> architecture_of("gemma3_text")
+    'gemma3'
+    """
+    return {ours: theirs for theirs, ours in GGUF_ARCHITECTURES.items()}[generation]
 
 
 def from_gguf(name: str, generation: str) -> str | None:
@@ -78,3 +89,22 @@ def to_gguf(name: str, generation: str) -> str:
 def stores_one_plus(name: str) -> bool:
     """Whether a GGUF holds 1 + w for this tensor of Gemma's: true for every norm."""
     return name == FINAL_NORM or name.endswith(("layernorm.weight", "_norm.weight"))
+
+
+def stored_order(names: Iterable[str]) -> list[str]:
+    """Sort llama.cpp's tensor names as its quantizer stores them.
+
+    What belongs to no layer comes first; then layer by layer; by name within each. Its converter
+    keeps the order of the safetensors instead.
+
+    Source: llama.cpp ``src/llama-model-loader.h``, ``weight_name_comparer``.
+
+    >>> stored_order(["blk.10.ffn_up.weight", "blk.9.ffn_up.weight", "token_embd.weight"])
+    ['token_embd.weight', 'blk.9.ffn_up.weight', 'blk.10.ffn_up.weight']
+    """
+
+    def place(name: str) -> tuple[int, bytes]:
+        match = _LAYER_NUMBER.match(name)
+        return (int(match.group(1)) if match else -1, name.encode())
+
+    return sorted(names, key=place)

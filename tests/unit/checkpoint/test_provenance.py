@@ -16,8 +16,10 @@ def test_a_folder_without_a_card_goes_by_its_name_and_gemmas_terms(tmp_path: Pat
 
 
 def test_a_card_gives_license_and_base(tmp_path: Path) -> None:
-    (tmp_path / "README.md").write_text(CARD)
-    assert folder_provenance(tmp_path, {}) == Provenance("google/gemma-2-9b", "mit", CARD)
+    folder = tmp_path / "tuned"
+    folder.mkdir()
+    (folder / "README.md").write_text(CARD)
+    assert folder_provenance(folder, {}) == Provenance("google/gemma-2-9b", "mit", CARD, "tuned")
 
 
 def test_the_name_it_was_saved_under_goes_before_the_cards_base(tmp_path: Path) -> None:
