@@ -1,0 +1,123 @@
+"""Our kernels write ggml's bytes: at every level of the processor, for any finite weights."""
+
+import ctypes
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from gemquant.numerics.ggml.kernels import ggml_kernel, own_kernel
+from gemquant.numerics.ggml.library import ggml
+from gemquant.numerics.ggml.types import TYPES
+from gemquant.numerics.native import build
+
+OURS = ["Q6_K"]
+LARGEST = float(np.finfo(np.float32).max)
+
+needs_ggml = pytest.mark.skipif(ggml() is None, reason="xllamacpp is not installed")
+
+
+@pytest.fixture(params=list(build.levels()))
+def library(request):
+    plainest = build.FOLDER / build.library_name(next(iter(build.levels())))
+    path = build.FOLDER / build.library_name(request.param)
+    if not path.is_file():
+        pytest.skip(f"{path.name} is not built")
+    if "-v" in request.param:
+        highest = ctypes.CDLL(str(plainest)).gq_processor_level()
+        if int(request.param[-1]) > highest:
+            pytest.skip(f"this processor does not run {request.param}")
+    return ctypes.CDLL(str(path))
+
+
+def blocks(kernel, weight, kind, importance=None):
+    """What a kernel writes for weights (rows, columns)."""
+    rows, columns = weight.shape
+    out = torch.full((rows, kind.row_bytes(columns)), 0xAA, dtype=torch.uint8)
+    address = None if importance is None else importance.data_ptr()
+    kernel(weight.data_ptr(), out.data_ptr(), rows, columns, address)
+    return out
+
+
+def differing(library, kind, weight, importance=None):
+    """How many bytes of ours are not ggml's."""
+    weight = weight.contiguous()
+    ours = blocks(own_kernel(library, kind), weight, kind, importance)
+    return int((ours != blocks(ggml_kernel(kind), weight, kind, importance)).sum())
+
+
+def outliers(normal):
+    return torch.where(torch.rand(normal.shape) < 0.01, normal * 50, normal * 0.01)
+
+
+def single(normal):
+    weight = torch.zeros_like(normal)
+    weight[:, 5::97] = normal[:, 5::97]
+    return weight
+
+
+WEIGHTS = {
+    "gaussian": lambda normal: normal * 0.02,
+    "heavy-tailed": lambda normal: normal / normal.roll(1, 0).abs().clamp_min(1e-3),
+    "bf16": lambda normal: (normal * 0.02).bfloat16().float(),
+    "integers": lambda normal: (normal * 4).round(),
+    "halves": lambda normal: (normal * 8).round() / 2,
+    "constant": lambda normal: torch.full_like(normal, -0.37),
+    "zero": torch.zeros_like,
+    "negative zero": lambda normal: torch.full_like(normal, -0.0),
+    "denormal": lambda normal: normal * 1e-39,
+    "near the zero threshold": lambda normal: normal * 1e-15,
+    "square overflows": lambda normal: normal * 1e19,
+    "huge": lambda normal: normal * 1e30,
+    "near the largest": lambda normal: normal.tanh() * LARGEST,
+    "outliers": outliers,
+    "one in a block": single,
+    "negative": lambda normal: -normal.abs(),
+    "positive": torch.abs,
+    "every magnitude": lambda normal: normal * torch.logspace(-40, 37, normal.shape[1]),
+}
+
+IMPORTANCES = {
+    "none": lambda uniform: None,
+    "positive": lambda uniform: uniform + 0.1,
+    "zeros": lambda uniform: uniform * (uniform > 0.3),
+    "all zero": torch.zeros_like,
+    "ones": torch.ones_like,
+    "every magnitude": lambda uniform: 10 ** (uniform * 76 - 38),
+}
+
+
+@needs_ggml
+@pytest.mark.parametrize("importance", sorted(IMPORTANCES))
+@pytest.mark.parametrize("weights", sorted(WEIGHTS))
+@pytest.mark.parametrize("name", OURS)
+def test_bytes_are_ggmls(library, name, weights, importance):
+    torch.manual_seed(0)
+    kind = TYPES[name]
+    for rows, columns in [(1, kind.block), (5, 3 * kind.block), (19, 768)]:
+        weight = WEIGHTS[weights](torch.randn(rows, columns))
+        important = IMPORTANCES[importance](torch.rand(columns))
+        assert differing(library, kind, weight, important) == 0
+
+
+FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
+COUNTS = st.floats(min_value=0, width=32, allow_nan=False, allow_infinity=False)
+
+
+@needs_ggml
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+@pytest.mark.parametrize("name", OURS)
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_bytes_are_ggmls_for_any_finite_numbers(library, name, weighted, data):
+    columns = max(64, TYPES[name].block)
+    weight = torch.from_numpy(data.draw(arrays.arrays(np.float32, (2, columns), elements=FINITE)))
+    importance = None
+    if weighted:
+        importance = torch.from_numpy(
+            data.draw(arrays.arrays(np.float32, columns, elements=COUNTS))
+        )
+    assert differing(library, TYPES[name], weight, importance) == 0
