@@ -40,24 +40,30 @@ def run(
     evaluation: Sequence[TokenWindows],
     device: str = "cpu",
     compute_dtype: torch.dtype = torch.float32,
+    calibration_dtype: torch.dtype | None = None,
     progress: Progress | None = None,
 ) -> list[Artifact]:
     """Stream the checkpoint once and finish every job, or leave nothing behind.
 
     calibration: may be None if no quantizer needs statistics. evaluation: slices for the
-    certificate; none for no certificate. All problems of all jobs are raised before any work.
+    certificate; none for no certificate. calibration_dtype: the type of the calibration windows'
+    activations, where it is another. All problems of all jobs are raised before any work.
     """
     progress = progress or Silence()
     plans = plan(jobs, checkpoint)
     needs = _required_statistics(jobs, calibration)
     skeleton = Skeleton(checkpoint.config, device=device, dtype=compute_dtype)
+    tracing = skeleton
+    if calibration_dtype not in (None, compute_dtype):
+        tracing = Skeleton(checkpoint.config, device=device, dtype=calibration_dtype)
     trace = Trace(
         checkpoint,
-        skeleton,
+        tracing,
         calibration if needs else None,
         gram="gram" in needs,
         held=bool(evaluation),
     )
+
 
     with ExitStack() as stack:
         productions = [

@@ -32,6 +32,7 @@ from gemquant.evaluation.streams import head_name, reference_runtime
 from gemquant.gemma.chat import choose_template
 from gemquant.gemma.skeleton import Skeleton
 from gemquant.gemma.structure import EMBEDDING, FINAL_NORM
+from gemquant.numerics import native
 from gemquant.numerics.narrowing import narrowed
 from gemquant.plan import SMALL_FILES_BYTES, JobPlan
 from gemquant.protocols import (
@@ -250,5 +251,6 @@ class Production:
             if where and job.quantizer.needs
             else None,
             certificates=tuple(map(certificate_record, certificates)),
-            libraries={name: version(name).partition("+")[0] for name in LIBRARIES},
+            libraries={name: version(name).partition("+")[0] for name in LIBRARIES}
+            | {"gemquant-kernels": native.version()},
         )

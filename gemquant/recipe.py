@@ -40,6 +40,7 @@ class Recipe:
     eval_windows: windows of seq_len tokens per evaluation slice; 0 for no certificate.
     eval_slices: names of evaluation slices, or None for all.
     dtype: the type that activations are computed in.
+    calib_dtype: the same for the calibration windows; ``auto`` for bfloat16 where that is fast.
     """
 
     model: str
@@ -55,6 +56,7 @@ class Recipe:
     eval_slices: tuple[str, ...] | None = None
     device: str = "cpu"
     dtype: str = "float32"
+    calib_dtype: str = "auto"
     lora: str | None = None
     chat_template: str | None = None
 
@@ -78,6 +80,10 @@ class Recipe:
             (
                 self.dtype in COMPUTE_DTYPES,
                 f"--dtype {self.dtype}: must be one of {', '.join(COMPUTE_DTYPES)}.",
+            ),
+            (
+                self.calib_dtype in ("auto", *COMPUTE_DTYPES),
+                f"--calib-dtype {self.calib_dtype}: must be auto, {' or '.join(COMPUTE_DTYPES)}.",
             ),
         )
         return [UsageError(message) for holds, message in checks if not holds]
@@ -125,6 +131,7 @@ SETTINGS: Mapping[str, tuple[type, ...]] = {
     "eval_slices": (list, tuple, type(None)),
     "device": (str,),
     "dtype": (str,),
+    "calib_dtype": (str,),
     "lora": (str, type(None)),
     "chat_template": (str, type(None)),
 }

@@ -16,6 +16,7 @@ import torch
 
 from gemquant.calibration.windows import TokenWindows, calibration_windows, evaluation_windows
 from gemquant.checkpoint import Checkpoint
+from gemquant.cli.preparation import calibration_dtype
 from gemquant.exporters.compressed_tensors import CompressedTensors
 from gemquant.gemma.chat import choose_template
 from gemquant.options import options_of
@@ -117,6 +118,12 @@ def job_of(given: argparse.Namespace, quantizer: Quantizer, out: Path, *, eval_w
     return Job(quantizer, exporter, out, recipe)
 
 
+def tracing_dtype(given: argparse.Namespace) -> torch.dtype:
+    """The type that the command line would trace calibration windows in, on this machine."""
+    recipe = Recipe(model=given.model, quantizer="")
+    return getattr(torch, calibration_dtype(recipe))
+
+
 class Stopwatch:
     """Progress that says nothing and notes when every task began and last advanced."""
 
@@ -144,7 +151,7 @@ def print_setting(given: argparse.Namespace, *, threads: str) -> None:
     """Print what a figure depends on: machine, threads, versions, model and text."""
     versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     print(f"machine  {cpu_model()}, {default_threads()} cores, {platform.platform(terse=True)}")
-    print(f"threads  {threads}")
+    print(f"threads  {threads}; calibration traced in {tracing_dtype(given)}")
     print(f"versions Python {platform.python_version()}, {versions}")
     print(
         f"model    {given.model}, w4 g128 with zero points; calibration {given.samples} × "

@@ -192,7 +192,8 @@ class Manifest(Record):
         default=(), description="What was measured, one entry per level."
     )
     libraries: Mapping[str, str] = Field(
-        description="Versions of the libraries that decide bytes, gemquant's own among them."
+        description="Versions of the libraries that decide bytes, gemquant's own among them; "
+        "gemquant-kernels is a digest of its C kernels, or none where they were not built."
     )
     files: Mapping[str, FileRecord] = Field(
         default_factory=dict, description="Every file of the artifact but this one."

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gemquant.numerics.accumulate import accumulator
+from gemquant.numerics.native.gram import add_gram, has_bfloat16_products
 from gemquant.protocols import Statistics
 
 COLUMNS_AT_ONCE = 512
@@ -15,7 +16,8 @@ class StatisticsGatherer:
     """Accumulates what the inputs of one linear say.
 
     width: number of input channels. Sums across windows are kept in the widest type; the Gram
-    matrix is a sum of float32 products, of which only the upper half is computed.
+    matrix is a sum of float32 products, of which only the upper half is computed; products of
+    bfloat16 inputs are exact in float32, and some processors have an instruction for them.
     """
 
     def __init__(self, width: int, *, gram: bool, device: torch.device) -> None:
@@ -28,13 +30,18 @@ class StatisticsGatherer:
     @torch.no_grad()
     def __call__(self, inputs: Tensor) -> None:
         """Add inputs (…, width)."""
-        flat = inputs.reshape(-1, inputs.shape[-1]).float()
+        given = inputs.reshape(-1, inputs.shape[-1])
+        flat = given.float()
         magnitude = flat.abs()
         self._tokens += flat.shape[0]
         self._sum_abs += magnitude.sum(0, dtype=torch.float32)
         self._sum_squares += (flat * flat).sum(0, dtype=torch.float32)
         self._max_abs = torch.maximum(self._max_abs, magnitude.amax(0))
-        if self._gram is not None:
+        if self._gram is None:
+            return
+        if given.dtype == torch.bfloat16 and given.device.type == "cpu" and has_bfloat16_products():
+            add_gram(self._gram, given)
+        else:
             for start in range(0, flat.shape[1], COLUMNS_AT_ONCE):
                 rows = self._gram[start : start + COLUMNS_AT_ONCE, start:]
                 rows.addmm_(flat[:, start : start + COLUMNS_AT_ONCE].T, flat[:, start:])

@@ -139,5 +139,5 @@ class Trace:
         if not torch.isfinite(self._stream.hidden).all():
             raise CalibrationError(
                 f"{prefix.rstrip('.')}: the activations are not finite in {self._skeleton.dtype}.",
-                hint="Trace in float32: --dtype float32.",
+                hint="Trace in float32: --calib-dtype float32.",
             )

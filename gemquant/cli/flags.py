@@ -266,6 +266,13 @@ def common_flags(quantizer: type[Any]) -> list[click.Parameter]:
             metavar="N",
             help="Calibration windows.",
         ),
+        setting(
+            "--calib-dtype",
+            default=DEFAULTS.calib_dtype,
+            metavar="auto|float32|bfloat16",
+            help="Type of the calibration windows' activations. auto: bfloat16 where the device "
+            "multiplies it natively, and the recipe records which.",
+        ),
         *window_flags(),
         setting(
             "--lora",

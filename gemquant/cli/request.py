@@ -110,6 +110,7 @@ RECIPE_FLAGS: Sequence[str] = (
     "eval_slices",
     "device",
     "dtype",
+    "calib_dtype",
     "lora",
     "chat_template",
 )

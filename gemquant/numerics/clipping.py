@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from gemquant.numerics.affine import AffineRounding, group_width
+from gemquant.numerics.native import rounding as native
 
 COARSE: tuple[float, ...] = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 FINE_STEP = 0.05
@@ -22,44 +25,56 @@ def search_range(
     Returns scales and zero points, (rows,) float32.
     """
     low, high = group.amin(-1), group.amax(-1)
-    best = _Best(group, rounding, metric, *rounding.parameters(low, high))
     if not clip:
-        return best.scales, best.zero_points
-    ratio = torch.ones_like(low)
-    for coarse in COARSE[1:]:
-        better = best.offer(*rounding.parameters(low * coarse, high * coarse))
-        ratio = torch.where(better, coarse, ratio)
-    for fine in (ratio - FINE_STEP, (ratio + FINE_STEP).clamp(max=1.0)):
-        best.offer(*rounding.parameters(low * fine, high * fine))
-    return best.scales, best.zero_points
+        return rounding.parameters(low, high)
+    prices = _Prices(group, rounding, metric)
+    coarse = torch.tensor(COARSE, device=group.device)[:, None].expand(-1, low.shape[0])
+    best = _offer(prices, low, high, coarse)
+    fine = torch.stack([best.ratio - FINE_STEP, (best.ratio + FINE_STEP).clamp(max=1.0)])
+    finer = _offer(prices, low, high, fine)
+    better = finer.price < best.price
+    return (
+        torch.where(better, finer.scales, best.scales),
+        torch.where(better, finer.zero_points, best.zero_points),
+    )
 
 
-class _Best:
-    """The best scale and zero point so far of every row, and their loss."""
+@dataclass(frozen=True)
+class _Offer:
+    """The cheapest of several fractions of every row's range; (rows,) each."""
 
-    def __init__(
-        self,
-        group: Tensor,
-        rounding: AffineRounding,
-        metric: Tensor,
-        scales: Tensor,
-        zero_points: Tensor,
-    ) -> None:
-        self._group, self._rounding, self._metric = group, rounding, metric
-        self.scales, self.zero_points = scales, zero_points
-        self._loss = self._price(scales, zero_points)
+    price: Tensor
+    ratio: Tensor
+    scales: Tensor
+    zero_points: Tensor
 
-    def offer(self, scales: Tensor, zero_points: Tensor) -> Tensor:
-        """Take a candidate (rows,) where it is better; return where it was."""
-        loss = self._price(scales, zero_points)
-        better = loss < self._loss
-        self._loss = torch.where(better, loss, self._loss)
-        self.scales = torch.where(better, scales, self.scales)
-        self.zero_points = torch.where(better, zero_points, self.zero_points)
-        return better
+
+def _offer(prices: _Prices, low: Tensor, high: Tensor, ratios: Tensor) -> _Offer:
+    """Price fractions of the range, (candidates, rows); the first of equals wins."""
+    scales, zero_points = prices.rounding.parameters(low * ratios, high * ratios)
+    price = prices(scales, zero_points)
+    chosen = price.argmin(0, keepdim=True)
+    return _Offer(*(t.gather(0, chosen)[0] for t in (price, ratios, scales, zero_points)))
+
+
+class _Prices:
+    """What candidates for scale and zero point cost each row of a group."""
+
+    def __init__(self, group: Tensor, rounding: AffineRounding, metric: Tensor) -> None:
+        self.rounding, self._metric = rounding, metric
+        self._native = metric.ndim == 1 and native.is_usable(group)
+        self._group = group.T.contiguous() if self._native else group.contiguous()
+
+    def __call__(self, scales: Tensor, zero_points: Tensor) -> Tensor:
+        """Return prices (candidates, rows) of scales and zero points (candidates, rows)."""
+        if self._native:
+            return native.price(self._group, self._metric, scales, zero_points, self.rounding)
+        return torch.stack(
+            [self._price(*candidate) for candidate in zip(scales, zero_points, strict=True)]
+        )
 
     def _price(self, scales: Tensor, zero_points: Tensor) -> Tensor:
-        error = self._rounding.error(self._group, scales[:, None], zero_points[:, None])
+        error = self.rounding.error(self._group, scales[:, None], zero_points[:, None])
         if self._metric.ndim == 1:
             price = torch.mv(error.square_(), self._metric)
         else:

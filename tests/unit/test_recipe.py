@@ -26,6 +26,7 @@ def test_a_recipe_has_every_default_filled() -> None:
         "eval_slices": None,
         "device": "cpu",
         "dtype": "float32",
+        "calib_dtype": "auto",
         "lora": None,
         "chat_template": None,
     }

@@ -32,6 +32,14 @@ def status() -> Status:
     return _loaded()[1]
 
 
+def version() -> str:
+    """The kernels' sources by the beginning of their SHA-256, or ``none``: for a manifest.
+
+    Calibrated codes are chosen by sums that the kernels and plain torch add in different orders.
+    """
+    return build.digest()[:12] if library() is not None else "none"
+
+
 def library() -> ctypes.CDLL | None:
     """The best library that this processor runs, or None."""
     return _loaded()[0]

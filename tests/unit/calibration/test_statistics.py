@@ -49,3 +49,14 @@ def test_bfloat16_activations_are_summed_in_wider_types() -> None:
 
 def test_the_gram_matrix_is_gathered_only_when_asked_for() -> None:
     assert gathered([torch.ones(1, 4, 3)], gram=False).gram is None
+
+
+def test_bfloat16_inputs_give_the_gram_matrix_of_float64() -> None:
+    """By the processor's own products where it has them: an odd token, an odd channel."""
+    generator = torch.Generator().manual_seed(1)
+    batches = [torch.randn(1, 101, 650, generator=generator).bfloat16() for _ in range(2)]
+    x = torch.cat(batches, dim=1)[0].double()
+    found = gathered(batches).gram
+    assert found is not None
+    assert torch.equal(found, found.T)
+    torch.testing.assert_close(found.double(), x.T @ x, rtol=0, atol=2e-6 * float((x.T @ x).max()))

@@ -7,6 +7,8 @@ from torch import Tensor
 from gemquant.numerics.affine import AffineRounding, dequantize, quantize_affine
 from gemquant.numerics.clipping import COARSE, FINE_STEP, quantize_clipped, search_range
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 ROUNDINGS = [
     AffineRounding(4, symmetric=False, scale_dtype=torch.bfloat16),
     AffineRounding(3, symmetric=True, scale_dtype=torch.float16),

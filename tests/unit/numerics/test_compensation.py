@@ -11,6 +11,8 @@ from gemquant.numerics.affine import AffineRounding, dequantize, quantize_affine
 from gemquant.numerics.compensation import CompensationPlan, quantize_compensated
 from gemquant.numerics.factor import factorise
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 W4 = AffineRounding(4, symmetric=False, scale_dtype=torch.bfloat16)
 W3_SYMMETRIC = AffineRounding(3, symmetric=True, scale_dtype=torch.float16)
 DAMPING = 0.01

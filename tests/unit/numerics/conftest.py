@@ -1,0 +1,18 @@
+"""Numerics that have a C kernel are tested with it and without it."""
+
+from __future__ import annotations
+
+import pytest
+
+from gemquant.numerics import native
+from gemquant.numerics.native import rounding
+
+
+@pytest.fixture(params=["native", "torch"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run a test with the C kernels, and once more without them."""
+    if request.param == "torch":
+        monkeypatch.setattr(rounding, "is_usable", lambda tensor: False)
+    elif native.library() is None:
+        pytest.skip(f"native kernels: {native.status().reason}")
+    return str(request.param)

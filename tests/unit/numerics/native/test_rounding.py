@@ -1,0 +1,80 @@
+"""The C kernels against the plain torch code, and every processor level against every other."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+import torch
+from torch import Tensor
+
+from gemquant.numerics import native
+from gemquant.numerics.affine import AffineRounding
+from gemquant.numerics.compensation import CompensationPlan, quantize_compensated
+from gemquant.numerics.factor import factorise
+from gemquant.numerics.native import build
+from gemquant.numerics.native import rounding as kernels
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason=str(native.status().reason))
+
+ROUNDINGS = {
+    "zero-points": AffineRounding(4, symmetric=False, scale_dtype=torch.bfloat16),
+    "symmetric": AffineRounding(3, symmetric=True, scale_dtype=torch.float16),
+    "biased": AffineRounding(4, symmetric=False, scale_dtype=torch.bfloat16, biased=True),
+}
+
+
+def problem(rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(rows)
+    inputs = torch.randn(3 * columns, columns, generator=generator)
+    inputs += torch.randn(3 * columns, 4, generator=generator) @ torch.randn(
+        4, columns, generator=generator
+    )
+    weight = torch.randn(rows, columns, generator=generator)
+    return weight, inputs.T @ inputs, 0.5 + torch.rand(columns, generator=generator)
+
+
+def compensated(rows: int, columns: int, rounding: AffineRounding) -> tuple[Tensor, ...]:
+    weight, gram, scale = problem(rows, columns)
+    plan = CompensationPlan(rounding, 32, clip=True, refinements=2)
+    return quantize_compensated(weight, scale, gram=gram, factor=factorise(gram), plan=plan)
+
+
+@pytest.mark.parametrize("rows", [1, 63, 64, 65, 200])
+@pytest.mark.parametrize("name", sorted(ROUNDINGS))
+def test_codes_are_those_of_plain_torch(
+    rows: int, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes, scales, zero_points = compensated(rows, 128, ROUNDINGS[name])
+    monkeypatch.setattr(kernels, "is_usable", lambda tensor: False)
+    plain = compensated(rows, 128, ROUNDINGS[name])
+    assert torch.equal(scales, plain[1])
+    assert torch.equal(zero_points, plain[2])
+    # Sums in another order: a value half way between two codes may go to the other.
+    assert (codes != plain[0]).float().mean() < 0.001
+
+
+@pytest.mark.parametrize("level", list(build.levels()))
+def test_every_processor_level_gives_the_same_bits(
+    level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = list(build.levels())
+    if names.index(level) > names.index(str(native.status().level)):
+        pytest.skip(f"this processor has no {level}")
+    expected = compensated(70, 128, ROUNDINGS["zero-points"])
+    loaded = ctypes.CDLL(str(build.FOLDER / build.library_name(level)))
+    monkeypatch.setattr(kernels, "library", lambda: loaded)
+    for found, wanted in zip(compensated(70, 128, ROUNDINGS["zero-points"]), expected, strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_bytes_do_not_depend_on_the_number_of_threads() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = compensated(200, 128, ROUNDINGS["zero-points"])
+        torch.set_num_threads(3)
+        together = compensated(200, 128, ROUNDINGS["zero-points"])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
