@@ -64,7 +64,6 @@ def run(
         held=bool(evaluation),
     )
 
-
     with ExitStack() as stack:
         productions = [
             stack.enter_context(producing(made, checkpoint, skeleton, measured=bool(evaluation)))
