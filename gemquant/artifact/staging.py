@@ -28,23 +28,26 @@ def output_problems(out: Path, *, force: bool, needed_bytes: int) -> list[Gemqua
         problems.append(OutputError(f"{out} is a symbolic link.", hint="Name the folder itself."))
     elif out.exists():
         problems += _replacement_problems(out, force=force)
+    problems += place_problems(out, needed_bytes=needed_bytes)
+    return problems
+
+
+def place_problems(out: Path, *, needed_bytes: int) -> list[GemquantError]:
+    """Return what forbids anything at all from being written at ``out``: no folder, no room."""
     base = _existing_ancestor(out)
     if not base.is_dir():
-        problems.append(OutputError(f"{base} is not a folder, so {out} cannot be made in it."))
-    elif not os.access(base, os.W_OK | os.X_OK):
-        problems.append(
-            OutputError(f"{base} cannot be written to.", hint="Choose another place with -o.")
-        )
-    else:
-        free = shutil.disk_usage(base).free
-        if free < needed_bytes:
-            problems.append(
-                OutputError(
-                    f"{out} needs {human_bytes(needed_bytes)}; {human_bytes(free)} are free.",
-                    hint="Free some space, or choose another place with -o.",
-                )
+        return [OutputError(f"{base} is not a folder, so {out} cannot be made in it.")]
+    if not os.access(base, os.W_OK | os.X_OK):
+        return [OutputError(f"{base} cannot be written to.", hint="Choose another place with -o.")]
+    free = shutil.disk_usage(base).free
+    if free < needed_bytes:
+        return [
+            OutputError(
+                f"{out} needs {human_bytes(needed_bytes)}; {human_bytes(free)} are free.",
+                hint="Free some space, or choose another place with -o.",
             )
-    return problems
+        ]
+    return []
 
 
 @contextmanager
@@ -59,12 +62,12 @@ def staged(out: Path, *, force: bool, needed_bytes: int) -> Iterator[Path]:
     out = Path(os.path.abspath(out))  # noqa: PTH100 (resolve() would follow a link at `out`)
     token = secrets.token_hex(4)
     scratch = out.with_name(f".{out.name}.{token}.partial")
-    made = _make_parents(out.parent)
+    made = make_parents(out.parent)
     try:
         _make(scratch)
         try:
             yield scratch
-            _flush_tree(scratch)
+            flush_tree(scratch)
             _put_in_place(scratch, out, aside=out.with_name(f".{out.name}.{token}.old"))
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -98,7 +101,7 @@ def _existing_ancestor(out: Path) -> Path:
     return Path(out.anchor)
 
 
-def _make_parents(parent: Path) -> list[Path]:
+def make_parents(parent: Path) -> list[Path]:
     """Create what is missing above the artifact; return it, the outermost first."""
     missing = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     made: list[Path] = []
@@ -123,15 +126,16 @@ def _make(folder: Path) -> None:
         ) from error
 
 
-def _flush_tree(folder: Path) -> None:
+def flush_tree(folder: Path) -> None:
     """Ask the disk to keep every file and folder, so that a rename never precedes its content."""
     for root, _, files in os.walk(folder):
         for name in files:
-            _flush(Path(root) / name)
-        _flush(Path(root))
+            flush(Path(root) / name)
+        flush(Path(root))
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Ask the disk to keep one file or folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -152,7 +156,7 @@ def _put_in_place(scratch: Path, out: Path, *, aside: Path) -> None:
             if replaced:
                 aside.rename(out)
             raise
-        _flush(out.parent)
+        flush(out.parent)
     except OSError as error:
         raise OutputError(f"{out} cannot be put in place: {error.strerror}.") from error
     if replaced:

@@ -25,6 +25,9 @@ class LazyCommand:
 # compares them.
 COMMANDS: Mapping[str, LazyCommand] = {
     "eval": LazyCommand("gemquant.cli.eval", "Measure an artifact against its original again."),
+    "llamafile": LazyCommand(
+        "gemquant.cli.llamafile", "Pack a GGUF and a llamafile runtime into one executable."
+    ),
     "quantizers": LazyCommand("gemquant.cli.quantizers", "List the quantizers and their options."),
     "show": LazyCommand("gemquant.cli.show", "Print what an artifact is and what was lost in it."),
     "targets": LazyCommand("gemquant.cli.targets", "List the devices, or describe one."),

@@ -10,6 +10,7 @@ import click
 from gemquant.cli.flags import output_flags
 from gemquant.cli.progress import reporter
 from gemquant.errors import GemquantError, refuse
+from gemquant.progress import Silence
 
 
 def _verify(artifacts: tuple[Path, ...], *, as_json: bool, quiet: bool) -> None:
@@ -34,12 +35,16 @@ def _verify(artifacts: tuple[Path, ...], *, as_json: bool, quiet: bool) -> None:
 
 
 def _problems(path: Path) -> list[GemquantError]:
-    """Check one artifact: hashes of all files, then the container's structure."""
+    """Check one artifact: hashes of all files, then the structure. A file is a llamafile."""
     from gemquant.artifact import Artifact
     from gemquant.errors import Problems
+    from gemquant.llamafile.reading import verify
     from gemquant.plugins import exporter
 
     try:
+        if path.is_file():
+            verify(path, progress=Silence())
+            return []
         artifact = Artifact.open(path)
         exporter(artifact.manifest.container).open(path)
     except Problems as several:
@@ -59,9 +64,11 @@ command = click.Command(
     help="""Hash artifacts again and check their structure.
 
     Every file must be the one that the manifest describes, and the container must hold every
-    tensor of the model. Exits with 6 if anything differs.""",
+    tensor of the model. A llamafile is compared with the record beside it. Exits with 6 if anything
+    differs.""",
     epilog="""\b
 Examples:
   gemquant verify gemma-2-2b-awq
-  gemquant verify build/* --json""",
+  gemquant verify build/* --json
+  gemquant verify gemma.llamafile""",
 )
