@@ -1,7 +1,7 @@
 /* Q6_K: 256 weights in 16 blocks of 16, w = d · scale · code, code from −32 to 31, scale int8.
    ggml-quants.c: quantize_row_q6_K_ref, quantize_row_q6_K_impl. */
 #include "gemquant.h"
-#include "scale_search.h"
+#include "super_block.h"
 
 #include <math.h>
 
@@ -11,21 +11,6 @@ struct q6_k {
     int8_t scale[16];
     uint8_t d[2];
 };
-
-/* Codes + 32 of 16 weights under their final scale. */
-ALWAYS_INLINE void codes_of(const float *restrict x, float d, int32_t *restrict codes) {
-    for (int i = 0; i < 16; i += LANES) {
-        int_lanes code = lanes_nearest(lanes_load(x + i) / lanes_all(d));
-        code = lanes_clamp(code, -32, 31) + 32;
-        memcpy(codes + i, &code, sizeof code);
-    }
-}
-
-/* The same with the search's own inverse scale: what stays where the final scale became zero. */
-static void codes_of_search(const float *x, float inverse, int zero, int32_t *codes) {
-    for (int i = 0; i < 16; ++i)
-        codes[i] = zero ? 0 : clamp(nearest_int(inverse * x[i]), -32, 31) + 32;
-}
 
 static void pack(const uint8_t *restrict codes, struct q6_k *restrict out) {
     for (int half = 0; half < 2; ++half) {
@@ -47,7 +32,7 @@ static void super_block(const float *x, const float *importance, struct q6_k *ou
     if (importance) to_tile(16, importance, weights);
     for (int lane = 0; lane < 16; lane += LANES) {
         const struct scale_fit found =
-            search_scale(16, 32.f, &tile[0][lane], importance ? &weights[0][lane] : NULL);
+            search_scale(16, 32.f, &tile[0][lane], importance ? &weights[0][lane] : NULL, 0);
         lanes_store(scales + lane, found.scale);
         lanes_store(inverses + lane, found.inverse);
         memcpy(zero + lane, &found.zero, sizeof found.zero);
@@ -73,9 +58,9 @@ static void super_block(const float *x, const float *importance, struct q6_k *ou
     for (int block = 0; block < 16; ++block) {
         const float final = d * (float)out->scale[block];
         if (final == 0.f)
-            codes_of_search(x + 16 * block, inverses[block], zero[block], codes + 16 * block);
+            codes_of_search(x + 16 * block, inverses[block], zero[block], 32, codes + 16 * block);
         else
-            codes_of(x + 16 * block, final, codes + 16 * block);
+            codes_of_scale(x + 16 * block, final, 32, codes + 16 * block);
     }
     ALIGNED uint8_t narrow[256];
     for (int i = 0; i < 256; ++i) narrow[i] = (uint8_t)codes[i];

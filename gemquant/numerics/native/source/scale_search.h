@@ -16,12 +16,22 @@ struct scale_fit {
     int_lanes zero; /* whether the block counts as zero: scale is 0, and code + levels is 0 too */
 };
 
-/* Σ w·x·code and Σ w·code², one element after the other, for TRIES inverse scales.
+/* What the codes of a try need. Weights are finite, so that |x · inverse| is below levels + 1: below
+   levels + ½ codes pass only the upper end, below levels − ½ neither. The scales of blocks may be
+   infinite or NaN: for them ggml's integers are followed bit by bit. */
+enum ends { ANY_NUMBER = -1, NO_END, UPPER_END, BOTH_ENDS };
 
-   |x · inverse| is below levels + 1. Below levels + ½ only the upper end can be passed, below
-   levels − ½ neither; ends: how many are looked after. */
+ALWAYS_INLINE lanes code_of(lanes value, float levels, enum ends ends) {
+    if (ends == ANY_NUMBER) return lanes_clamp(lanes_nearest_int(value), -levels, levels - 1);
+    lanes code = lanes_round(value);
+    if (ends >= UPPER_END) code = lanes_min(code, lanes_all(levels - 1));
+    if (ends >= BOTH_ENDS) code = lanes_max(code, lanes_all(-levels));
+    return code;
+}
+
+/* Σ w·x·code and Σ w·code², one element after the other, for TRIES inverse scales. */
 ALWAYS_INLINE void sums_of_tries(
-    int length, float levels, int ends, const float *x, const lanes *w, const lanes *wx,
+    int length, float levels, enum ends ends, const float *x, const lanes *w, const lanes *wx,
     const lanes *inverse, lanes *sumlx, lanes *suml2
 ) {
     lanes lx[TRIES], l2[TRIES];
@@ -29,9 +39,7 @@ ALWAYS_INLINE void sums_of_tries(
     for (int i = 0; i < length; ++i) {
         const lanes xi = lanes_load(x + i * TILE), wi = w[i], wxi = wx[i];
         for (int k = 0; k < TRIES; ++k) {
-            lanes code = lanes_round(inverse[k] * xi);
-            if (ends > 0) code = lanes_min(code, lanes_all(levels - 1));
-            if (ends > 1) code = lanes_max(code, lanes_all(-levels));
+            const lanes code = code_of(inverse[k] * xi, levels, ends);
             lx[k] += wxi * code;
             l2[k] += wi * code * code;
         }
@@ -43,9 +51,9 @@ ALWAYS_INLINE void sums_of_tries(
 /* The scale with the least weighted error of 19 tried, for LANES blocks of a tile.
 
    length: elements of a block, at most 32. levels: 4, 8, 16 or 32. weights: a tile like x; NULL
-   weighs every element by its own square. Everything finite; sums may overflow as ggml's do. */
+   weighs every element by its own square. any: x may be infinite or NaN (sums always may). */
 ALWAYS_INLINE struct scale_fit search_scale(
-    int length, float levels, const float *x, const float *weights
+    int length, float levels, const float *x, const float *weights, int any
 ) {
     lanes w[32], wx[32];
     lanes largest = lanes_all(0.f), size = lanes_all(0.f);
@@ -60,8 +68,8 @@ ALWAYS_INLINE struct scale_fit search_scale(
     const lanes first = lanes_all(-levels) / largest;
     lanes sumlx = lanes_all(0.f), suml2 = lanes_all(0.f);
     for (int i = 0; i < length; ++i) {
-        const lanes code =
-            lanes_min(lanes_round(first * lanes_load(x + i * TILE)), lanes_all(levels - 1));
+        const lanes value = first * lanes_load(x + i * TILE);
+        const lanes code = code_of(value, levels, any ? ANY_NUMBER : UPPER_END);
         sumlx += wx[i] * code;
         suml2 += w[i] * code * code;
     }
@@ -77,7 +85,8 @@ ALWAYS_INLINE struct scale_fit search_scale(
         lanes inverse[TRIES], lx[TRIES], l2[TRIES];
         for (int k = 0; k < TRIES; ++k)
             inverse[k] = lanes_all(-(levels + 0.1f * (float)(step + k))) / largest;
-        const int ends = group == 0 ? 0 : group < 4 ? 1 : 2;
+        const enum ends usual = group == 0 ? NO_END : group < 4 ? UPPER_END : BOTH_ENDS;
+        const enum ends ends = any ? ANY_NUMBER : usual;
         sums_of_tries(length, levels, ends, x, w, wx, inverse, lx, l2);
         for (int k = 0; k < TRIES; ++k) {
             const int_lanes better = (l2[k] > 0.f) & (lx[k] * lx[k] > best * l2[k]);

@@ -35,29 +35,43 @@ ALWAYS_INLINE void transpose_four(const float *const from[4], float *to) {
     for (int k = 0; k < 4; ++k) memcpy(to + k * TILE, &columns[k], sizeof columns[k]);
 }
 
-/* TILE blocks of ``length`` numbers, a multiple of 4, that follow one another. */
-ALWAYS_INLINE void to_tile(int length, const float *from, float (*tile)[TILE]) {
+/* TILE blocks of ``length`` numbers, a multiple of 4: the start of each block. */
+ALWAYS_INLINE void gather_tile(int length, const float *const *blocks, float (*tile)[TILE]) {
     for (int i = 0; i < length; i += 4)
         for (int block = 0; block < TILE; block += 4) {
-            const float *at = from + block * length + i;
-            const float *const places[4] = {at, at + length, at + 2 * length, at + 3 * length};
+            const float *const places[4] = {
+                blocks[block] + i, blocks[block + 1] + i, blocks[block + 2] + i, blocks[block + 3] + i,
+            };
             transpose_four(places, &tile[i][block]);
         }
+}
+
+/* TILE blocks of ``length`` numbers that follow one another. */
+ALWAYS_INLINE void to_tile(int length, const float *from, float (*tile)[TILE]) {
+    const float *blocks[TILE];
+    for (int block = 0; block < TILE; ++block) blocks[block] = from + block * length;
+    gather_tile(length, blocks, tile);
 }
 
 /* The nearest integer, halves to even, where the magnitude is known to be below 2^22. */
 ALWAYS_INLINE lanes lanes_round(lanes value) { return (value + ROUND_MAGIC) - ROUND_MAGIC; }
 
-/* nearest_int in every lane, for any number at all. */
-ALWAYS_INLINE int_lanes lanes_nearest(lanes value) {
-    return ((int_lanes)(value + ROUND_MAGIC) & 0x007fffff) - 0x00400000;
+/* nearest_int in every lane, for any number at all, as a number: whatever the sum became, ggml reads
+   its last 23 bits, which are here read with the exponent that makes them a number again. */
+ALWAYS_INLINE lanes lanes_nearest_int(lanes value) {
+    const int_lanes bits = (int_lanes)(value + ROUND_MAGIC);
+    return (lanes)((bits & 0x007fffff) | 0x4b000000) - ROUND_MAGIC;
 }
 
-/* Between two ends. */
-ALWAYS_INLINE int_lanes lanes_clamp(int_lanes value, int32_t low, int32_t high) {
-    const int_lanes below = value < low, above = value > high;
-    value = (below & low) | (~below & value);
-    return (above & high) | (~above & value);
+/* Between two ends; ``value`` is a number. */
+ALWAYS_INLINE lanes lanes_clamp(lanes value, float low, float high) {
+    return lanes_min(lanes_max(value, lanes_all(low)), lanes_all(high));
+}
+
+/* Integers from 0 to 2^22 to the last bytes of 32-bit integers. */
+ALWAYS_INLINE void store_codes(int32_t *to, lanes code) {
+    code += ROUND_MAGIC;
+    memcpy(to, &code, sizeof code);
 }
 
 static inline int32_t clamp(int32_t value, int32_t low, int32_t high) {
