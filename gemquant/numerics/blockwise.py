@@ -15,6 +15,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from gemquant.numerics.native import codebook as native
+
 ELEMENTS_AT_ONCE = 1 << 16
 """Weights compared at a time: they stay in the cache for all 15 comparisons."""
 
@@ -23,6 +25,8 @@ SMALLEST_SCALE = 1e-38
 
 NESTED_BLOCK = 256
 """Scales that share a scale of their own."""
+
+_IN_ORDER = torch.arange(256, dtype=torch.uint8)  # ranks among the values are the codes
 
 _GRID = 32767.5  # half of 2**16 − 1: the dynamic type is looked up on a grid of 16 bits
 
@@ -68,20 +72,39 @@ def quantize_blockwise(weight: Tensor, *, codes: str, block_size: int) -> tuple[
     whole = flat.numel() // block_size * block_size
     packed = torch.empty(flat.numel() // 2, dtype=torch.uint8, device=flat.device)
     scales = torch.empty(math.ceil(flat.numel() / block_size), device=flat.device)
-    at_once = max(1, ELEMENTS_AT_ONCE // block_size) * block_size
-    for start in range(0, whole, at_once):
-        stop = min(start + at_once, whole)
-        blocks = flat[start:stop].view(-1, block_size)
-        largest = blocks.abs().amax(1)
-        scales[start // block_size : stop // block_size] = largest
-        inverse = largest.clamp(min=SMALLEST_SCALE).reciprocal_()
-        packed[start // 2 : stop // 2] = _packed_codes(blocks * inverse[:, None], codes)
+    if native.is_usable(flat, block_size):
+        thresholds, pairs = _thresholds(codes)
+        native.quantize_blocks(
+            flat[:whole],
+            packed,
+            scales,
+            block_size=block_size,
+            thresholds=thresholds,
+            pairs=_IN_ORDER if pairs is None else pairs,
+            smallest_scale=SMALLEST_SCALE,
+        )
+    else:
+        _quantize_blocks(flat[:whole], packed, scales, codes=codes, block_size=block_size)
     if whole < flat.numel():
         # The short block is divided, and its scale raised: as the reference does it.
         largest = flat[whole:].abs().amax().clamp(min=SMALLEST_SCALE)
         scales[-1] = largest
         packed[whole // 2 :] = _packed_codes(flat[whole:] / largest, codes)
     return packed, scales
+
+
+def _quantize_blocks(
+    flat: Tensor, packed: Tensor, scales: Tensor, *, codes: str, block_size: int
+) -> None:
+    """Whole blocks in plain torch, some at a time."""
+    at_once = max(1, ELEMENTS_AT_ONCE // block_size) * block_size
+    for start in range(0, flat.numel(), at_once):
+        stop = min(start + at_once, flat.numel())
+        blocks = flat[start:stop].view(-1, block_size)
+        largest = blocks.abs().amax(1)
+        scales[start // block_size : stop // block_size] = largest
+        inverse = largest.clamp(min=SMALLEST_SCALE).reciprocal_()
+        packed[start // 2 : stop // 2] = _packed_codes(blocks * inverse[:, None], codes)
 
 
 def _packed_codes(scaled: Tensor, codes: str) -> Tensor:

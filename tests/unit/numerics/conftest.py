@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gemquant.numerics import native
-from gemquant.numerics.native import rounding
+from gemquant.numerics.native import codebook, rounding
 
 
 @pytest.fixture(params=["native", "torch"])
@@ -13,6 +13,7 @@ def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """Run a test with the C kernels, and once more without them."""
     if request.param == "torch":
         monkeypatch.setattr(rounding, "is_usable", lambda tensor: False)
+        monkeypatch.setattr(codebook, "is_usable", lambda flat, block_size: False)
     elif native.library() is None:
         pytest.skip(f"native kernels: {native.status().reason}")
     return str(request.param)

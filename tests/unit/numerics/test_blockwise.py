@@ -20,6 +20,8 @@ from gemquant.numerics.blockwise import (
 )
 from gemquant.numerics.rowwise import dequantize_rowwise, quantize_rowwise
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 CODES = ("nf4", "fp4")
 
 
