@@ -24,6 +24,7 @@ from gemquant.calibration.text import Library, Split, TextFile, largest_remainde
 from gemquant.calibration.user_text import read_user_file
 from gemquant.errors import CalibrationError, GemquantError, UsageError, refuse
 from gemquant.gemma import chat
+from gemquant.gemma.chat_templates import STOCK
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -158,7 +159,7 @@ class _Packer:
 
     def _tokens(self, document: Document) -> list[int]:
         if isinstance(document, Conversation):
-            template = chat.STOCK if self.chat_template is None else self.chat_template
+            template = STOCK if self.chat_template is None else self.chat_template
             text = chat.render(template, document.messages, bos="")
         else:
             text = document.text + BETWEEN_DOCUMENTS

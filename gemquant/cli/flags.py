@@ -283,7 +283,8 @@ def common_flags(quantizer: type[Any]) -> list[click.Parameter]:
             "--chat-template",
             metavar="NAME|FILE",
             instead="the checkpoint's",
-            help="Chat template for chat text and for the artifact.",
+            help="Chat template for chat text and for the artifact: stock, system, system-in-user, "
+            "systemgemma2, or a file.",
         ),
         *evaluation_flags(),
         click.Option(["--no-eval"], is_flag=True, help="Write no certificate."),

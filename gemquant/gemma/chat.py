@@ -1,4 +1,4 @@
-"""Chat templates: Gemma's turn format, its variants by name, and a sandbox that renders them.
+"""Chat templates: which one to use, and a sandbox that renders it.
 
     <bos><start_of_turn>user
     Hello<end_of_turn>
@@ -15,7 +15,6 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NoReturn
 
 from jinja2 import Template, TemplateError, TemplateRuntimeError, TemplateSyntaxError
@@ -23,6 +22,7 @@ from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from gemquant.errors import CalibrationError, CheckpointError, UsageError
+from gemquant.gemma.chat_templates import STOCK, VARIANTS
 
 Message = Mapping[str, Any]
 """{"role": "system" | "user" | "assistant", "content": "…"}"""
@@ -32,70 +32,6 @@ LONGEST_TEMPLATE = 100_000
 
 LONGEST_CONVERSATION = 4_000_000
 """Characters that one conversation may be rendered to."""
-
-# Each turn in Gemma's own form; `prefix` is what is put before the first user's words.
-_TURNS = """\
-{%- for message in turns -%}
-    {%- if message['role'] != ('user', 'assistant')[loop.index0 % 2] -%}
-        {{ raise_exception('roles must alternate user, assistant, and so on') }}
-    {%- endif -%}
-    {%- set role = 'model' if message['role'] == 'assistant' else 'user' -%}
-    {{ '<start_of_turn>' + role + '\\n' }}
-    {{- prefix if loop.first else '' }}
-    {{- message['content'] | trim + '<end_of_turn>\\n' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-    {{ '<start_of_turn>model\\n' }}
-{%- endif -%}
-"""
-
-STOCK = (
-    """\
-{{ bos_token }}
-{%- if messages[0]['role'] == 'system' -%}
-    {{ raise_exception('the system role is not supported') }}
-{%- endif -%}
-{%- set turns = messages -%}
-{%- set prefix = '' -%}
-"""
-    + _TURNS
-)
-
-SYSTEM = (
-    """\
-{{ bos_token }}
-{%- set turns = messages -%}
-{%- set prefix = '' -%}
-{%- if messages[0]['role'] == 'system' -%}
-    {{ '<start_of_turn>system\\n' + messages[0]['content'] | trim + '<end_of_turn>\\n' }}
-    {%- set turns = messages[1:] -%}
-{%- endif -%}
-"""
-    + _TURNS
-)
-
-SYSTEM_IN_USER = (
-    """\
-{{ bos_token }}
-{%- set turns = messages -%}
-{%- set prefix = '' -%}
-{%- if messages[0]['role'] == 'system' -%}
-    {%- set prefix = messages[0]['content'] + '\\n\\n' -%}
-    {%- set turns = messages[1:] -%}
-{%- endif -%}
-"""
-    + _TURNS
-)
-
-VARIANTS: Mapping[str, str] = MappingProxyType(
-    {"stock": STOCK, "system": SYSTEM, "system-in-user": SYSTEM_IN_USER}
-)
-"""Templates that --chat-template knows by name.
-
-stock: user and model turns; a system turn is refused, as by the templates of Gemma 1 and 2.
-system: a turn of its own for the system role, for models that were trained on one.
-system-in-user: the system's words open the first user turn, as in the template of Gemma 3.
-"""
 
 
 def choose_template(choice: str | None, own: str | None) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gemquant.gemma.chat import SYSTEM
+from gemquant.gemma.chat_templates import SYSTEM
 from tests.tiny_gemma import Kind
 from tests.unit.cli.conftest import Result, Run
 

@@ -7,6 +7,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from gemquant.errors import CalibrationError, CheckpointError, UsageError
 from gemquant.gemma import chat
+from gemquant.gemma import chat_templates as templates
 
 TALK = [
     {"role": "user", "content": " Hello "},
@@ -17,7 +18,7 @@ WITH_SYSTEM = [{"role": "system", "content": "Be brief."}, *TALK]
 
 
 def test_the_stock_template_writes_gemmas_turns():
-    assert chat.render(chat.STOCK, TALK, add_generation_prompt=True) == (
+    assert chat.render(templates.STOCK, TALK, add_generation_prompt=True) == (
         "<bos><start_of_turn>user\nHello<end_of_turn>\n"
         "<start_of_turn>model\nGood morning.<end_of_turn>\n"
         "<start_of_turn>user\nBye<end_of_turn>\n"
@@ -26,20 +27,20 @@ def test_the_stock_template_writes_gemmas_turns():
 
 
 def test_without_bos_the_text_begins_with_the_first_turn():
-    assert chat.render(chat.STOCK, TALK[:1], bos="") == (
+    assert chat.render(templates.STOCK, TALK[:1], bos="") == (
         "<start_of_turn>user\nHello<end_of_turn>\n"
     )
 
 
 def test_the_system_variant_gives_the_system_a_turn():
-    assert chat.render(chat.SYSTEM, WITH_SYSTEM[:2]) == (
+    assert chat.render(templates.SYSTEM, WITH_SYSTEM[:2]) == (
         "<bos><start_of_turn>system\nBe brief.<end_of_turn>\n"
         "<start_of_turn>user\nHello<end_of_turn>\n"
     )
 
 
 def test_system_in_user_opens_the_first_user_turn_only():
-    assert chat.render(chat.SYSTEM_IN_USER, WITH_SYSTEM) == (
+    assert chat.render(templates.SYSTEM_IN_USER, WITH_SYSTEM) == (
         "<bos><start_of_turn>user\nBe brief.\n\nHello<end_of_turn>\n"
         "<start_of_turn>model\nGood morning.<end_of_turn>\n"
         "<start_of_turn>user\nBye<end_of_turn>\n"
@@ -48,22 +49,22 @@ def test_system_in_user_opens_the_first_user_turn_only():
 
 def test_the_stock_template_refuses_the_system_role():
     with pytest.raises(CalibrationError, match="system role is not supported") as refusal:
-        chat.render(chat.STOCK, WITH_SYSTEM)
+        chat.render(templates.STOCK, WITH_SYSTEM)
     assert refusal.value.hint is not None
     assert "--chat-template system-in-user" in refusal.value.hint
 
 
-@pytest.mark.parametrize("variant", sorted(chat.VARIANTS))
+@pytest.mark.parametrize("variant", sorted(templates.VARIANTS))
 def test_roles_must_alternate(variant: str):
     with pytest.raises(CalibrationError, match=r"roles user, user: roles must alternate"):
-        chat.render(chat.VARIANTS[variant], [TALK[0], TALK[2]])
+        chat.render(templates.VARIANTS[variant], [TALK[0], TALK[2]])
 
 
-@pytest.mark.parametrize("variant", sorted(chat.VARIANTS))
+@pytest.mark.parametrize("variant", sorted(templates.VARIANTS))
 @pytest.mark.parametrize("prompt", [False, True], ids=["finished", "prompt"])
 def test_rendering_equals_that_of_transformers(variant: str, prompt: bool):
     messages = TALK if variant == "stock" else WITH_SYSTEM
-    template = chat.VARIANTS[variant]
+    template = templates.VARIANTS[variant]
     (theirs,), _ = render_jinja_template(
         [messages], chat_template=template, add_generation_prompt=prompt, bos_token="<bos>"
     )
@@ -84,11 +85,11 @@ def test_without_a_choice_the_checkpoints_template_is_used():
 
 
 def test_without_any_template_the_stock_one_is_used():
-    assert chat.choose_template(None, None) == chat.STOCK
+    assert chat.choose_template(None, None) == templates.STOCK
 
 
 def test_a_variant_is_chosen_by_name():
-    assert chat.choose_template("system-in-user", "own") == chat.SYSTEM_IN_USER
+    assert chat.choose_template("system-in-user", "own") == templates.SYSTEM_IN_USER
 
 
 def test_a_template_is_read_from_a_file(tmp_path: Path):
@@ -98,7 +99,9 @@ def test_a_template_is_read_from_a_file(tmp_path: Path):
 
 
 def test_an_unknown_name_lists_the_variants():
-    with pytest.raises(UsageError, match="neither a file nor one of stock, system, system-in-user"):
+    with pytest.raises(
+        UsageError, match="neither a file nor one of stock, system, system-in-user, systemgemma2"
+    ):
         chat.choose_template("sytem", None)
 
 
@@ -111,7 +114,7 @@ def test_a_file_that_is_not_jinja_is_refused_with_its_line(tmp_path: Path):
 
 def test_an_empty_conversation_is_refused():
     with pytest.raises(CalibrationError, match="no messages"):
-        chat.render(chat.STOCK, [])
+        chat.render(templates.STOCK, [])
 
 
 HOSTILE = {
