@@ -14,7 +14,7 @@ from gemquant.numerics.ggml.library import ggml
 from gemquant.numerics.ggml.types import TYPES
 from gemquant.numerics.native import build
 
-OURS = ["Q3_K", "Q6_K"]
+OURS = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
 LARGEST = float(np.finfo(np.float32).max)
 
 needs_ggml = pytest.mark.skipif(ggml() is None, reason="xllamacpp is not installed")
@@ -86,6 +86,12 @@ WEIGHTS = {
     "negative": lambda normal: -normal.abs(),
     "positive": torch.abs,
     "every magnitude": lambda normal: normal * torch.logspace(-40, 37, normal.shape[1]),
+    "far from zero": lambda normal: 1 + normal * 1e-6,
+    "far below zero": lambda normal: -1 + normal * 1e-6,
+    "some of many": lambda normal: normal * (normal.roll(1, 0).abs() > 2),
+    "blocks of all sizes": lambda normal: (
+        normal * (8 * normal[:, ::32]).exp().repeat_interleave(32, dim=1)
+    ),
 }
 
 IMPORTANCES = {
