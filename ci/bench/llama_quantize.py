@@ -99,7 +99,7 @@ class Llama:
         path = folder / f"libllama.{LLAMA_CPP}.so"
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing; install it: {INSTALL}")
-        self.folder = folder
+        self.ggml = _ggml(folder / "libggml-base.so")
         self._library = ctypes.CDLL(str(path))
         self._library.llama_model_quantize_default_params.restype = _Params
         self._library.llama_model_quantize.argtypes = (
@@ -162,6 +162,17 @@ class Llama:
         del kept
         if code:
             raise RuntimeError("".join(self.log[-8:]).strip() or f"exit code {code}")
+
+
+def _ggml(path: Path) -> ctypes.CDLL:
+    """ggml itself, for its ``ggml_quantize_chunk``."""
+    library = ctypes.CDLL(str(path))
+    whole, pointer = ctypes.c_int64, ctypes.c_void_p
+    library.ggml_quantize_chunk.argtypes = (
+        ctypes.c_int, pointer, pointer, whole, whole, whole, pointer,
+    )  # fmt: skip
+    library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    return library
 
 
 def _file_type(name: str) -> int:
