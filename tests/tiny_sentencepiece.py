@@ -108,7 +108,12 @@ def tiny_tokenizer_config() -> dict[str, Any]:
 
 @cache
 def tiny_sentencepiece_files() -> dict[str, bytes]:
-    """Return tokenizer.model, transformers' tokenizer.json for it, and tokenizer_config.json."""
+    """Return tokenizer.model, tokenizer.json and tokenizer_config.json.
+
+    tokenizer.json is transformers' conversion, with the merges of user-defined pieces in the order
+    in which the published files have them: transformers 5 would join pairs of spaces first, and so
+    cut a run of 32 in halves, where SentencePiece and the published files cut it after 31.
+    """
     from transformers import AutoTokenizer
 
     config = json.dumps(tiny_tokenizer_config(), indent=2).encode()
@@ -116,12 +121,21 @@ def tiny_sentencepiece_files() -> dict[str, bytes]:
         folder = Path(name)
         (folder / "tokenizer.model").write_bytes(tiny_sentencepiece())
         (folder / "tokenizer_config.json").write_bytes(config)
-        converted = AutoTokenizer.from_pretrained(folder).backend_tokenizer
+        converted = json.loads(AutoTokenizer.from_pretrained(folder).backend_tokenizer.to_str())
+    model = converted["model"]
+    model["merges"] = sorted(model["merges"], key=_published_place)
     return {
         "tokenizer.model": tiny_sentencepiece(),
-        "tokenizer.json": converted.to_str(pretty=True).encode(),
+        "tokenizer.json": json.dumps(converted, indent=2, ensure_ascii=False).encode(),
         "tokenizer_config.json": config,
     }
+
+
+def _published_place(merge: list[str]) -> tuple[int, int, int]:
+    left, right = merge
+    if left + right in _USER_DEFINED:
+        return (0, -len(left), -len(right))
+    return (1, 0, 0)
 
 
 _CARD = """\

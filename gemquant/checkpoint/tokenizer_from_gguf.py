@@ -2,17 +2,21 @@
 
 A GGUF keeps SentencePiece's pieces, scores and types. The merges of the equivalent BPE are all
 splits of a piece into two other pieces; the piece with the lower id is merged first, since Gemma's
-vocabulary is laid out by falling score.
+vocabulary is laid out by falling score, and of one piece the split with the longest left part.
+Before all others come the splits of user-defined pieces, such as runs of spaces, by falling length
+of the left part, so that a run is filled up from its left.
 
-Source: the tokenizer.json files of the published Gemmas; transformers ``convert_slow_tokenizer.py``
-for the order of splits of one piece (longest left part first).
+For Gemma 3 the result has the vocabulary, the merges and the added tokens, in their order and with
+their flags, of the tokenizer.json that was published with the model.
+
+Source: the tokenizer.json files of the published Gemmas.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -21,9 +25,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from tokenizers.processors import TemplateProcessing
 
 from gemquant.errors import CheckpointError, UnsupportedError
+from gemquant.gemma.gguf_tokens import SPACE, looks_special
 
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
-_SPACE = "▁"
 _NAMED = {"bos": "bos_token", "eos": "eos_token", "padding": "pad_token", "unknown": "unk_token"}
 
 
@@ -89,7 +93,7 @@ def _vocabulary(metadata: Mapping[str, Any], where: str) -> tuple[list[str], lis
     pieces, scores, types = lists
     # llama.cpp spells the runs of spaces among the user-defined pieces with real spaces.
     spelled = [
-        piece.replace(" ", _SPACE) if kind == _USER_DEFINED and not piece.strip(" ") else piece
+        piece.replace(" ", SPACE) if kind == _USER_DEFINED and not piece.strip(" ") else piece
         for piece, kind in zip(pieces, types, strict=True)
     ]
     if len(set(spelled)) != len(spelled):
@@ -122,38 +126,49 @@ def _tokenizer(
     tokenizer = Tokenizer(
         models.BPE(
             vocab=vocab,
-            merges=list(_merges(pieces, types)),
+            merges=_merges(pieces, types),
             unk_token=named["unk_token"],
             fuse_unk=True,
             byte_fallback=True,
         )
     )
-    tokenizer.normalizer = normalizers.Replace(" ", _SPACE)
+    tokenizer.normalizer = normalizers.Replace(" ", SPACE)
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     )
     name = named["bos_token"]
     tokenizer.post_processor = TemplateProcessing(
         single=f"{name} $A", pair=f"{name} $A {name}:1 $B:1", special_tokens=[(name, bos)]
     )
+    ordinary = {piece for piece in pieces if looks_special(piece)} - set(named.values())
     added = [
-        AddedToken(piece, normalized=False, special=kind == _CONTROL)
+        AddedToken(piece, normalized=False, special=kind == _CONTROL and piece not in ordinary)
         for piece, kind in zip(pieces, types, strict=True)
-        if kind in (_CONTROL, _USER_DEFINED) and piece.strip(_SPACE)
+        if kind in (_CONTROL, _USER_DEFINED)
     ]
     tokenizer.add_tokens(added)
     return tokenizer
 
 
-def _merges(pieces: Sequence[str], types: Sequence[int]) -> Iterator[tuple[str, str]]:
-    """Yield every split of a piece into two others; by the piece's id, longest left part first."""
-    parts = {
-        piece for piece, kind in zip(pieces, types, strict=True) if kind in (_NORMAL, _USER_DEFINED)
-    }
+def _merges(pieces: Sequence[str], types: Sequence[int]) -> list[tuple[str, str]]:
+    """Return every split of a piece into two others, in the order of their scores."""
+    of_kind: dict[int, list[str]] = {_USER_DEFINED: [], _NORMAL: []}
     for piece, kind in zip(pieces, types, strict=True):
-        if kind not in (_NORMAL, _USER_DEFINED):
-            continue
+        if kind in of_kind:
+            of_kind[kind].append(piece)
+    parts = {*of_kind[_USER_DEFINED], *of_kind[_NORMAL]}
+    first, others = of_kind[_NORMAL][:1], of_kind[_NORMAL][1:]
+    # SentencePiece scores these alike, zero; stable, and so by id where the lengths are the same.
+    alike = {*of_kind[_USER_DEFINED], *first}
+    unscored = [piece for piece in pieces if piece in alike]
+    by_length = sorted(_splits(unscored, parts), key=lambda split: (-len(split[0]), -len(split[1])))
+    return [*by_length, *_splits(others, parts)]
+
+
+def _splits(pieces: Sequence[str], parts: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yield every split of the pieces, in their order, the longest left part first."""
+    for piece in pieces:
         for cut in range(len(piece) - 1, 0, -1):
             left, right = piece[:cut], piece[cut:]
             if left in parts and right in parts:

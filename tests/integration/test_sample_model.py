@@ -61,7 +61,16 @@ def test_the_tokenizer_gives_the_ids_of_transformers(sample: Checkpoint) -> None
     theirs = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).backend_tokenizer
     ours = sample.tokenizer()
     assert isinstance(theirs, Tokenizer)
-    for text in varied_texts(list(ours.get_vocab()), 2500):
+    # transformers' conversion joins pairs of spaces first, and so halves a run of 32; Gemma's
+    # published tokenizer.json, like SentencePiece, takes 31 and then one. It also lists runs of ▁
+    # as added tokens, to be found in the text before its spaces become ▁.
+    texts = [
+        text
+        for text in varied_texts(list(ours.get_vocab()), 4000)
+        if "▁" not in text and " " * 32 not in text
+    ]
+    assert len(texts) > 2500
+    for text in texts:
         expected = theirs.encode(text, add_special_tokens=False).ids
         assert ours.encode(text, add_special_tokens=False).ids == expected, repr(text)
 

@@ -19,18 +19,14 @@ from gguf import TokenType
 
 from gemquant.errors import CheckpointError, UnsupportedError
 from gemquant.exporters.gguf.tokenizer_parts import TokenizerParts
+from gemquant.gemma.gguf_tokens import SPACE, looks_special
 
 ADDED_SCORE = -1000.0
 PADDING_SCORE = -10_000.0
 MAX_MODEL_BYTES = 64 << 20
 """Of a tokenizer.model; Gemma's have under 5 MB."""
 
-_SPACE = "▁"
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-# Tokens that some Gemmas list as ordinary added tokens although nobody should ever type them.
-_LOOKS_SPECIAL = re.compile(
-    r"<pad>|<mask>|<2mass>|\[@BOS@\]|<\|.*\|>|<｜.*｜>|<unused.*>", re.DOTALL
-)
 
 
 @dataclass(frozen=True)
@@ -60,10 +56,10 @@ def vocabulary(parts: TokenizerParts, size: int) -> Vocabulary:
     for index, content, special in _added(parts):
         if not 0 <= index < size:
             continue
-        control = special or _LOOKS_SPECIAL.fullmatch(content) is not None
+        control = special or looks_special(content)
         types[index] = int(TokenType.CONTROL if control else TokenType.USER_DEFINED)
         # Texts are searched for added tokens before their spaces are replaced.
-        tokens[index] = content if control else content.replace(_SPACE, " ")
+        tokens[index] = content if control else content.replace(SPACE, " ")
         scores[index] = ADDED_SCORE
     _require_distinct(tokens, parts.where)
     return Vocabulary(tokens, scores, types)

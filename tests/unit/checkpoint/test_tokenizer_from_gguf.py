@@ -45,20 +45,38 @@ def test_any_text_gets_the_same_ids(pair: tuple[Tokenizer, Tokenizer], text: str
     assert ours.encode(text).ids == published.encode(text).ids
 
 
-def test_runs_of_spaces_are_pieces_and_not_added_tokens() -> None:
+def test_a_run_of_spaces_is_one_token() -> None:
     metadata = tiny_token_metadata(extra=["  ", "   "])
     ids = GgufTokenizer(metadata, "x").tokenizer.encode("a   Z", add_special_tokens=False).ids
     vocab = len(metadata["tokenizer.ggml.tokens"])
     assert ids[1] == vocab - 1
     assert len(ids) == 3
-    added = GgufTokenizer(metadata, "x").tokenizer.get_added_tokens_decoder()
-    assert max(added) == 6
 
 
-def test_splits_of_a_piece_are_merged_longest_left_first() -> None:
+def test_a_run_of_spaces_is_an_added_token_under_its_spelling_as_published() -> None:
+    tokenizer = GgufTokenizer(tiny_token_metadata(extra=["  "]), "x").tokenizer
+    last = max(tokenizer.get_added_tokens_decoder().items())
+    assert (last[1].content, last[1].special) == ("▁▁", False)
+
+
+def test_a_run_longer_than_any_token_is_filled_up_from_its_left() -> None:
+    runs = [" " * count for count in (2, 3, 4, 5)]
+    tokenizer = GgufTokenizer(tiny_token_metadata(extra=runs), "x").tokenizer
+    assert tokenizer.encode(" " * 8, add_special_tokens=False).tokens == ["▁▁▁▁▁", "▁▁▁"]
+
+
+def test_splits_of_user_defined_pieces_are_merged_first_longest_left_part_first() -> None:
     metadata = tiny_token_metadata(extra=["<<", "<<<"])
     model = json.loads(GgufTokenizer(metadata, "x").tokenizer.to_str())["model"]
-    assert model["merges"][-3:] == [["<", "<"], ["<<", "<"], ["<", "<<"]]
+    assert model["merges"][:4] == [["<<", "<"], ["<", "<<"], ["▁", "t"], ["<", "<"]]
+
+
+def test_unused_tokens_are_control_in_a_gguf_and_ordinary_added_tokens_as_published() -> None:
+    metadata = tiny_token_metadata(extra=["<unused0>"])
+    metadata["tokenizer.ggml.token_type"][-1] = 3
+    tokenizer = GgufTokenizer(metadata, "x").tokenizer
+    last = max(tokenizer.get_added_tokens_decoder().items())
+    assert (last[1].content, last[1].special) == ("<unused0>", False)
 
 
 def test_the_chat_template_is_kept() -> None:

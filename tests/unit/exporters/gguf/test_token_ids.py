@@ -1,0 +1,102 @@
+"""llama.cpp's own tokenizer gives the ids that ``tokenizers`` and SentencePiece give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+from tokenizers import Tokenizer
+
+from gemquant.checkpoint import open_checkpoint
+from gemquant.exporters.gguf.metadata import tokenizer_metadata
+from gemquant.exporters.gguf.tokenizer_parts import tokenizer_parts
+from gemquant.gguf_values import string
+from tests.llama_vocabulary import LlamaVocabulary, why_not, write_vocabulary
+from tests.tiny_sentencepiece import VOCABULARY, tiny_sentencepiece_files
+from tests.tokenizer_texts import every_text
+
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"llama.cpp: {why_not()}")
+
+CONFIG = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
+JSON_ALONE = ("tokenizer.json",)
+NOT_FOR_SENTENCEPIECE = ("<bos>", "<eos>", "<pad>", "<unk>", "▁")
+
+texts = cache(every_text)
+
+
+def loaded(path: Path, files: Mapping[str, bytes], config: Mapping[str, Any]) -> LlamaVocabulary:
+    metadata = tokenizer_metadata(tokenizer_parts(files, "test"), {**CONFIG, **config})
+    return LlamaVocabulary(
+        write_vocabulary(path, {"general.architecture": string("gemma2"), **metadata})
+    )
+
+
+@pytest.fixture(scope="module", params=["tokenizer.model", "tokenizer.json alone"])
+def vocabulary(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LlamaVocabulary]:
+    files = dict(tiny_sentencepiece_files())
+    if request.param != "tokenizer.model":
+        files = {name: files[name] for name in JSON_ALONE}
+    path = tmp_path_factory.mktemp("vocabulary") / "tiny.gguf"
+    with loaded(path, files, {"model_type": "gemma2", "vocab_size": VOCABULARY}) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def published() -> Tokenizer:
+    return Tokenizer.from_str(tiny_sentencepiece_files()["tokenizer.json"].decode())
+
+
+def different(vocabulary: LlamaVocabulary, tokenizer: Tokenizer) -> list[str]:
+    return [
+        text
+        for text in texts()
+        if vocabulary.ids(text) != tokenizer.encode(text, add_special_tokens=False).ids
+    ]
+
+
+def test_there_are_over_2000_texts_in_every_category() -> None:
+    assert len(texts()) > 4500
+
+
+def test_ids_are_those_of_tokenizers(vocabulary: LlamaVocabulary, published: Tokenizer) -> None:
+    assert different(vocabulary, published) == []
+
+
+def test_ids_are_those_of_sentencepiece(vocabulary: LlamaVocabulary) -> None:
+    model = tiny_sentencepiece_files()["tokenizer.model"]
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    ordinary = [t for t in texts() if not any(token in t for token in NOT_FOR_SENTENCEPIECE)]
+    assert len(ordinary) > 4000
+    assert [text for text in ordinary if vocabulary.ids(text) != processor.EncodeAsIds(text)] == []
+
+
+def test_bos_is_added_once_and_nothing_else(
+    vocabulary: LlamaVocabulary, published: Tokenizer
+) -> None:
+    text = "def the 世界"
+    assert vocabulary.ids(text, add_special=True) == published.encode(text).ids
+    assert vocabulary.ids(text, add_special=True).count(2) == 1
+
+
+def test_special_tokens_have_their_parts(vocabulary: LlamaVocabulary) -> None:
+    assert [vocabulary.token(role) for role in ("bos", "eos", "pad", "eot")] == [2, 1, 0, 106]
+    assert [index for index in range(vocabulary.size) if vocabulary.ends(index)] == [1, 106]
+
+
+def test_text_comes_back(vocabulary: LlamaVocabulary) -> None:
+    ordinary = [text for text in texts() if "▁" not in text]
+    assert [t for t in ordinary if vocabulary.text(vocabulary.ids(t)) != t.encode()] == []
+
+
+@pytest.mark.real
+def test_the_samples_ids_are_those_of_its_tokenizer(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint("sample:gemma-3-270m")
+    with loaded(tmp_path / "v.gguf", checkpoint.tokenizer_files(), checkpoint.config) as opened:
+        assert opened.size == 262_144
+        assert different(opened, checkpoint.tokenizer()) == []
