@@ -39,13 +39,14 @@ def cache_folder() -> Path:
 
 def default_threads() -> int:
     """Physical cores this process may use; threads beyond them collapse the speed of matmuls."""
-    usable = _usable_cpus()
+    usable = usable_cpus()
     cores = _physical_cores(usable) or len(usable)
     quota = _cgroup_cpus()
     return max(1, min(cores, quota) if quota else cores)
 
 
-def _usable_cpus() -> set[int]:
+def usable_cpus() -> set[int]:
+    """Numbers of the logical processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)
     return set(range(os.cpu_count() or 1))

@@ -24,6 +24,9 @@ class LazyCommand:
 # Summaries repeat each command's first help line, so that the listing imports nothing; a test
 # compares them.
 COMMANDS: Mapping[str, LazyCommand] = {
+    "bench": LazyCommand(
+        "gemquant.cli.bench", "Measure how fast artifacts run, and in how much memory."
+    ),
     "eval": LazyCommand("gemquant.cli.eval", "Measure an artifact against its original again."),
     "llamafile": LazyCommand(
         "gemquant.cli.llamafile", "Pack a GGUF and a llamafile runtime into one executable."

@@ -81,7 +81,7 @@ def plan(planned: JobPlan, *, as_json: bool) -> None:
     facts.add_row("folder", str(job.out))
     facts.add_row("container", f"{job.exporter.name}, for {job.recipe.target}")
     for words, count in schemes.items():
-        facts.add_row(job.recipe.quantizer, f"{words}: {_counted(count, 'layer')}")
+        facts.add_row(job.recipe.quantizer, f"{words}: {counted(count, 'layer')}")
     kept = [name.removesuffix(".weight") for name in planned.kept]
     if schemes:
         facts.add_row("kept", _named(kept))
@@ -148,7 +148,7 @@ def _facts(manifest: Manifest) -> list[Table | str]:
     for scheme in quantization.schemes:
         facts.add_row(
             quantization.quantizer,
-            f"{scheme_words(scheme)}: {_counted(len(scheme.modules), 'layer')}",
+            f"{scheme_words(scheme)}: {counted(len(scheme.modules), 'layer')}",
         )
     if quantization.schemes:
         facts.add_row("kept", f"{_named(quantization.unquantized)} in {quantization.float_dtype}")
@@ -187,7 +187,8 @@ def _named(matrices: Sequence[str]) -> str:
     return ", ".join(matrices) if len(matrices) <= MATRICES_NAMED else f"{len(matrices)} matrices"
 
 
-def _counted(count: int, noun: str) -> str:
+def counted(count: int, noun: str) -> str:
+    """Write a number of things."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -51,11 +51,18 @@ class MlxRunner:
         return f"{' and '.join(missing)} not installed; {INSTALL}" if missing else None
 
     @classmethod
-    def load(cls, folder: Path, container: str, *, device: str = "cpu") -> Self:
-        """Load a finished folder as mlx-lm does, to compute in float32.
+    def load(
+        cls,
+        folder: Path,
+        container: str,
+        *,
+        device: str = "cpu",
+        dtype: Literal["float32", "stored"] = "float32",
+    ) -> Self:
+        """Load a finished folder as mlx-lm does.
 
-        device: ``mps`` for the Apple GPU. RuntimeMissingError where a package is missing;
-        ArtifactError where mlx-lm refuses the files.
+        device: ``mps`` for the Apple GPU. dtype: what to compute in. RuntimeMissingError where a
+        package is missing; ArtifactError where mlx-lm refuses the files.
         """
         reason = cls.unavailable(container)
         if reason is not None:
@@ -69,9 +76,10 @@ class MlxRunner:
             model, config = load_model(folder)
         except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
             raise ArtifactError(f"mlx-lm refuses {folder}: {error}") from error
-        model.set_dtype(mx.float32)
+        if dtype == "float32":
+            model.set_dtype(mx.float32)
         place = "Apple GPU" if on_gpu else "CPU, no Apple GPU involved"
-        runtime = f"mlx-lm {_version('mlx-lm')}, mlx {_version('mlx')}; float32 on {place}"
+        runtime = f"mlx-lm {_version('mlx-lm')}, mlx {_version('mlx')}; {dtype} on {place}"
         window = None
         if config["model_type"] == "gemma2":
             # mlx-lm's Gemma 2 lets every layer attend to everything.

@@ -64,11 +64,13 @@ class TransformersRunner:
         *,
         device: str = "cpu",
         dtype: torch.dtype | None = None,
+        attention: str | None = None,
     ) -> Self:
         """Load a finished folder, as ``from_pretrained`` would for anyone.
 
         dtype: type to compute in; by default float32, or the stored type where nothing is
-        quantized, since that is then what is being tried. RuntimeMissingError where a package is
+        quantized, since that is then what is being tried. attention: transformers' name of an
+        implementation; its own choice where not given. RuntimeMissingError where a package is
         missing; ArtifactError where the runtime refuses the files.
         """
         reason = cls.unavailable(container)
@@ -83,11 +85,12 @@ class TransformersRunner:
         plain = container == "safetensors"
         # Placing modules while loading needs accelerate, which a plain folder can do without.
         placed = {} if plain else {"device_map": device}
+        chosen = {} if attention is None else {"attn_implementation": attention}
         asked = dtype or ("auto" if plain else torch.float32)
         try:
             with _quiet():
                 model: Any = AutoModelForCausalLM.from_pretrained(
-                    folder, dtype=asked, local_files_only=True, **placed
+                    folder, dtype=asked, local_files_only=True, **placed, **chosen
                 )
                 model.eval()
                 if plain:

@@ -1,0 +1,202 @@
+"""The document that a benchmark leaves: settings, machine, conditions, one row per measurement.
+
+The JSON Schema in ``docs/bench.schema.json`` is generated from these models.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gemquant.errors import UsageError
+
+SCHEMA_VERSION: Literal[1] = 1
+_LIMIT_BYTES = 64_000_000
+
+
+class Record(BaseModel):
+    """Base of all records: immutable, no unknown keys, no NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Spread(Record):
+    """A figure that was measured several times."""
+
+    median: float = Field(description="Median of all repetitions.")
+    minimum: float = Field(description="Smallest of them.")
+    maximum: float = Field(description="Largest of them.")
+    values: tuple[float, ...] = Field(description="Every repetition, in the order of running.")
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Self:
+        """Summarise repetitions."""
+        return cls(
+            median=statistics.median(values),
+            minimum=min(values),
+            maximum=max(values),
+            values=tuple(values),
+        )
+
+
+class Speed(Record):
+    """Prompt in, tokens out, over some runs."""
+
+    first_token_seconds: Spread = Field(
+        description="From the prompt's token ids to the first new token in the program's hands."
+    )
+    prefill_tokens_per_second: Spread = Field(
+        description="Prompt tokens over the seconds that the runtime computes on the prompt."
+    )
+    decode_tokens_per_second: Spread = Field(
+        description="New tokens but the first over the seconds from the first to the last."
+    )
+
+
+class Figures(Record):
+    """What was measured in one process."""
+
+    load_seconds: float = Field(
+        description="From the first look at the files, which the system's cache holds as far as it "
+        "can, until the runtime can compute; modules that it imports only then count."
+    )
+    measured: Speed = Field(description="The repetitions that count.")
+    warm_up: Speed | None = Field(description="The runs before them, which do not count.")
+    baseline_anonymous_bytes: int | None = Field(
+        description="Anonymous memory of the process before loading: Python and libraries. Null "
+        "where the system does not tell (all but Linux)."
+    )
+    peak_anonymous_bytes: int | None = Field(
+        description="Largest anonymous memory of the process, looked at every 10 ms: all that was "
+        "allocated; mapped weights do not count."
+    )
+    peak_resident_bytes: int | None = Field(
+        description="Largest resident memory of the process as the system keeps it: mapped weights "
+        "count."
+    )
+    peak_device_bytes: int | None = Field(
+        description="Largest memory allocated on the accelerator; null without one, or where the "
+        "runtime does not tell."
+    )
+    greedy_tokens: tuple[int, ...] = Field(description="Token ids that the first run generated.")
+    repeatable: bool = Field(description="Every run generated the same tokens.")
+
+
+class Row(Record):
+    """One artifact in one mode of one runtime."""
+
+    artifact: str = Field(description="The artifact as the user named it.")
+    container: str = Field(
+        description="Its container format; `safetensors` where it is a plain folder."
+    )
+    size_bytes: int = Field(description="Size of its files, the manifest and the card left out.")
+    runtime: str = Field(description="What ran it: `llama.cpp`, `transformers`, `mlx-lm`, …")
+    mode: str = Field(description="How: one of the runtime's modes.")
+    software: str | None = Field(
+        description="Versions, type computed in and place, as the runtime tells them; null where "
+        "nothing was run."
+    )
+    tokens_as_first_mode: int | None = Field(
+        description="How many tokens from the first on are those of the first mode of the same "
+        "artifact and runtime that ran; null for that mode itself."
+    )
+    figures: Figures | None = Field(description="What was measured; null where nothing was.")
+    not_run: str | None = Field(default=None, description="Why nothing was measured.")
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What a row of another document is matched by."""
+        return Path(self.artifact).name, self.runtime, self.mode
+
+
+class Settings(Record):
+    """What was asked for; rows of different settings are not compared."""
+
+    prompt_tokens: int = Field(description="Length of the prompt, BOS included.")
+    new_tokens: int = Field(description="How many tokens are generated, greedily.")
+    repetitions: int = Field(description="Runs that count.")
+    warm_up_runs: int = Field(description="Runs before them.")
+    threads: int = Field(description="Processor threads given to the runtime.")
+    device: str = Field(description="`cpu`, `cuda`, `cuda:1`, `mps`.")
+    dtype: str = Field(description="Type asked of the runtime; `auto` for the files' own.")
+
+
+class Accelerator(Record):
+    """One GPU."""
+
+    name: str = Field(description="As its driver names it.")
+    memory_bytes: int | None = Field(description="All of its memory.")
+    driver: str | None = Field(description="Version of the driver; null where unknown.")
+    compute_capability: str | None = Field(description="NVIDIA's; null for others.")
+
+
+class Machine(Record):
+    """What does not change between runs; results are compared within one machine only."""
+
+    system: str = Field(description="Operating system and architecture.")
+    processor: str = Field(description="Model of the processor.")
+    physical_cores: int | None = Field(description="Physical cores that the process may use.")
+    logical_processors: int = Field(description="Logical processors that it may use.")
+    memory_gib: int | None = Field(description="Memory in GiB, rounded.")
+    accelerators: tuple[Accelerator, ...] = Field(description="GPUs that the system tells of.")
+    fingerprint: str = Field(description="SHA-256 over all of the above but driver versions.")
+
+
+class Conditions(Record):
+    """What may change between runs of one machine; null where the system does not tell."""
+
+    kernel: str = Field(description="Version of the operating system's kernel.")
+    governor: str | None = Field(description="Frequency governor of the processors.")
+    clock_mhz: str | None = Field(description="Lowest and highest current clock of the processors.")
+    clock_limit_mhz: str | None = Field(description="Highest clock that they may reach.")
+    power: str | None = Field(description="Mains or battery, and the power profile.")
+    load_average: float | None = Field(
+        description="Processes that wanted to run in the minute before: others compete above 0."
+    )
+    virtual: bool | None = Field(description="Whether the processor says that it is virtual.")
+    accelerators: tuple[str, ...] = Field(
+        description="Power state, clocks and power limit of each GPU, as its driver tells them."
+    )
+
+
+class Environment(Record):
+    """Where it ran."""
+
+    machine: Machine
+    conditions: Conditions
+    libraries: Mapping[str, str | None] = Field(description="Versions; null where not installed.")
+
+
+class Benchmark(Record):
+    """All that one call of `gemquant bench` measured."""
+
+    schema_version: Literal[1] = Field(
+        default=SCHEMA_VERSION, description="Version of this document's layout."
+    )
+    environment: Environment
+    settings: Settings
+    prompts: Mapping[str, str] = Field(
+        description="SHA-256 of the prompt's ids (int32, little-endian) by artifact."
+    )
+    rows: tuple[Row, ...] = Field(description="One per artifact, runtime and mode.")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a saved document; UsageError where it is none."""
+        hint = "Save one with: gemquant bench ARTIFACT --json > before.json"
+        try:
+            if path.stat().st_size > _LIMIT_BYTES:
+                raise UsageError(f"{path}: too large for a benchmark's JSON.", hint=hint)
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be read ({error.strerror}).", hint=hint) from error
+        except ValidationError as error:
+            wrong = "; ".join(
+                f"{'.'.join(map(str, item['loc'])) or 'document'}: {item['msg']}"
+                for item in error.errors(include_url=False)[:4]
+            )
+            raise UsageError(f"{path}: not a benchmark's JSON: {wrong}.", hint=hint) from None
