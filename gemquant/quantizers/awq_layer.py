@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,6 +22,9 @@ from gemquant.protocols import AffineScheme, AffineWeight, Block, Container, Sta
 
 if TYPE_CHECKING:
     from gemquant.quantizers.awq import AWQ
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ def quantize_layer(
     options: AWQ, block: Block, container: Container
 ) -> Mapping[str, Tensor | AffineWeight]:
     """Quantize a layer's linears and fold their scales into its norms, by short name."""
+    if options.compensate and block.index == 0:
+        _warn_of_few_tokens(block)
     rounding = _rounding(options, container)
     quantized: dict[str, Tensor | AffineWeight] = {}
     for group in folded_groups(options, block, container):
@@ -82,6 +88,25 @@ def folded_groups(options: AWQ, block: Block, container: Container) -> Iterator[
                 norms[name] = norm.to(dtype)
         yield FoldedGroup(
             {linear: weights[f"{linear}.weight"] for linear in linears}, scale, norms, gram, factor
+        )
+
+
+def _warn_of_few_tokens(block: Block) -> None:
+    """Say so where the codes would fit the calibration tokens rather than the model.
+
+    On Gemma 3 270M, compensation with half as many tokens as the widest input has channels loses
+    more than none; with four times as many, far less.
+    """
+    name, widest = max(
+        block.statistics.items(), key=lambda item: item[1].max_abs.shape[0], default=("", None)
+    )
+    if widest is not None and widest.tokens < widest.max_abs.shape[0]:
+        logger.warning(
+            "%s has %d input channels but only %d calibration tokens: give more with --samples, or "
+            "use --no-compensate.",
+            block.prefix + name,
+            widest.max_abs.shape[0],
+            widest.tokens,
         )
 
 

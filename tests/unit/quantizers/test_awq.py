@@ -135,3 +135,20 @@ def test_the_block_itself_is_not_changed(block: Block) -> None:
 )
 def test_values_that_break_a_rule_are_named(options: AWQ, message: str) -> None:
     assert [problem.message for problem in problems_with(options)] == [message]
+
+
+def test_fewer_tokens_than_channels_are_warned_of_once(
+    block: Block, caplog: pytest.LogCaptureFixture
+) -> None:
+    few = {
+        linear: dataclasses.replace(statistics, tokens=1)
+        for linear, statistics in block.statistics.items()
+    }
+    first = dataclasses.replace(block, index=0, statistics=few)
+    AWQ().quantize(dataclasses.replace(first, index=1), CONTAINER)
+    AWQ(compensate=False).quantize(first, CONTAINER)
+    assert caplog.messages == []
+    AWQ().quantize(first, CONTAINER)
+    (message,) = caplog.messages
+    assert "mlp.down_proj has" in message
+    assert "but only 1 calibration tokens: give more with --samples" in message
