@@ -20,6 +20,7 @@ class OptionSpec:
     minimum: float | None = None
     maximum: float | None = None
     choices: tuple[Any, ...] | None = None
+    repeated: bool = False
 
 
 def option(
@@ -29,12 +30,15 @@ def option(
     minimum: float | None = None,
     maximum: float | None = None,
     choices: Sequence[T] | None = None,
+    repeated: bool = False,
 ) -> T:
     """Declare a dataclass field that is also a command-line flag.
 
     The static type is that of the default, so that ``bits: int = option(4, "…")`` type-checks.
+    repeated: a tuple whose flag is given once for each part, instead of with commas between.
     """
-    spec = OptionSpec(help, minimum, maximum, tuple(choices) if choices is not None else None)
+    known = tuple(choices) if choices is not None else None
+    spec = OptionSpec(help, minimum, maximum, known, repeated)
     return dataclasses.field(default=default, metadata={"option": spec})
 
 

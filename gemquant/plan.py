@@ -10,6 +10,7 @@ from math import prod
 from pathlib import Path
 
 from gemquant.artifact.staging import output_problems
+from gemquant.checkpoint import Checkpoint
 from gemquant.errors import GemquantError, OutputError, Problems, refuse
 from gemquant.gemma.structure import (
     EMBEDDING,
@@ -20,12 +21,15 @@ from gemquant.gemma.structure import (
     tensor_shapes,
 )
 from gemquant.options import problems_with
+from gemquant.origin import Origin
 from gemquant.protocols import (
     ArtifactHeader,
     Exporter,
     PlainSpec,
     QuantizedSpec,
     Quantizer,
+    Substitution,
+    Telling,
     Weights,
 )
 from gemquant.recipe import Recipe
@@ -68,6 +72,12 @@ class JobPlan:
         return 8 * self.total_bytes / sum(prod(s.shape) for s in self.header.layout.values())
 
     @property
+    def substitutions(self) -> Sequence[Substitution]:
+        """What will not be stored as asked."""
+        quantizer = self.job.quantizer
+        return quantizer.substitutions if isinstance(quantizer, Telling) else ()
+
+    @property
     def quantized(self) -> Sequence[str]:
         """Names of the weights stored as codes."""
         return [n for n, spec in self.header.layout.items() if isinstance(spec, QuantizedSpec)]
@@ -92,13 +102,13 @@ def linear_weights(weights: Weights) -> dict[str, tuple[int, int]]:
     }
 
 
-def plan(jobs: Sequence[Job], weights: Weights) -> list[JobPlan]:
+def plan(jobs: Sequence[Job], checkpoint: Checkpoint) -> list[JobPlan]:
     """Lay out every job, or refuse with all problems of all jobs at once."""
     problems: list[GemquantError] = []
     plans = []
     for job in jobs:
-        found = [*problems_with(job.quantizer), *job.quantizer.problems(linear_weights(weights))]
-        header = _header(job, weights)
+        found = [*problems_with(job.quantizer), *job.quantizer.problems(linear_weights(checkpoint))]
+        header = _header(job, checkpoint)
         # Sizes of a layout that cannot exist mean nothing, and would be complained of twice.
         if not found:
             found = list(job.exporter.problems(header))
@@ -124,12 +134,12 @@ def _shared_folders(jobs: Sequence[Job]) -> list[GemquantError]:
     ]
 
 
-def _header(job: Job, weights: Weights) -> ArtifactHeader:
+def _header(job: Job, checkpoint: Checkpoint) -> ArtifactHeader:
     """Every tensor in the order of the forward pass; a head that is quantized is untied first."""
-    config = dict(weights.config)
+    config = dict(checkpoint.config)
     container = job.exporter.container(config)
-    rows, columns = weights.shape(EMBEDDING)
-    matrices = {EMBEDDING: (rows, columns), **linear_weights(weights)}
+    rows, columns = checkpoint.shape(EMBEDDING)
+    matrices = {EMBEDDING: (rows, columns), **linear_weights(checkpoint)}
     layout: dict[str, PlainSpec | QuantizedSpec] = {}
     for name, shape in tensor_shapes(config).items():
         layout[name] = PlainSpec(shape, container.float_dtype)
@@ -141,7 +151,9 @@ def _header(job: Job, weights: Weights) -> ArtifactHeader:
     if head_scheme is not None:
         config["tie_word_embeddings"] = False
         layout[HEAD] = QuantizedSpec(matrices[EMBEDDING], head_scheme)
-    return ArtifactHeader(config, layout)
+    origin = Origin(checkpoint, job.recipe.chat_template)
+    telling = job.quantizer if isinstance(job.quantizer, Telling) else None
+    return ArtifactHeader(config, layout, origin, telling.facts(job.recipe) if telling else {})
 
 
 def _flat(problems: Sequence[GemquantError]) -> list[GemquantError]:

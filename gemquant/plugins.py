@@ -59,6 +59,11 @@ OWN: Mapping[Kind, tuple[Plugin, ...]] = {
             "4-bit weights in blocks, each the nearest of 15 floating-point numbers.",
         ),
         _own(
+            "gguf",
+            "gemquant.quantizers.kquant:KQuant",
+            "GGUF files for llama.cpp, in its mixtures of block formats, several in one pass.",
+        ),
+        _own(
             "int8",
             "gemquant.quantizers.bnb:Int8",
             "8-bit rows whose outlying inputs a runtime computes in 16 bits (LLM.int8).",
@@ -78,6 +83,7 @@ OWN: Mapping[Kind, tuple[Plugin, ...]] = {
         _own("awq-gemm", "gemquant.exporters.awq_gemm:AwqGemm"),
         _own("bitsandbytes", "gemquant.exporters.bitsandbytes:BitsAndBytes"),
         _own("compressed-tensors", "gemquant.exporters.compressed_tensors:CompressedTensors"),
+        _own("gguf", "gemquant.exporters.gguf.exporter:GGUF"),
         _own("metal", "gemquant.exporters.metal:Metal"),
         _own("mlx", "gemquant.exporters.mlx:MLX"),
         _own("safetensors", "gemquant.exporters.plain_safetensors:PlainSafetensors"),

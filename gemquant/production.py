@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from gemquant.artifact import (
     ActivationRange,
     CalibrationRecord,
+    Fallback,
     Manifest,
     Source,
     certificate_record,
@@ -25,11 +27,9 @@ from gemquant.calibration.activation_range import ActivationRangeScan
 from gemquant.calibration.stream import ROWS_AT_ONCE
 from gemquant.calibration.windows import TokenWindows, stream_digest
 from gemquant.checkpoint import Checkpoint
-from gemquant.checkpoint.tokenizer_files import with_chat_template
 from gemquant.errors import OutputError
 from gemquant.evaluation.divergence import Table
 from gemquant.evaluation.streams import head_name, reference_runtime
-from gemquant.gemma.chat import choose_template
 from gemquant.gemma.skeleton import Skeleton
 from gemquant.gemma.structure import EMBEDDING, FINAL_NORM
 from gemquant.numerics import native
@@ -163,13 +163,8 @@ class Production:
     ) -> None:
         """Write everything beside the weights: configuration, tokenizer, manifest, card."""
         config = self._writer.finish()
-        text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        files = {**self._tokenizer_files(), "config.json": text.encode()}
-        for name, content in files.items():
-            try:
-                (self._folder / name).write_bytes(content)
-            except OSError as error:
-                raise OutputError(f"{self._folder / name}: {error.strerror}.") from error
+        if not self.container.self_contained:
+            self._write_beside(config)
         # A folder that its own reader cannot open must never get its final name.
         self.plan.job.exporter.open(self._folder)
         certificates = []
@@ -185,11 +180,15 @@ class Production:
         manifest = self._manifest(certificates, calibration, scan)
         seal(self._folder, manifest, original_card=self._checkpoint.provenance.card)
 
-    def _tokenizer_files(self) -> Mapping[str, bytes]:
-        files, chosen = self._checkpoint.tokenizer_files(), self.plan.job.recipe.chat_template
-        if chosen is None:
-            return files
-        return with_chat_template(files, choose_template(chosen, self._checkpoint.chat_template()))
+    def _write_beside(self, config: Mapping[str, Any]) -> None:
+        origin = self.plan.header.origin
+        text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        files = {**(origin.tokenizer_files if origin else {}), "config.json": text.encode()}
+        for name, content in files.items():
+            try:
+                (self._folder / name).write_bytes(content)
+            except OSError as error:
+                raise OutputError(f"{self._folder / name}: {error.strerror}.") from error
 
     @property
     def _float(self) -> torch.dtype:
@@ -236,6 +235,13 @@ class Production:
                 self.plan.header.layout,
                 float_dtype=str(self._float).removeprefix("torch."),
                 file_bytes=self.plan.total_bytes,
+            ),
+            fallbacks=tuple(
+                Fallback(
+                    module=name.removesuffix(".weight"), stored=each.stored, reason=each.reason
+                )
+                for each in self.plan.substitutions
+                for name in each.names
             ),
             calibration=None
             if calibration is None or not job.quantizer.needs

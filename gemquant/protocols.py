@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor, dtype
 
     from gemquant.gemma.structure import LayerStructure
+    from gemquant.origin import Origin
+    from gemquant.recipe import Recipe
     from gemquant.results import LayerReach
 
 # ---------------------------------------------------------------- weights, before and after
@@ -189,11 +191,14 @@ class Container:
     float_dtype: type of everything that stays floating point (norms, embeddings).
     biases: an affine weight is stored as scale · code + bias, the bias in the scale's type. Its
         zero points are then −bias / scale, unless the scheme is symmetric.
+    self_contained: the weight files carry configuration and tokenizer too, so that none are written
+        beside them.
     """
 
     scale_dtype: dtype
     float_dtype: dtype
     biases: bool = False
+    self_contained: bool = False
 
 
 # ---------------------------------------------------------------- plug-ins
@@ -230,15 +235,61 @@ class Quantizer(Protocol):
         """Return every tensor of the block that changes, by short name; others are copied."""
 
 
+@runtime_checkable
+class Family(Protocol):
+    """Options that ask for several artifacts at once, or that mean nothing before the model."""
+
+    def members(self, config: Mapping[str, Any]) -> Sequence[Member]:
+        """Decide everything for a model; raises what is wrong with options and model together."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One artifact of a family.
+
+    label: names its folder. options: those that would ask for it alone. notes: what the user should
+    know before it is made.
+    """
+
+    label: str
+    quantizer: Quantizer
+    options: Mapping[str, Any]
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Substitution:
+    """Weights that are not stored as asked, for one reason. stored, reason: in words."""
+
+    names: Sequence[str]
+    stored: str
+    reason: str
+
+
+@runtime_checkable
+class Telling(Protocol):
+    """A quantizer that has something to say of what it does, beyond each layer's scheme."""
+
+    @property
+    def substitutions(self) -> Sequence[Substitution]:
+        """Weights that are not stored as asked."""
+
+    def facts(self, recipe: Recipe) -> Mapping[str, str | int]:
+        """What a container with room for it records, under that container's own keys."""
+
+
 @dataclass(frozen=True)
 class ArtifactHeader:
     """All that an exporter needs before the first block.
 
     config: the text model's configuration. layout: what will be stored, in the order of writing.
+    origin: for containers that hold more than tensors. facts: what the quantizer tells them.
     """
 
     config: Mapping[str, Any]
     layout: Layout
+    origin: Origin | None = None
+    facts: Mapping[str, str | int] = field(default_factory=dict)
 
 
 class Writer(Protocol):

@@ -1,14 +1,15 @@
-"""The kinds of quantized weight beside the affine one: codes of a codebook, and 8-bit rows.
+"""The kinds of quantized weight beside the affine one: a codebook's, 8-bit rows, ggml's blocks.
 
-Both satisfy ``protocols.QuantizedWeight``.
+All satisfy ``protocols.QuantizedWeight``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from gemquant.numerics.ggml.types import GgmlType
 from gemquant.scheme import PER_CHANNEL
 
 if TYPE_CHECKING:
@@ -190,3 +191,81 @@ class RowwiseWeight:
         from gemquant.numerics.rowwise import dequantize_rowwise
 
         return dequantize_rowwise(self.codes, self.scales)
+
+
+_SUB_BLOCKS: Mapping[str, tuple[int, int, bool]] = {
+    "F32": (32, 1, True),
+    "F16": (16, 1, True),
+    "BF16": (16, 1, True),
+    "Q4_0": (4, 32, True),
+    "Q4_1": (4, 32, False),
+    "Q5_0": (5, 32, True),
+    "Q5_1": (5, 32, False),
+    "Q8_0": (8, 32, True),
+    "Q2_K": (2, 16, False),
+    "Q3_K": (3, 16, True),
+    "Q4_K": (4, 32, False),
+    "Q5_K": (5, 32, False),
+    "Q6_K": (6, 16, True),
+    "IQ4_NL": (4, 32, True),
+    "IQ4_XS": (4, 32, True),
+}
+"""Of each of ggml's formats: bits of a code, weights that share a scale, no minimum beside it."""
+
+
+@dataclass(frozen=True)
+class BlockScheme:
+    """One of ggml's formats, floating-point ones included: runs of a row, each stored by itself."""
+
+    type: GgmlType
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code; scales come on top."""
+        return _SUB_BLOCKS[self.type.name][0]
+
+    @property
+    def group_size(self) -> int:
+        """Weights that share a scale; 1 for floating-point numbers."""
+        return _SUB_BLOCKS[self.type.name][1]
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether there are no minimums."""
+        return _SUB_BLOCKS[self.type.name][2]
+
+    @property
+    def codes(self) -> str:
+        """Ggml's name of the format."""
+        return self.type.name
+
+
+@dataclass(frozen=True)
+class BlockWeight:
+    """A weight as ggml's blocks; satisfies ``protocols.Stackable``.
+
+    blocks: (out, bytes of a row) uint8.
+    """
+
+    scheme: BlockScheme
+    shape: tuple[int, int]
+    blocks: Tensor
+
+    def rows(self, start: int, stop: int) -> BlockWeight:
+        """Output channels ``start`` to ``stop``."""
+        blocks = self.blocks[start:stop]
+        return BlockWeight(self.scheme, (blocks.shape[0], self.shape[1]), blocks)
+
+    @classmethod
+    def stacked(cls, parts: Sequence[BlockWeight]) -> BlockWeight:
+        """Stack weights of one scheme along their output channels."""
+        import torch
+
+        blocks = torch.cat([part.blocks for part in parts])
+        return cls(parts[0].scheme, (blocks.shape[0], parts[0].shape[1]), blocks)
+
+    def dequantize(self) -> Tensor:
+        """Return what llama.cpp decodes, (out, in) float32."""
+        from gemquant.numerics.ggml.dequantize import dequantize_rows
+
+        return dequantize_rows(self.blocks, self.scheme.type)

@@ -91,7 +91,10 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as they stand in a manifest or a JSON recipe."""
         values = dataclasses.asdict(self)
-        values["options"] = dict(self.options)
+        values["options"] = {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in self.options.items()
+        }
         values["eval_slices"] = None if self.eval_slices is None else list(self.eval_slices)
         return values
 

@@ -14,6 +14,12 @@ PER_CHANNEL = -1
 NAMES = {"nf4": "NF4", "fp4": "FP4", "llm.int8": "LLM.int8"}
 """Codes that stand for something else, as their authors spell them."""
 
+BLOCK_FORMATS = (
+    "F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0",
+    "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS",
+)  # fmt: skip
+"""Formats of ggml, whose names say everything."""
+
 
 class Scheme(Protocol):
     """How a quantized weight's numbers are stored. Implement it as a frozen dataclass."""
@@ -39,6 +45,8 @@ def in_words(
     bits: Iterable[int], sizes: Iterable[int], symmetric: Iterable[bool], codes: str
 ) -> str:
     """Name schemes of one kind of codes: ``3/4 bits, groups of 64/128, zero points``."""
+    if codes in BLOCK_FORMATS:
+        return codes
     widths = "/".join(map(str, bits))
     groups = "/".join("a row" if size == PER_CHANNEL else str(size) for size in sorted(sizes))
     if codes != INTEGER:
@@ -54,6 +62,8 @@ def describe(scheme: Scheme) -> str:
 
 def label(scheme: Scheme) -> str:
     """Name a scheme for a folder: ``w4-g128``; codes with a name of their own need no width."""
+    if scheme.codes in BLOCK_FORMATS:
+        return scheme.codes
     width = [f"w{scheme.bits}"] if scheme.codes == INTEGER else []
     groups = [] if scheme.group_size == PER_CHANNEL else [f"g{scheme.group_size}"]
     return "-".join([*width, *groups])

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from gemquant.errors import GemquantError, UnsupportedError, UsageError, refuse
 from gemquant.gemma.structure import Generation
 from gemquant.resources import data_folder
-from gemquant.scheme import INTEGER, Scheme, describe, in_words
+from gemquant.scheme import BLOCK_FORMATS, INTEGER, Scheme, describe, in_words
 
 NonEmpty = Annotated[str, Field(min_length=1)]
 
@@ -131,11 +131,11 @@ class Target(_Data):
                 return name
         wanted = ", ".join(dict.fromkeys(map(describe, schemes))) or UNQUANTIZED
         accepted = dict.fromkeys(
-            f"{container.exporter}: {describe_product(product)}"
+            f"{container.exporter}: {words}"
             for container in self.containers
             for runtime in container.runtimes
-            if generation in runtime.generations
-            for product in runtime.schemes
+            if generation in runtime.generations and runtime.schemes
+            for words in accepted_schemes(runtime)
         )
         raise UnsupportedError(
             f"{wanted}: no runtime of target {self.name} loads that for {generation}.",
@@ -147,8 +147,10 @@ UNQUANTIZED = "weights in floating point"
 
 
 def accepted_schemes(runtime: Runtime) -> list[str]:
-    """Name in words everything that a runtime takes."""
-    return [describe_product(product) for product in runtime.schemes] or [UNQUANTIZED]
+    """Name in words everything that a runtime takes; formats that are but names in one line."""
+    formats = [product.codes for product in runtime.schemes if product.codes in BLOCK_FORMATS]
+    others = [describe_product(p) for p in runtime.schemes if p.codes not in BLOCK_FORMATS]
+    return [*others, *(["/".join(formats)] if formats else [])] or [UNQUANTIZED]
 
 
 def describe_product(schemes: Schemes) -> str:

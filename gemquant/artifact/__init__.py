@@ -13,6 +13,7 @@ from gemquant.artifact.manifest import (
     SchemeRecord,
     Source,
     certificate_record,
+    fallbacks_by_reason,
     quantization_record,
 )
 from gemquant.artifact.seal import Artifact, read_manifest, seal
@@ -33,6 +34,7 @@ __all__ = [
     "SchemeRecord",
     "Source",
     "certificate_record",
+    "fallbacks_by_reason",
     "output_problems",
     "quantization_record",
     "read_manifest",

@@ -14,7 +14,7 @@ from jinja2 import StrictUndefined
 from jinja2.sandbox import SandboxedEnvironment
 
 from gemquant.artifact.loading import loaders
-from gemquant.artifact.manifest import Manifest, MeasurementRecord
+from gemquant.artifact.manifest import Manifest, MeasurementRecord, fallbacks_by_reason
 from gemquant.scheme import describe
 
 NOTICE = (
@@ -29,6 +29,7 @@ _LEVELS = {
     "emulated": "A model of the device's arithmetic; not the device.",
     "vendor-sim": "The vendor's own simulator; not the device.",
 }
+_LIBRARIES = {"gguf": "gguf", "mlx": "mlx"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _FRONT_MATTER = re.compile(r"\A---\s*\n.*?\n---\s*(\n|\Z)", re.DOTALL)
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>|#~])")
@@ -52,6 +53,7 @@ def render_card(manifest: Manifest, *, original_card: str | None = None) -> str:
         origin=_origin(manifest),
         linears=sum(len(scheme.modules) for scheme in manifest.quantization.schemes),
         adapter=manifest.recipe.get("lora"),
+        fallbacks=fallbacks_by_reason(manifest),
         source_note=_source_note(manifest),
         levels=_LEVELS,
         loaders=loaders(manifest),
@@ -73,14 +75,18 @@ def _front_matter(manifest: Manifest) -> Mapping[str, Any]:
             matter["base_model_relation"] = "quantized"
     return {
         **matter,
-        "library_name": "mlx" if manifest.container == "mlx" else "transformers",
+        "library_name": _LIBRARIES.get(manifest.container, "transformers"),
         "pipeline_tag": "text-generation",
-        "tags": [
-            "gemma",
-            manifest.quantization.quantizer,
-            manifest.container,
-            *(f"{n}-bit" for n in bits),
-        ],
+        "tags": list(
+            dict.fromkeys(
+                (
+                    "gemma",
+                    manifest.quantization.quantizer,
+                    manifest.container,
+                    *(f"{n}-bit" for n in bits),
+                )
+            )
+        ),
         "quantized_by": "gemquant",
         "extra_gated_heading": "Access Gemma on Hugging Face",
         "extra_gated_prompt": (

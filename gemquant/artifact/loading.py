@@ -25,6 +25,7 @@ def loaders(manifest: Manifest) -> list[Loader]:
         "awq-gemm": _awq_gemm,
         "bitsandbytes": _bitsandbytes,
         "compressed-tensors": _compressed_tensors,
+        "gguf": _gguf,
         "metal": _metal,
         "mlx": _mlx,
         "safetensors": _safetensors,
@@ -65,6 +66,15 @@ def _compressed_tensors(manifest: Manifest) -> list[Loader]:
     if len(schemes) > 1 and not all(scheme.symmetric for scheme in schemes):
         made = [Loader("transformers 5.23 cannot load several schemes with zero points.")]
     return [*made, _vllm()]
+
+
+def _gguf(manifest: Manifest) -> list[Loader]:
+    # The first of several parts names them all.
+    name = min((name for name in manifest.files if name.endswith(".gguf")), default="MODEL.gguf")
+    code = f"""\
+llama-cli -m path/to/this/folder/{name}
+llama-server -m path/to/this/folder/{name} --port 8080"""
+    return [Loader("With llama.cpp, and whatever is built on it:", "sh", code)]
 
 
 def _metal(manifest: Manifest) -> list[Loader]:  # noqa: ARG001 (all are called alike)

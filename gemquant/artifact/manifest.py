@@ -54,7 +54,7 @@ class Source(Record):
 class SchemeRecord(Record):
     """How some linear layers are stored: w ≈ scale · (value of the code − zero point)."""
 
-    bits: int = Field(ge=1, le=8, description="Bits per code.")
+    bits: int = Field(ge=1, le=32, description="Bits per code.")
     group_size: int = Field(
         ge=-1, description="Input channels that share a scale; -1 for a whole output channel."
     )
@@ -63,7 +63,7 @@ class SchemeRecord(Record):
         default=INTEGER,
         exclude_if=lambda codes: codes == INTEGER,
         description="What a code stands for where it is not the integer itself: `nf4`, `fp4`, "
-        "`llm.int8`.",
+        "`llm.int8`, or one of ggml's formats: `Q4_K`, `F16`, …",
     )
     modules: tuple[str, ...] = Field(description="The layers stored so.")
 
@@ -204,6 +204,14 @@ class Manifest(Record):
         document = self.model_dump(mode="json")
         text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
         return (text + "\n").encode()
+
+
+def fallbacks_by_reason(manifest: Manifest) -> dict[tuple[str, str], list[str]]:
+    """Layers that were not stored as asked, by what they are stored as and why."""
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for each in manifest.fallbacks:
+        grouped.setdefault((each.stored, each.reason), []).append(each.module)
+    return grouped
 
 
 def certificate_record(certificate: Certificate) -> CertificateRecord:

@@ -13,11 +13,13 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from gemquant.checkpoint.gguf import GgufTensors
 from gemquant.checkpoint.lora import LoraAdapter
 from gemquant.checkpoint.provenance import Provenance
 from gemquant.checkpoint.source import TensorSource, require_finite
 from gemquant.checkpoint.tokenizer_files import TokenizerSource
 from gemquant.gemma.structure import tensor_shapes
+from gemquant.gguf_values import Metadata
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +85,11 @@ class Checkpoint:
     def chat_template(self) -> str | None:
         """Jinja source of the chat template, if the checkpoint has one."""
         return self.tokenizer_source.chat_template
+
+    @property
+    def gguf_metadata(self) -> Metadata | None:
+        """The metadata of a GGUF, with types; None where the model is no GGUF."""
+        return self.source.typed_metadata if isinstance(self.source, GgufTensors) else None
 
     def source_digest(self) -> dict[str, str]:
         """SHA-256 of every weight file, by name; of the adapter's with ``lora/`` before it."""

@@ -13,7 +13,8 @@ import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 from torch import Tensor
 
-from gemquant.checkpoint.gguf_header import GgufEntry, read_gguf_header
+from gemquant.checkpoint.gguf_header import GgufEntry
+from gemquant.checkpoint.gguf_parts import open_parts
 from gemquant.errors import CheckpointError, GemquantError, UnsupportedError, refuse
 from gemquant.gemma.gguf_config import generation_of, gguf_config
 from gemquant.gemma.gguf_names import from_gguf, stores_one_plus
@@ -39,28 +40,25 @@ class GgufTensors:
     def __init__(self, path: Path) -> None:
         """Map the file and read its header; raise everything that does not fit at once."""
         self._path = path
-        self._data = _mapped(path)
-        header = read_gguf_header(path, self._data)
-        self.typed_metadata = header.typed_metadata
-        self.metadata: Mapping[str, Any] = header.metadata
-        if header.metadata.get("split.count", 1) not in (0, 1):
-            raise UnsupportedError(
-                f"{path}: one of {header.metadata['split.count']} parts of a split GGUF.",
-                hint="Merge them first: llama-gguf-split --merge FIRST-PART OUT.gguf",
-            )
-        generation = generation_of(header.metadata)
+        parts = open_parts(path)
+        self._files = tuple(part.path for part in parts)
+        self.typed_metadata = parts[0].header.typed_metadata
+        self.metadata: Mapping[str, Any] = parts[0].header.metadata
+        generation = generation_of(self.metadata)
         self._entries: dict[str, GgufEntry] = {}
+        self._data: dict[str, mmap.mmap] = {}
         unknown: list[str] = []
-        for stored, entry in header.tensors.items():
-            name = from_gguf(stored, generation)
-            if name is not None:
-                self._entries[name] = entry
-            elif stored not in _IGNORED:
-                unknown.append(stored)
+        for part in parts:
+            for stored, entry in part.header.tensors.items():
+                name = from_gguf(stored, generation)
+                if name is not None:
+                    self._entries[name], self._data[name] = entry, part.data
+                elif stored not in _IGNORED:
+                    unknown.append(stored)
         if EMBEDDING not in self._entries:
             raise CheckpointError(f"{path}: token_embd.weight is missing.")
         self.config = gguf_config(
-            header.metadata,
+            self.metadata,
             vocab_size=self._entries[EMBEDDING].shape[0],
             tied=HEAD not in self._entries,
         )
@@ -68,8 +66,8 @@ class GgufTensors:
 
     @property
     def files(self) -> Sequence[Path]:
-        """The GGUF."""
-        return (self._path,)
+        """The GGUF, or its parts."""
+        return self._files
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -82,35 +80,40 @@ class GgufTensors:
             return torch.float32
         return _PLAIN.get(self._entries[name].type, torch.float32)
 
+    def type_of(self, name: str) -> GGMLQuantizationType:
+        """The format that a tensor is stored in."""
+        return self._entries[name].type
+
     def read(self, name: str, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """Rows ``start`` to ``stop`` (elements of a vector), decoded into ``dtype``."""
         entry = self._entries[name]
         if len(entry.shape) == 1:
             # A vector is one row of blocks.
-            whole = self._decode(entry, 0, 1).to(torch.float32)[0]
+            whole = self._decode(name, 0, 1).to(torch.float32)[0]
             return (whole - 1 if stores_one_plus(name) else whole)[start:stop].to(dtype)
         start, stop = max(start, 0), min(stop, entry.shape[0])
         if entry.type in _PLAIN:
-            return self._decode(entry, start, stop).to(dtype)
+            return self._decode(name, start, stop).to(dtype)
         columns = entry.shape[1]
         result = torch.empty((max(stop - start, 0), columns), dtype=dtype)
         step = max(1, _CHUNK_VALUES // columns)
         for begin in range(start, stop, step):
             end = min(begin + step, stop)
-            result[begin - start : end - start] = self._decode(entry, begin, end)
+            result[begin - start : end - start] = self._decode(name, begin, end)
         return result
 
-    def _decode(self, entry: GgufEntry, start: int, stop: int) -> Tensor:
+    def _decode(self, name: str, start: int, stop: int) -> Tensor:
         """Decode rows; a vector counts as one. Plain types alias the file, others are float32."""
+        entry, data = self._entries[name], self._data[name]
         rows = 1 if len(entry.shape) == 1 else entry.shape[0]
         row_bytes = (entry.end - entry.begin) // rows
         begin, count = entry.begin + start * row_bytes, (stop - start) * row_bytes
         shape = (stop - start, entry.shape[-1])
         plain = _PLAIN.get(entry.type)
         if plain is not None:
-            values = torch.frombuffer(self._data, dtype=plain, count=prod(shape), offset=begin)
+            values = torch.frombuffer(data, dtype=plain, count=prod(shape), offset=begin)
             return values.reshape(shape)
-        packed = np.frombuffer(self._data, np.uint8, count, begin).reshape(stop - start, row_bytes)
+        packed = np.frombuffer(data, np.uint8, count, begin).reshape(stop - start, row_bytes)
         # A damaged block decodes to NaN or infinity, which the checkpoint reports by name.
         with np.errstate(all="ignore"):
             decoded = quants.dequantize(packed, entry.type)
@@ -156,11 +159,3 @@ def _decodable(kind: GGMLQuantizationType) -> bool:
     except NotImplementedError:
         return False
     return kind.name not in {"I8", "I16", "I32", "I64", "F64"}
-
-
-def _mapped(path: Path) -> mmap.mmap:
-    with path.open("rb") as file:
-        if path.stat().st_size == 0:
-            raise CheckpointError(f"{path}: the file is empty.")
-        # Private and thus writable in torch's eyes; see MappedSafetensors.
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)

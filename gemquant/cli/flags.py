@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from gemquant.cli.settings import COMPUTE_DTYPE, load_defaults, setting
+from gemquant.cli.settings import COMPUTE_DTYPE, Setting, load_defaults, setting
 from gemquant.options import Option, options_of
 from gemquant.recipe import COMPUTE_DTYPES, Recipe
 
@@ -29,6 +29,15 @@ class CommaList(click.ParamType[tuple[str, ...]]):
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return tuple(value)
+
+
+class Repeated(Setting):
+    """An option that may be given several times; in a recipe a list, or one text."""
+
+    def get_default(self, ctx: click.Context, call: bool = True) -> Any:
+        """Take a single text from a recipe for a list of one."""
+        value = super().get_default(ctx, call=call)
+        return (value,) if isinstance(value, str) else value
 
 
 def complete_target(
@@ -203,6 +212,16 @@ def _option_flag(option: Option) -> click.Parameter:
     flag = "--" + option.name.replace("_", "-")
     if option.type is bool:
         return setting(f"{flag}/--no-{flag[2:]}", default=option.default, help=option.spec.help)
+    if option.spec.repeated:
+        return Repeated(
+            [flag],
+            multiple=True,
+            default=option.default,
+            metavar="TEXT",
+            show_default=bool(option.default),
+            help=option.spec.help,
+            envvar=f"GEMQUANT_{option.name.upper()}",
+        )
     if typing.get_origin(option.type) is tuple:
         return setting(
             flag,
@@ -232,7 +251,7 @@ def common_flags(quantizer: type[Any]) -> list[click.Parameter]:
     return [
         setting(
             "--target",
-            default=DEFAULTS.target,
+            default=getattr(quantizer, "target", DEFAULTS.target),
             metavar="NAME",
             help="Device to make the artifact for; see `gemquant targets`.",
             complete=complete_target,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,30 +17,32 @@ from gemquant.cli.gathering import Gathering
 from gemquant.cli.request import Request
 from gemquant.errors import UsageError, refuse
 from gemquant.gemma.chat import choose_template
+from gemquant.gemma.structure import EMBEDDING
 from gemquant.numerics.native.gram import has_bfloat16_products
+from gemquant.origin import model_name
 from gemquant.plan import Job, JobPlan, linear_weights, plan
 from gemquant.plugins import exporter
 from gemquant.progress import Progress
-from gemquant.protocols import Quantizer
+from gemquant.protocols import Family, Member, Quantizer
 from gemquant.recipe import Recipe
 from gemquant.scheme import Scheme, label
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A job that has passed every check; nothing of the weights but headers has been read."""
+    """Jobs that have passed every check; nothing of the weights but headers has been read."""
 
     checkpoint: Checkpoint
-    job: Job
-    plan: JobPlan
+    plans: Sequence[JobPlan]
     calibration: TokenWindows | None
     evaluation: Sequence[TokenWindows]
 
-    def run(self, progress: Progress) -> Artifact:
-        """Make the artifact."""
-        recipe = self.job.recipe
-        (artifact,) = pipeline.run(
-            [self.job],
+    def run(self, progress: Progress) -> Sequence[Artifact]:
+        """Make the artifacts."""
+        jobs = [each.job for each in self.plans]
+        recipe = jobs[0].recipe
+        return pipeline.run(
+            jobs,
             self.checkpoint,
             calibration=self.calibration,
             evaluation=self.evaluation,
@@ -50,7 +51,6 @@ class Prepared:
             calibration_dtype=getattr(torch, recipe.calib_dtype),
             progress=progress,
         )
-        return artifact
 
 
 def prepare(request: Request, progress: Progress) -> Prepared:
@@ -58,19 +58,22 @@ def prepare(request: Request, progress: Progress) -> Prepared:
     torch.set_num_threads(request.threads)
     progress.note(f"opening {request.recipe.model}")
     checkpoint = open_checkpoint(request.recipe.model, lora=request.recipe.lora)
-    quantizer, gathering = request.quantizer, Gathering()
+    gathering = Gathering()
     gathering.attempt(lambda: require_device(request.recipe.device))
-    gathering.attempt(lambda: refuse(quantizer.problems(linear_weights(checkpoint))))
-    job = gathering.attempt(lambda: job_for(request, checkpoint))
-    planned = gathering.attempt(lambda: plan([job.value], checkpoint)[0])
+    members = gathering.attempt(lambda: members_of(request, checkpoint))
+    jobs = gathering.attempt(lambda: jobs_for(request, members.value, checkpoint))
+    planned = gathering.attempt(lambda: plan(jobs.value, checkpoint))
     template = gathering.attempt(lambda: chat_template(request.recipe, checkpoint))
     calibration = gathering.attempt(lambda: read_calibration(request, checkpoint, template.value))
     evaluation = gathering.attempt(
         lambda: read_evaluation(request.recipe, checkpoint, template.value)
     )
     gathering.refuse()
-    warn_if_nothing_loads_it(request, job.value, checkpoint, progress)
-    return Prepared(checkpoint, job.value, planned.value, calibration.value, evaluation.value)
+    for note in dict.fromkeys(note for member in members.value for note in member.notes):
+        progress.note(note)
+    for job in jobs.value:
+        warn_if_nothing_loads_it(request, job, checkpoint, progress)
+    return Prepared(checkpoint, planned.value, calibration.value, evaluation.value)
 
 
 def require_device(device: str) -> None:
@@ -103,15 +106,36 @@ def calibration_dtype(recipe: Recipe) -> str:
 # ---------------------------------------------------------------- container and place
 
 
-def job_for(request: Request, checkpoint: Checkpoint) -> Job:
+def members_of(request: Request, checkpoint: Checkpoint) -> Sequence[Member]:
+    """Return what a command asks for: one artifact, unless its quantizer stands for several."""
+    quantizer = request.quantizer
+    refuse(quantizer.problems(linear_weights(checkpoint)))
+    if isinstance(quantizer, Family):
+        return quantizer.members(checkpoint.config)
+    return [Member("", quantizer, request.recipe.options)]
+
+
+def jobs_for(request: Request, members: Sequence[Member], checkpoint: Checkpoint) -> Sequence[Job]:
+    """Make a job of each member; several of them have a folder each inside the one asked for."""
+    jobs = []
+    for member in members:
+        job = job_for(request, member, checkpoint)
+        if request.output is not None and len(members) > 1:
+            job = dataclasses.replace(job, out=request.output / member.label)
+        jobs.append(job)
+    return jobs
+
+
+def job_for(request: Request, member: Member, checkpoint: Checkpoint) -> Job:
     """Choose the container, by the generation of Gemma unless one was asked for, and the place."""
-    recipe, quantizer = request.recipe, request.quantizer
-    schemes = schemes_of(quantizer, linear_weights(checkpoint))
+    quantizer = member.quantizer
+    recipe = dataclasses.replace(request.recipe, options=member.options)
+    schemes = schemes_of(quantizer, checkpoint)
     name = recipe.exporter or request.target.default_exporter(
         checkpoint.config["model_type"], schemes
     )
     made = exporter(name, recipe.options)
-    labels = list(filter(None, map(label, schemes)))
+    labels = [member.label] if member.label else list(filter(None, map(label, schemes)))
     if not schemes:
         labels = [str(made.container(checkpoint.config).float_dtype).removeprefix("torch.")]
     return Job(
@@ -127,7 +151,7 @@ def warn_if_nothing_loads_it(
     request: Request, job: Job, checkpoint: Checkpoint, progress: Progress
 ) -> None:
     """Say so if a container that was asked for by name suits no runtime of the target."""
-    schemes = schemes_of(job.quantizer, linear_weights(checkpoint))
+    schemes = schemes_of(job.quantizer, checkpoint)
     generation, name = checkpoint.config["model_type"], job.exporter.name
     if not request.target.runtimes(name, generation, schemes):
         progress.note(
@@ -136,9 +160,11 @@ def warn_if_nothing_loads_it(
         )
 
 
-def schemes_of(quantizer: Quantizer, linears: Mapping[str, tuple[int, int]]) -> Sequence[Scheme]:
+def schemes_of(quantizer: Quantizer, checkpoint: Checkpoint) -> Sequence[Scheme]:
     """Return the different schemes that a quantizer will use, in the order of the layers."""
-    schemes = (quantizer.scheme_for(name, shape) for name, shape in linears.items())
+    rows, columns = checkpoint.shape(EMBEDDING)
+    matrices = {**linear_weights(checkpoint), EMBEDDING: (rows, columns)}
+    schemes = (quantizer.scheme_for(name, shape) for name, shape in matrices.items())
     return list(dict.fromkeys(scheme for scheme in schemes if scheme is not None))
 
 
@@ -148,9 +174,7 @@ def default_output(ref: str, quantizer: str, labels: Sequence[str]) -> str:
     >>> default_output("google/gemma-2-2b@main", "awq", ["w4-g128"])
     'gemma-2-2b-awq-w4-g128'
     """
-    model = ref.removeprefix("sample:").partition("@")[0].rstrip("/").rpartition("/")[2]
-    parts = [re.sub(r"[^\w.-]+", "-", model.removesuffix(".gguf")), quantizer]
-    return "-".join([*parts, *labels])
+    return "-".join([model_name(ref), quantizer, *labels])
 
 
 # ---------------------------------------------------------------- text

@@ -65,6 +65,6 @@ class QuantizerCommand(click.Command):
             prepared = prepare(request, progress)
             made = None if request.dry_run else prepared.run(progress)
         if made is None:
-            render.plan(prepared.plan, as_json=as_json)
+            render.plans(prepared.plans, as_json=as_json)
         else:
-            render.artifact(made, as_json=as_json)
+            render.artifacts(made, as_json=as_json)

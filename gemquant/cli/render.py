@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -61,21 +61,34 @@ def table(*columns: str, title: str | None = None, numbers: Sequence[str] = ()) 
 # ---------------------------------------------------------------- plans
 
 
-def plan(planned: JobPlan, *, as_json: bool) -> None:
-    """Print what a job would write; nothing has been written."""
-    job, schemes = planned.job, _schemes(planned)
+def plans(planned: Sequence[JobPlan], *, as_json: bool) -> None:
+    """Print what jobs would write; nothing has been written."""
     if as_json:
-        print_json(
-            {
-                "path": str(job.out),
-                "recipe": job.recipe.to_dict(),
-                "bits_per_weight": planned.bits_per_weight,
-                "file_sizes": dict(planned.file_sizes),
-                "quantized": list(planned.quantized),
-                "kept": list(planned.kept),
-            }
-        )
+        documents = [_plan_document(each) for each in planned]
+        print_json(documents[0] if len(documents) == 1 else documents)
         return
+    for each in planned:
+        print_tables(*_plan(each), "")
+    print_tables("Nothing was written (--dry-run).")
+
+
+def _plan_document(planned: JobPlan) -> dict[str, Any]:
+    return {
+        "path": str(planned.job.out),
+        "recipe": planned.job.recipe.to_dict(),
+        "bits_per_weight": planned.bits_per_weight,
+        "file_sizes": dict(planned.file_sizes),
+        "quantized": list(planned.quantized),
+        "kept": list(planned.kept),
+        "fallbacks": [
+            {"modules": list(each.names), "stored": each.stored, "reason": each.reason}
+            for each in planned.substitutions
+        ],
+    }
+
+
+def _plan(planned: JobPlan) -> list[Table | str]:
+    job, schemes = planned.job, _schemes(planned)
     facts = _fact_table()
     facts.add_row("model", job.recipe.model)
     facts.add_row("folder", str(job.out))
@@ -83,9 +96,9 @@ def plan(planned: JobPlan, *, as_json: bool) -> None:
     for words, count in schemes.items():
         facts.add_row(job.recipe.quantizer, f"{words}: {counted(count, 'layer')}")
     kept = [name.removesuffix(".weight") for name in planned.kept]
-    if schemes:
+    if kept and schemes:
         facts.add_row("kept", _named(kept))
-    else:
+    if not schemes:
         dtype = job.exporter.container(planned.header.config).float_dtype
         facts.add_row(job.recipe.quantizer, f"everything in {str(dtype).removeprefix('torch.')}")
     facts.add_row(
@@ -93,7 +106,7 @@ def plan(planned: JobPlan, *, as_json: bool) -> None:
         f"{human_bytes(planned.total_bytes)} in {', '.join(planned.file_sizes)}; "
         f"{planned.bits_per_weight:.2f} bits per weight over all",
     )
-    print_tables(facts, "", "Nothing was written (--dry-run).")
+    return [facts, *_fallbacks([(s.names, s.stored, s.reason) for s in planned.substitutions])]
 
 
 def _schemes(planned: JobPlan) -> Mapping[str, int]:
@@ -112,10 +125,23 @@ def _fact_table() -> Table:
 # ---------------------------------------------------------------- artifacts
 
 
+def artifacts(made: Sequence[Artifact], *, as_json: bool) -> None:
+    """Print finished artifacts; in JSON one is a document, several are a list of them."""
+    if as_json and len(made) > 1:
+        print_json([_artifact_document(each) for each in made])
+        return
+    for each in made:
+        artifact(each, as_json=as_json)
+
+
+def _artifact_document(made: Artifact) -> dict[str, Any]:
+    return {"path": str(made.path), "manifest": made.manifest.model_dump(mode="json")}
+
+
 def artifact(made: Artifact, *, as_json: bool) -> None:
     """Print a finished artifact: what it is, and what was lost in it."""
     if as_json:
-        print_json({"path": str(made.path), "manifest": made.manifest.model_dump(mode="json")})
+        print_json(_artifact_document(made))
     else:
         print_tables(f"{made.path}", *_facts(made.manifest), "")
         for record in made.manifest.certificates:
@@ -150,9 +176,9 @@ def _facts(manifest: Manifest) -> list[Table | str]:
             quantization.quantizer,
             f"{scheme_words(scheme)}: {counted(len(scheme.modules), 'layer')}",
         )
-    if quantization.schemes:
+    if quantization.unquantized and quantization.schemes:
         facts.add_row("kept", f"{_named(quantization.unquantized)} in {quantization.float_dtype}")
-    else:
+    if not quantization.schemes:
         facts.add_row(quantization.quantizer, f"everything in {quantization.float_dtype}")
     facts.add_row(
         "size",
@@ -174,12 +200,20 @@ def _facts(manifest: Manifest) -> list[Table | str]:
             f"at {seen.where}",
         )
     parts: list[Table | str] = [facts]
-    if manifest.fallbacks:
-        fallbacks = table("layer", "stored as", "because", title="Fallbacks")
-        for fallback in manifest.fallbacks:
-            fallbacks.add_row(fallback.module, fallback.stored, fallback.reason)
-        parts += ["", fallbacks]
-    return parts
+    from gemquant.artifact import fallbacks_by_reason
+
+    groups = fallbacks_by_reason(manifest).items()
+    return [*parts, *_fallbacks((modules, *why) for why, modules in groups)]
+
+
+def _fallbacks(groups: Iterable[tuple[Sequence[str], str, str]]) -> list[Table | str]:
+    """What is not stored as asked: names, what as, and why; many of a kind are counted."""
+    fallbacks = table("layer", "stored as", "because", title="Fallbacks")
+    for names, stored, reason in groups:
+        modules = [name.removesuffix(".weight") for name in names]
+        more = f" and {len(modules) - 1} more" if len(modules) > 1 else ""
+        fallbacks.add_row(modules[0] + more, stored, reason)
+    return ["", fallbacks] if fallbacks.row_count else []
 
 
 def _named(matrices: Sequence[str]) -> str:

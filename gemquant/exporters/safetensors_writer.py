@@ -10,12 +10,10 @@ Source: https://github.com/huggingface/safetensors, README and ``safetensors/src
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -25,7 +23,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from gemquant.errors import OutputError
+from gemquant.exporters.preallocated import allocate, reported, write_all
 from gemquant.numerics.packing import reinterpreted
 from gemquant.protocols import PlainSpec, RowChunks
 
@@ -192,10 +190,10 @@ class SafetensorsWriter:
         if missing:
             raise ValueError(f"{len(missing)} tensors were never written: {_listed(missing)}.")
         if len(self._shards) > 1:
-            with _reported(self._folder / INDEX_FILE):
+            with reported(self._folder / INDEX_FILE):
                 (self._folder / INDEX_FILE).write_bytes(_index(self._shards))
         for path, file in self._files.items():
-            with _reported(path):
+            with reported(path):
                 os.fsync(file.fileno())
         self.close()
 
@@ -205,11 +203,11 @@ class SafetensorsWriter:
             self._files.popitem()[1].close()
 
     def _begin(self, path: Path, layout: _FileLayout) -> None:
-        with _reported(path):
+        with reported(path):
             file = path.open("xb", buffering=0)
             self._files[path] = file
-            _allocate(file.fileno(), layout.size)
-            _write_all(file, layout.head)
+            allocate(file.fileno(), layout.size)
+            write_all(file, layout.head)
         self._places |= {name: (path, offset) for name, offset in layout.offsets.items()}
 
     def _expect(self, name: str, dtype: torch.dtype) -> PlainSpec:
@@ -225,40 +223,9 @@ class SafetensorsWriter:
     def _store(self, name: str, tensor: Tensor, offset: int) -> None:
         path, begin = self._places[name]
         octets = reinterpreted(tensor.detach().cpu(), torch.uint8)
-        with _reported(path):
+        with reported(path):
             self._files[path].seek(begin + offset)
-            _write_all(self._files[path], octets.numpy().data)
-
-
-@contextmanager
-def _reported(path: Path) -> Iterator[None]:
-    """Turn the system's refusal into an error that names the file and the way out."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise OutputError(
-            f"{path} cannot be written: {error.strerror}.",
-            hint="Free some space, or choose another place with -o." if full else None,
-        ) from error
-
-
-def _allocate(descriptor: int, size: int) -> None:
-    """Reserve the whole file, so that a full disk is found before the work and not after it."""
-    os.truncate(descriptor, size)
-    if hasattr(os, "posix_fallocate"):
-        try:
-            os.posix_fallocate(descriptor, 0, size)
-        except OSError as error:
-            # Some file systems cannot reserve; a sparse file serves there.
-            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
-                raise
-
-
-def _write_all(file: FileIO, data: bytes | memoryview) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[file.write(view) :]
+            write_all(self._files[path], octets.numpy().data)
 
 
 def _index(files: Mapping[str, Mapping[str, PlainSpec]]) -> bytes:

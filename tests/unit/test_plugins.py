@@ -33,18 +33,19 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 
 
 def test_ours_are_these() -> None:
-    assert list(plugins("quantizer")) == ["awq", "cast", "fp4", "int8", "nf4", "rtn"]
+    assert list(plugins("quantizer")) == ["awq", "cast", "fp4", "gguf", "int8", "nf4", "rtn"]
     assert list(plugins("exporter")) == [
         "awq-gemm",
         "bitsandbytes",
         "compressed-tensors",
+        "gguf",
         "metal",
         "mlx",
         "safetensors",
     ]
 
 
-@pytest.mark.parametrize("name", ["awq", "cast", "fp4", "int8", "nf4", "rtn"])
+@pytest.mark.parametrize("name", ["awq", "cast", "fp4", "gguf", "int8", "nf4", "rtn"])
 def test_each_quantizer_knows_its_name(name: str) -> None:
     assert quantizer_type(name).name == name
 

@@ -60,7 +60,8 @@ def test_a_scheme_that_no_runtime_loads_is_refused_with_what_is_accepted() -> No
         "  hint: Accepted are compressed-tensors: 3/4/8 bits, groups of a row/32/64/128, "
         "zero points/symmetric; bitsandbytes: 8 bits LLM.int8, groups of a row; "
         "bitsandbytes: 4 bits NF4, groups of 64/128/256/512/1024/2048/4096; "
-        "bitsandbytes: 4 bits FP4, groups of 64/128/256/512/1024/2048/4096."
+        "bitsandbytes: 4 bits FP4, groups of 64/128/256/512/1024/2048/4096; gguf: F32/F16/BF16/"
+        "Q4_0/Q4_1/Q5_0/Q5_1/Q8_0/Q2_K/Q3_K/Q4_K/Q5_K/Q6_K/IQ4_NL/IQ4_XS."
     )
 
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gemquant.checkpoint import open_checkpoint
-from gemquant.errors import CheckpointError, GemquantError, UnsupportedError
+from gemquant.errors import CheckpointError, GemquantError
 from gemquant.gemma.config import text_config
 from tests.tiny_gemma import Kind, tiny_config
 from tests.tiny_gguf import tiny_gguf_tensors, write_tiny_gguf
@@ -156,11 +156,25 @@ def test_a_shape_that_the_metadata_does_not_imply_is_named(tmp_path: Path, tiny_
     assert "self_attn.q_proj.weight: shape (128, 256)" in refusal(path).message
 
 
-def test_a_part_of_a_split_file_is_refused(tmp_path: Path) -> None:
+def test_a_part_whose_name_does_not_say_so_is_refused(tmp_path: Path) -> None:
     path = write_tiny_gguf(tmp_path / "a.gguf", metadata={"split.count": 2})
-    error = refusal(str(path))
-    assert isinstance(error, UnsupportedError)
-    assert "one of 2 parts" in error.message
+    assert "split.count is 2, which its name does not end in" in refusal(str(path)).message
+
+
+def test_a_split_gguf_is_opened_at_its_first_part(tmp_path: Path) -> None:
+    for name, number in (("a-00001-of-00002.gguf", 0), ("a-00002-of-00002.gguf", 1)):
+        write_tiny_gguf(tmp_path / name, metadata={"split.count": 2, "split.no": number})
+    (tmp_path / "b-00001-of-00002.gguf").write_bytes(
+        (tmp_path / "a-00001-of-00002.gguf").read_bytes()
+    )
+    second = refusal(str(tmp_path / "a-00002-of-00002.gguf"))
+    assert "one of 2 parts; the metadata is in the first" in second.message
+    assert second.hint == f"Open {tmp_path / 'a-00001-of-00002.gguf'}."
+    alone = refusal(str(tmp_path / "b-00001-of-00002.gguf"))
+    assert "1 of 2 parts are missing: b-00002-of-00002.gguf" in alone.message
+    twice = str(refusal(str(tmp_path / "a-00001-of-00002.gguf")))
+    assert "is in another part already" in twice
+    assert "35 tensors, and None are announced" in twice
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

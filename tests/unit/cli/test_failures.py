@@ -35,7 +35,7 @@ def failing_with(error: BaseException) -> click.Group:
         (["awq", "m", "--bits", "5"], "error: --bits 5: must be one of 2, 3, 4, 6, 8."),
         (["awq", "m", "--group-size", "100"], "error: --group-size 100: must be one of"),
         (["awq", "m", "--target", "cudda"], "error: --target cudda: no such target.\n  hint: Did"),
-        (["awq", "m", "--exporter", "gguf"], "error: --exporter gguf: not a container of target"),
+        (["awq", "m", "--exporter", "mlx"], "error: --exporter mlx: not a container of target"),
         (["awq", "m", "--device", "tpu"], "error: --device tpu: must be cpu, cuda, cuda:N or mps."),
         (["awq", "m", "--recipe", "none"], "error: none: cannot be read: No such file"),
         (["targets", "cudda"], "error: --target cudda: no such target."),

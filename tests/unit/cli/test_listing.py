@@ -79,4 +79,5 @@ def test_quantizers_are_listed_with_their_options(run: Run) -> None:
         "minimum": None,
         "maximum": None,
         "choices": [2, 3, 4, 6, 8],
+        "repeated": False,
     }

@@ -135,7 +135,7 @@ def test_a_plan_names_folder_container_and_size(capsys: pytest.CaptureFixture[st
         recipe=Recipe(model="m", quantizer="rtn", target="cpu"),
     )
     planned = JobPlan(job, ArtifactHeader({}, layout), {"model.safetensors": 15_744})
-    render.plan(planned, as_json=False)
+    render.plans([planned], as_json=False)
     assert capsys.readouterr().out.splitlines() == [
         "model      m",
         "folder     made",

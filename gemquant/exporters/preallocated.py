@@ -1,0 +1,44 @@
+"""Files that have their final size from the start and are filled in any order."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import FileIO
+from pathlib import Path
+
+from gemquant.errors import OutputError
+
+
+@contextmanager
+def reported(path: Path) -> Iterator[None]:
+    """Turn the system's refusal into an error that names the file and the way out."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise OutputError(
+            f"{path} cannot be written: {error.strerror}.",
+            hint="Free some space, or choose another place with -o." if full else None,
+        ) from error
+
+
+def allocate(descriptor: int, size: int) -> None:
+    """Reserve the whole file, so that a full disk is found before the work and not after it."""
+    os.truncate(descriptor, size)
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:
+            # Some file systems cannot reserve; a sparse file serves there.
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+                raise
+
+
+def write_all(file: FileIO, data: bytes | memoryview) -> None:
+    """Write all of it, however often the system stops short."""
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]

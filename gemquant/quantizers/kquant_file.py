@@ -1,0 +1,107 @@
+"""One GGUF file: every matrix in the format that was chosen for it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from gemquant.errors import GemquantError
+from gemquant.gemma.gguf_names import to_gguf
+from gemquant.gemma.gguf_type_summary import fallbacks
+from gemquant.gemma.gguf_types import TypePlan
+from gemquant.gemma.structure import tensor_shapes
+from gemquant.numerics.ggml.types import GgmlType
+from gemquant.protocols import Block, Container, Substitution
+from gemquant.quantized_weights import BlockScheme, BlockWeight
+from gemquant.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+VALUES_AT_ONCE = 1 << 16
+"""Weights that a thread reads and quantizes at a time: 256 kB in float32 stay in its cache."""
+
+
+@dataclass(frozen=True)
+class KQuantFile:
+    """Satisfies ``protocols.Quantizer`` and ``protocols.Telling``.
+
+    types: format of every matrix by Gemma's full name; a tied head has none.
+    substitutions: matrices whose rows are not whole blocks of the format that was wanted.
+    """
+
+    name: ClassVar[str] = "gguf"
+
+    types: Mapping[str, GgmlType]
+    substitutions: Sequence[Substitution] = ()
+
+    @classmethod
+    def of(cls, plan: TypePlan, config: Mapping[str, Any]) -> KQuantFile:
+        """Carry out a choice of types."""
+        ours = {to_gguf(name, config["model_type"]): name for name in tensor_shapes(config)}
+        types = {ours[t.name]: t.type for t in plan.tensors if len(t.shape) == 2}
+        substitutions = [
+            Substitution(
+                tuple(ours[name] for name in each.names),
+                f"{each.type.name}, {each.type.bits:g} bits per weight",
+                f"{each.reason} ({each.wanted.bits:g} bits per weight)",
+            )
+            for each in fallbacks(plan.tensors)
+        ]
+        return cls(types, tuple(substitutions))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Nothing."""
+        return frozenset()
+
+    def scheme_for(self, name: str, shape: tuple[int, int]) -> BlockScheme | None:  # noqa: ARG002
+        """The format that llama.cpp's rules give; None for a head that is the embedding."""
+        return BlockScheme(self.types[name]) if name in self.types else None
+
+    def problems(self, linears: Mapping[str, tuple[int, int]]) -> list[GemquantError]:  # noqa: ARG002
+        """Nothing that was not said when the types were chosen."""
+        return []
+
+    def facts(self, recipe: Recipe) -> Mapping[str, str | int]:  # noqa: ARG002
+        """Nothing beyond the types."""
+        return {}
+
+    def quantize(self, block: Block, container: Container) -> Mapping[str, BlockWeight]:  # noqa: ARG002
+        """Quantize every matrix of the block; once where another file wants the same bytes."""
+        made = {}
+        for linear in block.structure.linears:
+            name = f"{linear}.weight"
+            kind = self.types[block.prefix + name]
+            key: Hashable = ("ggml", name, kind.name)
+            if key not in block.shared:
+                block.shared[key] = quantized_blocks(block, name, kind, importance=None)
+            made[name] = block.shared[key]
+        return made
+
+
+def quantized_blocks(
+    block: Block, name: str, kind: GgmlType, *, importance: Tensor | None
+) -> BlockWeight:
+    """Read a matrix in small runs of rows and quantize them, on as many threads as torch has."""
+    import torch
+
+    from gemquant.numerics.ggml.quantize import quantize_rows
+    from gemquant.numerics.narrowing import narrowed
+    from gemquant.numerics.native import over_rows
+
+    rows, columns = block.shape(name)
+    out = torch.empty(rows, kind.row_bytes(columns), dtype=torch.uint8)
+    step = max(1, VALUES_AT_ONCE // columns)
+
+    def run(start: int, stop: int) -> None:
+        for first in range(start, stop, step):
+            last = min(first + step, stop)
+            weight = block.rows(name, first, last).cpu()
+            if kind.name == "F16":
+                narrowed(block.prefix + name, weight, torch.float16)
+            out[first:last] = quantize_rows(weight, kind, importance=importance)
+
+    over_rows(run, rows, threads=torch.get_num_threads())
+    return BlockWeight(BlockScheme(kind), (rows, columns), out)
