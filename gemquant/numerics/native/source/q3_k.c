@@ -1,5 +1,6 @@
 /* Q3_K: 256 weights in 16 blocks of 16, w = d · scale · code, code from −4 to 3, scale from −32 to 31.
    ggml-quants.c: quantize_row_q3_K_ref, quantize_row_q3_K_impl. */
+#include "batch.h"
 #include "gemquant.h"
 #include "q3_refine.h"
 #include "super_block.h"
@@ -11,14 +12,6 @@ struct q3_k {
     uint8_t low[64];    /* two bits each */
     uint8_t scales[12]; /* scales + 32: 16 times 4 lower bits, then 16 times 2 upper bits */
     uint8_t d[2];
-};
-
-/* Super-blocks that are searched together; a batch that is not full repeats its last one. */
-enum { BATCH = TILE };
-
-struct batch {
-    const float *x[BATCH], *importance[BATCH];
-    uint8_t *out[BATCH];
 };
 
 static void pack_scales(const uint8_t *restrict scales, uint8_t *restrict out) {
@@ -85,10 +78,10 @@ static void plain_super_block(
     finish(x, scales, half, codes, out);
 }
 
-static void plain_batch(const struct batch *batch, int used) {
+static void plain_batch(const struct batch *batch, struct q3_k *out) {
     enum { TILES = 4, VECTORS = TILES * TILE / LANES };
     ALIGNED float tiles[TILES][16][TILE], codes[TILES][16][TILE], scales[TILES][TILE];
-    for (int first = 0; first < used; first += TILES) {
+    for (int first = 0; first < batch->used; first += TILES) {
         for (int n = 0; n < TILES; ++n) to_tile(16, batch->x[first + n], tiles[n]);
         for (int vector = 0; vector < VECTORS; vector += ABREAST) {
             const float *x[ABREAST];
@@ -100,51 +93,28 @@ static void plain_batch(const struct batch *batch, int used) {
             }
             refine_scales(x, code, scale);
         }
-        for (int n = 0; n < TILES && first + n < used; ++n)
-            plain_super_block(
-                batch->x[first + n], scales[n], codes[n], (struct q3_k *)batch->out[first + n]
-            );
+        for (int n = 0; n < TILES && first + n < batch->used; ++n)
+            plain_super_block(batch->x[first + n], scales[n], codes[n], out + first + n);
     }
 }
 
 /* ---------------------------------------------------------------- with importances */
 
-/* Σ x² of every super-block of a batch, one weight after the other. */
-static void sums_of_squares(const float *const *x, float *sums) {
-    ALIGNED float tile[16][TILE];
-    lanes sum[TILE / LANES] = {0};
-    for (int part = 0; part < 256; part += 16) {
-        const float *parts[BATCH];
-        for (int n = 0; n < BATCH; ++n) parts[n] = x[n] + part;
-        gather_tile(16, parts, tile);
-        for (int i = 0; i < 16; ++i)
-            for (int k = 0; k < TILE / LANES; ++k) {
-                const lanes value = lanes_load(&tile[i][k * LANES]);
-                sum[k] += value * value;
-            }
-    }
-    memcpy(sums, sum, sizeof sum);
-}
-
 /* What the search of the blocks of a batch found, of every block of every super-block. */
 struct found {
-    float scale[BATCH][16], sum_weights[BATCH][16], inverse[BATCH][16];
-    int32_t zero[BATCH][16];
+    float scale[TILE][16], sum_weights[TILE][16], inverse[TILE][16];
+    int32_t zero[TILE][16];
 };
 
-static void search_blocks(const struct batch *batch, int n, float sum_of_squares, struct found *found) {
+static void search_blocks(
+    const struct batch *batch, int n, float sum_of_squares, struct found *found
+) {
     ALIGNED float tile[16][TILE], weights[16][TILE];
     to_tile(16, batch->x[n], tile);
     to_tile(16, batch->importance[n], weights);
     const lanes variance = lanes_all(2 * sum_of_squares / 256);
     for (int lane = 0; lane < TILE; lane += LANES) {
-        lanes sum = lanes_all(0.f);
-        for (int i = 0; i < 16; ++i) {
-            const lanes x = lanes_load(&tile[i][lane]);
-            const lanes weight = lanes_load(&weights[i][lane]) * lanes_sqrt(variance + x * x);
-            lanes_store(&weights[i][lane], weight);
-            sum += weight;
-        }
+        const lanes sum = weigh(16, variance, &tile[0][lane], &weights[0][lane]);
         const struct scale_fit fit = search_scale(16, 4.f, &tile[0][lane], &weights[0][lane], 0);
         lanes_store(found->scale[n] + lane, fit.scale);
         lanes_store(found->sum_weights[n] + lane, sum);
@@ -153,25 +123,25 @@ static void search_blocks(const struct batch *batch, int n, float sum_of_squares
     }
 }
 
-static void weighted_batch(const struct batch *batch, int used) {
+static void weighted_batch(const struct batch *batch, struct q3_k *out) {
     ALIGNED struct found found;
-    ALIGNED float squares[BATCH], scales[16][TILE], sum_weights[16][TILE];
-    ALIGNED float d[BATCH], inverses[BATCH];
-    ALIGNED int32_t zero[BATCH], codes[256];
-    sums_of_squares(batch->x, squares);
+    ALIGNED float squares[TILE], scales[16][TILE], sum_weights[16][TILE];
+    ALIGNED float d[TILE], inverses[TILE];
+    ALIGNED int32_t zero[TILE], codes[256];
+    sums_of_squares(batch->x, 256, squares);
     memset(&found, 0, sizeof found);
-    for (int n = 0; n < used; ++n) search_blocks(batch, n, squares[n], &found);
+    for (int n = 0; n < batch->used; ++n) search_blocks(batch, n, squares[n], &found);
 
     to_tile(16, found.scale[0], scales);
     to_tile(16, found.sum_weights[0], sum_weights);
-    for (int lane = 0; lane < BATCH; lane += LANES) {
+    for (int lane = 0; lane < TILE; lane += LANES) {
         const struct scale_fit fit =
             search_scale(16, 32.f, &scales[0][lane], &sum_weights[0][lane], 1);
         lanes_store(d + lane, fit.scale);
         lanes_store(inverses + lane, fit.inverse);
         memcpy(zero + lane, &fit.zero, sizeof fit.zero);
     }
-    for (int n = 0; n < used; ++n) {
+    for (int n = 0; n < batch->used; ++n) {
         int32_t wide[16];
         uint8_t final[16];
         codes_of_search(found.scale[n], inverses[n], zero[n], 32, wide);
@@ -182,7 +152,7 @@ static void weighted_batch(const struct batch *batch, int used) {
                 codes + 16 * block
             );
         }
-        finish(batch->x[n], final, half_of(d[n]), codes, (struct q3_k *)batch->out[n]);
+        finish(batch->x[n], final, half_of(d[n]), codes, out + n);
     }
 }
 
@@ -190,18 +160,12 @@ GQ_API void gq_quantize_q3_k(
     const float *x, uint8_t *out, int64_t rows, int64_t columns, const float *importance
 ) {
     const int64_t per_row = columns / 256, total = rows * per_row;
-    for (int64_t first = 0; first < total; first += BATCH) {
-        const int used = total - first < BATCH ? (int)(total - first) : BATCH;
-        struct batch batch;
-        for (int n = 0; n < BATCH; ++n) {
-            const int64_t block = first + (n < used ? n : used - 1);
-            batch.x[n] = x + 256 * block;
-            batch.importance[n] = importance ? importance + 256 * (block % per_row) : NULL;
-            batch.out[n] = out + (int64_t)sizeof(struct q3_k) * block;
-        }
+    for (int64_t first = 0; first < total; first += TILE) {
+        const struct batch batch = take_batch(x, importance, 256, first, total, per_row);
+        struct q3_k *to = (struct q3_k *)out + first;
         if (importance)
-            weighted_batch(&batch, used);
+            weighted_batch(&batch, to);
         else
-            plain_batch(&batch, used);
+            plain_batch(&batch, to);
     }
 }

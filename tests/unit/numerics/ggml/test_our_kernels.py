@@ -14,7 +14,7 @@ from gemquant.numerics.ggml.library import ggml
 from gemquant.numerics.ggml.types import TYPES
 from gemquant.numerics.native import build
 
-OURS = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
+OURS = ["IQ4_NL", "IQ4_XS", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
 LARGEST = float(np.finfo(np.float32).max)
 
 needs_ggml = pytest.mark.skipif(ggml() is None, reason="xllamacpp is not installed")
