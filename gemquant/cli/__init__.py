@@ -27,6 +27,9 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "bench": LazyCommand(
         "gemquant.cli.bench", "Measure how fast artifacts run, and in how much memory."
     ),
+    "doctor": LazyCommand(
+        "gemquant.cli.doctor", "Say what of this installation works, and how to get the rest."
+    ),
     "eval": LazyCommand("gemquant.cli.eval", "Measure an artifact against its original again."),
     "llamafile": LazyCommand(
         "gemquant.cli.llamafile", "Pack a GGUF and a llamafile runtime into one executable."

@@ -1,0 +1,61 @@
+"""``gemquant doctor``: what is installed, what works, and how to get the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import click
+
+from gemquant.cli.flags import output_flags
+from gemquant.errors import RuntimeMissingError
+
+if TYPE_CHECKING:
+    from gemquant.doctor import Finding
+
+
+def _doctor(*, as_json: bool, quiet: bool) -> None:
+    from gemquant.cli import render
+    from gemquant.doctor import examine
+
+    del quiet  # there is no progress to silence
+    findings = examine()
+    if as_json:
+        render.print_json([dataclasses.asdict(finding) for finding in findings])
+    else:
+        _print(findings)
+    broken = [finding for finding in findings if finding.state == "problem"]
+    if broken:
+        names = ", ".join(finding.name for finding in broken)
+        raise RuntimeMissingError(
+            f"Installed, but not as it must be: {names}.", hint=broken[0].command
+        )
+
+
+def _print(findings: list[Finding]) -> None:
+    from gemquant.cli import render
+
+    listing = render.table("", "", "found", "for")
+    listing.show_header = False
+    for finding in findings:
+        listing.add_row(finding.state, finding.name, finding.found, finding.purpose)
+    commands = [
+        f"{finding.name}: {finding.command}" for finding in findings if finding.command is not None
+    ]
+    render.print_tables(listing, *(["", "To have what is missing:", *commands] if commands else []))
+
+
+command = click.Command(
+    "doctor",
+    callback=_doctor,
+    params=output_flags(),
+    help="""Say what of this installation works, and how to get the rest.
+
+    Versions of all that gemquant needs, the kernels in use, the runtimes that run artifacts, the
+    devices. A warning is something missing that not everybody needs, with the command that brings
+    it; a problem is something installed that does not work. Exits with 8 if there is a problem.""",
+    epilog="""\b
+Examples:
+  gemquant doctor
+  gemquant doctor --json""",
+)
