@@ -1,9 +1,11 @@
-"""Makes ``gguf_metadata.json``: what llama.cpp's own converter writes for tiny Gemmas.
+"""Makes ``gguf_metadata.json``: what llama.cpp's own converter writes for Gemmas.
 
-Nothing of gemquant decides what is recorded: its tests only build the folders, llama.cpp's
-``convert_hf_to_gguf.py`` converts them, and the ``gguf`` package reads the results. Made with
-llama.cpp 0c1e57098 (its source is in PyPI's llama-cpp-python 0.3.36, folder vendor/llama.cpp),
-torch 2.13.0, transformers 5.23.0, sentencepiece 0.2.3, gguf 0.19.0:
+They are a tiny one of every kind, and the sample Gemma 3 270M as a folder. Nothing of gemquant
+decides what is recorded: its tests only write the folders, llama.cpp's ``convert_hf_to_gguf.py``
+converts them, and the ``gguf`` package reads the results. Made with llama.cpp 0c1e57098 (its source
+is in PyPI's llama-cpp-python 0.3.36, folder vendor/llama.cpp), torch 2.13.0, transformers 5.23.0,
+sentencepiece 0.2.3, gguf 0.19.0; the tiny ones come out the same with transformers 4.57.6, which
+that llama.cpp pins:
 
     PYTHONPATH=. python tests/golden/make_gguf_metadata.py LLAMA_CPP_FOLDER PYTHON_FOR_THE_CONVERTER
 
@@ -24,6 +26,7 @@ from typing import Any
 import numpy as np
 from gguf import GGUFReader, GGUFValueType, ReaderField
 
+from tests.sample_folder import write_sample_folder
 from tests.tiny_gemma import KINDS
 from tests.tiny_sentencepiece import tiny_sentencepiece, write_convertible_gemma
 
@@ -35,9 +38,11 @@ def main() -> None:
     converter, python = Path(sys.argv[1]) / "convert_hf_to_gguf.py", sys.argv[2]
     converted: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
-        for kind in KINDS:
-            folder = write_convertible_gemma(Path(name), kind)
-            file = Path(name) / f"{kind}.gguf"
+        root = Path(name)
+        folders = {kind: write_convertible_gemma(root, kind) for kind in KINDS}
+        folders["sample"] = write_sample_folder(root / "gemma-3-270m")
+        for kind, folder in folders.items():
+            file = root / f"{kind}.gguf"
             subprocess.run(
                 [python, converter, folder, "--outfile", file, "--outtype", "bf16"], check=True
             )

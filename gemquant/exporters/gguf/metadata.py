@@ -69,11 +69,15 @@ def converted_metadata(
 
 
 def quantized_metadata(metadata: Metadata, *, file_type: int) -> dict[str, GgufValue]:
-    """Return the keys as llama.cpp's quantizer leaves them: version and file type at the end."""
+    """Return the keys as llama.cpp's quantizer leaves them: version and file type at the end.
+
+    metadata: what the converter wrote, or all of another GGUF (``GgufTensors.typed_metadata``);
+    what says that it is one part of several is left out.
+    """
     kept = {
         key: value
         for key, value in metadata.items()
-        if key not in (QUANTIZATION_VERSION, FILE_TYPE)
+        if key not in (QUANTIZATION_VERSION, FILE_TYPE) and not key.startswith("split.")
     }
     return {
         **kept,

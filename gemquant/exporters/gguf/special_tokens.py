@@ -31,6 +31,8 @@ def special_token_metadata(
             ids.setdefault(role, index)
     for role in _ROLES:
         index = config.get(f"{role}_token_id")
+        # Upstream passes over a list such as [1, 106]; llama.cpp would end at id 2, Gemma's <bos>.
+        index = index[0] if isinstance(index, list) and index else index
         if type(index) is int and 0 <= index < size:
             ids.setdefault(role, index)
     # Where no file names it, upstream leaves it out; llama.cpp would take id 0, Gemma's <pad>.

@@ -11,8 +11,9 @@ Source: llama.cpp ``conversion/base.py`` (``_create_vocab_sentencepiece``), ``sr
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from gguf import TokenType
@@ -47,13 +48,19 @@ def vocabulary(parts: TokenizerParts, size: int) -> Vocabulary:
     Ids beyond ``size`` are left out; ids without a token are named [PAD<id>] and unused.
     Raises CheckpointError or UnsupportedError for a tokenizer that is damaged or not Gemma's kind.
     """
-    pieces = _from_sentencepiece(parts) if parts.model is not None else _from_json(parts)
+    added = list(_added(parts))
+    own = {index for index, _, _ in added}
+    if parts.model is None:
+        pieces = _from_json(parts, {content for _, content, _ in added})
+    else:
+        pieces = _from_sentencepiece(parts.model, f"{parts.where}: tokenizer.model")
+        _require_agreement(parts, pieces, own)
     tokens = [f"[PAD{index}]" for index in range(size)]
     scores, types = [PADDING_SCORE] * size, [int(TokenType.UNUSED)] * size
     for index, piece in enumerate(pieces.tokens[:size]):
         tokens[index], scores[index] = piece, pieces.scores[index]
         types[index] = pieces.types[index]
-    for index, content, special in _added(parts):
+    for index, content, special in added:
         if not 0 <= index < size:
             continue
         control = special or looks_special(content)
@@ -94,18 +101,14 @@ def _object(parts: TokenizerParts, value: Any) -> Mapping[str, Any]:
     return value
 
 
-def _from_sentencepiece(parts: TokenizerParts) -> Vocabulary:
+def _from_sentencepiece(model: bytes, where: str) -> Vocabulary:
     from sentencepiece import SentencePieceProcessor
 
-    assert parts.model is not None
-    where = f"{parts.where}: tokenizer.model"
-    if len(parts.model) > MAX_MODEL_BYTES:
-        raise CheckpointError(
-            f"{where}: {len(parts.model)} bytes; at most {MAX_MODEL_BYTES} are read."
-        )
+    if len(model) > MAX_MODEL_BYTES:
+        raise CheckpointError(f"{where}: {len(model)} bytes; at most {MAX_MODEL_BYTES} are read.")
     processor = SentencePieceProcessor()
     try:
-        processor.LoadFromSerializedProto(parts.model)
+        processor.LoadFromSerializedProto(model)
         ids = range(processor.vocab_size())
         tokens, scores = processor.IdToPiece(list(ids)), processor.GetScore(list(ids))
     except (RuntimeError, ValueError, UnicodeDecodeError) as error:
@@ -127,14 +130,25 @@ def _from_sentencepiece(parts: TokenizerParts) -> Vocabulary:
     return Vocabulary(tokens, scores, types)
 
 
-def _from_json(parts: TokenizerParts) -> Vocabulary:
+def _require_agreement(parts: TokenizerParts, pieces: Vocabulary, added: Collection[int]) -> None:
+    """Refuse two files that tell of two tokenizers: one is evaluated with, the other is stored."""
+    for index, (ours, theirs) in enumerate(zip(parts.pieces, pieces.tokens, strict=False)):
+        score = pieces.scores[index]
+        if index not in added and (ours != theirs or not isfinite(score)):
+            raise CheckpointError(
+                f"{parts.where}: token {index} is {theirs!r} with score {score} in "
+                f"tokenizer.model, and {ours!r} in tokenizer.json.",
+                hint="Remove the file that does not belong to the model, or download both again.",
+            )
+
+
+def _from_json(parts: TokenizerParts, added: Collection[str]) -> Vocabulary:
     """Rebuild what tokenizer.model would have said.
 
     SentencePiece scores its n-th merged piece −n. In tokenizer.json the merged pieces stand in the
     same order, so only their order is known; no more is used.
     """
     tokens = parts.pieces
-    added = {content for _, content, _ in _added(parts)}
     types = [_type(parts, token, added) for token in tokens]
     normal = [index for index, kind in enumerate(types) if kind == TokenType.NORMAL]
     _require_merges_by_id(parts, normal)
@@ -145,7 +159,7 @@ def _from_json(parts: TokenizerParts) -> Vocabulary:
     return Vocabulary(tokens, scores, types)
 
 
-def _type(parts: TokenizerParts, token: str, added: set[str]) -> int:
+def _type(parts: TokenizerParts, token: str, added: Collection[str]) -> int:
     if _BYTE.fullmatch(token):
         return int(TokenType.BYTE)
     if token == parts.unknown:

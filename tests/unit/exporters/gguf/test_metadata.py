@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from gguf import GGUFValueType
 
 from gemquant.checkpoint import open_checkpoint
 from gemquant.checkpoint.checkpoint import Checkpoint
 from gemquant.exporters.gguf.metadata import converted_metadata, quantized_metadata
 from gemquant.gemma.gguf_names import from_gguf, stored_order, stores_one_plus, to_gguf
-from gemquant.gguf_values import GgufValue
+from gemquant.gguf_values import GgufValue, uint32
+from tests.gguf_records import recorded
 from tests.tiny_gemma import KINDS, Kind
 from tests.tiny_sentencepiece import tiny_sentencepiece, write_convertible_gemma
 
@@ -41,21 +41,6 @@ def converted(checkpoint: Checkpoint, **changes: Any) -> dict[str, GgufValue]:
     files = {**checkpoint.tokenizer_files(), **changes.pop("files", {})}
     arguments = {"file_type": BF16, **changes}
     return converted_metadata(checkpoint.config, files, checkpoint.provenance, **arguments)
-
-
-def recorded(value: GgufValue) -> list[Any]:
-    """As the golden file's script records a value."""
-    if value.type != GGUFValueType.ARRAY:
-        plain = value.value
-        if value.type == GGUFValueType.FLOAT32:
-            plain = torch.tensor(plain, dtype=torch.float32).item()
-        return [value.type.name, plain]
-    assert value.element is not None
-    kind = f"ARRAY/{value.element.name}"
-    if value.element == GGUFValueType.STRING and len(value.value) < 20:
-        return [kind, list(value.value)]
-    digest = hashlib.sha256(value.packed()[12:]).hexdigest()
-    return [kind, {"count": len(value.value), "sha256": digest}]
 
 
 def test_the_golden_file_is_of_this_tokenizer() -> None:
@@ -119,6 +104,12 @@ def test_the_quantizer_puts_version_and_type_last(checkpoint: Checkpoint) -> Non
     assert list(after)[-2:] == ["general.quantization_version", "general.file_type"]
     assert after["general.file_type"].value == 15
     assert set(after) == set(before)
+
+
+def test_requantizing_keeps_every_key_but_those_of_a_split_file(checkpoint: Checkpoint) -> None:
+    before = converted(checkpoint)
+    part = {"split.no": uint32(0), "split.count": uint32(2), **before}
+    assert quantized_metadata(part, file_type=15) == quantized_metadata(before, file_type=15)
 
 
 def test_a_chosen_template_replaces_the_files(checkpoint: Checkpoint) -> None:
