@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gemquant.errors import UsageError
+from gemquant.protocols import Statistics
 
 _EMBEDDING = "token_embd.weight"
 _LISTED = 4
@@ -25,6 +26,11 @@ class ImportanceEntry:
 
     sums: Tensor
     count: int
+
+    @classmethod
+    def of(cls, statistics: Statistics) -> ImportanceEntry:
+        """What the statistics of a linear's input come to."""
+        return cls(statistics.sum_squares.float().cpu(), statistics.tokens)
 
     @property
     def weights(self) -> Tensor:

@@ -59,6 +59,11 @@ class Trace:
         self._stream: Stream | None = None
         self.scan = ActivationRangeScan()
 
+    @property
+    def layers(self) -> int:
+        """How many blocks there are."""
+        return self._skeleton.layers
+
     def blocks(self) -> Iterator[Block]:
         """Yield every decoder layer with the statistics of its inputs."""
         if self._calibration is not None:

@@ -91,6 +91,14 @@ class Checkpoint:
         """The metadata of a GGUF, with types; None where the model is no GGUF."""
         return self.source.typed_metadata if isinstance(self.source, GgufTensors) else None
 
+    @property
+    def packed_formats(self) -> Sequence[str]:
+        """Formats of matrices that were quantized before, by ggml's names."""
+        if not isinstance(self.source, GgufTensors):
+            return ()
+        kinds = {self.source.type_of(name).name for name in self.source.shapes}
+        return sorted(kinds - {"F32", "F16", "BF16"})
+
     def source_digest(self) -> dict[str, str]:
         """SHA-256 of every weight file, by name; of the adapter's with ``lora/`` before it."""
         return dict(self._digests)

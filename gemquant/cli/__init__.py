@@ -34,6 +34,9 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "llamafile": LazyCommand(
         "gemquant.cli.llamafile", "Pack a GGUF and a llamafile runtime into one executable."
     ),
+    "imatrix": LazyCommand(
+        "gemquant.cli.imatrix", "Compute an importance matrix for llama.cpp's quantization."
+    ),
     "quantizers": LazyCommand("gemquant.cli.quantizers", "List the quantizers and their options."),
     "show": LazyCommand("gemquant.cli.show", "Print what an artifact is and what was lost in it."),
     "targets": LazyCommand("gemquant.cli.targets", "List the devices, or describe one."),

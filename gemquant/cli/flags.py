@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import typing
 from pathlib import Path
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
-from gemquant.cli.settings import COMPUTE_DTYPE, Setting, load_defaults, setting
-from gemquant.options import Option, options_of
+from gemquant.cli.settings import load_defaults, setting
 from gemquant.recipe import COMPUTE_DTYPES, Recipe
 
 DEFAULTS = Recipe(model="", quantizer="")
@@ -29,15 +27,6 @@ class CommaList(click.ParamType[tuple[str, ...]]):
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return tuple(value)
-
-
-class Repeated(Setting):
-    """An option that may be given several times; in a recipe a list, or one text."""
-
-    def get_default(self, ctx: click.Context, call: bool = True) -> Any:
-        """Take a single text from a recipe for a list of one."""
-        value = super().get_default(ctx, call=call)
-        return (value,) if isinstance(value, str) else value
 
 
 def complete_target(
@@ -127,6 +116,13 @@ def target_folder_flag() -> click.Parameter:
     )
 
 
+def model_argument() -> click.Parameter:
+    """MODEL; it may come from a recipe instead, so that its absence is told with the rest."""
+    return click.Argument(
+        ["model"], required=False, envvar="GEMQUANT_MODEL", metavar="[MODEL]", type=str
+    )
+
+
 def machine_flags(inherited: str | None = None, *, dtype: str = "--dtype") -> list[click.Parameter]:
     """Where and how activations are computed.
 
@@ -178,100 +174,9 @@ def evaluation_flags(inherited: str | None = None) -> list[click.Parameter]:
     ]
 
 
-def window_flags(inherited: str | None = None) -> list[click.Parameter]:
-    """How text is cut into windows; ``inherited`` says what gives the defaults."""
+def calibration_flags() -> list[click.Parameter]:
+    """The text that statistics are gathered on, and how it is cut and traced."""
     return [
-        setting(
-            "--seq-len",
-            type=int,
-            default=None if inherited else DEFAULTS.seq_len,
-            instead=inherited,
-            metavar="N",
-            help="Tokens in each window, <bos> included.",
-        ),
-        setting(
-            "--seed",
-            type=int,
-            default=None if inherited else DEFAULTS.seed,
-            instead=inherited,
-            metavar="N",
-            help="Order in which documents are drawn.",
-        ),
-    ]
-
-
-# ---------------------------------------------------------------- of a quantizer
-
-
-def quantizer_flags(quantizer: type[Any]) -> list[click.Parameter]:
-    """Make one flag of each option field of a quantizer."""
-    return [_option_flag(option) for option in options_of(quantizer)]
-
-
-def _option_flag(option: Option) -> click.Parameter:
-    flag = "--" + option.name.replace("_", "-")
-    if option.type is bool:
-        return setting(f"{flag}/--no-{flag[2:]}", default=option.default, help=option.spec.help)
-    if option.spec.repeated:
-        return Repeated(
-            [flag],
-            multiple=True,
-            default=option.default,
-            metavar="TEXT",
-            show_default=bool(option.default),
-            help=option.spec.help,
-            envvar=f"GEMQUANT_{option.name.upper()}",
-        )
-    if typing.get_origin(option.type) is tuple:
-        return setting(
-            flag,
-            type=CommaList(),
-            default=",".join(option.default) or None,
-            metavar="NAME,…",
-            help=option.spec.help,
-        )
-    choices = option.spec.choices
-    return setting(
-        flag,
-        type=option.type,
-        default=option.default,
-        metavar="|".join(map(str, choices)) if choices else _metavar(option.type),
-        help=option.spec.help,
-    )
-
-
-def _metavar(kind: type) -> str:
-    return {int: "N", float: "X"}.get(kind, "TEXT")
-
-
-def common_flags(quantizer: type[Any]) -> list[click.Parameter]:
-    """All other flags of a quantizer's command."""
-    own = {option.name for option in options_of(quantizer)}
-    dtype = "--" + (COMPUTE_DTYPE if "dtype" in own else "dtype").replace("_", "-")
-    return [
-        setting(
-            "--target",
-            default=getattr(quantizer, "target", DEFAULTS.target),
-            metavar="NAME",
-            help="Device to make the artifact for; see `gemquant targets`.",
-            complete=complete_target,
-        ),
-        setting(
-            "--exporter",
-            "--format",
-            metavar="NAME",
-            instead="what the target prefers for this Gemma",
-            help="Container.",
-            complete=complete_exporter,
-        ),
-        setting(
-            "--output",
-            "-o",
-            type=click.Path(path_type=Path),
-            metavar="DIR",
-            instead="MODEL-QUANTIZER-SCHEME, here",
-            help="Folder to write.",
-        ),
         setting(
             "--calib",
             default=DEFAULTS.calib,
@@ -293,26 +198,26 @@ def common_flags(quantizer: type[Any]) -> list[click.Parameter]:
             "multiplies it natively, and the recipe records which.",
         ),
         *window_flags(),
+    ]
+
+
+def window_flags(inherited: str | None = None) -> list[click.Parameter]:
+    """How text is cut into windows; ``inherited`` says what gives the defaults."""
+    return [
         setting(
-            "--lora",
-            metavar="DIR|HUB-ID",
-            help="PEFT adapter to merge into the weights.",
+            "--seq-len",
+            type=int,
+            default=None if inherited else DEFAULTS.seq_len,
+            instead=inherited,
+            metavar="N",
+            help="Tokens in each window, <bos> included.",
         ),
         setting(
-            "--chat-template",
-            metavar="NAME|FILE",
-            instead="the checkpoint's",
-            help="Chat template for chat text and for the artifact: stock, system, system-in-user, "
-            "systemgemma2, or a file.",
+            "--seed",
+            type=int,
+            default=None if inherited else DEFAULTS.seed,
+            instead=inherited,
+            metavar="N",
+            help="Order in which documents are drawn.",
         ),
-        *evaluation_flags(),
-        click.Option(["--no-eval"], is_flag=True, help="Write no certificate."),
-        *machine_flags(dtype=dtype),
-        recipe_flag(),
-        target_folder_flag(),
-        click.Option(
-            ["--dry-run"], is_flag=True, help="Check everything, print the plan, write nothing."
-        ),
-        click.Option(["--force"], is_flag=True, help="Replace an existing output folder."),
-        *output_flags(),
     ]

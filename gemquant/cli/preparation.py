@@ -58,6 +58,11 @@ def prepare(request: Request, progress: Progress) -> Prepared:
     torch.set_num_threads(request.threads)
     progress.note(f"opening {request.recipe.model}")
     checkpoint = open_checkpoint(request.recipe.model, lora=request.recipe.lora)
+    if checkpoint.packed_formats:
+        progress.note(
+            f"caution: {request.recipe.model} was quantized before "
+            f"({', '.join(checkpoint.packed_formats)}); what that lost stays lost."
+        )
     gathering = Gathering()
     gathering.attempt(lambda: require_device(request.recipe.device))
     members = gathering.attempt(lambda: members_of(request, checkpoint))
@@ -191,7 +196,11 @@ def read_calibration(
     """Read the calibration text, if the quantizer needs any."""
     if not request.quantizer.needs:
         return None
-    recipe = request.recipe
+    return calibration_text(request.recipe, checkpoint, template)
+
+
+def calibration_text(recipe: Recipe, checkpoint: Checkpoint, template: str) -> TokenWindows:
+    """Read the calibration text and cut it into windows."""
     return calibration_windows(
         checkpoint.tokenizer(),
         source=recipe.calib,

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from gemquant.cli.flags import common_flags, quantizer_flags
+from gemquant.cli.flags import model_argument
 from gemquant.cli.progress import reporter
+from gemquant.cli.quantizer_flags import common_flags, quantizer_flags
 from gemquant.cli.request import read_request
 from gemquant.plugins import quantizer_type
 
@@ -16,22 +17,20 @@ from gemquant.plugins import quantizer_type
 def quantizer_command(name: str) -> click.Command:
     """Make the command of a quantizer; its class is imported, torch is not."""
     quantizer = quantizer_type(name)
-    model = click.Argument(
-        ["model"], required=False, envvar="GEMQUANT_MODEL", metavar="[MODEL]", type=str
-    )
     return QuantizerCommand(
         name,
         quantizer=quantizer,
-        params=[model, *quantizer_flags(quantizer), *common_flags(quantizer)],
+        params=[model_argument(), *quantizer_flags(quantizer), *common_flags(quantizer)],
         help=_help(quantizer),
-        epilog=EXAMPLES.replace("NAME", name),
+        epilog=MODEL + getattr(quantizer, "examples", EXAMPLES).replace("NAME", name),
     )
 
 
-EXAMPLES = """\b
+MODEL = """\b
 MODEL is a folder, a Hub id with optional @REVISION, a GGUF file, or sample:gemma-3-270m.
 
-\b
+"""
+EXAMPLES = """\b
 Examples:
   gemquant NAME sample:gemma-3-270m
   gemquant NAME google/gemma-2-2b --target cuda -o gemma-2-2b-NAME
@@ -58,13 +57,13 @@ class QuantizerCommand(click.Command):
         as_json = ctx.params["as_json"]
         request = read_request(ctx, self.quantizer)
 
-        from gemquant.cli import render
+        from gemquant.cli import plan_tables, render
         from gemquant.cli.preparation import prepare
 
         with reporter(quiet=ctx.params["quiet"]) as progress:
             prepared = prepare(request, progress)
             made = None if request.dry_run else prepared.run(progress)
         if made is None:
-            render.plans(prepared.plans, as_json=as_json)
+            plan_tables.plans(prepared.plans, as_json=as_json)
         else:
             render.artifacts(made, as_json=as_json)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from gemquant.protocols import QuantizedSpec
 from gemquant.resources import human_bytes
 from gemquant.scheme import INTEGER, PER_CHANNEL, Scheme, describe
 
 if TYPE_CHECKING:
     from gemquant.artifact import Artifact, CertificateRecord, Manifest
     from gemquant.artifact.manifest import MeasurementRecord
-    from gemquant.plan import JobPlan
     from gemquant.results import Certificate
 
 MATRICES_NAMED = 4
@@ -58,65 +55,8 @@ def table(*columns: str, title: str | None = None, numbers: Sequence[str] = ()) 
     return made
 
 
-# ---------------------------------------------------------------- plans
-
-
-def plans(planned: Sequence[JobPlan], *, as_json: bool) -> None:
-    """Print what jobs would write; nothing has been written."""
-    if as_json:
-        documents = [_plan_document(each) for each in planned]
-        print_json(documents[0] if len(documents) == 1 else documents)
-        return
-    for each in planned:
-        print_tables(*_plan(each), "")
-    print_tables("Nothing was written (--dry-run).")
-
-
-def _plan_document(planned: JobPlan) -> dict[str, Any]:
-    return {
-        "path": str(planned.job.out),
-        "recipe": planned.job.recipe.to_dict(),
-        "bits_per_weight": planned.bits_per_weight,
-        "file_sizes": dict(planned.file_sizes),
-        "quantized": list(planned.quantized),
-        "kept": list(planned.kept),
-        "fallbacks": [
-            {"modules": list(each.names), "stored": each.stored, "reason": each.reason}
-            for each in planned.substitutions
-        ],
-    }
-
-
-def _plan(planned: JobPlan) -> list[Table | str]:
-    job, schemes = planned.job, _schemes(planned)
-    facts = _fact_table()
-    facts.add_row("model", job.recipe.model)
-    facts.add_row("folder", str(job.out))
-    facts.add_row("container", f"{job.exporter.name}, for {job.recipe.target}")
-    for words, count in schemes.items():
-        facts.add_row(job.recipe.quantizer, f"{words}: {counted(count, 'layer')}")
-    kept = [name.removesuffix(".weight") for name in planned.kept]
-    if kept and schemes:
-        facts.add_row("kept", _named(kept))
-    if not schemes:
-        dtype = job.exporter.container(planned.header.config).float_dtype
-        facts.add_row(job.recipe.quantizer, f"everything in {str(dtype).removeprefix('torch.')}")
-    facts.add_row(
-        "size",
-        f"{human_bytes(planned.total_bytes)} in {', '.join(planned.file_sizes)}; "
-        f"{planned.bits_per_weight:.2f} bits per weight over all",
-    )
-    return [facts, *_fallbacks([(s.names, s.stored, s.reason) for s in planned.substitutions])]
-
-
-def _schemes(planned: JobPlan) -> Mapping[str, int]:
-    """Count the layers of each scheme, by the scheme's words."""
-    layout = planned.header.layout
-    specs = (layout[name] for name in planned.quantized)
-    return Counter(scheme_words(spec.scheme) for spec in specs if isinstance(spec, QuantizedSpec))
-
-
-def _fact_table() -> Table:
+def fact_table() -> Table:
+    """A table of what is what, without a head."""
     facts = table("", "")
     facts.show_header = False
     return facts
@@ -168,7 +108,7 @@ def evaluation(
 
 def _facts(manifest: Manifest) -> list[Table | str]:
     quantization = manifest.quantization
-    facts = _fact_table()
+    facts = fact_table()
     facts.add_row("model", _origin(manifest))
     facts.add_row("container", f"{manifest.container}, {quantization.float_dtype}")
     for scheme in quantization.schemes:
@@ -177,7 +117,7 @@ def _facts(manifest: Manifest) -> list[Table | str]:
             f"{scheme_words(scheme)}: {counted(len(scheme.modules), 'layer')}",
         )
     if quantization.unquantized and quantization.schemes:
-        facts.add_row("kept", f"{_named(quantization.unquantized)} in {quantization.float_dtype}")
+        facts.add_row("kept", f"{named(quantization.unquantized)} in {quantization.float_dtype}")
     if not quantization.schemes:
         facts.add_row(quantization.quantizer, f"everything in {quantization.float_dtype}")
     facts.add_row(
@@ -203,10 +143,10 @@ def _facts(manifest: Manifest) -> list[Table | str]:
     from gemquant.artifact import fallbacks_by_reason
 
     groups = fallbacks_by_reason(manifest).items()
-    return [*parts, *_fallbacks((modules, *why) for why, modules in groups)]
+    return [*parts, *fallback_table((modules, *why) for why, modules in groups)]
 
 
-def _fallbacks(groups: Iterable[tuple[Sequence[str], str, str]]) -> list[Table | str]:
+def fallback_table(groups: Iterable[tuple[Sequence[str], str, str]]) -> list[Table | str]:
     """What is not stored as asked: names, what as, and why; many of a kind are counted."""
     fallbacks = table("layer", "stored as", "because", title="Fallbacks")
     for names, stored, reason in groups:
@@ -216,7 +156,7 @@ def _fallbacks(groups: Iterable[tuple[Sequence[str], str, str]]) -> list[Table |
     return ["", fallbacks] if fallbacks.row_count else []
 
 
-def _named(matrices: Sequence[str]) -> str:
+def named(matrices: Sequence[str]) -> str:
     """Name a few matrices; count many."""
     return ", ".join(matrices) if len(matrices) <= MATRICES_NAMED else f"{len(matrices)} matrices"
 

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gemquant.errors import GemquantError, Problems, UsageError, refuse
@@ -19,6 +20,7 @@ from gemquant.resources import bytes_of
 
 if TYPE_CHECKING:
     from gemquant.quantized_weights import BlockWeight
+    from gemquant.quantizers.weighting import Weighting
 
 DEFAULT_TYPE = "Q4_K_M"
 
@@ -27,11 +29,22 @@ DEFAULT_TYPE = "Q4_K_M"
 class KQuant:
     """GGUF files for llama.cpp, in its mixtures of block formats, several in one pass.
 
-    Formats and bytes are those of llama.cpp's own quantize; nothing is written in between.
+    Formats and bytes are those of llama.cpp's own quantize; nothing is written in between. As
+    there, errors count alike unless an importance matrix says otherwise: --imatrix FILE, or
+    --importance to compute one. Several types make a folder each inside --output.
     """
 
     name: ClassVar[str] = "gguf"
     target: ClassVar[str] = "cpu"
+    examples: ClassVar[str] = """\b
+Examples:
+  gemquant gguf sample:gemma-3-270m
+  gemquant gguf google/gemma-3-1b-it --type Q4_K_M --type Q6_K -o gemma-3-1b-it-gguf
+  gemquant gguf ./my-gemma --lora ./my-adapter --importance --calib my-text.jsonl
+  gemquant gguf ./my-gemma --type IQ4_XS --imatrix my-gemma.imatrix.gguf --no-eval
+  gemquant gguf gemma-3-1b-it-BF16.gguf --type Q5_K_M --tensor-type 'blk.*.attn_v=Q6_K'
+  gemquant gguf google/gemma-2-9b --dry-run
+"""
 
     type: tuple[str, ...] = option(
         (DEFAULT_TYPE,), f"File to make; again for another: {', '.join(FILE_TYPES)}.", repeated=True
@@ -44,21 +57,26 @@ class KQuant:
     embedding_type: str = option("", "Format of the embedding, which is mostly the head too.")
     output_type: str = option("", "Format of the head.")
     pure: bool = option(False, "The same format for every matrix, no mixture.")
+    imatrix: str = option("", "Importance matrix to weigh errors by: a FILE of llama.cpp's.")
+    importance: bool = option(
+        False, "Weigh errors by an importance matrix of the calibration text, computed on the way."
+    )
     split_max_size: str = option("", "Largest part of a file to split: a number and kB, MB or GB.")
 
     @property
     def needs(self) -> frozenset[str]:
-        """Nothing."""
-        return frozenset()
+        """Mean squares of activations, for an importance matrix of the calibration text."""
+        return frozenset({"moments"}) if self.importance else frozenset()
 
     def members(self, config: Mapping[str, Any]) -> Sequence[Member]:
         """One for each type. Raises everything that is wrong with the options and the model."""
         refuse(self.problems({}))
+        weighting = self._weighting(config)
         made: list[Member] = []
         problems: list[GemquantError] = []
         for kind in self._file_types():
             try:
-                made.append(self._member(kind, config))
+                made.append(self._member(kind, config, weighting))
             except GemquantError as error:
                 problems += error.problems if isinstance(error, Problems) else [error]
         refuse(list({str(problem): problem for problem in problems}.values()))
@@ -76,6 +94,13 @@ class KQuant:
                 found += _complaints(partial(_known, tensor_type, f"--{flag}-type", name, TYPES))
         if self.split_max_size:
             found += _complaints(partial(bytes_of, self.split_max_size, flag="--split-max-size"))
+        if self.imatrix and self.importance:
+            found.append(
+                UsageError(
+                    "--imatrix and --importance: one importance matrix at a time.",
+                    hint="Leave --importance out to use the file.",
+                )
+            )
         names = [name.upper() for name in self._type_names()]
         found += [
             UsageError(f"--type {name}: asked for {names.count(name)} times.")
@@ -103,7 +128,16 @@ class KQuant:
     def _file_types(self) -> list[FileType]:
         return [file_type(name) for name in self._type_names()]
 
-    def _member(self, kind: FileType, config: Mapping[str, Any]) -> Member:
+    def _weighting(self, config: Mapping[str, Any]) -> Weighting | None:
+        from gemquant.quantizers import weighting
+
+        if self.imatrix:
+            return weighting.of_file(Path(self.imatrix), config)
+        return weighting.OfCalibration(config) if self.importance else None
+
+    def _member(
+        self, kind: FileType, config: Mapping[str, Any], weighting: Weighting | None
+    ) -> Member:
         from gemquant.quantizers.kquant_file import KQuantFile
 
         request = TypeRequest(
@@ -113,14 +147,14 @@ class KQuant:
             output_type=tensor_type(self.output_type) if self.output_type else None,
             pure=self.pure,
         )
-        plan = choose_types(config, request, has_importance=False)
-        refuse(importance_problems(plan, None))
+        plan = choose_types(config, request, has_importance=weighting is not None)
+        refuse(importance_problems(plan, weighting.covered if weighting else None))
         own = {each.name: getattr(self, each.name) for each in options_of(self)}
         return Member(
             label=kind.name,
-            quantizer=KQuantFile.of(plan, config),
+            quantizer=KQuantFile.of(plan, config, weighting),
             options={**own, "type": [kind.name]},
-            notes=plan.without_effect,
+            notes=[*(weighting.notes if weighting else ()), *plan.without_effect],
         )
 
 

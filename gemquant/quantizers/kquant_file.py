@@ -14,6 +14,7 @@ from gemquant.gemma.structure import tensor_shapes
 from gemquant.numerics.ggml.types import GgmlType
 from gemquant.protocols import Block, Container, Substitution
 from gemquant.quantized_weights import BlockScheme, BlockWeight
+from gemquant.quantizers.weighting import Weighting
 from gemquant.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -29,15 +30,19 @@ class KQuantFile:
 
     types: format of every matrix by Gemma's full name; a tied head has none.
     substitutions: matrices whose rows are not whole blocks of the format that was wanted.
+    weighting: how much each column's error counts; None for all alike.
     """
 
     name: ClassVar[str] = "gguf"
 
     types: Mapping[str, GgmlType]
     substitutions: Sequence[Substitution] = ()
+    weighting: Weighting | None = None
 
     @classmethod
-    def of(cls, plan: TypePlan, config: Mapping[str, Any]) -> KQuantFile:
+    def of(
+        cls, plan: TypePlan, config: Mapping[str, Any], weighting: Weighting | None
+    ) -> KQuantFile:
         """Carry out a choice of types."""
         ours = {to_gguf(name, config["model_type"]): name for name in tensor_shapes(config)}
         types = {ours[t.name]: t.type for t in plan.tensors if len(t.shape) == 2}
@@ -49,12 +54,12 @@ class KQuantFile:
             )
             for each in fallbacks(plan.tensors)
         ]
-        return cls(types, tuple(substitutions))
+        return cls(types, tuple(substitutions), weighting)
 
     @property
     def needs(self) -> frozenset[str]:
-        """Nothing."""
-        return frozenset()
+        """What the importance of columns is worked out from, if anything."""
+        return self.weighting.needs if self.weighting else frozenset()
 
     def scheme_for(self, name: str, shape: tuple[int, int]) -> BlockScheme | None:  # noqa: ARG002
         """The format that llama.cpp's rules give; None for a head that is the embedding."""
@@ -64,9 +69,9 @@ class KQuantFile:
         """Nothing that was not said when the types were chosen."""
         return []
 
-    def facts(self, recipe: Recipe) -> Mapping[str, str | int]:  # noqa: ARG002
-        """Nothing beyond the types."""
-        return {}
+    def facts(self, recipe: Recipe) -> Mapping[str, str | int]:
+        """Where the importance of columns comes from, under llama.cpp's keys."""
+        return self.weighting.facts(recipe) if self.weighting else {}
 
     def quantize(self, block: Block, container: Container) -> Mapping[str, BlockWeight]:  # noqa: ARG002
         """Quantize every matrix of the block; once where another file wants the same bytes."""
@@ -74,9 +79,11 @@ class KQuantFile:
         for linear in block.structure.linears:
             name = f"{linear}.weight"
             kind = self.types[block.prefix + name]
-            key: Hashable = ("ggml", name, kind.name)
+            weighting = None if kind.is_float else self.weighting
+            key: Hashable = ("ggml", name, kind.name, weighting and weighting.key)
             if key not in block.shared:
-                block.shared[key] = quantized_blocks(block, name, kind, importance=None)
+                importance = weighting.importance(block, linear) if weighting else None
+                block.shared[key] = quantized_blocks(block, name, kind, importance=importance)
             made[name] = block.shared[key]
         return made
 

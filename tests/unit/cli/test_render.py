@@ -17,7 +17,7 @@ from gemquant.artifact import (
     Source,
     certificate_record,
 )
-from gemquant.cli import render
+from gemquant.cli import plan_tables, render
 from gemquant.recipe import Recipe
 from gemquant.results import Certificate, Measurement, SliceResult
 
@@ -135,7 +135,7 @@ def test_a_plan_names_folder_container_and_size(capsys: pytest.CaptureFixture[st
         recipe=Recipe(model="m", quantizer="rtn", target="cpu"),
     )
     planned = JobPlan(job, ArtifactHeader({}, layout), {"model.safetensors": 15_744})
-    render.plans([planned], as_json=False)
+    plan_tables.plans([planned], as_json=False)
     assert capsys.readouterr().out.splitlines() == [
         "model      m",
         "folder     made",

@@ -50,9 +50,7 @@ def test_types_can_be_chosen_tensor_by_tensor(config: dict[str, Any]) -> None:
 
 def test_what_changes_nothing_is_said(config: dict[str, Any]) -> None:
     (member,) = KQuant(tensor_type=("ffn_nothing=Q6_K",)).members(config)
-    assert member.notes == (
-        "--tensor-type ffn_nothing=Q6_K: matches no tensor that is left to it.",
-    )
+    assert member.notes == ["--tensor-type ffn_nothing=Q6_K: matches no tensor that is left to it."]
 
 
 def test_everything_wrong_is_told_at_once_with_what_was_meant() -> None:
