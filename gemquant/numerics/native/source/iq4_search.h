@@ -7,7 +7,9 @@
 
 /* kvalues_iq4nl, and half-way between them. Near those points ggml's comparison of two differences
    is exact, elsewhere it is far from undecided: a value's place is how many of them it reaches. */
-static const float TABLE[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+static const float TABLE[16] = {
+    -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
+};
 static const float BETWEEN[15] = {
     -115.5f, -93.5f, -74, -57, -42, -28.5f, -16, -4.5f, 7, 19, 31.5f, 45.5f, 61, 79, 101,
 };

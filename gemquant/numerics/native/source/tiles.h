@@ -68,6 +68,27 @@ ALWAYS_INLINE lanes lanes_clamp(lanes value, float low, float high) {
     return lanes_min(lanes_max(value, lanes_all(low)), lanes_all(high));
 }
 
+/* value < limit ? value : limit. */
+ALWAYS_INLINE int_lanes lanes_least(int_lanes value, int32_t limit) {
+    const int_lanes below = value < limit;
+    return (below & value) | (~below & limit);
+}
+
+/* The sign bits of all lanes, the first lane's last. */
+ALWAYS_INLINE uint32_t lanes_signs(int_lanes value) {
+#if LANES == 16
+    return (uint32_t)_mm512_movepi32_mask((__m512i)value);
+#elif LANES == 8
+    return (uint32_t)_mm256_movemask_ps((__m256)value);
+#elif defined(__x86_64__)
+    return (uint32_t)_mm_movemask_ps((__m128)value);
+#else
+    uint32_t signs = 0;
+    for (int lane = 0; lane < LANES; ++lane) signs |= ((uint32_t)value[lane] >> 31) << lane;
+    return signs;
+#endif
+}
+
 /* Integers from 0 to 2^22 to the last bytes of 32-bit integers. */
 ALWAYS_INLINE void store_codes(int32_t *to, lanes code) {
     code += ROUND_MAGIC;
