@@ -5,7 +5,8 @@ where tⱼ = wⱼ + Σ_{k<j} eₖ R[k, j] / R[j, j]. Rounding tⱼ instead of w�
 al., 2022, https://arxiv.org/abs/2210.17323) in the form that needs no inverse (LDLQ: Chee et al.,
 2023, https://arxiv.org/abs/2307.13304). Refinement then revisits every code with all the others
 fixed (coordinate descent), which can only lower the loss: on Gemma 3 270M two passes take off 13 to
-21 % of what compensation leaves.
+21 % of what compensation leaves. On held-out text one pass gives nearly all of it: mean divergence
+0.248, 0.245 and 0.246 of rounding's with none, one and two (English; 0.305, 0.304, 0.300 older).
 
 Everything is kept in the units of the unscaled weight, so that one factor serves every scale.
 """

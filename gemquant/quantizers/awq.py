@@ -36,7 +36,7 @@ class AWQ:
     clip: bool = option(True, "Search each group's range instead of covering all of it.")
     compensate: bool = option(True, "Round each column to make up for the errors before it.")
     refinements: int = option(
-        2, "Passes that revisit every code after compensation.", minimum=0, maximum=20
+        1, "Passes that revisit every code after compensation.", minimum=0, maximum=20
     )
     skip: str = option("", "Layers to leave in floating point: comma-separated patterns.")
     quantize_head: bool = option(False, "Quantize the head too, untied from the embedding.")
