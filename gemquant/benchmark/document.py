@@ -50,7 +50,8 @@ class Speed(Record):
         description="From the prompt's token ids to the first new token in the program's hands."
     )
     prefill_tokens_per_second: Spread = Field(
-        description="Prompt tokens over the seconds that the runtime computes on the prompt."
+        description="Prompt tokens over the seconds until their logits are there, preparations of "
+        "the runtime included."
     )
     decode_tokens_per_second: Spread = Field(
         description="New tokens but the first over the seconds from the first to the last."

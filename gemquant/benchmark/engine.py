@@ -28,7 +28,7 @@ class Load:
 class Timing:
     """One run. All seconds count from when the prompt was handed over.
 
-    tokens: the new ones, greedily chosen. prefill_seconds: spent computing on the prompt.
+    tokens: the new ones, greedily chosen. prefill_seconds: until the prompt's logits were there.
     first_token_seconds, total_seconds: until the first and the last new token were in our hands.
     """
 

@@ -71,7 +71,6 @@ class LoadedGguf:
         ids = np.array(prompt, dtype=np.int32)
         started = time.perf_counter()
         self.context.clear()
-        began = time.perf_counter()
         for start in range(0, len(ids), self.batch):
             piece = ids[start : start + self.batch]
             logits = self.context.decode(piece, start=start, outputs=1)
@@ -82,7 +81,7 @@ class LoadedGguf:
             last = np.array(tokens[-1:], dtype=np.int32)
             logits = self.context.decode(last, start=position, outputs=1)
             tokens.append(int(logits[0].argmax()))
-        return Timing(tokens, prefilled - began, first - started, time.perf_counter() - started)
+        return Timing(tokens, prefilled - started, first - started, time.perf_counter() - started)
 
     def peak_device_bytes(self) -> int | None:
         """llama.cpp does not tell."""

@@ -100,18 +100,11 @@ class LoadedTransformers:
     def generate(self, prompt: Sequence[int], new_tokens: int) -> Timing:
         """Forget what was before, and continue a prompt by exactly so many tokens, greedily."""
         import torch
-        from transformers import GenerationConfig, StoppingCriteriaList
+        from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
         device = torch.device(self.asked.device)
-        marks: list[float] = []
-
-        def mark(*_: Any, **__: Any) -> None:
-            """Note the time at the prompt's computation, from its beginning to its end."""
-            if len(marks) < 2:
-                _synchronize(device)
-                marks.append(time.perf_counter())
-
-        clock = _FirstToken(device)
+        # Not hooks on the model: they would be compiled with it, anew for every run.
+        computed, chosen = _Computed(device), _Chosen(device)
         fixed = self.asked.mode in {"static", "compiled"}
         config = GenerationConfig(  # type: ignore[no-untyped-call]
             max_new_tokens=new_tokens,
@@ -121,28 +114,21 @@ class LoadedTransformers:
             cache_implementation="static" if fixed else None,
             disable_compile=self.asked.mode != "compiled",
         )
-        hooks = [
-            self.model.register_forward_pre_hook(mark),
-            self.model.register_forward_hook(mark),
-        ]
-        try:
-            started = time.perf_counter()
-            ids = torch.tensor([list(prompt)], device=device)
-            with torch.inference_mode():
-                made = self.model.generate(
-                    ids,
-                    attention_mask=torch.ones_like(ids),
-                    generation_config=config,
-                    stopping_criteria=StoppingCriteriaList([clock]),
-                )
-            tokens = [int(token) for token in made[0, len(prompt) :].tolist()]
-            ended = time.perf_counter()
-        finally:
-            for hook in hooks:
-                hook.remove()
-        began, computed = marks
-        assert clock.seen is not None
-        return Timing(tokens, computed - began, clock.seen - started, ended - started)
+        started = time.perf_counter()
+        ids = torch.tensor([list(prompt)], device=device)
+        with torch.inference_mode():
+            made = self.model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=config,
+                logits_processor=LogitsProcessorList([computed]),
+                stopping_criteria=StoppingCriteriaList([chosen]),
+            )
+        tokens = [int(token) for token in made[0, len(prompt) :].tolist()]
+        ended = time.perf_counter()
+        assert computed.first is not None
+        assert chosen.first is not None
+        return Timing(tokens, computed.first - started, chosen.first - started, ended - started)
 
     def peak_device_bytes(self) -> int | None:
         """Largest memory of torch's own allocator, on an NVIDIA GPU."""
@@ -153,19 +139,37 @@ class LoadedTransformers:
         return int(torch.cuda.max_memory_allocated(torch.device(self.asked.device)))
 
 
-class _FirstToken:
-    """Stops nothing; notes when it is asked for the first time, which is after the first token."""
+class _Clock:
+    """Notes when it is called for the first time, all work on the device done.
+
+    first: seconds of ``time.perf_counter``.
+    """
 
     def __init__(self, device: Any) -> None:
         self._device = device
-        self.seen: float | None = None
+        self.first: float | None = None
+
+    def _note(self) -> None:
+        if self.first is None:
+            _synchronize(self._device)
+            self.first = time.perf_counter()
+
+
+class _Computed(_Clock):
+    """A processor of logits that changes nothing: it is called when logits are there."""
+
+    def __call__(self, _input_ids: Any, scores: Any) -> Any:
+        self._note()
+        return scores
+
+
+class _Chosen(_Clock):
+    """A criterion that stops nothing: it is called when a token has been chosen."""
 
     def __call__(self, input_ids: Any, _scores: Any, **_: Any) -> Any:
         import torch
 
-        if self.seen is None:
-            _synchronize(self._device)
-            self.seen = time.perf_counter()
+        self._note()
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 

@@ -1,0 +1,39 @@
+"""A GGUF artifact measured again as a user does it: both levels, in tables that stay apart."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from gemquant.evaluation.runners.llamacpp_library import missing
+from tests.tiny_gemma import Kind, write_tiny_gemma
+from tests.tiny_gguf import LLAMACPP
+from tests.unit.cli.conftest import Run
+
+pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+
+
+def test_eval_measures_the_artifact_in_llamacpp(run: Run, generation: Kind, tmp_path: Path) -> None:
+    write_tiny_gemma(tmp_path / "model", generation, overrides=LLAMACPP[generation])
+    made = run("gguf", "model", "--type", "F32", "-o", "out", "--no-eval", "--threads", "1")
+    assert made.code == 0, made.err
+    given = ("--eval-windows", "1", "--eval-slices", "english,code", "--seq-len", "64")
+    result = run("eval", "out", *given, "--threads", "1", "--json")
+    assert result.code == 0, result.err
+    reference, native = json.loads(result.out)["certificates"]
+    assert (reference["level"], native["level"]) == ("reference", "native")
+    assert native["runtime"].startswith("llama.cpp ")
+    assert native["token_stream"] == reference["token_stream"]
+    for ours, theirs in zip(reference["slices"], native["slices"], strict=True):
+        nll, native_nll = (
+            math.log(figures["perplexity_quantized"]["value"]) for figures in (ours, theirs)
+        )
+        assert native_nll == pytest.approx(nll, rel=0.02)
+        assert theirs["tokens"] == ours["tokens"] == 63
+    # Nothing but the runtime's own arithmetic is between the two.
+    assert 0 < native["kl_from_reference"]["value"] < 0.01
+    assert "llama.cpp" in result.err
+    assert "continues 'The capital of France is'" in result.err
