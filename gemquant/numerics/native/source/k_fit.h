@@ -11,8 +11,13 @@
 
 #include "tiles.h"
 
-/* Weights in a super-block; sub-blocks that are searched together; super-blocks in a batch. */
-enum { SUPER = 256, GROUP = TILE, BATCH = 8, BATCH_SUB_BLOCKS = 128 };
+/* Weights in a super-block; super-blocks in a batch; sub-blocks of a batch, at most. */
+enum { SUPER = 256, BATCH = 8, BATCH_SUB_BLOCKS = BATCH * 16 };
+
+/* Vectors in one search, at most: while a sum of one waits for its last addition, the other's goes
+   on. ``vectors`` is how many there are. */
+enum { VECTORS = 2 };
+#define EACH_VECTOR for (int k = 0; k < vectors; ++k)
 
 /* What is tried: (top + first + step · s) codes over the sub-block's range, s = 0 … steps.
    width: weights in a sub-block. absolute: the error is Σ w·|difference|, otherwise squared.
@@ -34,112 +39,140 @@ struct fits {
    |value| < 2^22 in all lanes; LIMITS_FIRST limits the value, which differs for the others. */
 enum rounding { BITS, IN_RANGE, LIMITS_FIRST };
 
-ALWAYS_INLINE lanes codes_of(lanes value, float top, enum rounding rounding) {
-    const lanes zero = {0};
-    if (rounding == LIMITS_FIRST)
-        return lanes_min(lanes_max(value, zero), lanes_all(top)) + ROUND_MAGIC - ROUND_MAGIC;
-    lanes rounded = value + ROUND_MAGIC;
-    if (rounding == IN_RANGE)
-        rounded -= ROUND_MAGIC;
-    else
-        rounded = __builtin_convertvector(((int_lanes)rounded & 0x007fffff) - 0x00400000, lanes);
-    return lanes_min(lanes_max(rounded, zero), lanes_all(top));
+ALWAYS_INLINE lanes code_in_grid(lanes value, float top, enum rounding rounding) {
+    if (rounding == LIMITS_FIRST) return lanes_round(lanes_clamp(value, 0, top));
+    if (rounding == IN_RANGE) return lanes_clamp(lanes_round(value), 0, top);
+    return lanes_clamp(lanes_nearest_int(value), 0, top);
 }
 
-ALWAYS_INLINE lanes weighted_error(
-    struct grid grid, const float *x, const float *w, const lanes *codes, lanes scale, lanes low
+/* Element i of the sub-blocks of vector k; x and w hold a tile's column for each. */
+ALWAYS_INLINE lanes element(const float *const *from, int i, int k) {
+    return lanes_load(from[k] + TILE * i);
+}
+
+ALWAYS_INLINE void weighted_errors(
+    int vectors, struct grid grid, const float *const *x, const float *const *w,
+    lanes (*codes)[VECTORS], const lanes *scale, const lanes *low, lanes *errors
 ) {
-    lanes error = {0};
-    for (int i = 0; i < grid.width; ++i) {
-        const lanes difference = scale * codes[i] + low - lanes_load(x + GROUP * i);
-        const lanes measure = grid.absolute ? lanes_abs(difference) : difference * difference;
-        error += lanes_load(w + GROUP * i) * measure;
-    }
-    return error;
+    lanes sums[VECTORS] = {{0}};
+    for (int i = 0; i < grid.width; ++i)
+        EACH_VECTOR {
+            const lanes difference = scale[k] * codes[i][k] + low[k] - element(x, i, k);
+            const lanes measure = grid.absolute ? lanes_abs(difference) : difference * difference;
+            sums[k] += element(w, i, k) * measure;
+        }
+    EACH_VECTOR errors[k] = sums[k];
 }
 
+/* Σ w·code, Σ w·code², Σ w·code·x. */
 struct sums {
-    lanes l, l2, xl;
+    lanes l[VECTORS], l2[VECTORS], xl[VECTORS];
 };
 
 ALWAYS_INLINE struct sums code_sums(
-    struct grid grid, const float *x, const float *w, lanes *codes, lanes code_scale, lanes low,
-    enum rounding rounding
+    int vectors, struct grid grid, const float *const *x, const float *const *w,
+    lanes (*codes)[VECTORS], const lanes *code_scale, const lanes *low, enum rounding rounding
 ) {
-    struct sums sums = {{0}, {0}, {0}};
-    for (int i = 0; i < grid.width; ++i) {
-        const lanes value = lanes_load(x + GROUP * i);
-        const lanes code = codes_of(code_scale * (value - low), grid.top, rounding);
-        const lanes weighted = lanes_load(w + GROUP * i) * code;
-        codes[i] = code;
-        sums.l += weighted;
-        sums.l2 += weighted * code;
-        sums.xl += weighted * value;
-    }
+    struct sums sums = {0};
+    for (int i = 0; i < grid.width; ++i)
+        EACH_VECTOR {
+            const lanes value = element(x, i, k);
+            const lanes code = code_in_grid(code_scale[k] * (value - low[k]), grid.top, rounding);
+            const lanes weighted = element(w, i, k) * code;
+            codes[i][k] = code;
+            sums.l[k] += weighted;
+            sums.l2[k] += weighted * code;
+            sums.xl[k] += weighted * value;
+        }
     return sums;
 }
 
-/* Fit LANES sub-blocks: x and w are (width, GROUP), from the first lane on; results go to the
-   sub-blocks from ``at`` on. */
-ALWAYS_INLINE void fit_lanes(
-    struct grid grid, const float *x, const float *w, struct fits *fits, int at
+/* Fit ``vectors`` · LANES sub-blocks; x and w: columns of tiles with their weights and with the
+   weights of their errors. Results go to the sub-blocks from ``at`` on. */
+ALWAYS_INLINE void fit_vectors(
+    int vectors, struct grid grid, const float *const *x, const float *const *w, struct fits *fits,
+    int at
 ) {
-    lanes codes[32];
-    lanes low = lanes_load(x), high = low;
-    lanes sum_w = lanes_load(w), sum_x = sum_w * low;
-    for (int i = 1; i < grid.width; ++i) {
-        const lanes value = lanes_load(x + GROUP * i), weight = lanes_load(w + GROUP * i);
-        low = lanes_min(value, low);
-        high = lanes_max(value, high);
-        sum_w += weight;
-        sum_x += weight * value;
+    const lanes none = {0};
+    lanes low[VECTORS], high[VECTORS], sum_w[VECTORS], sum_x[VECTORS];
+    EACH_VECTOR {
+        low[k] = high[k] = element(x, 0, k);
+        sum_w[k] = element(w, 0, k);
+        sum_x[k] = sum_w[k] * low[k];
     }
-    const lanes none = {0}, lowest = low;
-    low = lanes_select(low > 0, none, low);
-    const int_lanes flat = high == low;
-    const lanes flat_low = low;
+    for (int i = 1; i < grid.width; ++i)
+        EACH_VECTOR {
+            const lanes value = element(x, i, k), weight = element(w, i, k);
+            low[k] = lanes_min(value, low[k]);
+            high[k] = lanes_max(value, high[k]);
+            sum_w[k] += weight;
+            sum_x[k] += weight * value;
+        }
+    lanes lowest[VECTORS], flat_low[VECTORS], code_scale[VECTORS], scale[VECTORS];
+    int_lanes flat[VECTORS];
+    EACH_VECTOR {
+        lowest[k] = low[k];
+        low[k] = flat_low[k] = lanes_select(low[k] > 0, none, low[k]);
+        flat[k] = high[k] == low[k];
+        code_scale[k] = grid.top / (high[k] - low[k]);
+        scale[k] = 1.f / code_scale[k];
+    }
 
-    lanes code_scale = grid.top / (high - low), scale = 1.f / code_scale;
-    for (int i = 0; i < grid.width; ++i)
-        codes[i] = codes_of(code_scale * (lanes_load(x + GROUP * i) - low), grid.top, BITS);
-    lanes best = weighted_error(grid, x, w, codes, scale, low);
-    /* Infinite for ranges near the smallest numbers, and its codes zeros: said so that every
-       rounding finds them. */
-    lanes best_code_scale = lanes_select(code_scale > FLT_MAX, none, code_scale);
-    lanes best_code_low = low;
+    lanes codes[32][VECTORS], best[VECTORS], best_code_scale[VECTORS], best_code_low[VECTORS];
+    code_sums(vectors, grid, x, w, codes, code_scale, low, BITS);
+    weighted_errors(vectors, grid, x, w, codes, scale, low, best);
+    EACH_VECTOR {
+        /* Infinite for ranges near the smallest numbers, and its codes zeros: said so that every
+           rounding finds them. */
+        best_code_scale[k] = lanes_select(code_scale[k] > FLT_MAX, none, code_scale[k]);
+        best_code_low[k] = low[k];
+    }
 
     for (int step = 0; step <= grid.steps; ++step) {
-        code_scale = (grid.first + grid.step * (float)step + grid.top) / (high - low);
-        struct sums sums;
-        if (grid.limits_first) {
-            sums = code_sums(grid, x, w, codes, code_scale, low, LIMITS_FIRST);
-        } else {
-            const lanes reach = lanes_max(lanes_abs(high - low), lanes_abs(lowest - low));
-            const int_lanes in_range = (lanes_abs(code_scale) * reach < 4e6f) | flat;
-            if (lanes_any(~in_range))
-                sums = code_sums(grid, x, w, codes, code_scale, low, BITS);
-            else
-                sums = code_sums(grid, x, w, codes, code_scale, low, IN_RANGE);
+        const float tried = grid.first + grid.step * (float)step + grid.top;
+        int_lanes in_range = ~(int_lanes){0};
+        EACH_VECTOR {
+            const lanes range = high[k] - low[k];
+            const lanes reach = lanes_max(lanes_abs(range), lanes_abs(lowest[k] - low[k]));
+            code_scale[k] = tried / range;
+            in_range &= (lanes_abs(code_scale[k]) * reach < 4e6f) | flat[k];
         }
-        const lanes determinant = sum_w * sums.l2 - sums.l * sums.l;
-        const lanes free_scale = (sum_w * sums.xl - sum_x * sums.l) / determinant;
-        const lanes free_low = (sums.l2 * sum_x - sums.l * sums.xl) / determinant;
-        const int_lanes above = free_low > 0;
-        const lanes new_low = lanes_select(above, none, free_low);
-        const lanes new_scale = lanes_select(above, sums.xl / sums.l2, free_scale);
-        const lanes error = weighted_error(grid, x, w, codes, new_scale, new_low);
-        const int_lanes better = (determinant > 0) & (error < best) & ~flat;
-        best = lanes_select(better, error, best);
-        best_code_scale = lanes_select(better, code_scale, best_code_scale);
-        best_code_low = lanes_select(better, low, best_code_low);
-        scale = lanes_select(better, new_scale, scale);
-        low = lanes_select(better, new_low, low);
+        struct sums sums;
+        if (grid.limits_first)
+            sums = code_sums(vectors, grid, x, w, codes, code_scale, low, LIMITS_FIRST);
+        else if (lanes_any(~in_range))
+            sums = code_sums(vectors, grid, x, w, codes, code_scale, low, BITS);
+        else
+            sums = code_sums(vectors, grid, x, w, codes, code_scale, low, IN_RANGE);
+
+        lanes determinant[VECTORS], new_low[VECTORS], new_scale[VECTORS], errors[VECTORS];
+        EACH_VECTOR {
+            const lanes l = sums.l[k], l2 = sums.l2[k], xl = sums.xl[k];
+            determinant[k] = sum_w[k] * l2 - l * l;
+            const lanes free_scale = (sum_w[k] * xl - sum_x[k] * l) / determinant[k];
+            const lanes free_low = (l2 * sum_x[k] - l * xl) / determinant[k];
+            const int_lanes above = free_low > 0;
+            new_low[k] = lanes_select(above, none, free_low);
+            new_scale[k] = lanes_select(above, xl / l2, free_scale);
+        }
+        weighted_errors(vectors, grid, x, w, codes, new_scale, new_low, errors);
+        EACH_VECTOR {
+            const int_lanes better = (determinant[k] > 0) & (errors[k] < best[k]) & ~flat[k];
+            best[k] = lanes_select(better, errors[k], best[k]);
+            best_code_scale[k] = lanes_select(better, code_scale[k], best_code_scale[k]);
+            best_code_low[k] = lanes_select(better, low[k], best_code_low[k]);
+            scale[k] = lanes_select(better, new_scale[k], scale[k]);
+            low[k] = lanes_select(better, new_low[k], low[k]);
+        }
     }
-    lanes_store(fits->scale + at, lanes_select(flat, none, scale));
-    lanes_store(fits->minimum + at, -lanes_select(flat, flat_low, low));
-    lanes_store(fits->sum_weights + at, sum_w + none); /* ggml sums from zero: never −0 */
-    lanes_store(fits->code_scale + at, lanes_select(flat, none, best_code_scale));
-    lanes_store(fits->code_low + at, best_code_low);
+    EACH_VECTOR {
+        const int to = at + LANES * k;
+        lanes_store(fits->scale + to, lanes_select(flat[k], none, scale[k]));
+        lanes_store(fits->minimum + to, -lanes_select(flat[k], flat_low[k], low[k]));
+        lanes_store(fits->sum_weights + to, sum_w[k] + none); /* from zero in ggml: never −0 */
+        lanes_store(fits->code_scale + to, lanes_select(flat[k], none, best_code_scale[k]));
+        lanes_store(fits->code_low + to, best_code_low[k]);
+    }
 }
 
 /* The codes with which the search of a sub-block ended; x: its weights. */
@@ -151,18 +184,6 @@ ALWAYS_INLINE void fitted_codes(
         float value = code_scale * (x[i] - low);
         if (grid.limits_first) value = !(value > 0) ? 0 : value < grid.top ? value : grid.top;
         codes[i] = (uint8_t)nearest_code(value, (int32_t)grid.top);
-    }
-}
-
-/* GROUP sub-blocks to (width, GROUP). blocks: the super-blocks that hold them. */
-ALWAYS_INLINE void transpose(int width, const float *const *blocks, float *to) {
-    const int per_block = SUPER / width;
-    for (int lane = 0; lane < GROUP; lane += 4) {
-        const float *at = blocks[lane / per_block] + lane % per_block * width;
-        for (int i = 0; i < width; i += 4, at += 4) {
-            const float *const places[4] = {at, at + width, at + 2 * width, at + 3 * width};
-            transpose_four(places, to + GROUP * i + lane);
-        }
     }
 }
 

@@ -9,7 +9,7 @@
 /* How a type differs from its siblings. */
 struct k_type {
     struct grid plain, weighted;
-    float variance_scale; /* see fit_weighted */
+    float variance_scale; /* see fit_batch */
     int scale_top, limit, limit_weighted;
     int bytes;
     /* Write scales to a super-block, and leave in them what a reader will find. */
@@ -77,10 +77,10 @@ ALWAYS_INLINE void k_rows(
         }
         uint8_t *to = out + first * type.bytes;
         if (importance) {
-            fit_weighted(type.weighted, type.variance_scale, &batch, &fits);
+            fit_batch(type.weighted, 1, type.variance_scale, &batch, &fits);
             encode_batch(type, type.weighted, 1, &batch, &fits, to);
         } else {
-            fit_plain(type.plain, &batch, &fits);
+            fit_batch(type.plain, 0, 0, &batch, &fits);
             encode_batch(type, type.plain, 0, &batch, &fits, to);
         }
     }

@@ -6,7 +6,7 @@
 
 /* Of one super-block: integers, and the factors in half precision. */
 struct scales {
-    uint8_t scale[GROUP], minimum[GROUP];
+    uint8_t scale[16], minimum[16];
     uint16_t d, d_minimum;
 };
 

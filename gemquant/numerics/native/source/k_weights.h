@@ -12,28 +12,39 @@ struct batch {
     int used;
 };
 
-/* |w|, which quantize_row_q2_K_ref takes. */
+/* The first ``count`` sub-blocks of a batch to tiles: sub-block n is column n % TILE of tile n / TILE,
+   a multiple of them. blocks: super-blocks. */
+ALWAYS_INLINE void batch_to_tiles(int width, int count, const float *const *blocks, float *tiles) {
+    const int per_block = SUPER / width;
+    for (int first = 0; first < count; first += TILE) {
+        const float *starts[TILE];
+        for (int n = 0; n < TILE; ++n)
+            starts[n] = blocks[(first + n) / per_block] + (first + n) % per_block * width;
+        gather_tile(width, starts, (float(*)[TILE])(tiles + first * width));
+    }
+}
+
+/* |w|, which quantize_row_q2_K_ref takes; x and w: columns of a tile. */
 ALWAYS_INLINE void magnitudes(int width, const float *x, float *w) {
     for (int i = 0; i < width; ++i)
-        lanes_store(w + GROUP * i, lanes_abs(lanes_load(x + GROUP * i)));
+        lanes_store(w + TILE * i, lanes_abs(lanes_load(x + TILE * i)));
 }
 
 /* Root mean square of the sub-block + |w|: quantize_row_q4_K_ref, quantize_row_q5_K_ref. */
 ALWAYS_INLINE void spread_magnitudes(int width, const float *x, float *w) {
     lanes squares = {0};
     for (int i = 0; i < width; ++i)
-        squares += lanes_load(x + GROUP * i) * lanes_load(x + GROUP * i);
+        squares += lanes_load(x + TILE * i) * lanes_load(x + TILE * i);
     const lanes spread = lanes_sqrt(squares / (float)width);
     for (int i = 0; i < width; ++i)
-        lanes_store(w + GROUP * i, spread + lanes_abs(lanes_load(x + GROUP * i)));
+        lanes_store(w + TILE * i, spread + lanes_abs(lanes_load(x + TILE * i)));
 }
 
 /* importance · √(variance + w²): the *_impl functions. w holds the importances before. */
-ALWAYS_INLINE void scale_importances(int width, const float *variance, const float *x, float *w) {
-    const lanes mean = lanes_load(variance);
+ALWAYS_INLINE void scale_importances(int width, lanes variance, const float *x, float *w) {
     for (int i = 0; i < width; ++i) {
-        const lanes value = lanes_load(x + GROUP * i);
-        lanes_store(w + GROUP * i, lanes_load(w + GROUP * i) * lanes_sqrt(mean + value * value));
+        const lanes value = lanes_load(x + TILE * i), importance = lanes_load(w + TILE * i);
+        lanes_store(w + TILE * i, importance * lanes_sqrt(variance + value * value));
     }
 }
 
@@ -45,40 +56,38 @@ static inline void sums_of_squares(const float *const *blocks, float *sums) {
             sums[block] += blocks[block][i] * blocks[block][i];
 }
 
-/* Search a batch without importances. */
-ALWAYS_INLINE void fit_plain(struct grid grid, const struct batch *batch, struct fits *fits) {
-    const int blocks = GROUP * grid.width / SUPER;
-    float x[32 * GROUP], w[32 * GROUP];
-    for (int first = 0; first < batch->used; first += blocks) {
-        transpose(grid.width, batch->blocks + first, x);
-        for (int lane = 0; lane < GROUP; lane += LANES) {
-            if (grid.absolute)
-                magnitudes(grid.width, x + lane, w + lane);
-            else
-                spread_magnitudes(grid.width, x + lane, w + lane);
-            fit_lanes(grid, x + lane, w + lane, fits, first * (SUPER / grid.width) + lane);
-        }
-    }
-}
-
-/* Search a batch with importances. variance_scale: of Σ w²; ggml has 1 or 2 over 256. */
-ALWAYS_INLINE void fit_weighted(
-    struct grid grid, float variance_scale, const struct batch *batch, struct fits *fits
+/* Search a batch, with importances where ``weighted``. variance_scale: of Σ w²; ggml has 1 or 2
+   over 256. */
+ALWAYS_INLINE void fit_batch(
+    struct grid grid, int weighted, float variance_scale, const struct batch *batch,
+    struct fits *fits
 ) {
-    const int blocks = GROUP * grid.width / SUPER;
-    float x[32 * GROUP], w[32 * GROUP], squares[BATCH], variance[GROUP];
-    sums_of_squares(batch->blocks, squares);
-    for (int first = 0; first < batch->used; first += blocks) {
-        transpose(grid.width, batch->blocks + first, x);
-        transpose(grid.width, batch->importance + first, w);
-        for (int lane = 0; lane < GROUP; ++lane) {
-            const int block = first + lane / (SUPER / grid.width);
-            variance[lane] = variance_scale * squares[block] / SUPER;
+    const int per_block = SUPER / grid.width, used = batch->used * per_block;
+    const int count = (used + 31) / 32 * 32; /* whole tiles, and whole searches at every level */
+    ALIGNED float x[BATCH * SUPER], w[BATCH * SUPER], variances[BATCH_SUB_BLOCKS];
+    batch_to_tiles(grid.width, count, batch->blocks, x);
+    if (weighted) {
+        float squares[BATCH];
+        batch_to_tiles(grid.width, count, batch->importance, w);
+        sums_of_squares(batch->blocks, squares);
+        for (int n = 0; n < count; ++n)
+            variances[n] = variance_scale * squares[n / per_block] / SUPER;
+    }
+    const int vectors = VECTORS;
+    for (int first = 0; first < count; first += vectors * LANES) {
+        const float *columns[VECTORS], *weights[VECTORS];
+        EACH_VECTOR {
+            const int n = first + LANES * k, at = n / TILE * TILE * grid.width + n % TILE;
+            if (weighted)
+                scale_importances(grid.width, lanes_load(variances + n), x + at, w + at);
+            else if (grid.absolute)
+                magnitudes(grid.width, x + at, w + at);
+            else
+                spread_magnitudes(grid.width, x + at, w + at);
+            columns[k] = x + at;
+            weights[k] = w + at;
         }
-        for (int lane = 0; lane < GROUP; lane += LANES) {
-            scale_importances(grid.width, variance + lane, x + lane, w + lane);
-            fit_lanes(grid, x + lane, w + lane, fits, first * (SUPER / grid.width) + lane);
-        }
+        fit_vectors(vectors, grid, columns, weights, fits, first);
     }
 }
 

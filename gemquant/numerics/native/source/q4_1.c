@@ -37,8 +37,15 @@ ALWAYS_INLINE void weighted_blocks(
 ) {
     const struct grid grid = {32, top, -0.9f, 0.05f, .steps = 36, .limits_first = 1};
     struct fits fits;
-    for (int lane = 0; lane < TILE; lane += LANES)
-        fit_lanes(grid, &batch->x[0][lane], &batch->weights[0][lane], &fits, lane);
+    const int vectors = TILE / LANES < VECTORS ? TILE / LANES : VECTORS;
+    for (int lane = 0; lane < TILE; lane += vectors * LANES) {
+        const float *x[VECTORS], *weights[VECTORS];
+        EACH_VECTOR {
+            x[k] = &batch->x[0][lane + k * LANES];
+            weights[k] = &batch->weights[0][lane + k * LANES];
+        }
+        fit_vectors(vectors, grid, x, weights, &fits, lane);
+    }
     for (int n = 0; n < batch->blocks.used; ++n, out += block_bytes) {
         uint8_t narrow[32];
         ALIGNED int32_t codes[32];

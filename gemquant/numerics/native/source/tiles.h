@@ -53,8 +53,17 @@ ALWAYS_INLINE void to_tile(int length, const float *from, float (*tile)[TILE]) {
     gather_tile(length, blocks, tile);
 }
 
-/* The nearest integer, halves to even, where the magnitude is known to be below 2^22. */
-ALWAYS_INLINE lanes lanes_round(lanes value) { return (value + ROUND_MAGIC) - ROUND_MAGIC; }
+/* The nearest integer, halves to even, where the magnitude is known to be below 2^22; zero may have
+   any sign. */
+ALWAYS_INLINE lanes lanes_round(lanes value) {
+#if LANES == 16
+    return (lanes)_mm512_roundscale_ps((__m512)value, _MM_FROUND_TO_NEAREST_INT);
+#elif LANES == 8
+    return (lanes)_mm256_round_ps((__m256)value, _MM_FROUND_TO_NEAREST_INT);
+#else
+    return (value + ROUND_MAGIC) - ROUND_MAGIC;
+#endif
+}
 
 /* nearest_int in every lane, for any number at all, as a number: whatever the sum became, ggml reads
    its last 23 bits, which are here read with the exponent that makes them a number again. */
