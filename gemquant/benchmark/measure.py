@@ -21,7 +21,13 @@ from gemquant.benchmark.machine import environment
 from gemquant.benchmark.memory import PeakSampler
 from gemquant.benchmark.runtimes import RUNTIMES, runtime, runtimes_of
 from gemquant.benchmark.subject import Subject
-from gemquant.errors import GemquantError, RuntimeMissingError, UsageError, refuse
+from gemquant.errors import (
+    CalibrationError,
+    GemquantError,
+    RuntimeMissingError,
+    UsageError,
+    refuse,
+)
 from gemquant.progress import Progress
 from gemquant.resources import PACKAGE
 
@@ -90,19 +96,25 @@ def _unknown(
 
 
 def prompt_of(subject: Subject, tokens: int) -> tuple[int, ...]:
-    """The first so many tokens of the English evaluation text, one BOS before them."""
+    """The first so many tokens of the English evaluation text, one BOS before them.
+
+    UsageError where that text has fewer.
+    """
     from gemquant.calibration.windows import evaluation_windows
 
     tokenizer, bos = subject.tokenizer()
-    (windows,) = evaluation_windows(
-        tokenizer,
-        slices=["english"],
-        windows=1,
-        seq_len=tokens,
-        seed=0,
-        bos=bos,
-        chat_template=None,
-    )
+    try:
+        (windows,) = evaluation_windows(
+            tokenizer,
+            slices=["english"],
+            windows=1,
+            seq_len=tokens,
+            seed=0,
+            bos=bos,
+            chat_template=None,
+        )
+    except CalibrationError as error:
+        raise UsageError(f"--prompt-tokens {tokens}: {error.message}") from error
     return tuple(windows.ids[0].tolist())
 
 
@@ -185,21 +197,21 @@ def measure(each: Measurement, settings: Settings, prompt: Sequence[int]) -> Ans
         warm_up_runs=settings.warm_up_runs,
     )
     # -P: no module may come from the folder that the user happens to be in.
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-P", "-m", "gemquant.benchmark.child"],
         env=_surroundings(settings.threads),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-    )
-    sampler = PeakSampler(process.pid)
-    sampler.start()
-    try:
-        said, noise = process.communicate(job.model_dump_json().encode())
-    finally:
-        process.kill()
-        process.wait()
-        sampler.stop()
+    ) as process:
+        sampler = PeakSampler(process.pid)
+        sampler.start()
+        try:
+            said, noise = process.communicate(job.model_dump_json().encode())
+        finally:
+            process.kill()
+            process.wait()
+            sampler.stop()
     told = noise.decode("utf-8", errors="replace")
     logger.debug("%s", told)
     answer = _answer(process.returncode, said, told)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from gemquant.benchmark.measure import Measurement
 
 UNKNOWN = "unknown"
+CROWDED = 0.8
+"""Load average before measuring from which on others took a good part of a processor."""
 
 
 def plan(planned: Sequence[Measurement], *, as_json: bool) -> None:
@@ -53,7 +55,7 @@ def benchmark(measured: Benchmark) -> None:
         _speeds(measured.rows),
         "",
         _sizes(measured.rows),
-        *_remarks(measured.rows),
+        *_remarks(measured),
     )
 
 
@@ -118,8 +120,15 @@ def _sizes(rows: Sequence[Row]) -> Table:
     return made
 
 
-def _remarks(rows: Sequence[Row]) -> list[str]:
+def _remarks(measured: Benchmark) -> list[str]:
+    rows = measured.rows
     remarks = ["", "allocated: peak of anonymous memory; resident: mapped weights count too."]
+    load = measured.environment.conditions.load_average
+    if load is not None and load >= CROWDED:
+        remarks.append(
+            f"caution: load average {load:.2f} before measuring: where others took processor time, "
+            "these speeds are too low."
+        )
     if any(row.tokens_as_first_mode is not None for row in rows):
         remarks.append(
             "tokens same: how many from the first on are those of the runtime's first mode."

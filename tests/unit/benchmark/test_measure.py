@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,31 @@ def test_a_runtimes_refusal_becomes_the_rows_reason(tmp_path: Path) -> None:
 def test_a_process_that_is_killed_leaves_its_signal(monkeypatch: pytest.MonkeyPatch) -> None:
     found = measure._answer(-signal.SIGKILL, b"", "last words\n")
     assert found.failed == "the measuring process ended by SIGKILL: last words"
+
+
+def test_no_process_outlives_an_interruption(
+    folder: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def interrupted(self: subprocess.Popen[bytes], *_: object) -> None:
+        started.append(self)
+        assert self.poll() is None
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        measure.measure(Measurement(folder, "transformers", "eager"), SETTINGS, [2, 5])
+    (process,) = started
+    assert process.returncode == -signal.SIGKILL
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        assert pipe is not None
+        assert pipe.closed
+
+
+def test_a_prompt_longer_than_the_text_is_refused(folder: Subject) -> None:
+    with pytest.raises(UsageError, match="--prompt-tokens 9000000: slice english"):
+        prompt_of(folder, 9_000_000)
 
 
 def test_an_unfinished_answer_is_none() -> None:
