@@ -1,7 +1,8 @@
-"""A small SentencePiece model laid out like Gemma's, and folders that llama.cpp's converter takes.
+"""Small SentencePiece models laid out like Gemma's, and folders that llama.cpp's converter takes.
 
-pad eos bos unk   mask, [multimodal], unused…   turns   runs of newlines, of spaces   tags
-bytes   merged pieces, the most frequent first   characters
+First pad, eos, bos, unk; then mask and others, unused tokens, the turns' marks, runs of newlines
+and of spaces, tags; then bytes, merged pieces with the most frequent first, and characters. Gemma 1
+and 2 have <2mass> and [@BOS@] where Gemma 3 has [multimodal]; so a turn ends with 107, or with 106.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import io
 import json
 import random
 import tempfile
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import sentencepiece
 
@@ -34,9 +36,14 @@ _SYLLABLES = (
     "हिन्दी भाषा नमस्ते ไทย ภาษา",
     "😀 🎉 👍🏽 👩‍💻 🇺🇦 ❤️ ∑ √ ≤ → €",
 )
+Layout = Literal["gemma", "gemma3"]
+"""Of Gemma 1 and 2, or of Gemma 3."""
+
+_FIRST: Mapping[Layout, tuple[str, ...]] = {
+    "gemma": ("<mask>", "<2mass>", "[@BOS@]"),
+    "gemma3": ("<mask>", "[multimodal]"),
+}
 _USER_DEFINED = (
-    "<mask>",
-    "[multimodal]",
     *(f"<unused{index}>" for index in range(99)),
     "<start_of_turn>",
     "<end_of_turn>",
@@ -44,6 +51,7 @@ _USER_DEFINED = (
     *("▁" * run for run in range(2, 32)),
     *("<table>", "</table>", "<code>", "</code>"),
 )
+_NAMED = ("<pad>", "<eos>", "<bos>", "<unk>")
 _SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
 
 
@@ -61,7 +69,7 @@ def sentences(count: int, *, seed: int) -> list[str]:
 
 
 @cache
-def tiny_sentencepiece() -> bytes:
+def tiny_sentencepiece(layout: Layout = "gemma3") -> bytes:
     """Return a tokenizer.model with Gemma's settings; the same bytes for the same version."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -78,23 +86,23 @@ def tiny_sentencepiece() -> bytes:
         character_coverage=0.999,
         pad_id=0, eos_id=1, bos_id=2, unk_id=3,
         pad_piece="<pad>", eos_piece="<eos>", bos_piece="<bos>", unk_piece="<unk>",
-        user_defined_symbols=list(_USER_DEFINED),
+        user_defined_symbols=[*_FIRST[layout], *_USER_DEFINED],
         num_threads=1,
         minloglevel=2,
     )  # fmt: skip
     return model.getvalue()
 
 
-def tiny_tokenizer_config() -> dict[str, Any]:
+def tiny_tokenizer_config(layout: Layout = "gemma3") -> dict[str, Any]:
     """Return a tokenizer_config.json as published Gemmas have it, with every added token."""
-    named = {0: "<pad>", 1: "<eos>", 2: "<bos>", 3: "<unk>", **dict(enumerate(_USER_DEFINED, 4))}
+    added = (*_NAMED, *_FIRST[layout], *_USER_DEFINED)
     flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
     return {
         "add_bos_token": True,
         "add_eos_token": False,
         "added_tokens_decoder": {
             str(index): {"content": content, **flags, "special": content in _SPECIAL}
-            for index, content in named.items()
+            for index, content in enumerate(added)
         },
         "bos_token": "<bos>",
         "chat_template": CHAT_TEMPLATE,
@@ -107,7 +115,7 @@ def tiny_tokenizer_config() -> dict[str, Any]:
 
 
 @cache
-def tiny_sentencepiece_files() -> dict[str, bytes]:
+def tiny_sentencepiece_files(layout: Layout = "gemma3") -> dict[str, bytes]:
     """Return tokenizer.model, tokenizer.json and tokenizer_config.json.
 
     tokenizer.json is transformers' conversion, with the merges of user-defined pieces in the order
@@ -116,16 +124,16 @@ def tiny_sentencepiece_files() -> dict[str, bytes]:
     """
     from transformers import AutoTokenizer
 
-    config = json.dumps(tiny_tokenizer_config(), indent=2).encode()
+    config = json.dumps(tiny_tokenizer_config(layout), indent=2).encode()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "tokenizer.model").write_bytes(tiny_sentencepiece())
+        (folder / "tokenizer.model").write_bytes(tiny_sentencepiece(layout))
         (folder / "tokenizer_config.json").write_bytes(config)
         converted = json.loads(AutoTokenizer.from_pretrained(folder).backend_tokenizer.to_str())
     model = converted["model"]
     model["merges"] = sorted(model["merges"], key=_published_place)
     return {
-        "tokenizer.model": tiny_sentencepiece(),
+        "tokenizer.model": tiny_sentencepiece(layout),
         "tokenizer.json": json.dumps(converted, indent=2, ensure_ascii=False).encode(),
         "tokenizer_config.json": config,
     }
@@ -133,7 +141,7 @@ def tiny_sentencepiece_files() -> dict[str, bytes]:
 
 def _published_place(merge: list[str]) -> tuple[int, int, int]:
     left, right = merge
-    if left + right in _USER_DEFINED:
+    if left + right in (*_FIRST["gemma"], *_FIRST["gemma3"], *_USER_DEFINED):
         return (0, -len(left), -len(right))
     return (1, 0, 0)
 
@@ -167,7 +175,8 @@ def write_convertible_gemma(root: Path, kind: Kind) -> Path:
     folder = write_tiny_gemma(
         root / f"tiny-{kind.replace('_', '-')}-2b-it", kind, overrides=overrides
     )
-    for name, content in tiny_sentencepiece_files().items():
+    layout: Layout = "gemma" if kind in {"gemma", "gemma2"} else "gemma3"
+    for name, content in tiny_sentencepiece_files(layout).items():
         (folder / name).write_bytes(content)
     (folder / "README.md").write_text(_CARD, encoding="utf-8")
     generation = {"do_sample": True, "eos_token_id": [1, 106], "top_k": 64, "top_p": 0.95}

@@ -36,6 +36,8 @@ _MARKUP = (
     "<h1>",
     "<unused3>",
     "<mask>",
+    "<2mass>",
+    "[@BOS@]",
 )
 _TURNS = ("<bos>", "<eos>", "<pad>", "<unk>", "<start_of_turn>", "<end_of_turn>", "[multimodal]")
 _ALMOST = (

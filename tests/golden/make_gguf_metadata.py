@@ -28,7 +28,7 @@ from gguf import GGUFReader, GGUFValueType, ReaderField
 
 from tests.sample_folder import write_sample_folder
 from tests.tiny_gemma import KINDS
-from tests.tiny_sentencepiece import tiny_sentencepiece, write_convertible_gemma
+from tests.tiny_sentencepiece import Layout, tiny_sentencepiece, write_convertible_gemma
 
 OUTPUT = Path(__file__).with_name("gguf_metadata.json")
 LLAMA_CPP = "0c1e57098"
@@ -47,8 +47,9 @@ def main() -> None:
                 [python, converter, folder, "--outfile", file, "--outtype", "bf16"], check=True
             )
             converted[kind] = recorded(file)
-    digest = hashlib.sha256(tiny_sentencepiece()).hexdigest()
-    content = {"llama.cpp": LLAMA_CPP, "tokenizer.model": digest, **converted}
+    layouts: tuple[Layout, ...] = ("gemma", "gemma3")
+    digests = {of: hashlib.sha256(tiny_sentencepiece(of)).hexdigest() for of in layouts}
+    content = {"llama.cpp": LLAMA_CPP, "tokenizer.model": digests, **converted}
     text = json.dumps(content, indent=1, ensure_ascii=False)
     # One entry a line.
     text = re.sub(r"\n {4,}(?=\S)|\n {3}(?=\],?\n)", "", text)

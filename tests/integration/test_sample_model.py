@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from gemquant.checkpoint import Checkpoint, open_checkpoint
+from tests.golden.make_published_tokenizer import digests
 
 pytestmark = [
     pytest.mark.real,
@@ -73,6 +75,12 @@ def test_the_tokenizer_gives_the_ids_of_transformers(sample: Checkpoint) -> None
     for text in texts:
         expected = theirs.encode(text, add_special_tokens=False).ids
         assert ours.encode(text, add_special_tokens=False).ids == expected, repr(text)
+
+
+def test_the_tokenizer_is_the_published_one(sample: Checkpoint) -> None:
+    golden = Path(__file__).parents[1] / "golden" / "published_tokenizer.json"
+    ours = digests(json.loads(sample.tokenizer_files()["tokenizer.json"]))
+    assert ours == json.loads(golden.read_bytes())
 
 
 def test_the_shape_is_that_of_gemma_3_270m(sample: Checkpoint) -> None:

@@ -17,7 +17,7 @@ from gemquant.gemma.gguf_names import from_gguf, stored_order, stores_one_plus, 
 from gemquant.gguf_values import GgufValue, uint32
 from tests.gguf_records import recorded
 from tests.tiny_gemma import KINDS, Kind
-from tests.tiny_sentencepiece import tiny_sentencepiece, write_convertible_gemma
+from tests.tiny_sentencepiece import Layout, tiny_sentencepiece, write_convertible_gemma
 
 GOLDEN = json.loads(
     (Path(__file__).parents[3] / "golden" / "gguf_metadata.json").read_text(encoding="utf-8")
@@ -43,8 +43,10 @@ def converted(checkpoint: Checkpoint, **changes: Any) -> dict[str, GgufValue]:
     return converted_metadata(checkpoint.config, files, checkpoint.provenance, **arguments)
 
 
-def test_the_golden_file_is_of_this_tokenizer() -> None:
-    assert hashlib.sha256(tiny_sentencepiece()).hexdigest() == GOLDEN["tokenizer.model"]
+@pytest.mark.parametrize("layout", ["gemma", "gemma3"])
+def test_the_golden_file_is_of_these_tokenizers(layout: Layout) -> None:
+    digest = hashlib.sha256(tiny_sentencepiece(layout)).hexdigest()
+    assert digest == GOLDEN["tokenizer.model"][layout]
 
 
 def test_every_key_its_type_and_value_are_the_converters_in_its_order(

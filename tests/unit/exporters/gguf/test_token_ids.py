@@ -16,7 +16,7 @@ from gemquant.exporters.gguf.metadata import tokenizer_metadata
 from gemquant.exporters.gguf.tokenizer_parts import tokenizer_parts
 from gemquant.gguf_values import string
 from tests.llama_vocabulary import LlamaVocabulary, why_not, write_vocabulary
-from tests.tiny_sentencepiece import VOCABULARY, tiny_sentencepiece_files
+from tests.tiny_sentencepiece import VOCABULARY, Layout, tiny_sentencepiece_files
 from tests.tokenizer_texts import every_text
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"llama.cpp: {why_not()}")
@@ -35,21 +35,28 @@ def loaded(path: Path, files: Mapping[str, bytes], config: Mapping[str, Any]) ->
     )
 
 
+@pytest.fixture(scope="module", params=["gemma", "gemma3"])
+def layout(request: pytest.FixtureRequest) -> Layout:
+    chosen: Layout = request.param
+    return chosen
+
+
 @pytest.fixture(scope="module", params=["tokenizer.model", "tokenizer.json alone"])
 def vocabulary(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    layout: Layout, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LlamaVocabulary]:
-    files = dict(tiny_sentencepiece_files())
+    files = dict(tiny_sentencepiece_files(layout))
     if request.param != "tokenizer.model":
         files = {name: files[name] for name in JSON_ALONE}
     path = tmp_path_factory.mktemp("vocabulary") / "tiny.gguf"
-    with loaded(path, files, {"model_type": "gemma2", "vocab_size": VOCABULARY}) as opened:
+    generation = {"gemma": "gemma2", "gemma3": "gemma3_text"}[layout]
+    with loaded(path, files, {"model_type": generation, "vocab_size": VOCABULARY}) as opened:
         yield opened
 
 
 @pytest.fixture(scope="module")
-def published() -> Tokenizer:
-    return Tokenizer.from_str(tiny_sentencepiece_files()["tokenizer.json"].decode())
+def published(layout: Layout) -> Tokenizer:
+    return Tokenizer.from_str(tiny_sentencepiece_files(layout)["tokenizer.json"].decode())
 
 
 def different(vocabulary: LlamaVocabulary, tokenizer: Tokenizer) -> list[str]:
@@ -68,8 +75,8 @@ def test_ids_are_those_of_tokenizers(vocabulary: LlamaVocabulary, published: Tok
     assert different(vocabulary, published) == []
 
 
-def test_ids_are_those_of_sentencepiece(vocabulary: LlamaVocabulary) -> None:
-    model = tiny_sentencepiece_files()["tokenizer.model"]
+def test_ids_are_those_of_sentencepiece(vocabulary: LlamaVocabulary, layout: Layout) -> None:
+    model = tiny_sentencepiece_files(layout)["tokenizer.model"]
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     ordinary = [t for t in texts() if not any(token in t for token in NOT_FOR_SENTENCEPIECE)]
     assert len(ordinary) > 4000
@@ -84,9 +91,10 @@ def test_bos_is_added_once_and_nothing_else(
     assert vocabulary.ids(text, add_special=True).count(2) == 1
 
 
-def test_special_tokens_have_their_parts(vocabulary: LlamaVocabulary) -> None:
-    assert [vocabulary.token(role) for role in ("bos", "eos", "pad", "eot")] == [2, 1, 0, 106]
-    assert [index for index in range(vocabulary.size) if vocabulary.ends(index)] == [1, 106]
+def test_special_tokens_have_their_parts(vocabulary: LlamaVocabulary, layout: Layout) -> None:
+    end = {"gemma": 107, "gemma3": 106}[layout]
+    assert [vocabulary.token(role) for role in ("bos", "eos", "pad", "eot")] == [2, 1, 0, end]
+    assert [index for index in range(vocabulary.size) if vocabulary.ends(index)] == [1, end]
 
 
 def test_text_comes_back(vocabulary: LlamaVocabulary) -> None:
