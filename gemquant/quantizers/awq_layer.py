@@ -100,7 +100,7 @@ def _warn_of_few_tokens(block: Block) -> None:
     name, widest = max(
         block.statistics.items(), key=lambda item: item[1].max_abs.shape[0], default=("", None)
     )
-    if widest is not None and widest.tokens < widest.max_abs.shape[0]:
+    if widest is not None and 2 * widest.tokens <= widest.max_abs.shape[0]:
         logger.warning(
             "%s has %d input channels but only %d calibration tokens: give more with --samples, or "
             "use --no-compensate.",
