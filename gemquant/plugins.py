@@ -86,6 +86,7 @@ OWN: Mapping[Kind, tuple[Plugin, ...]] = {
         _own("gguf", "gemquant.exporters.gguf.exporter:GGUF"),
         _own("metal", "gemquant.exporters.metal:Metal"),
         _own("mlx", "gemquant.exporters.mlx:MLX"),
+        _own("onnx", "gemquant.exporters.onnx:Onnx"),
         _own("safetensors", "gemquant.exporters.plain_safetensors:PlainSafetensors"),
     ),
 }

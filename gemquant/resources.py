@@ -90,6 +90,18 @@ def yield_idle_processors() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
 
+# ---------------------------------------------------------------- memory
+
+
+def total_memory() -> int:
+    """Bytes of memory that this process may use: the machine's, or a container's limit."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):
+        return machine
+
+
 # ---------------------------------------------------------------- sizes
 
 

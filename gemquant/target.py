@@ -133,6 +133,7 @@ class Target(_Data):
         accepted = dict.fromkeys(
             f"{container.exporter}: {words}"
             for container in self.containers
+            if container.exporter in preferred
             for runtime in container.runtimes
             if generation in runtime.generations and runtime.schemes
             for words in accepted_schemes(runtime)

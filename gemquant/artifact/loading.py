@@ -28,6 +28,7 @@ def loaders(manifest: Manifest) -> list[Loader]:
         "gguf": _gguf,
         "metal": _metal,
         "mlx": _mlx,
+        "onnx": _onnx,
         "safetensors": _safetensors,
     }
     if manifest.container not in known:
@@ -97,6 +98,33 @@ mlx_lm.generate --model path/to/this/folder --prompt "The capital of France is" 
             Loader(
                 "mlx-lm lets every layer of Gemma 2 attend to everything, so its answers are right "
                 "only within the model's sliding window."
+            )
+        )
+    return made
+
+
+def _onnx(manifest: Manifest) -> list[Loader]:
+    on_gpu = manifest.quantization.float_dtype != "float32"
+    package = "onnxruntime-genai-cuda" if on_gpu else "onnxruntime-genai"
+    code = f"""\
+# pip install {package}
+import onnxruntime_genai as genai
+
+model = genai.Model("path/to/this/folder")
+tokenizer = genai.Tokenizer(model)
+parameters = genai.GeneratorParams(model)
+parameters.set_search_options(max_length=64)
+generator = genai.Generator(model, parameters)
+generator.append_tokens(tokenizer.encode("The capital of France is"))
+while not generator.is_done():
+    generator.generate_next_token()
+print(tokenizer.decode(generator.get_sequence(0)))"""
+    made = [Loader("With onnxruntime-genai:", "python", code)]
+    if not on_gpu:
+        made.append(
+            Loader(
+                "Plain onnxruntime runs `model.onnx` too, from `input_ids`, `attention_mask` and "
+                "the keys and values of every layer, empty at first, to `logits`."
             )
         )
     return made

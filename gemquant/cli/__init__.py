@@ -37,6 +37,9 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "imatrix": LazyCommand(
         "gemquant.cli.imatrix", "Compute an importance matrix for llama.cpp's quantization."
     ),
+    "onnx": LazyCommand(
+        "gemquant.cli.onnx", "ONNX for onnxruntime, through the model builder of onnxruntime-genai."
+    ),
     "quantizers": LazyCommand("gemquant.cli.quantizers", "List the quantizers and their options."),
     "show": LazyCommand("gemquant.cli.show", "Print what an artifact is and what was lost in it."),
     "targets": LazyCommand("gemquant.cli.targets", "List the devices, or describe one."),

@@ -21,7 +21,7 @@ def quantizer_command(name: str) -> click.Command:
         name,
         quantizer=quantizer,
         params=[model_argument(), *quantizer_flags(quantizer), *common_flags(quantizer)],
-        help=_help(quantizer),
+        help=help_of(quantizer),
         epilog=MODEL + getattr(quantizer, "examples", EXAMPLES).replace("NAME", name),
     )
 
@@ -39,7 +39,7 @@ Examples:
 """
 
 
-def _help(quantizer: type[Any]) -> str:
+def help_of(quantizer: type[Any]) -> str:
     """Turn a docstring into help text: lines are kept as they are written."""
     first, *rest = inspect.cleandoc(quantizer.__doc__ or "").split("\n\n")
     return "\n\n".join([first, *(f"\b\n{paragraph}" for paragraph in rest)])

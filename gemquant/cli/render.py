@@ -158,6 +158,8 @@ def fallback_table(groups: Iterable[tuple[Sequence[str], str, str]]) -> list[Tab
 
 def named(matrices: Sequence[str]) -> str:
     """Name a few matrices; count many."""
+    if not matrices:
+        return "norms alone"
     return ", ".join(matrices) if len(matrices) <= MATRICES_NAMED else f"{len(matrices)} matrices"
 
 

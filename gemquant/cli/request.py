@@ -67,7 +67,7 @@ def read_request(ctx: click.Context, quantizer_type: type[Any]) -> Request:
         problems.append(UsageError(f"--threads {threads}: must be at least 1."))
     try:
         target = load_target(given["target"] or "", target_folders(given["target_folder"]))
-        if given["exporter"] is not None:
+        if given.get("exporter") is not None:
             target.container(given["exporter"])
     except GemquantError as error:
         refuse([*problems, error])
@@ -89,7 +89,7 @@ def _recipe(ctx: click.Context, options: dict[str, Any]) -> Recipe:
     if COMPUTE_DTYPE in given:
         given["dtype"] = given[COMPUTE_DTYPE]
     values = {
-        name: given[name] if given[name] is not None else getattr(DEFAULTS, name)
+        name: given[name] if given.get(name) is not None else getattr(DEFAULTS, name)
         for name in RECIPE_FLAGS
     }
     if given["no_eval"]:

@@ -26,6 +26,9 @@ FILE_SETTINGS: Mapping[str, tuple[type, ...]] = {
     "target_folder": (str,),
 }
 
+FOREIGN = ("onnx",)
+"""Commands with options of their own whose numbers another program decides."""
+
 COMPUTE_DTYPE = "compute_dtype"
 """What the shared setting ``dtype`` is called where a quantizer has an option of that name."""
 
@@ -85,7 +88,7 @@ def setting(
 
 def load_defaults(ctx: click.Context, recipe: Path | None) -> None:
     """Make a recipe's values, and beneath them those of gemquant.toml, the context's defaults."""
-    quantizer = ctx.info_name if ctx.info_name in plugins("quantizer") else None
+    quantizer = ctx.info_name if hasattr(ctx.command, "quantizer") else None
     values: dict[str, Any] = {}
     renamed = any(param.name == COMPUTE_DTYPE for param in ctx.command.params)
     for read in (partial(_from_file, quantizer), partial(_from_recipe, recipe, quantizer)):
@@ -112,7 +115,7 @@ def _from_file(quantizer: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the shared settings, and the quantizer's own."""
     if not DEFAULTS_FILE.is_file():
         return {}, {}
-    tables: dict[str, tuple[type, ...]] = dict.fromkeys(plugins("quantizer"), (dict,))
+    tables: dict[str, tuple[type, ...]] = dict.fromkeys([*plugins("quantizer"), *FOREIGN], (dict,))
     values = read_settings(DEFAULTS_FILE, {**FILE_SETTINGS, **tables})
     options = values.get(quantizer, {}) if quantizer else {}
     return {k: v for k, v in values.items() if k not in tables}, options

@@ -10,11 +10,12 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from gemquant.errors import ArtifactError
+from gemquant.errors import ArtifactError, RuntimeMissingError
 from gemquant.evaluation.divergence import Logits, Predictor
-from gemquant.evaluation.runners import llamacpp, mlx
+from gemquant.evaluation.runners import llamacpp, mlx, onnx
 from gemquant.evaluation.runners.llamacpp import LlamaCppRunner
 from gemquant.evaluation.runners.mlx import MlxRunner
+from gemquant.evaluation.runners.onnx import OnnxRunner
 from gemquant.evaluation.runners.transformers import TransformersRunner
 from gemquant.evaluation.streams import EvaluationStreams
 
@@ -63,9 +64,10 @@ class LogitsRunner(Runner, Protocol):
         """
 
 
-RUNNERS: Mapping[str, type[LlamaCppRunner | MlxRunner | TransformersRunner]] = {
+RUNNERS: Mapping[str, type[LlamaCppRunner | MlxRunner | OnnxRunner | TransformersRunner]] = {
     llamacpp.CONTAINER: LlamaCppRunner,
     mlx.CONTAINER: MlxRunner,
+    onnx.CONTAINER: OnnxRunner,
 }
 """What runs a container; transformers runs every other."""
 
@@ -88,7 +90,10 @@ class NativeRuntime:
         reason = kind.unavailable(container)
         if reason is not None:
             return cls(kind.name, None, reason)
-        runner = kind.load(folder, container, device=device)
+        try:
+            runner = kind.load(folder, container, device=device)
+        except RuntimeMissingError as error:
+            return cls(kind.name, None, error.message)
         return cls(runner.runtime, runner)
 
     @property

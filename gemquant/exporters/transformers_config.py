@@ -17,7 +17,7 @@ from gemquant.gemma.config import CAUSAL_LM
 
 
 def runtime_config(
-    config: Mapping[str, Any], dtype: torch.dtype, quantization: Mapping[str, Any] | None
+    config: Mapping[str, Any], dtype: torch.dtype | str, quantization: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Return what ``config.json`` must hold for the artifact to load with no flags.
 

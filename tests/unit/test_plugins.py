@@ -41,6 +41,7 @@ def test_ours_are_these() -> None:
         "gguf",
         "metal",
         "mlx",
+        "onnx",
         "safetensors",
     ]
 

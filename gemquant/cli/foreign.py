@@ -1,0 +1,80 @@
+"""What commands that run another program share: its interpreter, its limits, its checks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gemquant.cli.settings import setting
+from gemquant.errors import GemquantError, UsageError
+from gemquant.resources import bytes_of, total_memory
+
+if TYPE_CHECKING:
+    from gemquant.workers import Interpreter, Limits
+
+TOOL_MINUTES = 600
+MEMORY_SHARE = 0.9
+
+
+def tool_flags(*, own_python: str) -> list[click.Parameter]:
+    """``--python`` and limits; ``own_python`` says what holds where none is named."""
+    return [
+        setting(
+            "--python",
+            metavar="PATH",
+            instead=own_python,
+            help="Python of the environment that holds the tool.",
+        ),
+        setting(
+            "--tool-minutes",
+            type=int,
+            default=TOOL_MINUTES,
+            metavar="N",
+            help="End the tool after so long.",
+        ),
+        setting(
+            "--tool-memory",
+            metavar="SIZE",
+            instead="nine tenths of the machine's",
+            help="End the tool if it holds more memory: a number and MB or GB.",
+        ),
+    ]
+
+
+@dataclass(frozen=True)
+class ToolSettings:
+    """Where and within what a tool runs. python: None for this interpreter."""
+
+    python: str | None
+    seconds: float
+    memory_bytes: int
+
+    @property
+    def limits(self) -> Limits:
+        """As the worker takes them."""
+        from gemquant.workers import Limits
+
+        return Limits(self.seconds, self.memory_bytes)
+
+    def interpreter(self, packages: Sequence[str]) -> Interpreter:
+        """Ask the interpreter which versions of these it has."""
+        from gemquant.workers import Interpreter
+
+        return Interpreter.ask(self.python, packages)
+
+
+def tool_settings(given: dict[str, Any], problems: list[GemquantError]) -> ToolSettings:
+    """Read the flags; append what is wrong with them."""
+    minutes = given["tool_minutes"] if given["tool_minutes"] is not None else TOOL_MINUTES
+    if minutes < 1:
+        problems.append(UsageError(f"--tool-minutes {minutes}: must be at least 1."))
+    memory = int(MEMORY_SHARE * total_memory())
+    if given["tool_memory"] is not None:
+        try:
+            memory = bytes_of(given["tool_memory"], flag="--tool-memory")
+        except UsageError as error:
+            problems.append(error)
+    return ToolSettings(given["python"], minutes * 60.0, memory)

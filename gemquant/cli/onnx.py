@@ -1,0 +1,158 @@
+"""``gemquant onnx``: an ONNX folder for onnxruntime, made by onnxruntime-genai's builder."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gemquant.cli.flags import model_argument
+from gemquant.cli.foreign import ToolSettings, tool_flags, tool_settings
+from gemquant.cli.gathering import Gathering
+from gemquant.cli.progress import reporter
+from gemquant.cli.quantize import MODEL, help_of
+from gemquant.cli.quantizer_flags import common_flags, quantizer_flags
+from gemquant.cli.request import Request, read_request
+from gemquant.cli.settings import problems_of, setting
+from gemquant.foreign.onnx_options import OnnxOptions
+
+if TYPE_CHECKING:
+    from gemquant.calibration.windows import TokenWindows
+    from gemquant.checkpoint import Checkpoint
+    from gemquant.foreign.making import ForeignJob
+    from gemquant.progress import Progress
+
+CONTAINER = "onnx"
+NOT_HERE = {"target", "exporter", "calib", "samples", "calib_dtype"}
+
+
+class OnnxCommand(click.Command):
+    """Checks everything, then runs the builder and prints the certificate."""
+
+    quantizer = OnnxOptions
+
+    def invoke(self, ctx: click.Context) -> None:
+        """Run the command."""
+        given = ctx.params
+        tool = tool_settings(given, problems_of(ctx))
+        given["exporter"] = CONTAINER
+        request = read_request(ctx, OnnxOptions)
+
+        from gemquant.cli import render
+        from gemquant.foreign.making import make
+
+        with reporter(quiet=given["quiet"]) as progress:
+            job, checkpoint, evaluation = _prepared(request, tool, progress)
+            if request.dry_run:
+                _print_plan(job, checkpoint, tool, as_json=given["as_json"])
+                return
+            made = make(job, checkpoint, evaluation, progress)
+        render.artifact(made, as_json=given["as_json"])
+
+
+def _prepared(
+    request: Request, tool: ToolSettings, progress: Progress
+) -> tuple[ForeignJob, Checkpoint, list[TokenWindows]]:
+    """Check everything that can be known before the first weight is read."""
+    import torch
+
+    from gemquant.artifact import output_problems
+    from gemquant.checkpoint import open_checkpoint
+    from gemquant.cli.preparation import (
+        chat_template,
+        default_output,
+        read_evaluation,
+        require_device,
+    )
+    from gemquant.errors import refuse
+    from gemquant.foreign import onnx
+    from gemquant.foreign.making import ForeignJob, needed_bytes, plain_dtype
+    from gemquant.plan import linear_weights
+
+    torch.set_num_threads(request.threads)
+    recipe, options = request.recipe, request.quantizer
+    assert isinstance(options, OnnxOptions)
+    progress.note(f"opening {recipe.model}")
+    checkpoint = open_checkpoint(recipe.model, lora=recipe.lora)
+    gathering = Gathering()
+    interpreter = gathering.attempt(lambda: tool.interpreter(onnx.PACKAGES))
+    gathering.attempt(lambda: refuse(onnx.missing(interpreter.value, tool.python)))
+    provider = gathering.attempt(lambda: onnx.provider_of(request.target.name))
+    gathering.attempt(lambda: require_device(recipe.device))
+    config, linears = checkpoint.config, linear_weights(checkpoint)
+    gathering.attempt(lambda: refuse(onnx.problems(config, linears, options, provider.value)))
+    template = gathering.attempt(lambda: chat_template(recipe, checkpoint))
+    evaluation = gathering.attempt(lambda: read_evaluation(recipe, checkpoint, template.value))
+    labels = [f"w{options.bits}", *([f"g{options.group_size}"] if options.quantized else [])]
+    out = request.output or Path(default_output(checkpoint.ref, CONTAINER, labels))
+    gathering.attempt(lambda: refuse(output_problems(out, force=request.force, needed_bytes=0)))
+    gathering.refuse()
+    job = ForeignJob(
+        recipe=dataclasses.replace(recipe, exporter=CONTAINER),
+        container=CONTAINER,
+        out=out,
+        force=request.force,
+        dtype=plain_dtype(checkpoint),
+        float_dtype=onnx.float_dtype(provider.value, options),
+        build=onnx.builder(
+            config,
+            options,
+            provider.value,
+            interpreter=interpreter.value,
+            limits=tool.limits,
+            threads=request.threads,
+        ),
+    )
+    space = needed_bytes(job, checkpoint)
+    refuse(output_problems(out, force=request.force, needed_bytes=space))
+    return job, checkpoint, list(evaluation.value)
+
+
+def _print_plan(
+    job: ForeignJob, checkpoint: Checkpoint, tool: ToolSettings, *, as_json: bool
+) -> None:
+    from gemquant.cli import render
+    from gemquant.foreign.making import needed_bytes
+    from gemquant.resources import human_bytes
+
+    needed = needed_bytes(job, checkpoint)
+    facts: dict[str, Any] = {
+        "path": str(job.out),
+        "recipe": job.recipe.to_dict(),
+        "container": job.container,
+        "needed_bytes": needed,
+        "tool_memory_bytes": tool.memory_bytes,
+    }
+    if as_json:
+        render.print_json(facts)
+        return
+    listing = render.table("", "")
+    listing.show_header = False
+    listing.add_row("model", job.recipe.model)
+    listing.add_row("folder", str(job.out))
+    listing.add_row("container", f"{job.container}, for {job.recipe.target}")
+    listing.add_row("space", f"at most {human_bytes(needed)}, most of it while the builder runs")
+    listing.add_row("memory", f"at most {human_bytes(tool.memory_bytes)} for the builder")
+    render.print_tables(listing, "", "Nothing was written (--dry-run).")
+
+
+command = OnnxCommand(
+    "onnx",
+    params=[
+        model_argument(),
+        *quantizer_flags(OnnxOptions),
+        setting("--target", default="cpu", metavar="cpu|cuda", help="Where onnxruntime will run."),
+        *tool_flags(own_python="this Python, with the extra onnx"),
+        *(flag for flag in common_flags(OnnxOptions) if flag.name not in NOT_HERE),
+    ],
+    help=help_of(OnnxOptions),
+    epilog=MODEL
+    + """\b
+Examples:
+  gemquant onnx google/gemma-2-2b
+  gemquant onnx google/gemma-3-1b-it --bits 8 -o gemma-3-1b-onnx
+  gemquant onnx google/gemma-2-2b --bits 16 --target cuda --python ./onnx-venv/bin/python
+  gemquant onnx sample:gemma-3-270m --group-size 64 --dry-run""",
+)

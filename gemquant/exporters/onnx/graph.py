@@ -1,0 +1,152 @@
+"""An ONNX file's nodes and tensors, the tensors left in their file.
+
+The ``onnx`` package parses the graph; what it calls external data is mapped here, inside bounds.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from gemquant.errors import ArtifactError, RuntimeMissingError
+
+MODEL_FILE = "model.onnx"
+INSTALL = "pip install 'gemquant[onnx]'"
+MAX_GRAPH_BYTES = 64_000_000
+
+INTEGER_ATTRIBUTE = 2
+"""onnx.AttributeProto.INT."""
+
+# Numbers of onnx.TensorProto.DataType.
+_TYPES: Mapping[int, torch.dtype] = {
+    1: torch.float32,
+    2: torch.uint8,
+    10: torch.float16,
+    16: torch.bfloat16,
+}
+
+
+@dataclass(frozen=True)
+class Node:
+    """An operator with the names that go in, and its whole numbers by name."""
+
+    operator: str
+    inputs: tuple[str, ...]
+    numbers: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor lies."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    file: str
+    offset: int
+
+
+class OnnxGraph:
+    """nodes: by name. stored: every tensor that lies in a file beside the graph."""
+
+    def __init__(
+        self, folder: Path, nodes: Mapping[str, Node], stored: Mapping[str, Stored]
+    ) -> None:
+        self.nodes = nodes
+        self.stored = stored
+        self._folder = folder
+        self._maps: dict[str, mmap.mmap] = {}
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Parse the graph; ArtifactError where it is none, or names data outside its files.
+
+        RuntimeMissingError without the package that parses it.
+        """
+        try:
+            import onnx
+        except ImportError:
+            raise RuntimeMissingError(
+                f"{folder / MODEL_FILE} cannot be read: onnx is not installed.", hint=INSTALL
+            ) from None
+        path = folder / MODEL_FILE
+        try:
+            graph = onnx.load_from_string(_bounded(path)).graph
+        except OSError as error:
+            raise ArtifactError(f"{path} cannot be read: {error.strerror}.") from error
+        except Exception as error:
+            # Protobuf's errors share no class that could be named without importing it.
+            if type(error).__name__ != "DecodeError":
+                raise
+            raise ArtifactError(f"{path} is no ONNX model: {error}.") from None
+        nodes = {node.name: _node(node) for node in graph.node}
+        stored = {i.name: _stored(folder, i) for i in graph.initializer if i.data_location == 1}
+        return cls(folder, nodes, stored)
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor as it is mapped: do not write to it."""
+        where = self._where(name)
+        if where.file not in self._maps:
+            with (self._folder / where.file).open("rb") as file:
+                # Copy-on-write, since torch has no notion of memory that cannot be written.
+                self._maps[where.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        count = math.prod(where.shape)
+        mapped = self._maps[where.file]
+        flat = torch.frombuffer(mapped, dtype=where.dtype, count=count, offset=where.offset)
+        return flat.view(where.shape)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return self._where(name).shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Type of a tensor."""
+        return self._where(name).dtype
+
+    def node(self, name: str) -> Node:
+        """A node whose name is this, or this and an ending of the quantizer's."""
+        for candidate in (name, f"{name}_Q4", f"{name}_Q8"):
+            if candidate in self.nodes:
+                return self.nodes[candidate]
+        raise ArtifactError(f"{self._folder / MODEL_FILE} has no node {name}.")
+
+    def _where(self, name: str) -> Stored:
+        if name not in self.stored:
+            raise ArtifactError(f"{self._folder / MODEL_FILE} has no tensor {name}.")
+        return self.stored[name]
+
+
+def _bounded(path: Path) -> bytes:
+    size = path.stat().st_size
+    if size > MAX_GRAPH_BYTES:
+        raise ArtifactError(f"{path} has {size} bytes: no graph of a Gemma.")
+    return path.read_bytes()
+
+
+def _node(node: Any) -> Node:
+    numbers = {given.name: given.i for given in node.attribute if given.type == INTEGER_ATTRIBUTE}
+    return Node(node.op_type, tuple(node.input), numbers)
+
+
+def _stored(folder: Path, tensor: Any) -> Stored:
+    """Check where a tensor's external data lies: in a plain file of the folder, wholly."""
+    shape = tuple(tensor.dims)
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    try:
+        dtype = _TYPES[tensor.data_type]
+        file, offset = entries["location"], int(entries.get("offset", "0"))
+    except (KeyError, ValueError) as error:
+        raise ArtifactError(f"{MODEL_FILE}: {tensor.name} is stored strangely: {error}.") from None
+    path = folder / file
+    if Path(file).name != file or path.is_symlink() or not path.is_file():
+        raise ArtifactError(f"{MODEL_FILE}: {tensor.name} lies in {file!r}, no file beside it.")
+    needed = offset + math.prod(shape) * dtype.itemsize
+    if offset < 0 or min(shape, default=1) < 1 or needed > path.stat().st_size:
+        raise ArtifactError(f"{MODEL_FILE}: {tensor.name} lies outside {file}.")
+    return Stored(shape, dtype, file, offset)
