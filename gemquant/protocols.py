@@ -178,9 +178,9 @@ class Block:
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows ``start`` to ``stop`` of a weight by its short name, float32."""
-        if isinstance(self.weights, RowSource):
-            return self.weights.rows(name, start, stop)
-        return self.weights[name][start:stop]
+        # Many calls: asking for the attribute is quick, asking for the protocol is not.
+        read: Callable[[str, int, int], Tensor] | None = getattr(self.weights, "rows", None)
+        return self.weights[name][start:stop] if read is None else read(name, start, stop)
 
 
 @dataclass(frozen=True)

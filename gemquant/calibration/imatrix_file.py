@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
@@ -86,7 +86,8 @@ def _described(path: Path, metadata: Mapping[str, Any]) -> tuple[tuple[str, ...]
         )
     datasets, chunks = metadata[_DATASETS], metadata[_CHUNKS]
     chunk_tokens = metadata[_CHUNK_TOKENS]
-    if not isinstance(datasets, list) or not all(isinstance(name, str) for name in datasets):
+    listed = isinstance(datasets, Sequence) and not isinstance(datasets, str)
+    if not listed or not all(isinstance(name, str) for name in datasets):
         raise CheckpointError(f"{path}: {_DATASETS}: must be a list of strings.")
     for key, value in ((_CHUNKS, chunks), (_CHUNK_TOKENS, chunk_tokens)):
         if type(value) is not int or value < 0:

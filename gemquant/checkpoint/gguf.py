@@ -19,6 +19,7 @@ from gemquant.errors import CheckpointError, GemquantError, UnsupportedError, re
 from gemquant.gemma.gguf_config import generation_of, gguf_config
 from gemquant.gemma.gguf_names import from_gguf, stores_one_plus
 from gemquant.gemma.structure import EMBEDDING, HEAD, tensor_shapes
+from gemquant.gguf_values import StoredArray
 
 _PLAIN: Mapping[GGMLQuantizationType, torch.dtype] = {
     GGMLQuantizationType.F32: torch.float32,
@@ -121,6 +122,11 @@ class GgufTensors:
 
     def _problems(self, unknown: Sequence[str]) -> list[GemquantError]:
         problems: list[GemquantError] = []
+        tokens, rows = self.metadata.get("tokenizer.ggml.tokens"), self.config["vocab_size"]
+        if isinstance(tokens, StoredArray) and len(tokens) != rows:
+            problems.append(
+                CheckpointError(f"{self._path}: {len(tokens)} tokens, {rows} rows to embed them.")
+            )
         expected = tensor_shapes(self.config)
         missing = [name for name in expected if name not in self._entries]
         for names, what in ((missing, "missing"), (unknown, "not part of a Gemma")):

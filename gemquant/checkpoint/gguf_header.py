@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,10 +28,13 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
 from gemquant.errors import CheckpointError, GemquantError, refuse
-from gemquant.gguf_values import NUMPY_TYPES, GgufValue, Metadata
+from gemquant.gguf_values import NUMPY_TYPES, GgufValue, Metadata, StoredArray
 
-MAX_ENTRIES = 1 << 16
+MAX_ENTRIES = 1 << 13
 """Metadata entries or tensors; a Gemma has under 100 and under 1000."""
+
+MAX_STRINGS = 1 << 22
+"""In one array; Gemma's vocabulary has 2^18."""
 
 MAX_RANK = 4
 MAX_NAME_BYTES = 1 << 16
@@ -51,7 +55,7 @@ class GgufEntry:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """Metadata by key, with types (arrays as lists), and tensors by name, in the file's order."""
+    """Metadata by key, with types, and tensors by name, in the file's order."""
 
     typed_metadata: Metadata
     tensors: Mapping[str, GgufEntry]
@@ -131,12 +135,33 @@ class _Reader:
             return GgufValue(kind, self._numbers(kind, 1)[0])
         number, count = self.scalars("<IQ")
         element = self._type(number)
+        return GgufValue(kind, self._array(element, count), element)
+
+    def _array(self, element: GGUFValueType, count: int) -> StoredArray:
         if element != _STRING:
-            return GgufValue(kind, self._numbers(element, count), element)
+            self._require_numbers(element)
+            begin = self.advance(count * np.dtype(NUMPY_TYPES[element]).itemsize)
+            return StoredArray(bytes(self.data[begin : self.position]), element, None)
         # A string takes 8 bytes at least, which bounds the loop by the file's size.
         if count > (self.size - self.position) // 8:
             self.advance(count * 8)
-        return GgufValue(kind, [self.text() for _ in range(count)], element)
+        if count > MAX_STRINGS:
+            raise CheckpointError(
+                f"{self.path}: an array of {count} strings; at most {MAX_STRINGS} are read."
+            )
+        begin = position = self.position
+        ends = array("Q")
+        unpack = struct.Struct("<Q").unpack_from
+        for _ in range(count):
+            if position + 8 > self.size:
+                break
+            position += 8 + unpack(self.data, position)[0]
+            if position > self.size:
+                break
+            ends.append(position - begin)
+        # Where it ends early, this says so.
+        self.advance(position - begin if len(ends) == count else self.size - begin + 1)
+        return StoredArray(bytes(self.data[begin:position]), element, ends)
 
     def _type(self, number: int) -> GGUFValueType:
         try:
@@ -146,9 +171,12 @@ class _Reader:
                 f"{self.path}: metadata of type {number}, which is not known."
             ) from None
 
-    def _numbers(self, kind: GGUFValueType, count: int) -> list[Any]:
+    def _require_numbers(self, kind: GGUFValueType) -> None:
         if kind not in NUMPY_TYPES:
             raise CheckpointError(f"{self.path}: arrays of type {int(kind)} are not read.")
+
+    def _numbers(self, kind: GGUFValueType, count: int) -> list[Any]:
+        self._require_numbers(kind)
         dtype = np.dtype(NUMPY_TYPES[kind])
         begin = self.advance(count * dtype.itemsize)
         numbers = np.frombuffer(self.data, dtype, count, begin)

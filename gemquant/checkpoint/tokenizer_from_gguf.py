@@ -85,12 +85,13 @@ def _vocabulary(metadata: Mapping[str, Any], where: str) -> tuple[list[str], lis
     pieces = metadata.get("tokenizer.ggml.tokens")
     scores = metadata.get("tokenizer.ggml.scores")
     types = metadata.get("tokenizer.ggml.token_type")
-    lists = [part for part in (pieces, scores, types) if isinstance(part, list)]
+    parts = (pieces, scores, types)
+    lists = [part for part in parts if isinstance(part, Sequence) and not isinstance(part, str)]
     if len(lists) != 3 or len({len(part) for part in lists}) != 1 or not lists[0]:
         raise CheckpointError(
             f"{where}: tokenizer.ggml.tokens, scores and token_type must be lists of one length."
         )
-    pieces, scores, types = lists
+    pieces, scores, types = map(list, lists)
     # llama.cpp spells the runs of spaces among the user-defined pieces with real spaces.
     spelled = [
         piece.replace(" ", SPACE) if kind == _USER_DEFINED and not piece.strip(" ") else piece

@@ -9,7 +9,7 @@ Source: llama.cpp ``src/llama-model.cpp``, ``load_hparams``, and ``convert_hf_to
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gemquant.errors import CheckpointError, GemquantError, UnsupportedError, refuse
@@ -84,7 +84,7 @@ def gguf_config(metadata: Mapping[str, Any], *, vocab_size: int, tied: bool) -> 
     else:
         raw["query_pre_attn_scalar"] = raw["head_dim"]
     pattern = metadata.get(f"{architecture}.attention.sliding_window_pattern")
-    if isinstance(pattern, list):
+    if isinstance(pattern, Sequence) and not isinstance(pattern, str):
         raw["layer_types"] = ["sliding_attention" if s else "full_attention" for s in pattern]
     elif pattern is not None:
         raw["sliding_window_pattern"] = pattern

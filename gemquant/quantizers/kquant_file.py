@@ -20,8 +20,8 @@ from gemquant.recipe import Recipe
 if TYPE_CHECKING:
     from torch import Tensor
 
-VALUES_AT_ONCE = 1 << 16
-"""Weights that a thread reads and quantizes at a time: 256 kB in float32 stay in its cache."""
+VALUES_AT_ONCE = 1 << 18
+"""Weights that a thread reads and quantizes at a time: 1 MB in float32 stays in its cache."""
 
 
 @dataclass(frozen=True)

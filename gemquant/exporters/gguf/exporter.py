@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 
+from gemquant.checkpoint import Checkpoint
 from gemquant.errors import GemquantError, UnsupportedError
 from gemquant.exporters.gguf.file_layout import FileLayout, StoredTensor, file_layouts
 from gemquant.exporters.gguf.metadata import converted_metadata, quantized_metadata
@@ -103,12 +104,17 @@ class GGUF:
     def _metadata(self, origin: Origin, facts: Mapping[str, str | int]) -> Metadata:
         number = file_type(self.type).number
         told = {k: string(v) if isinstance(v, str) else uint32(v) for k, v in facts.items()}
-        return {**quantized_metadata(_source_metadata(origin), file_type=number), **told}
+        source = _source_metadata(origin.checkpoint, origin.chosen_template)
+        return {**quantized_metadata(source, file_type=number), **told}
 
 
 @lru_cache(maxsize=2)
-def _source_metadata(origin: Origin) -> Metadata:
-    """Everything known of a model; of a GGUF what it says itself, as llama.cpp copies it."""
+def _source_metadata(checkpoint: Checkpoint, chosen_template: str | None) -> Metadata:
+    """Everything known of a model; of a GGUF what it says itself, as llama.cpp copies it.
+
+    Kept for the next file of the same model: a vocabulary takes its time.
+    """
+    origin = Origin(checkpoint, chosen_template)
     if origin.gguf_metadata is None:
         return converted_metadata(
             origin.config,
