@@ -13,23 +13,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from gemquant.errors import GemquantError, UnsupportedError, UsageError, refuse
 from gemquant.gemma.structure import Generation
+from gemquant.hardware import Data, Footprint, NonEmpty, Npu, Speed
 from gemquant.resources import data_folder
 from gemquant.scheme import BLOCK_FORMATS, INTEGER, Scheme, describe, in_words
 
-NonEmpty = Annotated[str, Field(min_length=1)]
 
-
-class _Data(BaseModel):
-    """Base of everything read from a target file: immutable, and no unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Schemes(_Data):
+class Schemes(Data):
     """A product of bit widths, group sizes and symmetry, for one meaning of the codes."""
 
     bits: Annotated[tuple[int, ...], Field(min_length=1)]
@@ -47,8 +40,11 @@ class Schemes(_Data):
         )
 
 
-class Runtime(_Data):
-    """A program that loads a container, with what it needs and what it accepts."""
+class Runtime(Data):
+    """A program that loads a container, with what it needs and what it accepts.
+
+    decompresses: it runs the weights in its own dtype, whatever they were stored in.
+    """
 
     name: NonEmpty
     requires: Annotated[tuple[NonEmpty, ...], Field(min_length=1)]
@@ -57,6 +53,7 @@ class Runtime(_Data):
     schemes: tuple[Schemes, ...]
     sources: Annotated[tuple[NonEmpty, ...], Field(min_length=1)]
     note: str = ""
+    decompresses: bool = False
 
     def loads(self, generation: str, schemes: Iterable[Scheme]) -> bool:
         """Whether this runtime loads that generation with all of those schemes.
@@ -71,7 +68,7 @@ class Runtime(_Data):
         )
 
 
-class TargetContainer(_Data):
+class TargetContainer(Data):
     """A file format that the device's runtimes load."""
 
     exporter: NonEmpty
@@ -80,14 +77,30 @@ class TargetContainer(_Data):
     runtimes: Annotated[tuple[Runtime, ...], Field(min_length=1)]
 
 
-class Target(_Data):
-    """A device: its containers, and which of them is the default for each generation."""
+class Target(Data):
+    """A device: its containers, and which of them is the default for each generation.
+
+    npu: where a vendor's toolkit makes the file, and no exporter of ours. footprint, speeds: what
+    runs take beside the weights, and how fast devices of this kind read them.
+    """
 
     name: NonEmpty
     description: NonEmpty
     dtypes: Annotated[tuple[NonEmpty, ...], Field(min_length=1)]
-    preference: dict[Generation, tuple[NonEmpty, ...]]
-    containers: Annotated[tuple[TargetContainer, ...], Field(min_length=1)]
+    preference: dict[Generation, tuple[NonEmpty, ...]] = Field(default_factory=dict)
+    npu: Npu | None = None
+    containers: Annotated[tuple[TargetContainer, ...], Field(validate_default=True)] = ()
+    footprint: Footprint | None = None
+    speeds: tuple[Speed, ...] = ()
+
+    @field_validator("containers")
+    @classmethod
+    def _makes_something(
+        cls, containers: tuple[TargetContainer, ...], info: ValidationInfo
+    ) -> tuple[TargetContainer, ...]:
+        if not containers and info.data.get("npu") is None:
+            raise ValueError("needs at least one, or a table npu beside it")
+        return containers
 
     @model_validator(mode="after")
     def _preferences_exist(self) -> Target:
@@ -110,8 +123,12 @@ class Target(_Data):
                 return container
         raise UsageError(
             f"--exporter {exporter}: not a container of target {self.name}.",
-            hint=f"Use one of: {', '.join(self.exporters)}.",
+            hint=f"Use one of: {', '.join(self.exporters)}." if self.exporters else self._npu_hint,
         )
+
+    @property
+    def _npu_hint(self) -> str:
+        return f"Use: gemquant rkllm MODEL --target {self.name}"
 
     def runtimes(
         self, exporter: str, generation: str, schemes: Sequence[Scheme]
@@ -125,6 +142,11 @@ class Target(_Data):
 
         UnsupportedError if there is none; it lists what each container accepts.
         """
+        if self.npu is not None and not self.containers:
+            raise UnsupportedError(
+                f"target {self.name} takes files of its vendor's toolkit only.",
+                hint=self._npu_hint,
+            )
         preferred = next((names for key, names in self.preference.items() if key == generation), ())
         for name in preferred:
             if self.runtimes(name, generation, schemes):

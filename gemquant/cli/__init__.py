@@ -40,6 +40,9 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "onnx": LazyCommand(
         "gemquant.cli.onnx", "ONNX for onnxruntime, through the model builder of onnxruntime-genai."
     ),
+    "plan": LazyCommand(
+        "gemquant.cli.plan", "Predict size, memory and speed of every scheme that a target takes."
+    ),
     "quantizers": LazyCommand("gemquant.cli.quantizers", "List the quantizers and their options."),
     "show": LazyCommand("gemquant.cli.show", "Print what an artifact is and what was lost in it."),
     "targets": LazyCommand("gemquant.cli.targets", "List the devices, or describe one."),

@@ -11,7 +11,10 @@ from gemquant.cli.settings import problems_of, target_folders
 from gemquant.errors import refuse
 
 if TYPE_CHECKING:
+    from gemquant.hardware import Npu
     from gemquant.target import Target
+
+GENERATIONS = ("gemma", "gemma2", "gemma3_text")
 
 
 class TargetsCommand(click.Command):
@@ -34,7 +37,8 @@ class TargetsCommand(click.Command):
         else:
             listing = render.table("target", "exporters", "what it is")
             for target in found:
-                listing.add_row(target.name, ", ".join(target.exporters), target.description)
+                made = ", ".join(target.exporters) or "gemquant rkllm"
+                listing.add_row(target.name, made, target.description)
             render.print_tables(listing)
 
 
@@ -43,6 +47,10 @@ def _describe(target: Target) -> None:
     from gemquant.target import accepted_schemes
 
     render.print_tables(f"{target.name}: {target.description}", "")
+    if target.npu is not None:
+        _describe_npu(target.npu)
+    if not target.containers:
+        return
     defaults = render.table("generation", "default container", "then")
     for generation, (first, *rest) in target.preference.items():
         defaults.add_row(generation, first, ", ".join(rest))
@@ -61,6 +69,29 @@ def _describe(target: Target) -> None:
                 *(f"    source   {source}" for source in runtime.sources),
             ]
         click.echo("\n".join(lines))
+
+
+def _describe_npu(npu: Npu) -> None:
+    from gemquant.cli import render
+    from gemquant.toolkit import load_toolkit
+
+    toolkit = load_toolkit(npu.toolkit)
+    matrix = render.table("quantized dtype", *GENERATIONS)
+    for dtype in npu.dtypes:
+        found = (toolkit.converting(npu.platform, each, dtype.name) for each in GENERATIONS)
+        oldest = (f"{toolkit.name} {each[0].version}" if each else "none" for each in found)
+        matrix.add_row(dtype.name, *oldest)
+    cores = "/".join(map(str, npu.cores))
+    render.print_tables(
+        matrix,
+        "",
+        "  the oldest release that converts it; every later known one does too",
+        f"  cores    {cores}",
+        f"  hybrid   rates from 0 to below {npu.hybrid_rate_below:g}",
+        f"  context  at most {npu.max_context}, a multiple of {npu.context_multiple}",
+        f"  driver   {npu.driver} or newer",
+        *(f"  source   {source}" for source in npu.sources),
+    )
 
 
 command = TargetsCommand(

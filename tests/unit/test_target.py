@@ -17,7 +17,9 @@ W4 = AffineScheme(4, 128, symmetric=False)
 
 
 def test_the_shipped_targets_are_these() -> None:
-    assert [target.name for target in targets()] == ["cpu", "cuda", "mps"]
+    assert [target.name for target in targets()] == [
+        "cpu", "cuda", "mps", "rk3562", "rk3576", "rk3588", "rv1126b",
+    ]  # fmt: skip
 
 
 def test_every_container_of_a_shipped_target_has_an_exporter() -> None:

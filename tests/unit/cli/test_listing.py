@@ -47,7 +47,8 @@ def test_an_unknown_command_is_answered_with_the_closest(run: Run) -> None:
 def test_targets_are_listed(run: Run) -> None:
     result = run("targets")
     names = [line.split()[0] for line in result.out.splitlines() if line[0] != " "]
-    assert names == ["target", "cpu", "cuda", "mps"]
+    npus = ["rk3562", "rk3576", "rk3588", "rv1126b"]
+    assert names == ["target", "cpu", "cuda", "mps", *npus]
 
 
 def test_a_target_is_described_with_its_sources(run: Run) -> None:
@@ -61,6 +62,10 @@ def test_targets_as_json_are_one_document(run: Run) -> None:
         "cpu",
         "cuda",
         "mps",
+        "rk3562",
+        "rk3576",
+        "rk3588",
+        "rv1126b",
     ]
 
 

@@ -1,0 +1,258 @@
+"""``gemquant plan``: what fits a device, how large and how fast, before anything is done."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gemquant.cli.flags import complete_target, defaults_flag, output_flags, target_folder_flag
+from gemquant.cli.gathering import Gathering
+from gemquant.cli.settings import problems_of, setting, target_folders
+from gemquant.errors import UsageError, refuse
+
+if TYPE_CHECKING:
+    from gemquant.forecast import Forecast, Headers, Request
+    from gemquant.forecast.candidate import Candidate
+    from gemquant.target import Target
+
+UNITS = {"M": 10**6, "MB": 10**6, "MiB": 2**20, "G": 10**9, "GB": 10**9, "GiB": 2**30}
+
+
+class PlanCommand(click.Command):
+    """Read headers, predict, print."""
+
+    def invoke(self, ctx: click.Context) -> None:
+        """Run the command."""
+        from gemquant.forecast import Request, forecast, read_headers
+        from gemquant.target import load_target
+
+        given, gathering = ctx.params, Gathering()
+        gathering.attempt(lambda: refuse(problems_of(ctx)))
+        memory = gathering.attempt(lambda: memory_bytes(given["memory"]))
+        context = gathering.attempt(lambda: _context(given["context"]))
+        target = gathering.attempt(
+            lambda: load_target(given["target"], target_folders(given["target_folder"]))
+        )
+        headers = gathering.attempt(lambda: read_headers(_model(given["model"])))
+        gathering.refuse()
+        request = Request(memory.value, context.value, given["device_model"], given["bandwidth"])
+        rows, refused = forecast(target.value, headers.value.config, request)
+        if given["as_json"]:
+            _print_json(headers.value, target.value, request, rows, refused)
+        else:
+            _print(headers.value, target.value, request, rows, refused)
+
+
+def memory_bytes(text: str | None) -> int:
+    """Read a device's memory: ``8G`` and ``8GB`` are 8 · 10⁹ bytes, ``8GiB`` is 8 · 2³⁰.
+
+    >>> memory_bytes("8G"), memory_bytes("512MiB")
+    (8000000000, 536870912)
+    """
+    if text is None:
+        raise UsageError("--memory: missing.", hint="As in: --memory 8G")
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?) ?([MG](?:i?B)?)", text.strip())
+    size = int(float(match[1]) * UNITS[match[2]]) if match else 0
+    if size < 1:
+        raise UsageError(
+            f"--memory {text}: must be a number and M, MB, MiB, G, GB or GiB.",
+            hint="As in: --memory 8G",
+        )
+    return size
+
+
+def _context(context: int | None) -> int:
+    if context is None or context < 1:
+        raise UsageError(f"--context {context}: must be at least 1.")
+    return context
+
+
+def _model(model: str | None) -> str:
+    if not model:
+        raise UsageError(
+            "MODEL: missing.", hint="As in: gemquant plan google/gemma-2-2b --memory 8G"
+        )
+    return model
+
+
+# ---------------------------------------------------------------- what is printed
+
+
+def _print(
+    headers: Headers,
+    target: Target,
+    request: Request,
+    rows: Sequence[Forecast],
+    refused: Sequence[Candidate],
+) -> None:
+    from gemquant.cli.render import print_tables, table
+    from gemquant.forecast.candidate import weight_count
+    from gemquant.resources import human_bytes
+
+    speed = rows[0].speed if rows else None
+    at_most = "at most " if speed is not None and speed.basis == "bound" else ""
+    size = f"{weight_count(headers.config) / 1e9:.2f} billion weights"
+    parts: list[Any] = [
+        f"{headers.ref}: {size}, {headers.config['model_type']}; {target.description}",
+        f"memory {human_bytes(request.memory_bytes)}, context {request.context} tokens"
+        + (f", cache {human_bytes(rows[0].cache_bytes)}" if rows else ""),
+        "",
+    ]
+    listing = table(
+        "container",
+        "scheme",
+        "file",
+        "memory",
+        "fits",
+        "tok/s",
+        "needs",
+        numbers=("file", "memory", "tok/s"),
+    )
+    for row in rows:
+        fits = "yes" if row.fits else "no"
+        word = "spare" if row.fits else "short"
+        listing.add_row(
+            row.candidate.container,
+            row.candidate.scheme,
+            human_bytes(row.candidate.file_bytes),
+            human_bytes(row.memory_bytes),
+            f"{fits}, {human_bytes(abs(row.spare_bytes))} {word}",
+            f"{row.tokens_per_second:.3g} – {row.tokens_per_second_full:.3g}",
+            ", ".join(row.candidate.requires[:1]),
+        )
+    parts.append(listing)
+    parts += [f"{each.container} {each.scheme}: not possible: {each.refused}." for each in refused]
+    parts += ["", "Everything here is predicted from headers; nothing was measured on this model."]
+    parts += _basis(target, rows, at_most)
+    print_tables(*parts)
+
+
+def _basis(target: Target, rows: Sequence[Forecast], at_most: str) -> list[str]:
+    from gemquant.resources import human_bytes
+
+    lines = []
+    for speed in dict.fromkeys(row.speed for row in rows):
+        constant = (
+            f" and {speed.milliseconds_per_token:g} ms a token"
+            if speed.milliseconds_per_token
+            else ""
+        )
+        lines.append(
+            f"tok/s, {at_most}with the cache empty – full: {speed.device}, "
+            f"{speed.gb_per_second:g} GB/s{constant}, {speed.basis}; {'; '.join(speed.sources)}."
+            + (f" {speed.note}" if speed.note else "")
+        )
+    if target.footprint is not None and rows:
+        lines.append(
+            f"beside weights and cache: {human_bytes(rows[0].overhead_bytes)}, "
+            f"{target.footprint.basis}; {'; '.join(target.footprint.sources)}."
+        )
+    slow = next((row.candidate for row in rows if row.candidate.conversion_seconds), None)
+    if slow is not None and slow.conversion_seconds and slow.conversion_bytes:
+        effort = human_bytes(slow.conversion_bytes), _duration(slow.conversion_seconds)
+        lines += [
+            f"converting, an estimate: {effort[0]} of memory, {effort[1]} at optimization level 0.",
+            f"needed: {'; '.join(slow.requires)}. File sizes are estimates.",
+        ]
+    return lines
+
+
+def _duration(seconds: float) -> str:
+    """Say a duration roughly.
+
+    >>> _duration(8), _duration(1300), _duration(40000)
+    ('8 seconds', '22 minutes', '11 hours')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.0f} hours"
+
+
+def _print_json(
+    headers: Headers,
+    target: Target,
+    request: Request,
+    rows: Sequence[Forecast],
+    refused: Sequence[Candidate],
+) -> None:
+    from gemquant.cli.render import print_json
+    from gemquant.forecast.candidate import weight_count
+
+    print_json(
+        {
+            "model": headers.ref,
+            "architecture": headers.config["model_type"],
+            "weights": weight_count(headers.config),
+            "target": target.name,
+            "request": dataclasses.asdict(request),
+            "measured": False,
+            "candidates": [_document(row) for row in rows],
+            "not_possible": [
+                {"container": c.container, "scheme": c.scheme, "reason": c.refused} for c in refused
+            ],
+            "footprint": target.footprint.model_dump(mode="json") if target.footprint else None,
+        }
+    )
+
+
+def _document(row: Forecast) -> dict[str, Any]:
+    candidate = dataclasses.asdict(row.candidate)
+    del candidate["refused"]
+    return {
+        **candidate,
+        "cache_bytes": row.cache_bytes,
+        "overhead_bytes": row.overhead_bytes,
+        "memory_bytes": row.memory_bytes,
+        "spare_bytes": row.spare_bytes,
+        "fits": row.fits,
+        "tokens_per_second": row.tokens_per_second,
+        "tokens_per_second_full": row.tokens_per_second_full,
+        "speed": row.speed.model_dump(mode="json"),
+    }
+
+
+command = PlanCommand(
+    "plan",
+    params=[
+        click.Argument(["model"], required=False, envvar="GEMQUANT_MODEL", metavar="[MODEL]"),
+        setting(
+            "--target",
+            default="cuda",
+            metavar="NAME",
+            help="Device to plan for; see `gemquant targets`.",
+            complete=complete_target,
+        ),
+        setting("--memory", metavar="SIZE", help="What the device has for the model: 8G, 16GiB."),
+        setting("--context", type=int, default=4096, metavar="N", help="Tokens in the cache."),
+        setting(
+            "--device-model",
+            metavar="NAME",
+            instead="the first that the target lists",
+            help="Which of the target's devices, for its memory's bandwidth.",
+        ),
+        setting(
+            "--bandwidth",
+            type=float,
+            metavar="GB/S",
+            help="The memory's bandwidth, where no listed device is yours.",
+        ),
+        target_folder_flag(),
+        defaults_flag(),
+        *output_flags(),
+    ],
+    help="""Predict size, memory and speed of every scheme that a target takes.
+
+    From headers alone: weights, a key-value cache in 16 bits of which sliding layers hold their
+    window where the runtime forgets the rest, and what runtimes take beside. Decoding reads every
+    weight once a token, so its speed follows from the memory's bandwidth. Of a Hub id only
+    config.json is fetched.""",
+    epilog="""\b
+Examples:
+  gemquant plan google/gemma-2-2b --target rk3588 --memory 8G --context 4096
+  gemquant plan ./my-gemma --target cuda --memory 24G --device-model "RTX 4090"
+  gemquant plan gemma.gguf --target cpu --memory 16GiB --bandwidth 60 --json""",
+)
