@@ -48,7 +48,7 @@ class Subject:
             )
         if (path / MANIFEST_FILE).is_file():
             return cls(name, path, read_manifest(path).container)
-        if (path / "config.json").is_file():
+        if (path / "config.json").is_file() or (path / "genai_config.json").is_file():
             return cls(name, path, _container_of(name, path))
         if any(path.glob("*.gguf")):
             return cls(name, path, "gguf")
@@ -82,13 +82,22 @@ class Subject:
             tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # the package raises nothing narrower
             raise ArtifactError(f"{file} cannot be read: {error}") from error
-        config = read_json_object(self.path / "config.json")
-        return tokenizer, int(config.get("text_config", config).get("bos_token_id", 2))
+        if (genai := self.path / "genai_config.json").is_file():
+            config = read_json_object(genai).get("model")
+        else:
+            config = read_json_object(self.path / "config.json")
+            config = config.get("text_config", config)
+        bos = config.get("bos_token_id") if isinstance(config, dict) else None
+        if type(bos) is not int:
+            raise ArtifactError(f"{self.name}: its configuration has no bos_token_id.")
+        return tokenizer, bos
 
 
 def _container_of(name: str, folder: Path) -> str:
     from gemquant.checkpoint.bounded_json import read_json_object
 
+    if (folder / "genai_config.json").is_file():
+        return "onnx"
     config = read_json_object(folder / "config.json")
     described = config.get("quantization_config")
     if "quantization" in config:

@@ -172,7 +172,7 @@ command = BenchCommand(
             type=CommaList(),
             instead="all that load the artifact",
             metavar="NAME,…",
-            help="Runtimes: llama.cpp, transformers, mlx-lm.",
+            help="Runtimes: llama.cpp, mlx-lm, onnxruntime-genai, transformers.",
         ),
         setting(
             "--modes",

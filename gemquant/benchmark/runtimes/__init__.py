@@ -25,6 +25,7 @@ class Entry:
 RUNTIMES: Mapping[str, Entry] = {
     "llama.cpp": Entry("gemquant.benchmark.runtimes.llamacpp", frozenset({"gguf"})),
     "mlx-lm": Entry("gemquant.benchmark.runtimes.mlx", frozenset({"mlx"})),
+    "onnxruntime-genai": Entry("gemquant.benchmark.runtimes.onnx", frozenset({"onnx"})),
     "transformers": Entry(
         "gemquant.benchmark.runtimes.transformers",
         frozenset({"awq-gemm", "bitsandbytes", "compressed-tensors", "metal", "safetensors"}),

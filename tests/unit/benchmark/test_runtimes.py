@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import gguf
@@ -9,9 +10,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from gemquant.benchmark.engine import Engine, Load
+from gemquant.benchmark.engine import Engine, Load, Mode
 from gemquant.benchmark.runtimes import RUNTIMES, runtime, runtimes_of
 from gemquant.checkpoint import open_checkpoint
+from gemquant.errors import ArtifactError
 from gemquant.evaluation.runners.llamacpp_library import missing
 from gemquant.evaluation.runners.mlx import MlxRunner
 from gemquant.exporters.mlx import MLX
@@ -102,7 +104,29 @@ def test_mlx_generates_what_its_runner_does(tmp_path: Path) -> None:
     assert MlxRunner.load(tmp_path, "mlx").generate(PROMPT, max_new_tokens=9) == tokens
 
 
+def genai_folder(folder: Path, providers: list[dict[str, object]]) -> Path:
+    """The configuration that the builder writes, as far as it is looked at."""
+    config = {"model": {"decoder": {"session_options": {"provider_options": providers}}}}
+    (folder / "genai_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_an_onnx_folder_runs_on_the_device_that_it_was_made_for(tmp_path: Path) -> None:
+    onnx = runtime("onnxruntime-genai")
+    assert onnx.modes(genai_folder(tmp_path, []), "cpu") == [Mode("default")]
+    for_gpu = genai_folder(tmp_path, [{"cuda": {}}])
+    assert onnx.modes(for_gpu, "cuda:0") == [Mode("default")]
+    assert onnx.modes(for_gpu, "cpu") == [Mode("default", "made for cuda, not for cpu")]
+
+
+def test_an_onnx_folder_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "genai_config.json").write_text('{"model": []}')
+    with pytest.raises(ArtifactError, match="not as the builder writes it"):
+        runtime("onnxruntime-genai").modes(tmp_path, "cpu")
+
+
 def test_every_container_has_its_runtimes() -> None:
+    assert runtimes_of("onnx") == ["onnxruntime-genai"]
     assert runtimes_of("gguf") == ["llama.cpp"]
     assert runtimes_of("mlx") == ["mlx-lm"]
     assert runtimes_of("compressed-tensors") == ["transformers"]

@@ -32,6 +32,11 @@ def test_a_gguf_file_and_its_own_tokenizer(tmp_path: Path) -> None:
         assert (tokenizer.get_vocab_size(), bos) == (465, 2)
 
 
+def test_a_folder_of_onnxruntime_genai(tmp_path: Path) -> None:
+    (tmp_path / "genai_config.json").write_text("{}")
+    assert Subject.open(str(tmp_path)).container == "onnx"
+
+
 @pytest.mark.parametrize(
     ("config", "container"),
     [
