@@ -78,6 +78,37 @@ def _cgroup_cpus() -> int | None:
     return None if quota == "max" else max(1, int(quota) // int(period))
 
 
+def free_memory_bytes() -> int | None:
+    """Memory that this process may still take; None where the system does not tell.
+
+    On Linux what the kernel holds available, or less where a container's limit (cgroup v2) is
+    nearer; on macOS the whole memory, which is what there is to share.
+    """
+    if sys.platform == "darwin":
+        answer = subprocess.run(
+            ["sysctl", "-n", "hw.memsize"], capture_output=True, text=True, check=False
+        )
+        return int(answer.stdout) if answer.returncode == 0 else None
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    available = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    left = [*available, *_cgroup_memory()]
+    return min(left) if available else None
+
+
+def _cgroup_memory() -> list[int]:
+    """Memory left under a container's limit (cgroup v2); empty without one."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+    except (OSError, ValueError):
+        return []
+    return [] if limit == "max" else [max(0, int(limit) - used)]
+
+
 def yield_idle_processors() -> None:
     """Let torch's threads sleep soon while they wait for one another, unless the user decided.
 

@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "bench": LazyCommand(
         "gemquant.cli.bench", "Measure how fast artifacts run, and in how much memory."
     ),
+    "chat": LazyCommand("gemquant.cli.chat", "Talk with an artifact in the terminal."),
     "doctor": LazyCommand(
         "gemquant.cli.doctor", "Say what of this installation works, and how to get the rest."
     ),
@@ -44,6 +45,7 @@ COMMANDS: Mapping[str, LazyCommand] = {
         "gemquant.cli.plan", "Predict size, memory and speed of every scheme that a target takes."
     ),
     "quantizers": LazyCommand("gemquant.cli.quantizers", "List the quantizers and their options."),
+    "serve": LazyCommand("gemquant.cli.serve", "Serve a GGUF behind OpenAI's interface."),
     "show": LazyCommand("gemquant.cli.show", "Print what an artifact is and what was lost in it."),
     "targets": LazyCommand("gemquant.cli.targets", "List the devices, or describe one."),
     "verify": LazyCommand("gemquant.cli.verify", "Hash artifacts again and check their structure."),
