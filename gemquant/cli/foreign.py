@@ -10,9 +10,11 @@ import click
 
 from gemquant.cli.settings import setting
 from gemquant.errors import GemquantError, UsageError
-from gemquant.resources import bytes_of, total_memory
+from gemquant.resources import bytes_of, human_bytes, total_memory
 
 if TYPE_CHECKING:
+    from gemquant.checkpoint import Checkpoint
+    from gemquant.foreign.making import ForeignJob
     from gemquant.workers import Interpreter, Limits
 
 TOOL_MINUTES = 600
@@ -78,3 +80,32 @@ def tool_settings(given: dict[str, Any], problems: list[GemquantError]) -> ToolS
         except UsageError as error:
             problems.append(error)
     return ToolSettings(given["python"], minutes * 60.0, memory)
+
+
+def print_plan(
+    job: ForeignJob, checkpoint: Checkpoint, tool: ToolSettings, *, as_json: bool
+) -> None:
+    """Print what a job would take; nothing has been written."""
+    from gemquant.cli import render
+    from gemquant.foreign.making import needed_bytes
+
+    needed = needed_bytes(job, checkpoint)
+    if as_json:
+        render.print_json(
+            {
+                "path": str(job.out),
+                "recipe": job.recipe.to_dict(),
+                "container": job.container,
+                "needed_bytes": needed,
+                "tool_memory_bytes": tool.memory_bytes,
+            }
+        )
+        return
+    listing = render.table("", "")
+    listing.show_header = False
+    listing.add_row("model", job.recipe.model)
+    listing.add_row("folder", str(job.out))
+    listing.add_row("container", f"{job.container}, for {job.recipe.target}")
+    listing.add_row("space", f"at most {human_bytes(needed)}, most of it while the tool runs")
+    listing.add_row("memory", f"at most {human_bytes(tool.memory_bytes)} for the tool")
+    render.print_tables(listing, "", "Nothing was written (--dry-run).")

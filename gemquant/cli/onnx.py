@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from gemquant.cli.flags import model_argument
-from gemquant.cli.foreign import ToolSettings, tool_flags, tool_settings
+from gemquant.cli.foreign import ToolSettings, print_plan, tool_flags, tool_settings
 from gemquant.cli.gathering import Gathering
 from gemquant.cli.progress import reporter
 from gemquant.cli.quantize import MODEL, help_of
@@ -46,7 +46,7 @@ class OnnxCommand(click.Command):
         with reporter(quiet=given["quiet"]) as progress:
             job, checkpoint, evaluation = _prepared(request, tool, progress)
             if request.dry_run:
-                _print_plan(job, checkpoint, tool, as_json=given["as_json"])
+                print_plan(job, checkpoint, tool, as_json=given["as_json"])
                 return
             made = make(job, checkpoint, evaluation, progress)
         render.artifact(made, as_json=given["as_json"])
@@ -91,6 +91,7 @@ def _prepared(
     gathering.refuse()
     job = ForeignJob(
         recipe=dataclasses.replace(recipe, exporter=CONTAINER),
+        quantizer="onnx",
         container=CONTAINER,
         out=out,
         force=request.force,
@@ -108,34 +109,6 @@ def _prepared(
     space = needed_bytes(job, checkpoint)
     refuse(output_problems(out, force=request.force, needed_bytes=space))
     return job, checkpoint, list(evaluation.value)
-
-
-def _print_plan(
-    job: ForeignJob, checkpoint: Checkpoint, tool: ToolSettings, *, as_json: bool
-) -> None:
-    from gemquant.cli import render
-    from gemquant.foreign.making import needed_bytes
-    from gemquant.resources import human_bytes
-
-    needed = needed_bytes(job, checkpoint)
-    facts: dict[str, Any] = {
-        "path": str(job.out),
-        "recipe": job.recipe.to_dict(),
-        "container": job.container,
-        "needed_bytes": needed,
-        "tool_memory_bytes": tool.memory_bytes,
-    }
-    if as_json:
-        render.print_json(facts)
-        return
-    listing = render.table("", "")
-    listing.show_header = False
-    listing.add_row("model", job.recipe.model)
-    listing.add_row("folder", str(job.out))
-    listing.add_row("container", f"{job.container}, for {job.recipe.target}")
-    listing.add_row("space", f"at most {human_bytes(needed)}, most of it while the builder runs")
-    listing.add_row("memory", f"at most {human_bytes(tool.memory_bytes)} for the builder")
-    render.print_tables(listing, "", "Nothing was written (--dry-run).")
 
 
 command = OnnxCommand(

@@ -17,10 +17,11 @@ from gemquant.plugins import quantizer_type
 def quantizer_command(name: str) -> click.Command:
     """Make the command of a quantizer; its class is imported, torch is not."""
     quantizer = quantizer_type(name)
-    return QuantizerCommand(
+    command, more = _command(name)
+    return command(
         name,
         quantizer=quantizer,
-        params=[model_argument(), *quantizer_flags(quantizer), *common_flags(quantizer)],
+        params=[model_argument(), *quantizer_flags(quantizer), *more, *common_flags(quantizer)],
         help=help_of(quantizer),
         epilog=MODEL + getattr(quantizer, "examples", EXAMPLES).replace("NAME", name),
     )
@@ -43,6 +44,15 @@ def help_of(quantizer: type[Any]) -> str:
     """Turn a docstring into help text: lines are kept as they are written."""
     first, *rest = inspect.cleandoc(quantizer.__doc__ or "").split("\n\n")
     return "\n\n".join([first, *(f"\b\n{paragraph}" for paragraph in rest)])
+
+
+def _command(name: str) -> tuple[type[QuantizerCommand], list[click.Parameter]]:
+    """The class of a command, and flags beyond those of every quantizer: awq has two engines."""
+    if name != "awq":
+        return QuantizerCommand, []
+    from gemquant.cli.autoawq import AwqCommand, engine_flags
+
+    return AwqCommand, engine_flags()
 
 
 class QuantizerCommand(click.Command):

@@ -64,11 +64,12 @@ Build = Callable[[Path, Path, Progress], Built]
 class ForeignJob:
     """One artifact for another program to make.
 
-    dtype: what the plain folder stores. float_dtype: what the artifact stores unquantized numbers
-    in.
+    quantizer: what decides the numbers. dtype: what the plain folder stores. float_dtype: what the
+    artifact stores unquantized numbers in.
     """
 
     recipe: Recipe
+    quantizer: str
     container: str
     out: Path
     force: bool
@@ -194,7 +195,7 @@ def _manifest(
         ),
         recipe=job.recipe.to_dict(),
         quantization=quantization_record(
-            job.recipe.quantizer,
+            job.quantizer,
             layout,
             float_dtype=job.float_dtype,
             file_bytes=sum((folder / name).stat().st_size for name in weight_files),

@@ -1,0 +1,66 @@
+"""AutoAWQ 0.2.9 itself, in the environment that $GEMQUANT_AUTOAWQ_PYTHON names."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from gemquant.checkpoint import open_checkpoint
+from gemquant.exporters.awq_gemm import AwqGemm
+from tests.tiny_gemma import Kind, write_tiny_gemma
+from tests.unit.cli.conftest import Run
+
+PYTHON = os.environ.get("GEMQUANT_AUTOAWQ_PYTHON")
+pytestmark = [
+    pytest.mark.peer,
+    pytest.mark.slow,
+    pytest.mark.skipif(not PYTHON, reason="GEMQUANT_AUTOAWQ_PYTHON names no environment"),
+]
+FEW = "--threads 1 --samples 4 --seq-len 48 --eval-windows 1 --group-size 32".split()
+UP_PROJ = "model.layers.0.mlp.up_proj.weight"
+
+
+def engine() -> tuple[str, ...]:
+    assert PYTHON
+    return ("--engine", "autoawq", "--python", PYTHON, "--eval-slices", "english,code")
+
+
+@pytest.mark.parametrize("kind", ["gemma", "gemma2"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_its_artifact_is_read_back_measured_and_verified(
+    run: Run, tmp_path: Path, kind: Kind, tied: bool
+) -> None:
+    model = write_tiny_gemma(tmp_path / "model", kind, tied=tied)
+    made = run("awq", str(model), *FEW, *engine(), "-o", "out", "--json")
+    assert made.code == 0, made.err
+    manifest = json.loads(made.out)["manifest"]
+    assert (manifest["container"], manifest["quantization"]["quantizer"]) == ("awq-gemm", "autoawq")
+    assert manifest["libraries"]["autoawq"] == "0.2.9"
+    assert manifest["calibration"]["windows"] == 4
+    reference = manifest["certificates"][0]
+    assert all(0 < s["kl_mean"]["value"] < 5 for s in reference["slices"])
+    assert run("verify", "out").code == 0
+    stored, original = AwqGemm().open(Path("out")), open_checkpoint(str(model))
+    error = stored.tensor(UP_PROJ) - original.tensor(UP_PROJ, torch.float32)
+    assert error.abs().mean() > 0
+    embedding = "model.embed_tokens.weight"
+    assert torch.equal(stored.tensor(embedding), original.tensor(embedding))
+
+
+def test_the_manifest_as_recipe_runs_autoawq_again(
+    run: Run, tiny_folders: dict[Kind, Path]
+) -> None:
+    assert PYTHON
+    made = run("awq", str(tiny_folders["gemma2"]), *FEW, *engine(), "--no-eval", "-o", "out")
+    assert made.code == 0, made.err
+    again = run(
+        *("awq", "--recipe", "out/manifest.json", "--python", PYTHON),
+        *("--threads", "1", "--no-eval", "-o", "again"),
+    )
+    assert again.code == 0, again.err
+    weights = "model.safetensors"
+    assert (Path("out") / weights).read_bytes() == (Path("again") / weights).read_bytes()
