@@ -26,6 +26,7 @@ from gemquant.workers.run import PROGRAMS
 VERSION = "0.2.9"
 PACKAGES = ("autoawq", "torch", "transformers", "triton")
 GENERATIONS = ("gemma", "gemma2")
+CLIPPED_ROWS = 64
 DTYPE = "bfloat16"
 """What the plain folder stores, and so what AutoAWQ leaves unquantized."""
 
@@ -89,7 +90,27 @@ def problems(
                 hint="Leave --engine out: gemquant's own awq quantizes every Gemma.",
             )
         )
-    return [*found, *indivisible(linears, options.group_size, "")]
+    return [*found, *_unclippable(linears, options), *indivisible(linears, options.group_size, "")]
+
+
+def _unclippable(
+    linears: Mapping[str, tuple[int, int]], options: AutoAwqOptions
+) -> list[GemquantError]:
+    """Layers whose outputs its search for ranges does not divide; q and k are never clipped."""
+    odd = {
+        name.split(".")[-2]: out
+        for name, (out, _) in linears.items()
+        if out % CLIPPED_ROWS and not name.endswith(("q_proj.weight", "k_proj.weight"))
+    }
+    if not options.clip or not odd:
+        return []
+    told = ", ".join(f"{name} ({out})" for name, out in odd.items())
+    return [
+        UnsupportedError(
+            f"outputs of {told}: AutoAWQ searches ranges for {CLIPPED_ROWS} rows at a time.",
+            hint="Use --no-clip.",
+        )
+    ]
 
 
 def quantizer(

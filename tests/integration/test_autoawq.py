@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from gemquant.checkpoint import open_checkpoint
 from gemquant.exporters.awq_gemm import AwqGemm
@@ -35,7 +36,9 @@ def test_its_artifact_is_read_back_measured_and_verified(
     run: Run, tmp_path: Path, kind: Kind, tied: bool
 ) -> None:
     model = write_tiny_gemma(tmp_path / "model", kind, tied=tied)
-    made = run("awq", str(model), *FEW, *engine(), "-o", "out", "--json")
+    # The tiny Gemma 1 has 32 value channels, too few for AutoAWQ's search for ranges.
+    clip = "--no-clip" if kind == "gemma" else "--clip"
+    made = run("awq", str(model), *FEW, *engine(), clip, "-o", "out", "--json")
     assert made.code == 0, made.err
     manifest = json.loads(made.out)["manifest"]
     assert (manifest["container"], manifest["quantization"]["quantizer"]) == ("awq-gemm", "autoawq")
@@ -62,5 +65,7 @@ def test_the_manifest_as_recipe_runs_autoawq_again(
         *("--threads", "1", "--no-eval", "-o", "again"),
     )
     assert again.code == 0, again.err
-    weights = "model.safetensors"
-    assert (Path("out") / weights).read_bytes() == (Path("again") / weights).read_bytes()
+    # The order of its file's metadata is not its own choice; its numbers are.
+    first, second = (load_file(f"{name}/model.safetensors") for name in ("out", "again"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -37,8 +37,19 @@ def test_gemma_3_is_refused_as_autoawq_refuses_it(kind: Kind, refused: bool) -> 
 
 def test_groups_that_do_not_divide_are_refused() -> None:
     config = text_config(tiny_config("gemma2"))
-    (problem,) = autoawq.problems(config, {"a.weight": (8, 96)}, AutoAwqOptions())
+    (problem,) = autoawq.problems(config, {"a.weight": (64, 96)}, AutoAwqOptions())
     assert "96 input channels are not a multiple of the group size 128" in problem.message
+
+
+def test_rows_that_autoawq_cannot_clip_are_refused_with_the_way_out() -> None:
+    config = text_config(tiny_config("gemma"))
+    narrow = {"model.layers.0.self_attn.v_proj.weight": (32, 128)}
+    (problem,) = autoawq.problems(config, narrow, AutoAwqOptions())
+    assert (
+        problem.message == "outputs of v_proj (32): AutoAWQ searches ranges for 64 rows at a time."
+    )
+    assert problem.hint == "Use --no-clip."
+    assert autoawq.problems(config, narrow, AutoAwqOptions(clip=False)) == []
 
 
 def test_an_environment_that_has_everything_is_accepted() -> None:
