@@ -1,8 +1,9 @@
 """Small SentencePiece models laid out like Gemma's, and folders that llama.cpp's converter takes.
 
 First pad, eos, bos, unk; then mask and others, unused tokens, the turns' marks, runs of newlines
-and of spaces, tags; then bytes, merged pieces with the most frequent first, and characters. Gemma 1
-and 2 have <2mass> and [@BOS@] where Gemma 3 has [multimodal]; so a turn ends with 107, or with 106.
+and of spaces, tags, tabs; then bytes, merged pieces with the most frequent first, and characters.
+Gemma 1 and 2 have <2mass> and [@BOS@] where Gemma 3 has [multimodal], so that a turn ends with 107
+and not 106; and they have no piece for a single tab.
 """
 
 from __future__ import annotations
@@ -43,7 +44,11 @@ _FIRST: Mapping[Layout, tuple[str, ...]] = {
     "gemma": ("<mask>", "<2mass>", "[@BOS@]"),
     "gemma3": ("<mask>", "[multimodal]"),
 }
-_USER_DEFINED = (
+_LAST: Mapping[Layout, tuple[str, ...]] = {
+    "gemma": ("[toxicity=0]", "\t\t", "\t\t\t"),
+    "gemma3": ("\t", "\t\t", "\t\t\t"),
+}
+_BETWEEN = (
     *(f"<unused{index}>" for index in range(99)),
     "<start_of_turn>",
     "<end_of_turn>",
@@ -53,6 +58,10 @@ _USER_DEFINED = (
 )
 _NAMED = ("<pad>", "<eos>", "<bos>", "<unk>")
 _SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
+
+
+def _user_defined(layout: Layout) -> tuple[str, ...]:
+    return (*_FIRST[layout], *_BETWEEN, *_LAST[layout])
 
 
 def sentences(count: int, *, seed: int) -> list[str]:
@@ -72,8 +81,11 @@ def sentences(count: int, *, seed: int) -> list[str]:
 def tiny_sentencepiece(layout: Layout = "gemma3") -> bytes:
     """Return a tokenizer.model with Gemma's settings; the same bytes for the same version."""
     model = io.BytesIO()
+    lines = sentences(1500, seed=0)
+    if layout == "gemma":
+        lines = [line.replace("\t", " ") for line in lines]
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sentences(1500, seed=0)),
+        sentence_iterator=iter(lines),
         model_writer=model,
         model_type="bpe",
         vocab_size=PIECES,
@@ -86,7 +98,7 @@ def tiny_sentencepiece(layout: Layout = "gemma3") -> bytes:
         character_coverage=0.999,
         pad_id=0, eos_id=1, bos_id=2, unk_id=3,
         pad_piece="<pad>", eos_piece="<eos>", bos_piece="<bos>", unk_piece="<unk>",
-        user_defined_symbols=[*_FIRST[layout], *_USER_DEFINED],
+        user_defined_symbols=list(_user_defined(layout)),
         num_threads=1,
         minloglevel=2,
     )  # fmt: skip
@@ -95,7 +107,7 @@ def tiny_sentencepiece(layout: Layout = "gemma3") -> bytes:
 
 def tiny_tokenizer_config(layout: Layout = "gemma3") -> dict[str, Any]:
     """Return a tokenizer_config.json as published Gemmas have it, with every added token."""
-    added = (*_NAMED, *_FIRST[layout], *_USER_DEFINED)
+    added = (*_NAMED, *_user_defined(layout))
     flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
     return {
         "add_bos_token": True,
@@ -120,7 +132,8 @@ def tiny_sentencepiece_files(layout: Layout = "gemma3") -> dict[str, bytes]:
 
     tokenizer.json is transformers' conversion, with the merges of user-defined pieces in the order
     in which the published files have them: transformers 5 would join pairs of spaces first, and so
-    cut a run of 32 in halves, where SentencePiece and the published files cut it after 31.
+    cut a run of 32 in halves, where SentencePiece and the published files cut it after 31. As
+    published, Gemma 1 and 2 have a tab in the place of its byte, and so merges of tabs.
     """
     from transformers import AutoTokenizer
 
@@ -131,6 +144,9 @@ def tiny_sentencepiece_files(layout: Layout = "gemma3") -> dict[str, bytes]:
         (folder / "tokenizer_config.json").write_bytes(config)
         converted = json.loads(AutoTokenizer.from_pretrained(folder).backend_tokenizer.to_str())
     model = converted["model"]
+    if "\t" not in model["vocab"]:
+        model["vocab"]["\t"] = model["vocab"].pop("<0x09>")
+        model["merges"] += [["\t", "\t"], ["\t", "\t\t"], ["\t\t", "\t"]]
     model["merges"] = sorted(model["merges"], key=_published_place)
     return {
         "tokenizer.model": tiny_sentencepiece(layout),
@@ -141,7 +157,7 @@ def tiny_sentencepiece_files(layout: Layout = "gemma3") -> dict[str, bytes]:
 
 def _published_place(merge: list[str]) -> tuple[int, int, int]:
     left, right = merge
-    if left + right in (*_FIRST["gemma"], *_FIRST["gemma3"], *_USER_DEFINED):
+    if left + right in (*_user_defined("gemma"), *_user_defined("gemma3")):
         return (0, -len(left), -len(right))
     return (1, 0, 0)
 

@@ -14,10 +14,10 @@ _REPLACED_SPACE = {"type": "Replace", "pattern": {"String": " "}, "content": "â–
 
 @dataclass(frozen=True)
 class TokenizerParts:
-    """Of tokenizer.json: pieces by id, merges, added tokens, the name of the unknown token, and the
-    post-processor. config: tokenizer_config.json, empty where there is none. generation:
-    generation_config.json, likewise. model: tokenizer.model, if there is one. jinja: the content of
-    chat_template.jinja, if there is one. where: names the origin in errors.
+    """Of tokenizer.json: pieces by id, spelled as in tokenizer.model; merges; added tokens; the
+    unknown token; the post-processor. config: tokenizer_config.json, empty where there is none.
+    generation: generation_config.json, likewise. model: tokenizer.model, if there is one. jinja:
+    the content of chat_template.jinja, if there is one. where: names the origin in errors.
     """
 
     where: str
@@ -65,7 +65,7 @@ def tokenizer_parts(files: Mapping[str, bytes], where: str) -> TokenizerParts:
     jinja = files.get("chat_template.jinja")
     return TokenizerParts(
         where=where,
-        pieces=_pieces(model["vocab"], where),
+        pieces=_with_byte_9(_pieces(model["vocab"], where)),
         merges=_merges(model.get("merges"), where),
         added_tokens=added if isinstance(added, list) else [],
         unknown=unknown if isinstance(unknown, str) else None,
@@ -97,6 +97,17 @@ def _pieces(vocab: Mapping[str, Any], where: str) -> list[str]:
             )
         pieces[index] = piece
     return [piece for piece in pieces if piece is not None]
+
+
+def _with_byte_9(pieces: list[str]) -> list[str]:
+    """Undo what transformers 4 did for Gemma 1 and 2, whose only piece for a tab is a byte's.
+
+    There the tokenizer.json has the tab itself in the place of <0x09>.
+    """
+    for index in range(1, len(pieces)):
+        if pieces[index - 1] == "<0x08>" and pieces[index] == "\t":
+            return [*pieces[:index], "<0x09>", *pieces[index + 1 :]]
+    return pieces
 
 
 def _merges(given: Any, where: str) -> list[tuple[str, str]]:

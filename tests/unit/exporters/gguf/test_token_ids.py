@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,32 @@ def test_special_tokens_have_their_parts(vocabulary: LlamaVocabulary, layout: La
 def test_text_comes_back(vocabulary: LlamaVocabulary) -> None:
     ordinary = [text for text in texts() if "▁" not in text]
     assert [t for t in ordinary if vocabulary.text(vocabulary.ids(t)) != t.encode()] == []
+
+
+PUBLISHED = os.environ.get("GEMQUANT_TOKENIZERS")
+"""A folder of folders, each with a tokenizer.model and a tokenizer.json made of it.
+
+PyPI's maxtext 0.2.5 has Gemma 1 and 2's, and Gemma 3's, as assets/tokenizers/tokenizer.gemma and
+tokenizer.gemma3; transformers 4.57.6 makes the tokenizer.json that Google published:
+``GemmaTokenizerFast.from_pretrained(FOLDER).save_pretrained(FOLDER)``.
+"""
+
+
+@pytest.mark.peer
+@pytest.mark.skipif(PUBLISHED is None, reason="GEMQUANT_TOKENIZERS names no folder")
+@pytest.mark.parametrize("names", [(*JSON_ALONE, "tokenizer.model"), JSON_ALONE], ids=len)
+@pytest.mark.parametrize(
+    "folder", sorted(Path(PUBLISHED).iterdir()) if PUBLISHED else [], ids=lambda f: f.name
+)
+def test_ids_of_published_tokenizers(folder: Path, names: Sequence[str], tmp_path: Path) -> None:
+    files = {name: (folder / name).read_bytes() for name in names}
+    tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    config = {"model_type": "gemma2", "vocab_size": processor.vocab_size()}
+    ordinary = [t for t in texts() if not any(token in t for token in NOT_FOR_SENTENCEPIECE)]
+    with loaded(tmp_path / "v.gguf", files, config) as opened:
+        assert different(opened, tokenizer) == []
+        assert [t for t in ordinary if opened.ids(t) != processor.EncodeAsIds(t)] == []
 
 
 @pytest.mark.real

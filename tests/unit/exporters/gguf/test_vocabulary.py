@@ -47,7 +47,7 @@ def words(request: pytest.FixtureRequest) -> Vocabulary:
         pytest.param(6, "<unused0>", -1000.0, CONTROL, id="unused"),
         pytest.param(107, "\n", -1000.0, USER_DEFINED, id="newline"),
         pytest.param(139, "   ", -1000.0, USER_DEFINED, id="spaces-as-in-a-text"),
-        pytest.param(182, "<0x0A>", 0.0, BYTE, id="byte"),
+        pytest.param(185, "<0x0A>", 0.0, BYTE, id="byte"),
         pytest.param(1200, "[PAD1200]", -10000.0, UNUSED, id="a-row-without-a-token"),
     ],
 )
@@ -77,6 +77,14 @@ def test_an_unknown_token_that_nobody_lists_is_still_unknown() -> None:
         content["added_tokens"] = [t for t in content["added_tokens"] if t["id"] != 3]
 
     assert of(changed_json(forget)).types[3] == UNKNOWN
+
+
+def test_gemma_1_and_2_have_a_tab_in_the_place_of_its_byte() -> None:
+    published = tiny_sentencepiece_files("gemma")
+    index = json.loads(published[JSON])["model"]["vocab"]["\t"]
+    for given in (dict(published), {JSON: published[JSON]}):
+        words = of(given)
+        assert (words.tokens[index], words.types[index]) == ("<0x09>", BYTE)
 
 
 def test_an_older_file_spells_merges_as_text() -> None:
