@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,11 +50,12 @@ def find_gguf(ref: str) -> GgufFile:
         return open_gguf(assembled(sample), sample.sha256)
     path = Path(ref).expanduser()
     if path.is_dir():
-        return _of_artifact(path)
+        return _of_artifact(path) if (path / MANIFEST_FILE).is_file() else _of_folder(path)
     if not path.is_file():
+        named = ref.lower().endswith(SUFFIX)
         raise CheckpointError(
             f"{ref}: no such file or folder.",
-            hint=f"Make a GGUF with: gemquant gguf {ref} --type Q4_K_M",
+            hint=None if named else f"Make a GGUF with: gemquant gguf {ref} --type Q4_K_M",
         )
     if path.suffix.lower() != SUFFIX:
         raise CheckpointError(f"{ref}: its name does not end in {SUFFIX}.")
@@ -82,18 +83,41 @@ def _of_artifact(folder: Path) -> GgufFile:
             f"{folder}: its container is {manifest.container}, which no GGUF runtime reads.",
             hint=f"Make a GGUF with: gemquant gguf {manifest.source.ref} --type Q4_K_M",
         )
+    name = _only(folder, names, "GGUF files")
+    return open_gguf(folder / name, manifest.files[name].sha256)
+
+
+def _of_folder(folder: Path) -> GgufFile:
+    """Open the GGUF of a folder that is no artifact; one of artifacts names those in it."""
+    artifacts = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST_FILE}"))
+    if artifacts:
+        return _of_artifact(folder / _only(folder, artifacts, "artifacts"))
+    names = _loadable(path.name for path in folder.iterdir() if path.is_file())
+    if not names:
+        raise UnsupportedError(
+            f"{folder}: holds no GGUF, and is no artifact: {MANIFEST_FILE} is not in it.",
+            hint=f"Make a GGUF with: gemquant gguf {folder} --type Q4_K_M",
+        )
+    return open_gguf(folder / _only(folder, names, "GGUF files"))
+
+
+def _only(folder: Path, names: Sequence[str], what: str) -> str:
     if len(names) > 1:
         raise UsageError(
-            f"{folder} holds {len(names)} GGUF files: {', '.join(names)}.",
+            f"{folder} holds {len(names)} {what}: {', '.join(names)}.",
             hint=f"Name one: {folder / names[0]}",
         )
-    return open_gguf(folder / names[0], manifest.files[names[0]].sha256)
+    return names[0]
 
 
 def ggufs_of(manifest: Manifest) -> list[str]:
     """Names of an artifact's GGUF files; of a model in parts, the first alone."""
-    names = sorted(name for name in manifest.files if name.lower().endswith(SUFFIX))
-    return [name for name in names if "-of-" not in name or "-00001-of-" in name]
+    return _loadable(manifest.files)
+
+
+def _loadable(names: Iterable[str]) -> list[str]:
+    ours = sorted(name for name in names if name.lower().endswith(SUFFIX))
+    return [name for name in ours if "-of-" not in name or "-00001-of-" in name]
 
 
 def _recorded(path: Path) -> str | None:

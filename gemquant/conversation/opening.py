@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gemquant.artifact import MANIFEST_FILE, Manifest, read_manifest
 from gemquant.conversation.engine import Engine, Message
 from gemquant.conversation.presets import BITS, Choice, Preset, cache_bytes, choose_preset
-from gemquant.errors import CalibrationError, UnsupportedError, UsageError
+from gemquant.errors import CalibrationError, UsageError
 from gemquant.gemma.chat import choose_template, render
 from gemquant.gemma.chat_templates import SYSTEM_IN_USER
 from gemquant.gemma.gguf_config import gguf_config
@@ -110,14 +110,7 @@ def choice_of(
 
 def _manifest(ref: str) -> Manifest | None:
     folder = Path(ref).expanduser()
-    if not folder.is_dir():
-        return None
-    if not (folder / MANIFEST_FILE).is_file():
-        raise UnsupportedError(
-            f"{ref}: no artifact: {MANIFEST_FILE} is not in it.",
-            hint=f"Make one with: gemquant gguf {ref} --type Q4_K_M",
-        )
-    return read_manifest(folder)
+    return read_manifest(folder) if (folder / MANIFEST_FILE).is_file() else None
 
 
 def _open_gguf(wanted: Wanted, gguf: GgufFile, opening: list[Message]) -> Opened:

@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from gemquant.__main__ import main
 from gemquant.checkpoint.tokenizer_files import read_tokenizer_files, with_chat_template
+from gemquant.conversation.llamacpp import LlamaCppEngine, LlamaSettings
+from gemquant.evaluation.runners import llamacpp_library
 from gemquant.gemma.chat import render
 from gemquant.gemma.chat_templates import VARIANTS
-from tests.tiny_gemma import tiny_tokenizer, write_tiny_tokenizer
+from tests.tiny_gemma import tiny_tokenizer, write_tiny_gemma, write_tiny_tokenizer
+from tests.tiny_gguf import LLAMACPP
 
 BOS = 2
 TALK = [{"role": "user", "content": "Hello"}]
@@ -51,3 +55,36 @@ def test_transformers_reads_the_template_from_either_place(
     expected = render(VARIANTS[variant], TALK, add_generation_prompt=True)
     assert ids.count(BOS) == 1
     assert ids == tiny_tokenizer().encode(expected, add_special_tokens=False).ids
+
+
+needs_llamacpp = pytest.mark.skipif(
+    llamacpp_library.missing() is not None, reason=str(llamacpp_library.missing())
+)
+
+
+def read_by_llamacpp(path: Path) -> int:
+    """Tokens that llama.cpp makes of the conversation with the file's own template."""
+    settings = LlamaSettings(path, "tiny", None, 256, 64, "f16", threads=1, gpu=False)
+    engine = LlamaCppEngine(settings)
+    answer = engine._server.handle_chat_completions({"messages": TALK, "max_tokens": 1})
+    return int(answer["usage"]["prompt_tokens"])
+
+
+@needs_llamacpp
+@pytest.mark.parametrize("added", [True, False], ids=["added by the file", "not added"])
+@pytest.mark.parametrize("variant", sorted(VARIANTS))
+def test_a_gguf_made_here_is_read_with_one(variant: str, added: bool, tmp_path: Path) -> None:
+    model = write_tiny_gemma(tmp_path / "model", "gemma2", overrides=LLAMACPP["gemma2"])
+    options = ["--type", "Q8_0", "--chat-template", variant, "--no-eval", "--quiet"]
+    assert main(["gguf", str(model), *options, "-o", str(tmp_path / "made")]) == 0
+    (path,) = (tmp_path / "made").glob("*.gguf")
+    if not added:
+        key, boolean = b"tokenizer.ggml.add_bos_token", (7).to_bytes(4, "little")
+        content = path.read_bytes()
+        assert content.count(key + boolean + b"\1") == 1
+        path.write_bytes(content.replace(key + boolean + b"\1", key + boolean + b"\0"))
+    ids = tiny_tokenizer().encode(
+        render(VARIANTS[variant], TALK, add_generation_prompt=True), add_special_tokens=False
+    )
+    assert ids.ids.count(BOS) == 1
+    assert read_by_llamacpp(path) == len(ids.ids)

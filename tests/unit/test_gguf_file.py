@@ -81,6 +81,20 @@ def test_of_several_one_must_be_named(tmp_path: Path):
         find_gguf(str(folder))
 
 
+def test_of_a_folder_of_artifacts_one_must_be_named(tmp_path: Path):
+    for name in ("Q4_0", "Q8_0"):
+        gguf_artifact(tmp_path / name, "a.gguf")
+    with pytest.raises(UsageError, match=r"holds 2 artifacts: Q4_0, Q8_0") as refusal:
+        find_gguf(str(tmp_path))
+    assert refusal.value.hint == f"Name one: {tmp_path / 'Q4_0'}"
+
+
+def test_a_folder_with_nothing_but_a_gguf_is_opened(tmp_path: Path):
+    path = write_tiny_gguf(tmp_path / "a.gguf")
+    found = find_gguf(str(tmp_path))
+    assert (found.path, found.sha256) == (path, None)
+
+
 def test_of_a_model_in_parts_the_first_is_opened(tmp_path: Path):
     folder = gguf_artifact(tmp_path / "a", "a-00001-of-00002.gguf", "a-00002-of-00002.gguf")
     assert find_gguf(str(folder)).path.name == "a-00001-of-00002.gguf"

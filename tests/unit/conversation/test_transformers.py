@@ -91,5 +91,5 @@ def test_an_mlx_artifact_names_the_program_that_runs_it(tmp_path: Path):
 
 
 def test_a_folder_that_is_no_artifact_names_the_command_that_makes_one(tmp_path: Path):
-    with pytest.raises(UnsupportedError, match=r"manifest\.json is not in it"):
+    with pytest.raises(UnsupportedError, match=r"holds no GGUF, and is no artifact"):
         open_engine(Wanted(str(tmp_path), "auto", 1), HELLO)
