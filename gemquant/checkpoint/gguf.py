@@ -20,6 +20,8 @@ from gemquant.gemma.gguf_config import generation_of, gguf_config
 from gemquant.gemma.gguf_names import from_gguf, stores_one_plus
 from gemquant.gemma.structure import EMBEDDING, HEAD, tensor_shapes
 from gemquant.gguf_values import StoredArray
+from gemquant.numerics.ggml.dequantize import dequantize_rows
+from gemquant.numerics.ggml.types import TYPES
 
 _PLAIN: Mapping[GGMLQuantizationType, torch.dtype] = {
     GGMLQuantizationType.F32: torch.float32,
@@ -114,8 +116,11 @@ class GgufTensors:
         if plain is not None:
             values = torch.frombuffer(data, dtype=plain, count=prod(shape), offset=begin)
             return values.reshape(shape)
-        packed = np.frombuffer(data, np.uint8, count, begin).reshape(stop - start, row_bytes)
         # A damaged block decodes to NaN or infinity, which the checkpoint reports by name.
+        if (kind := TYPES.get(entry.type.name)) is not None:
+            blocks = torch.frombuffer(data, dtype=torch.uint8, count=count, offset=begin)
+            return dequantize_rows(blocks.reshape(stop - start, row_bytes), kind).reshape(shape)
+        packed = np.frombuffer(data, np.uint8, count, begin).reshape(stop - start, row_bytes)
         with np.errstate(all="ignore"):
             decoded = quants.dequantize(packed, entry.type)
         return torch.from_numpy(np.ascontiguousarray(decoded, dtype=np.float32)).reshape(shape)

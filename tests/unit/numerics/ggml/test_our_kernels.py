@@ -1,6 +1,5 @@
 """Our kernels write ggml's bytes: at every level of the processor, for any finite weights."""
 
-import ctypes
 from functools import cache
 
 import numpy as np
@@ -13,6 +12,7 @@ from gemquant.numerics.ggml.kernels import ggml_kernel, own_kernel
 from gemquant.numerics.ggml.library import ggml
 from gemquant.numerics.ggml.types import TYPES
 from gemquant.numerics.native import build
+from tests.native_levels import load
 
 OURS = [
     "IQ4_NL",
@@ -31,17 +31,6 @@ OURS = [
 LARGEST = float(np.finfo(np.float32).max)
 
 needs_ggml = pytest.mark.skipif(ggml() is None, reason="xllamacpp is not installed")
-
-
-def load(level):
-    """The library of a level and None, or None and why there is none here."""
-    plainest = build.FOLDER / build.library_name(next(iter(build.levels())))
-    path = build.FOLDER / build.library_name(level)
-    if not path.is_file():
-        return None, f"{path.name} is not built"
-    if "-v" in level and int(level[-1]) > ctypes.CDLL(str(plainest)).gq_processor_level():
-        return None, f"this processor does not run {level}"
-    return ctypes.CDLL(str(path)), None
 
 
 @pytest.fixture(params=list(build.levels()))
@@ -148,7 +137,7 @@ def finite(draw, rows, columns, lowest=-1.0):
 @needs_ggml
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
 @pytest.mark.parametrize("name", OURS)
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_bytes_are_ggmls_for_any_range_of_magnitudes(name, weighted, data):
     kind = TYPES[name]
