@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from gemquant.errors import GemquantError
-from gemquant.gemma.structure import EMBEDDING, HEAD
+from gemquant.gemma.structure import EMBEDDING, HEAD, embedding_structure
 from gemquant.options import option
 from gemquant.protocols import AffineScheme, AffineWeight, Block, Container
 from gemquant.quantizers.linears import BITS, GROUP_SIZES, indivisible, is_skipped, unused_patterns
+from gemquant.quantizers.rounding import nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,10 +41,14 @@ class AWQ:
     )
     skip: str = option("", "Layers to leave in floating point: comma-separated patterns.")
     quantize_head: bool = option(False, "Quantize the head too, untied from the embedding.")
+    quantize_embedding: bool = option(
+        False, "Quantize the embedding too, and with it a head that is tied to it (mlx)."
+    )
 
     def scheme_for(self, name: str, shape: tuple[int, int]) -> AffineScheme | None:  # noqa: ARG002
-        """The one scheme, unless the layer is to be skipped; the head only when asked."""
-        if name == EMBEDDING or (name == HEAD and not self.quantize_head):
+        """The one scheme, unless the layer is to be skipped; the tables only when asked."""
+        asked = {EMBEDDING: self.quantize_embedding, HEAD: self.quantize_head}
+        if not asked.get(name, True):
             return None
         if is_skipped(name, self.skip):
             return None
@@ -57,7 +62,12 @@ class AWQ:
         ]
 
     def quantize(self, block: Block, container: Container) -> Mapping[str, Tensor | AffineWeight]:
-        """Scale, clip, round and compensate one decoder layer."""
+        """Scale, clip, round and compensate one decoder layer; round rows of the embedding."""
+        if block.structure == embedding_structure():
+            # Nothing multiplies it, so no activations say what matters: rounded to nearest.
+            weight = block.weights[EMBEDDING]
+            scheme = AffineScheme(self.bits, self.group_size, self.symmetric)
+            return {EMBEDDING: nearest(weight, scheme, container)}
         from gemquant.quantizers.awq_layer import quantize_layer
 
         return quantize_layer(self, block, container)

@@ -11,6 +11,7 @@ from gemquant.gemma.structure import EMBEDDING, HEAD
 from gemquant.options import option
 from gemquant.protocols import AffineScheme, AffineWeight, Block, Container
 from gemquant.quantizers.linears import BITS, GROUP_SIZES, indivisible, is_skipped, unused_patterns
+from gemquant.quantizers.rounding import nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,10 +31,14 @@ class RoundToNearest:
     symmetric: bool = option(False, "Fix the zero point at the middle instead of storing one.")
     skip: str = option("", "Layers to leave in floating point: comma-separated patterns.")
     quantize_head: bool = option(False, "Quantize the head too, untied from the embedding.")
+    quantize_embedding: bool = option(
+        False, "Quantize the embedding too, and with it a head that is tied to it (mlx)."
+    )
 
     def scheme_for(self, name: str, shape: tuple[int, int]) -> AffineScheme | None:  # noqa: ARG002
-        """The one scheme, unless the layer is to be skipped; the head only when asked."""
-        if name == EMBEDDING or (name == HEAD and not self.quantize_head):
+        """The one scheme, unless the layer is to be skipped; the tables only when asked."""
+        asked = {EMBEDDING: self.quantize_embedding, HEAD: self.quantize_head}
+        if not asked.get(name, True):
             return None
         if is_skipped(name, self.skip):
             return None
@@ -55,27 +60,5 @@ class RoundToNearest:
             scheme = self.scheme_for(block.prefix + name, (weight.shape[0], weight.shape[1]))
             if scheme is None:
                 continue
-            quantized[name] = self._rounded(weight, scheme, container)
+            quantized[name] = nearest(weight, scheme, container)
         return quantized
-
-    def _rounded(self, weight: Tensor, scheme: AffineScheme, container: Container) -> AffineWeight:
-        import torch
-
-        from gemquant.numerics.affine import AffineRounding, quantize_affine
-        from gemquant.numerics.anchored import quantize_anchored, zero_points_of
-
-        if container.biases and not scheme.symmetric:
-            codes, scales, biases = quantize_anchored(
-                weight,
-                bits=scheme.bits,
-                group_size=scheme.group_size,
-                scale_dtype=container.scale_dtype,
-            )
-            return AffineWeight(scheme, codes, scales, zero_points_of(scales, biases))
-        rounding = AffineRounding(scheme.bits, scheme.symmetric, container.scale_dtype)
-        codes, scales, zero_points = quantize_affine(
-            weight, rounding=rounding, group_size=scheme.group_size
-        )
-        return AffineWeight(
-            scheme, codes, scales.to(container.scale_dtype), zero_points.to(torch.uint8)
-        )

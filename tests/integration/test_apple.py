@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from gemquant.exporters.mlx import MLX
+from gemquant.gemma.structure import EMBEDDING, HEAD
 from gemquant.plugins import exporter
+from gemquant.protocols import QuantizedSpec
 from tests.integration.test_command_line import make
 from tests.tiny_gemma import Kind
 from tests.unit.cli.conftest import Run
@@ -86,6 +88,37 @@ def test_without_mlx_the_native_level_says_what_to_install(
     assert "not run, mlx and mlx-lm not installed; pip install 'gemquant[mlx]'" in result.out
 
 
+@pytest.mark.parametrize("quantizer", ["rtn", "awq"])
+def test_the_embedding_is_quantized_when_asked_and_its_loss_is_counted(
+    run: Run, tiny_folder: Path, text: Path, quantizer: str
+) -> None:
+    options = ("--target", "mps", "--bits", "8", "--calib", str(text), "--json", "--force")
+    lost = {}
+    for flag in ("--no-quantize-embedding", "--quantize-embedding"):
+        made = json.loads(make(run, quantizer, tiny_folder, *options, flag).out)
+        slices = made["manifest"]["certificates"][0]["slices"]
+        lost[flag] = slices[0]["kl_mean"]["value"]
+    stored = MLX().open(Path("out"))
+    assert isinstance(stored.layout[EMBEDDING], QuantizedSpec)
+    assert HEAD not in stored.layout
+    assert lost["--quantize-embedding"] != lost["--no-quantize-embedding"]
+    assert run("verify", "out").code == 0
+    again = json.loads(run("eval", "out", "--threads", "1", "--no-native", "--json").out)
+    second = again["certificates"][0]["slices"][0]["kl_mean"]["value"]
+    assert second == pytest.approx(lost["--quantize-embedding"], rel=1e-4)
+
+
+@pytest.mark.parametrize("exporter_name", ["compressed-tensors", "metal"])
+def test_other_containers_refuse_a_quantized_embedding(
+    run: Run, tiny_folders: dict[Kind, Path], exporter_name: str
+) -> None:
+    target = "mps" if exporter_name == "metal" else "cuda"
+    options = ("--target", target, "--exporter", exporter_name, "--quantize-embedding")
+    result = make(run, "rtn", tiny_folders["gemma2"], *options)
+    assert result.code == 4
+    assert f"{exporter_name} cannot hold a quantized model.embed_tokens" in result.err
+
+
 @pytest.mark.peer
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
@@ -93,7 +126,8 @@ def test_round_to_nearest_stores_the_bytes_of_mx_quantize(
     run: Run, tiny_folder: Path, bits: int
 ) -> None:
     mx = pytest.importorskip("mlx.core", reason="mlx is not installed")
-    made = make(run, "rtn", tiny_folder, "--target", "mps", "--bits", str(bits), "--no-eval")
+    options = ("--target", "mps", "--bits", str(bits), "--no-eval", "--quantize-embedding")
+    made = make(run, "rtn", tiny_folder, *options)
     assert made.code == 0, made.err
     original = mx.load(str(tiny_folder / "model.safetensors"))
     stored = mx.load("out/model.safetensors")
@@ -110,7 +144,23 @@ def test_round_to_nearest_stores_the_bytes_of_mx_quantize(
                 memoryview(ours.view(mx.uint8))
             )
         compared += 1
-    assert compared >= 14
+    assert compared >= 15
+    assert "model.embed_tokens.scales" in stored
+
+
+@pytest.mark.peer
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3_text"])
+def test_mlx_lm_computes_with_the_quantized_embedding(
+    run: Run, tiny_folders: dict[Kind, Path], text: Path, kind: Kind
+) -> None:
+    pytest.importorskip("mlx_lm", reason="mlx-lm is not installed")
+    options = ("--target", "mps", "--calib", str(text), "--quantize-embedding")
+    assert make(run, "awq", tiny_folders[kind], *options).code == 0
+    result = run("eval", "out", "--threads", "1", "--json")
+    assert result.code == 0, result.err
+    _, native = json.loads(result.out)["certificates"]
+    assert native["kl_from_reference"]["value"] < 1e-5
 
 
 @pytest.mark.peer
