@@ -12,6 +12,7 @@ from pathlib import Path
 from gemquant.artifact.staging import output_problems
 from gemquant.checkpoint import Checkpoint
 from gemquant.errors import GemquantError, OutputError, Problems, refuse
+from gemquant.family import Substitution, Telling
 from gemquant.gemma.structure import (
     EMBEDDING,
     HEAD,
@@ -28,8 +29,6 @@ from gemquant.protocols import (
     PlainSpec,
     QuantizedSpec,
     Quantizer,
-    Substitution,
-    Telling,
     Weights,
 )
 from gemquant.recipe import Recipe

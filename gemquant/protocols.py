@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from gemquant.gemma.structure import LayerStructure
     from gemquant.origin import Origin
-    from gemquant.recipe import Recipe
     from gemquant.results import LayerReach
 
 # ---------------------------------------------------------------- weights, before and after
@@ -149,6 +148,14 @@ class RowSource(Protocol):
         """Rows ``start`` to ``stop``."""
 
 
+@runtime_checkable
+class PackedSource(Protocol):
+    """Weights that were quantized before, and can be passed on as they are."""
+
+    def blocks(self, name: str, kind: str, start: int, stop: int) -> Tensor | None:
+        """Rows as they are stored, (rows, bytes) uint8, if that is ggml's format ``kind``."""
+
+
 @dataclass(frozen=True)
 class Block:
     """One decoder layer, with the statistics of its inputs; or some rows of embedding or head.
@@ -160,6 +167,7 @@ class Block:
         linears that read the same input share one object.
     reach: how large the layer's activations become; None without calibration.
     shared: results that another job may want of the same block; forgotten with it.
+    packed: where the weights come from, by short name, if it may hold them quantized.
     """
 
     index: int
@@ -169,6 +177,7 @@ class Block:
     statistics: Mapping[str, Statistics]
     reach: LayerReach | None = None
     shared: dict[Hashable, Any] = field(default_factory=dict)
+    packed: PackedSource | None = None
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a weight by its short name."""
@@ -233,49 +242,6 @@ class Quantizer(Protocol):
         self, block: Block, container: Container
     ) -> Mapping[str, Tensor | QuantizedWeight]:
         """Return every tensor of the block that changes, by short name; others are copied."""
-
-
-@runtime_checkable
-class Family(Protocol):
-    """Options that ask for several artifacts at once, or that mean nothing before the model."""
-
-    def members(self, config: Mapping[str, Any]) -> Sequence[Member]:
-        """Decide everything for a model; raises what is wrong with options and model together."""
-
-
-@dataclass(frozen=True)
-class Member:
-    """One artifact of a family.
-
-    label: names its folder. options: those that would ask for it alone. notes: what the user should
-    know before it is made.
-    """
-
-    label: str
-    quantizer: Quantizer
-    options: Mapping[str, Any]
-    notes: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Substitution:
-    """Weights that are not stored as asked, for one reason. stored, reason: in words."""
-
-    names: Sequence[str]
-    stored: str
-    reason: str
-
-
-@runtime_checkable
-class Telling(Protocol):
-    """A quantizer that has something to say of what it does, beyond each layer's scheme."""
-
-    @property
-    def substitutions(self) -> Sequence[Substitution]:
-        """Weights that are not stored as asked."""
-
-    def facts(self, recipe: Recipe) -> Mapping[str, str | int]:
-        """What a container with room for it records, under that container's own keys."""
 
 
 @dataclass(frozen=True)

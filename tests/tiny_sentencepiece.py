@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import sentencepiece
@@ -180,12 +181,14 @@ language:
 """
 
 
-def write_convertible_gemma(root: Path, kind: Kind) -> Path:
+def write_convertible_gemma(
+    root: Path, kind: Kind, changes: Mapping[str, Any] = MappingProxyType({})
+) -> Path:
     """Write a tiny Gemma that llama.cpp can hold, with tokenizer.model, card and sampling.
 
-    The folder's name is part of what is converted.
+    The folder's name is part of what is converted. changes: to the text configuration.
     """
-    overrides: dict[str, Any] = {"vocab_size": VOCABULARY, "query_pre_attn_scalar": 32}
+    overrides: dict[str, Any] = {"vocab_size": VOCABULARY, "query_pre_attn_scalar": 32, **changes}
     if kind in {"gemma3_text", "gemma3"}:
         overrides["sliding_window_pattern"] = 6
     folder = write_tiny_gemma(

@@ -6,8 +6,9 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ from gemquant.gemma.structure import tensor_shapes  # noqa: E402
 from gemquant.protocols import PlainSpec, RowChunks  # noqa: E402
 from tests.tiny_gemma import write_tiny_tokenizer  # noqa: E402
 
-SHAPE = {
+SHAPE: Mapping[str, Any] = {
     "architectures": ["Gemma2ForCausalLM"],
     "model_type": "gemma2",
     "hidden_size": 2304,
@@ -38,10 +39,10 @@ SHAPE = {
 }
 
 
-def write_checkpoint(folder: Path, layers: int) -> None:
+def write_checkpoint(folder: Path, layers: int, shape: Mapping[str, Any] = SHAPE) -> None:
     """Write seeded normal weights of a Gemma's usual spread, run of rows by run of rows."""
     folder.mkdir(parents=True)
-    raw = {**SHAPE, "num_hidden_layers": layers}
+    raw = {**shape, "num_hidden_layers": layers}
     (folder / "config.json").write_text(json.dumps(raw))
     write_tiny_tokenizer(folder)
     shapes = tensor_shapes(text_config(raw))
@@ -54,12 +55,12 @@ def write_checkpoint(folder: Path, layers: int) -> None:
             yield (torch.randn(rows, shape[1], generator=generator) * 0.02).to(torch.bfloat16)
 
     with SafetensorsWriter(folder, specs) as writer:
-        for name, shape in shapes.items():
-            if len(shape) == 2:
-                matrix = RowChunks((shape[0], shape[1]), torch.bfloat16, lambda s=shape: runs(s))
+        for name, each in shapes.items():
+            if len(each) == 2:
+                matrix = RowChunks((each[0], each[1]), torch.bfloat16, lambda s=each: runs(s))
                 writer.write_chunks(name, matrix)
             else:
-                writer.write(name, torch.zeros(shape, dtype=torch.bfloat16))
+                writer.write(name, torch.zeros(each, dtype=torch.bfloat16))
         writer.finish()
 
 

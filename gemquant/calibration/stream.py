@@ -11,7 +11,7 @@ from torch import Tensor
 from gemquant.errors import CalibrationError
 from gemquant.gemma.skeleton import Skeleton
 from gemquant.gemma.structure import EMBEDDING
-from gemquant.protocols import RowSource, Weights
+from gemquant.protocols import PackedSource, RowSource, Weights
 
 TOKENS_AT_ONCE = 1024
 ROWS_AT_ONCE = 8192
@@ -97,7 +97,7 @@ class RowsOf:
 class UnheldWeights(Mapping[str, Tensor]):
     """Parameters by short name, float32: read anew each time, so that none is held.
 
-    Satisfies ``protocols.RowSource`` too.
+    Satisfies ``protocols.RowSource`` and ``protocols.PackedSource`` too.
     """
 
     def __init__(self, weights: Weights, parts: Mapping[str, RowsOf], device: torch.device) -> None:
@@ -130,3 +130,11 @@ class UnheldWeights(Mapping[str, Tensor]):
         part = self._parts[name]
         first, last = part.start + start, min(part.start + stop, part.stop)
         return self._weights.rows(part.tensor, first, last, torch.float32).to(self._device)
+
+    def blocks(self, name: str, kind: str, start: int, stop: int) -> Tensor | None:
+        """Rows as they are stored, if that is in ggml's format ``kind``."""
+        if not isinstance(self._weights, PackedSource):
+            return None
+        part = self._parts[name]
+        first, last = part.start + start, min(part.start + stop, part.stop)
+        return self._weights.blocks(part.tensor, kind, first, last)

@@ -72,7 +72,10 @@ class Trace:
         names = layer_parameters(self._weights.config)
         for index in range(self._skeleton.layers):
             prefix = layer_prefix(index)
-            weights = self._layer(prefix, names)
+            unheld = UnheldWeights.of_layer(self._weights, prefix, names, self._skeleton.device)
+            weights: Mapping[str, Tensor] = unheld
+            if self._held:
+                weights = layer_weights(self._weights, prefix, names, self._skeleton)
             statistics: dict[str, Statistics] = {}
             reach: LayerReach | None = None
             if self._stream is not None:
@@ -95,7 +98,7 @@ class Trace:
                     observer(f"{group.linears[0]} (input)", shared.max_abs)
                 reach = observer.close()
                 del gatherers, observer, shared
-            yield Block(index, prefix, structure, weights, statistics, reach)
+            yield Block(index, prefix, structure, weights, statistics, reach, packed=unheld)
             del weights, statistics
 
     def table_runs(self, name: str) -> int:
@@ -116,7 +119,7 @@ class Trace:
             part = {name: RowsOf(source, start, min(start + ROWS_AT_ONCE, rows))}
             unheld = UnheldWeights(self._weights, part, self._skeleton.device)
             weights = {name: unheld[name]} if self._held else unheld
-            yield Block(index, "", structure, weights, statistics)
+            yield Block(index, "", structure, weights, statistics, packed=unheld)
 
     def head_statistics(self) -> Mapping[str, Statistics]:
         """What the head's input says, after the last block; empty without calibration."""
@@ -129,11 +132,6 @@ class Trace:
             gatherer(self._skeleton.final_norm(norm, window))
         (group,) = head_structure().groups
         return {group.linears[0]: gatherer.result()}
-
-    def _layer(self, prefix: str, names: list[str]) -> Mapping[str, Tensor]:
-        if self._held:
-            return layer_weights(self._weights, prefix, names, self._skeleton)
-        return UnheldWeights.of_layer(self._weights, prefix, names, self._skeleton.device)
 
     def _source(self, name: str) -> str:
         tied = self._weights.config["tie_word_embeddings"]

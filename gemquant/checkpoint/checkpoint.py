@@ -91,12 +91,22 @@ class Checkpoint:
         """The metadata of a GGUF, with types; None where the model is no GGUF."""
         return self.source.typed_metadata if isinstance(self.source, GgufTensors) else None
 
+    def blocks(self, name: str, kind: str, start: int, stop: int) -> Tensor | None:
+        """Rows as a GGUF stores them, (rows, bytes) uint8, where that is ggml's format ``kind``.
+
+        None for any other format, and for what an adapter is merged into.
+        """
+        adapted = self.adapter is not None and self.adapter.changes(name)
+        if adapted or not isinstance(self.source, GgufTensors):
+            return None
+        return self.source.blocks(name, start, stop) if self.source.kind(name) == kind else None
+
     @property
     def packed_formats(self) -> Sequence[str]:
         """Formats of matrices that were quantized before, by ggml's names."""
         if not isinstance(self.source, GgufTensors):
             return ()
-        kinds = {self.source.type_of(name).name for name in self.source.shapes}
+        kinds = {self.source.kind(name) for name in self.source.shapes}
         return sorted(kinds - {"F32", "F16", "BF16"})
 
     def source_digest(self) -> dict[str, str]:

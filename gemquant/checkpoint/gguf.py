@@ -83,9 +83,17 @@ class GgufTensors:
             return torch.float32
         return _PLAIN.get(self._entries[name].type, torch.float32)
 
-    def type_of(self, name: str) -> GGMLQuantizationType:
-        """The format that a tensor is stored in."""
-        return self._entries[name].type
+    def kind(self, name: str) -> str:
+        """The format that a tensor is stored in, by ggml's name."""
+        return self._entries[name].type.name
+
+    def blocks(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows of a matrix as they are stored, (rows, bytes) uint8; they alias the file."""
+        entry = self._entries[name]
+        row_bytes = (entry.end - entry.begin) // entry.shape[0]
+        begin, count = entry.begin + start * row_bytes, (stop - start) * row_bytes
+        octets = torch.frombuffer(self._data[name], dtype=torch.uint8, count=count, offset=begin)
+        return octets.reshape(stop - start, row_bytes)
 
     def read(self, name: str, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """Rows ``start`` to ``stop`` (elements of a vector), decoded into ``dtype``."""

@@ -16,6 +16,7 @@ from gemquant.checkpoint import Checkpoint, open_checkpoint
 from gemquant.cli.gathering import Gathering
 from gemquant.cli.request import Request
 from gemquant.errors import UsageError, refuse
+from gemquant.family import Family, Member
 from gemquant.gemma.chat import choose_template
 from gemquant.gemma.structure import EMBEDDING
 from gemquant.numerics.native.gram import has_bfloat16_products
@@ -23,7 +24,7 @@ from gemquant.origin import model_name
 from gemquant.plan import Job, JobPlan, linear_weights, plan
 from gemquant.plugins import exporter
 from gemquant.progress import Progress
-from gemquant.protocols import Family, Member, Quantizer
+from gemquant.protocols import Quantizer
 from gemquant.recipe import Recipe
 from gemquant.scheme import Scheme, label
 

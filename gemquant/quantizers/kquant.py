@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gemquant.errors import GemquantError, Problems, UsageError, refuse
+from gemquant.family import Member
 from gemquant.gemma.gguf_file_types import FILE_TYPES, FileType, file_type, tensor_type
 from gemquant.gemma.gguf_overrides import parse_override
 from gemquant.gemma.gguf_types import TypeRequest, choose_types, importance_problems
 from gemquant.numerics.ggml.types import TYPES
 from gemquant.options import option, options_of
-from gemquant.protocols import Block, Container, Member
+from gemquant.protocols import Block, Container
 from gemquant.resources import bytes_of
 
 if TYPE_CHECKING:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gemquant.errors import GemquantError
+from gemquant.family import Substitution
 from gemquant.gemma.gguf_names import to_gguf
 from gemquant.gemma.gguf_type_summary import fallbacks
 from gemquant.gemma.gguf_types import TypePlan
 from gemquant.gemma.structure import tensor_shapes
 from gemquant.numerics.ggml.types import GgmlType
-from gemquant.protocols import Block, Container, Substitution
+from gemquant.protocols import Block, Container
 from gemquant.quantized_weights import BlockScheme, BlockWeight
 from gemquant.quantizers.weighting import Weighting
 from gemquant.recipe import Recipe
@@ -91,7 +92,10 @@ class KQuantFile:
 def quantized_blocks(
     block: Block, name: str, kind: GgmlType, *, importance: Tensor | None
 ) -> BlockWeight:
-    """Read a matrix in small runs of rows and quantize them, on as many threads as torch has."""
+    """Read a matrix in small runs of rows and quantize them, on as many threads as torch has.
+
+    What the source has in this format already is passed on as it is, and read to be checked alone.
+    """
     import torch
 
     from gemquant.numerics.ggml.quantize import quantize_rows
@@ -99,13 +103,18 @@ def quantized_blocks(
     from gemquant.numerics.native import over_rows
 
     rows, columns = block.shape(name)
-    out = torch.empty(rows, kind.row_bytes(columns), dtype=torch.uint8)
+    stored = block.packed.blocks(name, kind.name, 0, rows) if block.packed else None
+    out = (
+        torch.empty(rows, kind.row_bytes(columns), dtype=torch.uint8) if stored is None else stored
+    )
     step = max(1, VALUES_AT_ONCE // columns)
 
     def run(start: int, stop: int) -> None:
         for first in range(start, stop, step):
             last = min(first + step, stop)
             weight = block.rows(name, first, last).cpu()
+            if stored is not None:
+                continue
             if kind.name == "F16":
                 narrowed(block.prefix + name, weight, torch.float16)
             out[first:last] = quantize_rows(weight, kind, importance=importance)

@@ -84,9 +84,9 @@ def first_file(folder: Path) -> Path:
 
 
 def _spec(tensors: GgufTensors, name: str, shape: tuple[int, ...]) -> PlainSpec | QuantizedSpec:
-    kind = TYPES.get(tensors.type_of(name).name)
+    kind = TYPES.get(tensors.kind(name))
     if kind is None:
-        raise ArtifactError(f"{name} is {tensors.type_of(name).name}, which is not written here.")
+        raise ArtifactError(f"{name} is {tensors.kind(name)}, which is not written here.")
     if len(shape) == 2:
         return QuantizedSpec((shape[0], shape[1]), BlockScheme(kind))
     if kind.name != "F32":
