@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -132,9 +133,10 @@ def _answer_once(session: Session, question: str, *, as_json: bool) -> None:
 
 def _converse(session: Session) -> None:
     """Read questions until there are no more."""
-    import readline  # noqa: F401 - gives input() its history and its editing keys
-
     from gemquant.conversation.engine import ContextFullError
+
+    with contextlib.suppress(ImportError):  # Windows has it built into its terminal
+        import readline  # noqa: F401 - gives input() its history and its editing keys
 
     click.echo("!help lists what else can be typed.", err=True)
     while True:

@@ -169,6 +169,7 @@ def _open_folder(
         best_device,
         ends_of,
         free_bytes_on,
+        require_device,
         require_loadable,
     )
     from gemquant.gemma.config import text_config
@@ -179,6 +180,7 @@ def _open_folder(
     raw = read_raw_config(folder)
     config = text_config({key: raw[key] for key in raw if not key.startswith("quantization")})
     device = wanted.device or best_device()
+    require_device(device)
     weights = sum(
         record.bytes for name, record in manifest.files.items() if name.endswith(".safetensors")
     )

@@ -18,7 +18,7 @@ from gemquant.conversation.engine import ContextFullError, Message
 from gemquant.conversation.pieces import streamed
 from gemquant.conversation.presets import Preset
 from gemquant.conversation.sampling import Sampling
-from gemquant.errors import RuntimeMissingError, UnsupportedError
+from gemquant.errors import RuntimeMissingError, UnsupportedError, UsageError
 from gemquant.evaluation.runners.transformers import TransformersRunner
 from gemquant.gemma.chat import render
 from gemquant.resources import free_memory_bytes
@@ -41,6 +41,21 @@ def best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def require_device(device: str) -> None:
+    """Raise UsageError where torch has no such device here."""
+    kind, _, number = device.partition(":")
+    present = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    if not (number or "0").isdigit() or int(number or 0) >= present.get(kind, 0):
+        raise UsageError(
+            f"--device {device}: not on this machine, or not in torch {torch.__version__}.",
+            hint="Leave --device out to compute on the fastest that is.",
+        )
 
 
 def free_bytes_on(device: str) -> int | None:

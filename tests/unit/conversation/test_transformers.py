@@ -13,7 +13,7 @@ from gemquant.artifact import Artifact, seal, staged
 from gemquant.conversation.engine import ContextFullError, Message
 from gemquant.conversation.opening import Opened, Wanted, open_engine
 from gemquant.conversation.sampling import Sampling
-from gemquant.errors import UnsupportedError
+from gemquant.errors import UnsupportedError, UsageError
 from gemquant.exporters.mlx import MLX
 from gemquant.gemma.chat import render
 from gemquant.gemma.chat_templates import VARIANTS
@@ -81,6 +81,22 @@ def test_the_description_names_the_runtime_and_its_type(opened: Opened):
     assert opened.engine.description.startswith("transformers ")
     assert "float32 on cpu" in opened.engine.description
     assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize("device", ["tpu", "cpu:1", "cuda:x", "cuda:99"])
+def test_a_device_that_is_not_here_is_named(opened: Opened, device: str):
+    folder = str(opened.engine._runner.model.name_or_path)  # type: ignore[attr-defined]
+    with pytest.raises(UsageError, match=f"--device {device}: not on this machine"):
+        open_engine(Wanted(folder, "auto", 1, device=device), HELLO)
+
+
+@pytest.mark.parametrize("preset", ["speed", "memory"])
+def test_a_16_bit_preset_answers(opened: Opened, preset: str):
+    folder = str(opened.engine._runner.model.name_or_path)  # type: ignore[attr-defined]
+    other = open_engine(Wanted(folder, preset, 1, device="cpu"), HELLO).engine
+    assert "bfloat16 on cpu" in other.description
+    assert list(other.answer(HELLO, Sampling(seed=1, max_tokens=4), threading.Event()))
+    other.close()
 
 
 def test_an_mlx_artifact_names_the_program_that_runs_it(tmp_path: Path):
