@@ -5,6 +5,9 @@ ggml's name of the type in lower case. It writes what ``ggml_quantize_chunk`` wo
 
     void gq_quantize_q4_k(const float *x, uint8_t *out, int64_t rows, int64_t columns,
                           const float *importance);  // (columns,) or NULL
+
+Its bytes are those of ggml as compiled for x86-64, on every processor: 64-bit ARM's ggml is usually
+compiled with fused products and sums, and differs in a small share of bytes from both.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@
 
 /* Codes of four bits: i and i + 16 in byte i. */
 ALWAYS_INLINE void pack_fours(const int32_t *codes, uint8_t *out) {
-    for (int i = 0; i < 16; ++i) out[i] = (uint8_t)((codes[i] & 15) | codes[i + 16] << 4);
+    for (int i = 0; i < 16; ++i) out[i] = (uint8_t)((codes[i] & 15) | (uint32_t)codes[i + 16] << 4);
 }
 
 /* Codes of five bits: the fifth bits of all 32 first, then the others. */

@@ -58,7 +58,8 @@ ALWAYS_INLINE void search_batch(const struct batch *batch, int span, float *scal
         gather_tile(32, batch->importance, weights);
         if (span == 256) {
             const float *starts[TILE];
-            for (int n = 0; n < TILE; ++n) starts[n] = batch->x[n / 8 * 8];
+            /* A block that repeats the last one is not the first of a whole super-block. */
+            for (int n = 0; n < TILE; ++n) starts[n] = batch->x[n < batch->used ? n / 8 * 8 : 0];
             sums_of_squares(starts, 256, sums);
         } else {
             sums_of_squares(batch->x, 32, sums);

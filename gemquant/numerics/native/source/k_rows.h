@@ -1,4 +1,4 @@
-/* Rows to super-blocks of a K-quant with scales and minima: fit, round the scales, then the codes. */
+/* Rows to super-blocks of a K-quant with scales and minima: fit, round the scales, then codes. */
 #ifndef GEMQUANT_K_ROWS_H
 #define GEMQUANT_K_ROWS_H
 

@@ -12,8 +12,8 @@ struct batch {
     int used;
 };
 
-/* The first ``count`` sub-blocks of a batch to tiles: sub-block n is column n % TILE of tile n / TILE,
-   a multiple of them. blocks: super-blocks. */
+/* The first ``count`` sub-blocks of a batch, whole tiles of them: sub-block n becomes column n % TILE
+   of tile n / TILE. blocks: super-blocks. */
 ALWAYS_INLINE void batch_to_tiles(int width, int count, const float *const *blocks, float *tiles) {
     const int per_block = SUPER / width;
     for (int first = 0; first < count; first += TILE) {

@@ -10,8 +10,9 @@ ALWAYS_INLINE float farthest_from_zero(const float *x) {
     if (ends.most > -ends.least) return ends.most;
     if (ends.most < -ends.least) return ends.least;
     if (ends.most == 0.f) return 0.f;
-    while (*x != ends.most && *x != ends.least) ++x;
-    return *x;
+    for (int i = 0; i < 32; ++i)
+        if (x[i] == ends.most || x[i] == ends.least) return x[i];
+    return 0.f; /* where there are NaNs */
 }
 
 ALWAYS_INLINE void plain_block(const float *x, int levels, uint8_t *d_out, int32_t *codes) {
