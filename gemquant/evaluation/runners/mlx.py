@@ -46,7 +46,7 @@ class MlxRunner:
         if container != CONTAINER:
             return f"mlx-lm does not load {container}"
         if sys.platform == "win32":
-            return "MLX has no build for Windows"
+            return "MLX has no build for Windows; run it on macOS, or on Linux's CPU"
         missing = [package for package in ("mlx", "mlx-lm") if _version(package) is None]
         return f"{' and '.join(missing)} not installed; {INSTALL}" if missing else None
 

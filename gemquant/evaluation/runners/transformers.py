@@ -31,6 +31,14 @@ _PACKAGES: Mapping[str, tuple[str, ...]] = {
 }
 """Per container, what transformers itself needs to load it."""
 
+_INSTALL: Mapping[str, str] = {
+    "awq-gemm": "pip install gptqmodel accelerate",
+    "bitsandbytes": "pip install 'gemquant[bitsandbytes]'",
+    "compressed-tensors": "pip install 'gemquant[native]'",
+    "metal": "pip install 'gemquant[native]'",
+}
+"""Per container, what installs it."""
+
 
 @dataclass(frozen=True)
 class TransformersRunner:
@@ -54,7 +62,8 @@ class TransformersRunner:
         if container not in _PACKAGES:
             return f"transformers does not load {container}"
         missing = [package for package in _PACKAGES[container] if _version(package) is None]
-        return f"{' and '.join(missing)} not installed" if missing else None
+        told = f"{' and '.join(missing)} not installed; {_INSTALL.get(container)}"
+        return told if missing else None
 
     @classmethod
     def load(
@@ -75,10 +84,9 @@ class TransformersRunner:
         """
         reason = cls.unavailable(container)
         if reason is not None:
-            packages = " ".join(_PACKAGES.get(container, ()))
             raise RuntimeMissingError(
                 f"{folder} cannot be run in transformers: {reason}.",
-                hint=f"pip install {packages}" if packages else None,
+                hint=_INSTALL.get(container),
             )
         from transformers import AutoModelForCausalLM
 
