@@ -6,8 +6,8 @@ vocabulary is laid out by falling score, and of one piece the split with the lon
 Before all others come the splits of user-defined pieces, such as runs of spaces, by falling length
 of the left part, so that a run is filled up from its left.
 
-For Gemma 3 the result has the vocabulary, the merges and the added tokens, in their order and with
-their flags, of the tokenizer.json that was published with the model.
+The result has the vocabulary, the merges and the added tokens, in their order and with their flags,
+of the tokenizer.json that was published with the model.
 
 Source: the tokenizer.json files of the published Gemmas.
 """
@@ -25,7 +25,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from tokenizers.processors import TemplateProcessing
 
 from gemquant.errors import CheckpointError, UnsupportedError
-from gemquant.gemma.gguf_tokens import SPACE, looks_special
+from gemquant.gemma.gguf_tokens import SPACE, TAB, as_in_tokenizer_json, looks_special
 
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
 _NAMED = {"bos": "bos_token", "eos": "eos_token", "padding": "pad_token", "unknown": "unk_token"}
@@ -123,6 +123,7 @@ def _named_tokens(metadata: Mapping[str, Any], pieces: Sequence[str], where: str
 def _tokenizer(
     pieces: Sequence[str], types: Sequence[int], named: Mapping[str, str], *, bos: int
 ) -> Tokenizer:
+    pieces = as_in_tokenizer_json(pieces)
     vocab = {piece: index for index, piece in enumerate(pieces)}
     tokenizer = Tokenizer(
         models.BPE(
@@ -158,7 +159,7 @@ def _merges(pieces: Sequence[str], types: Sequence[int]) -> list[tuple[str, str]
     for piece, kind in zip(pieces, types, strict=True):
         if kind in of_kind:
             of_kind[kind].append(piece)
-    parts = {*of_kind[_USER_DEFINED], *of_kind[_NORMAL]}
+    parts = {*of_kind[_USER_DEFINED], *of_kind[_NORMAL], TAB}
     first, others = of_kind[_NORMAL][:1], of_kind[_NORMAL][1:]
     # SentencePiece scores these alike, zero; stable, and so by id where the lengths are the same.
     alike = {*of_kind[_USER_DEFINED], *first}

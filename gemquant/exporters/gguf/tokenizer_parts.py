@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gemquant.errors import CheckpointError, UnsupportedError
+from gemquant.gemma.gguf_tokens import as_in_tokenizer_model
 
 _REPLACED_SPACE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 
@@ -65,7 +66,7 @@ def tokenizer_parts(files: Mapping[str, bytes], where: str) -> TokenizerParts:
     jinja = files.get("chat_template.jinja")
     return TokenizerParts(
         where=where,
-        pieces=_with_byte_9(_pieces(model["vocab"], where)),
+        pieces=as_in_tokenizer_model(_pieces(model["vocab"], where)),
         merges=_merges(model.get("merges"), where),
         added_tokens=added if isinstance(added, list) else [],
         unknown=unknown if isinstance(unknown, str) else None,
@@ -97,17 +98,6 @@ def _pieces(vocab: Mapping[str, Any], where: str) -> list[str]:
             )
         pieces[index] = piece
     return [piece for piece in pieces if piece is not None]
-
-
-def _with_byte_9(pieces: list[str]) -> list[str]:
-    """Undo what transformers 4 did for Gemma 1 and 2, whose only piece for a tab is a byte's.
-
-    There the tokenizer.json has the tab itself in the place of <0x09>.
-    """
-    for index in range(1, len(pieces)):
-        if pieces[index - 1] == "<0x08>" and pieces[index] == "\t":
-            return [*pieces[:index], "<0x09>", *pieces[index + 1 :]]
-    return pieces
 
 
 def _merges(given: Any, where: str) -> list[tuple[str, str]]:
