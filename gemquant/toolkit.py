@@ -23,7 +23,8 @@ class ToolkitVersion(Data):
     there. merges: how its tokenizers package reads them. calibration: ``prompt`` where a dataset of
     templated prompts is taken. square_attention: heads · head_dim must be the hidden size.
     head_dims: those that convert; empty for any. head_bits: of the stored head, where that is not
-    the dtype's. wheels: SHA-256 of known ones.
+    the dtype's. magic: how its files begin, in hexadecimal, where that is known. wheels: SHA-256 of
+    known ones.
     """
 
     version: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")]
@@ -44,6 +45,7 @@ class ToolkitVersion(Data):
     square_attention: bool = False
     head_dims: tuple[int, ...] = ()
     head_bits: int | None = None
+    magic: NonEmpty | None = None
     wheels: tuple[NonEmpty, ...] = ()
     sources: Sources
 

@@ -29,7 +29,7 @@ _LEVELS = {
     "emulated": "A model of the device's arithmetic; not the device.",
     "vendor-sim": "The vendor's own simulator; not the device.",
 }
-_LIBRARIES = {"gguf": "gguf", "mlx": "mlx"}
+_LIBRARIES = {"gguf": "gguf", "mlx": "mlx", "rkllm": "rkllm"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _FRONT_MATTER = re.compile(r"\A---\s*\n.*?\n---\s*(\n|\Z)", re.DOTALL)
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>|#~])")
@@ -84,6 +84,7 @@ def _front_matter(manifest: Manifest) -> Mapping[str, Any]:
                     manifest.quantization.quantizer,
                     manifest.container,
                     *(f"{n}-bit" for n in bits),
+                    *([manifest.conversion.platform] if manifest.conversion else []),
                 )
             )
         ),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from gemquant.artifact.manifest import Manifest
 
 _VLLM_BITS = (4, 8)
+_RKLLM = "https://github.com/airockchip/rknn-llm/tree/main"
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ def loaders(manifest: Manifest) -> list[Loader]:
         "metal": _metal,
         "mlx": _mlx,
         "onnx": _onnx,
+        "rkllm": _rkllm,
         "safetensors": _safetensors,
     }
     if manifest.container not in known:
@@ -128,6 +130,27 @@ print(tokenizer.decode(generator.get_sequence(0)))"""
             )
         )
     return made
+
+
+def _rkllm(manifest: Manifest) -> list[Loader]:
+    name = next((name for name in manifest.files if name.endswith(".rkllm")), "MODEL.rkllm")
+    code = f"""\
+export LD_LIBRARY_PATH=./lib RKLLM_LOG_LEVEL=1
+./llm_demo {name} 512 4096  # new tokens, context"""
+    return [
+        Loader(
+            f"On the board, with the vendor's demo ([rkllm_api_demo]({_RKLLM}/examples/"
+            f"rkllm_api_demo), [runtime]({_RKLLM}/rkllm-runtime), "
+            f"[driver]({_RKLLM}/rknpu-driver)):",
+            "sh",
+            code,
+        ),
+        Loader(
+            "The runtime's version must be the toolkit's: structures differ between releases. "
+            "From 1.2.0 it applies the chat template to text itself: give it the bare question, or "
+            "tokens."
+        ),
+    ]
 
 
 def _safetensors(manifest: Manifest) -> list[Loader]:

@@ -139,6 +139,29 @@ class SliceRecord(Record):
     )
 
 
+class CallRecord(Record):
+    """One call of a foreign tool, as it was made."""
+
+    function: str = Field(description="The tool's function.")
+    arguments: Mapping[str, JsonValue] = Field(
+        description="Every argument that was passed; paths are relative to the tool's folder."
+    )
+    returned: int = Field(description="What it returned: 0 for success.")
+
+
+class ConversionRecord(Record):
+    """What a vendor's converter was given, not what it was meant to be given."""
+
+    tool: str = Field(description="The converter's distribution.")
+    version: str = Field(description="Its release.")
+    python: str = Field(description="The Python that it ran under.")
+    platform: str = Field(description="The chip that the file is for.")
+    dtype: str = Field(description="The quantized dtype.")
+    runtime: str = Field(description="The oldest runtime that is known to load the file.")
+    driver: str = Field(description="The oldest NPU driver.")
+    calls: tuple[CallRecord, ...] = Field(description="Its calls, in order.")
+
+
 class CertificateRecord(Record):
     """What was lost, measured at one level. Levels are never mixed."""
 
@@ -187,6 +210,11 @@ class Manifest(Record):
     )
     activation_range: ActivationRange | None = Field(
         default=None, description="Largest activation seen in the trace; null without a trace."
+    )
+    conversion: ConversionRecord | None = Field(
+        default=None,
+        exclude_if=lambda record: record is None,
+        description="How a vendor's converter was called; left out where none was.",
     )
     certificates: tuple[CertificateRecord, ...] = Field(
         default=(), description="What was measured, one entry per level."

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BETWEEN_DOCUMENTS = "\n\n"
+
+T = TypeVar("T")
 
 
 class Encoding(Protocol):
@@ -85,12 +87,12 @@ def calibration_windows(
         counts = largest_remainder(library.mixtures[source], samples)
         windows: list[list[int]] = []
         for kind, count in counts.items():
-            stream = _shipped(library, kind, "calibration", seed)
+            stream = shipped_documents(library, kind, "calibration", seed)
             share = library.mixtures[source][kind]
             windows += packer.pack(stream, count, f"{source}, {kind} text", share=share)
         _generator(seed, "windows", source).shuffle(windows)
     else:
-        documents = _own_documents(source, library)
+        documents = own_documents(source, library)
         _generator(seed, "documents").shuffle(documents)
         windows = packer.pack(iter(documents), samples, f"--calib {source}")
     return _token_windows(windows, source)
@@ -125,7 +127,10 @@ def evaluation_windows(
     packer = _Packer(tokenizer, seq_len, bos, chat_template)
     return [
         _token_windows(
-            packer.pack(_shipped(library, name, "evaluation", seed), windows, f"slice {name}"), name
+            packer.pack(
+                shipped_documents(library, name, "evaluation", seed), windows, f"slice {name}"
+            ),
+            name,
         )
         for name in chosen
     ]
@@ -175,7 +180,7 @@ def _what_fits(tokens: int, seq_len: int, share: float) -> str:
     return f"Give more text, or at most {fit} windows of this length."
 
 
-def _shipped(library: Library, kind: str, split: Split, seed: int) -> Iterator[Document]:
+def shipped_documents(library: Library, kind: str, split: Split, seed: int) -> Iterator[Document]:
     """Every document of a kind: shuffled within its file, the files taking turns."""
     files = list(library.of(kind, split))
     _generator(seed, split, kind).shuffle(files)
@@ -190,7 +195,8 @@ def _shuffled(library: Library, file: TextFile, seed: int) -> Iterator[Document]
     yield from documents
 
 
-def _own_documents(source: str, library: Library) -> list[Document]:
+def own_documents(source: str, library: Library) -> list[Document]:
+    """Documents of the user's own: FILE.txt, FILE.jsonl or hf:DATASET."""
     if source.startswith(PREFIX):
         return read_hub_dataset(source)
     path = Path(source).expanduser()
@@ -200,6 +206,13 @@ def _own_documents(source: str, library: Library) -> list[Document]:
             hint="--calib general, --calib FILE.txt, --calib FILE.jsonl or --calib hf:DATASET",
         )
     return read_user_file(path)
+
+
+def shuffled(items: Sequence[T], seed: int, *labels: str) -> list[T]:
+    """Items in an order that the seed and the labels decide."""
+    ordered = list(items)
+    _generator(seed, *labels).shuffle(ordered)
+    return ordered
 
 
 def _generator(seed: int, *labels: str) -> random.Random:

@@ -45,6 +45,10 @@ COMMANDS: Mapping[str, LazyCommand] = {
         "gemquant.cli.plan", "Predict size, memory and speed of every scheme that a target takes."
     ),
     "quantizers": LazyCommand("gemquant.cli.quantizers", "List the quantizers and their options."),
+    "rkllm": LazyCommand(
+        "gemquant.cli.rkllm",
+        "RKLLM files for Rockchip's NPUs, through the vendor's own toolkit.",
+    ),
     "serve": LazyCommand("gemquant.cli.serve", "Serve a GGUF behind OpenAI's interface."),
     "show": LazyCommand("gemquant.cli.show", "Print what an artifact is and what was lost in it."),
     "targets": LazyCommand("gemquant.cli.targets", "List the devices, or describe one."),

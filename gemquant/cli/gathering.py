@@ -18,6 +18,11 @@ class Attempt(Generic[T]):
     outcome: T | GemquantError
 
     @property
+    def succeeded(self) -> bool:
+        """Whether there is a result."""
+        return not isinstance(self.outcome, GemquantError)
+
+    @property
     def value(self) -> T:
         """The step's result; raises the step's own complaint if there is none.
 

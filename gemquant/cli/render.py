@@ -125,6 +125,14 @@ def _facts(manifest: Manifest) -> list[Table | str]:
         f"{human_bytes(sum(file.bytes for file in manifest.files.values()))}, "
         f"{quantization.bits_per_weight:.2f} bits per weight over all",
     )
+    if manifest.conversion is not None:
+        made = manifest.conversion
+        facts.add_row("platform", f"{made.platform}, {made.dtype}")
+        facts.add_row("toolkit", f"{made.tool} {made.version}, Python {made.python}")
+        facts.add_row("needs", f"librkllmrt {made.runtime}, NPU driver {made.driver} or newer")
+        for call in made.calls:
+            passed = ", ".join(f"{key}={value!r}" for key, value in call.arguments.items())
+            facts.add_row("passed", f"{call.function}({passed})")
     if manifest.calibration is not None:
         calibration = manifest.calibration
         facts.add_row(

@@ -26,7 +26,7 @@ FILE_SETTINGS: Mapping[str, tuple[type, ...]] = {
     "target_folder": (str,),
 }
 
-FOREIGN = ("onnx",)
+FOREIGN = ("onnx", "rkllm")
 """Commands with options of their own whose numbers another program decides."""
 
 COMPUTE_DTYPE = "compute_dtype"

@@ -1,0 +1,294 @@
+"""``gemquant rkllm``: a file for Rockchip's NPUs, made by the vendor's toolkit."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gemquant.cli.flags import model_argument
+from gemquant.cli.foreign import ToolSettings, tool_flags, tool_settings
+from gemquant.cli.gathering import Gathering
+from gemquant.cli.progress import reporter
+from gemquant.cli.quantize import MODEL, help_of
+from gemquant.cli.quantizer_flags import common_flags, quantizer_flags
+from gemquant.cli.request import Request, read_request
+from gemquant.cli.settings import problems_of, setting
+from gemquant.errors import UsageError
+from gemquant.foreign.rkllm_options import RkllmOptions
+
+if TYPE_CHECKING:
+    from gemquant.checkpoint import Checkpoint
+    from gemquant.foreign.rkllm import RkllmJob
+    from gemquant.foreign.rkllm_rules import Conversion
+    from gemquant.toolkit import Toolkit, ToolkitVersion
+    from gemquant.workers import Interpreter
+
+CONTAINER = "rkllm"
+AUTO = "auto"
+NOT_HERE = {
+    "exporter",
+    "calib_dtype",
+    "eval_windows",
+    "eval_slices",
+    "no_eval",
+    "device",
+    "dtype",
+    "python",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A job that has passed every check. interpreter: None where it is only prepared."""
+
+    job: RkllmJob
+    checkpoint: Checkpoint
+    interpreter: Interpreter | None
+
+
+class RkllmCommand(click.Command):
+    """Checks everything, prepares, converts, and prints what the toolkit was given."""
+
+    quantizer = RkllmOptions
+
+    def invoke(self, ctx: click.Context) -> None:
+        """Run the command."""
+        given = ctx.params
+        given |= {"python": None, "no_eval": True}
+        tool = tool_settings(given, problems_of(ctx))
+        request = read_request(ctx, RkllmOptions)
+
+        from gemquant.cli import render
+        from gemquant.foreign import rkllm
+
+        with reporter(quiet=given["quiet"]) as progress:
+            progress.note(f"opening {request.recipe.model}")
+            prepared = _prepared(request, tool, given)
+            job, checkpoint = prepared.job, prepared.checkpoint
+            if request.dry_run:
+                _print_plan(prepared, as_json=given["as_json"])
+                return
+            if prepared.interpreter is None:
+                folder = rkllm.prepare_only(job, checkpoint, progress)
+                _print_prepared(job, folder, as_json=given["as_json"])
+                return
+            made = rkllm.convert(
+                job,
+                checkpoint,
+                interpreter=prepared.interpreter,
+                limits=tool.limits,
+                threads=request.threads,
+                progress=progress,
+            )
+        render.artifact(made, as_json=given["as_json"])
+
+
+def _prepared(request: Request, tool: ToolSettings, given: dict[str, Any]) -> Prepared:
+    """Check everything that can be known before the first weight is read."""
+    import torch
+
+    from gemquant.artifact import output_problems
+    from gemquant.calibration.prompts import calibration_prompts
+    from gemquant.checkpoint import open_checkpoint
+    from gemquant.cli.preparation import chat_template
+    from gemquant.errors import refuse
+    from gemquant.forecast.candidate import weight_count
+    from gemquant.foreign import rkllm, rkllm_rules
+    from gemquant.foreign.rkllm_calls import file_name
+    from gemquant.origin import model_name
+    from gemquant.toolkit import load_toolkit
+
+    torch.set_num_threads(request.threads)
+    recipe, asked = request.recipe, request.quantizer
+    assert isinstance(asked, RkllmOptions)
+    gathering = Gathering()
+    npu = gathering.attempt(lambda: rkllm_rules.npu_of(request.target))
+    gathering.refuse()
+    options = rkllm_rules.resolved(asked, npu.value)
+    gathering.attempt(lambda: refuse(rkllm_rules.option_problems(options, npu.value)))
+    opened = gathering.attempt(lambda: open_checkpoint(recipe.model, lora=recipe.lora))
+    toolkit = load_toolkit(npu.value.toolkit)
+    chosen = gathering.attempt(
+        lambda: _release(
+            given,
+            toolkit,
+            toolkit.converting(
+                npu.value.platform, opened.value.config["model_type"], options.quantized_dtype
+            ),
+        )
+    )
+
+    def conversion() -> Conversion:
+        dtype = npu.value.dtype(options.quantized_dtype)
+        if dtype is None:
+            refuse(rkllm_rules.option_problems(options, npu.value))
+        assert dtype is not None
+        return rkllm_rules.Conversion(npu.value, toolkit, chosen.value[0], dtype, options)
+
+    made = gathering.attempt(conversion)
+    config = gathering.attempt(lambda: opened.value.config)
+    gathering.attempt(lambda: refuse(rkllm_rules.release_problems(made.value, config.value)))
+    gathering.attempt(lambda: refuse(rkllm.reading_problems(made.value, opened.value)))
+    if not given["prepare_only"]:
+        gathering.attempt(
+            lambda: refuse(
+                rkllm_rules.memory_problems(
+                    made.value, weight_count(config.value), host_bytes=tool.memory_bytes
+                )
+            )
+        )
+    template = gathering.attempt(lambda: chat_template(recipe, opened.value))
+    takes_none = chosen.succeeded and chosen.value[0].calibration == "none"
+    prompts = gathering.attempt(
+        lambda: (
+            []
+            if takes_none
+            else calibration_prompts(
+                opened.value.tokenizer(),
+                source=recipe.calib,
+                samples=recipe.samples,
+                seq_len=recipe.seq_len,
+                seed=recipe.seed,
+                chat_template=template.value,
+            )
+        )
+    )
+    name = gathering.attempt(lambda: file_name(model_name(recipe.model), made.value))
+    out = gathering.attempt(lambda: request.output or Path(name.value.removesuffix(".rkllm")))
+    gathering.attempt(
+        lambda: refuse(output_problems(out.value, force=request.force, needed_bytes=0))
+    )
+    gathering.refuse()
+    job = rkllm.RkllmJob(
+        recipe=dataclasses.replace(
+            recipe, options=dataclasses.asdict(options), exporter=CONTAINER, eval_windows=0
+        ),
+        conversion=made.value,
+        out=out.value,
+        file=name.value,
+        force=request.force,
+        template=template.value,
+        prompts=prompts.value,
+    )
+    space = rkllm.needed_bytes(job, opened.value)
+    refuse(output_problems(job.out, force=request.force, needed_bytes=space))
+    return Prepared(job, opened.value, chosen.value[1])
+
+
+def _release(
+    given: dict[str, Any], toolkit: Toolkit, able: tuple[ToolkitVersion, ...]
+) -> tuple[ToolkitVersion, Interpreter | None]:
+    """The release to make calls for, and the interpreter that has it."""
+    from gemquant.foreign.rkllm_toolkit import choose_toolkit, release_of
+
+    number = given["toolkit_version"]
+    if given["prepare_only"]:
+        release = toolkit.version(number) if number else (able or toolkit.versions)[-1]
+        if release is None:
+            known = ", ".join(each.version for each in toolkit.versions)
+            raise UsageError(f"--toolkit-version {number}: known are {known}.")
+        return release, None
+    if number:
+        raise UsageError(
+            f"--toolkit-version {number}: goes with --prepare-only.",
+            hint="Otherwise the toolkit that --toolkit names decides.",
+        )
+    interpreter = choose_toolkit(given["toolkit"] or AUTO, toolkit, able)
+    return release_of(interpreter, toolkit), interpreter
+
+
+# ---------------------------------------------------------------- what is printed
+
+
+def _print_plan(prepared: Prepared, *, as_json: bool) -> None:
+    from gemquant.cli import render
+    from gemquant.forecast.candidate import weight_count
+    from gemquant.foreign.rkllm import needed_bytes, worker_job
+    from gemquant.foreign.rkllm_file import size_range
+    from gemquant.resources import human_bytes
+
+    job, config = prepared.job, prepared.checkpoint.config
+    conversion = job.conversion
+    low, high = size_range(conversion, config)
+    rough = conversion.toolkit.conversion
+    memory = int(rough.bytes_per_weight * weight_count(config))
+    facts = {
+        "path": str(job.out),
+        "file": job.file,
+        "file_bytes_expected": [low, high],
+        "toolkit": f"{conversion.toolkit.name} {conversion.release.version}",
+        "needed_bytes": needed_bytes(job, prepared.checkpoint),
+        "conversion_memory_bytes_estimate": memory,
+        "job": worker_job(job, prepared.checkpoint),
+    }
+    if as_json:
+        render.print_json(facts)
+        return
+    listing = render.table("", "")
+    listing.show_header = False
+    listing.add_row("file", f"{job.out}/{job.file}")
+    listing.add_row("size", f"{human_bytes(low)} to {human_bytes(high)} are to be expected")
+    listing.add_row("toolkit", str(facts["toolkit"]))
+    listing.add_row("runtime", f"librkllmrt {conversion.release.version}")
+    listing.add_row("driver", f"{conversion.release.driver} or newer")
+    listing.add_row("memory", f"about {human_bytes(memory)}, an estimate")
+    for call in worker_job(job, prepared.checkpoint)["calls"]:
+        listing.add_row(
+            call["function"], ", ".join(f"{k}={v!r}" for k, v in call["arguments"].items())
+        )
+    render.print_tables(listing, "", "Nothing was written (--dry-run).")
+
+
+def _print_prepared(job: RkllmJob, folder: Path, *, as_json: bool) -> None:
+    from gemquant.cli import render
+
+    release = job.conversion.release
+    toolkit = f"{job.conversion.toolkit.name} {release.version}"
+    if as_json:
+        render.print_json({"path": str(folder), "toolkit": toolkit, "file": job.file})
+        return
+    render.print_tables(
+        f"{folder}: model, calibration.json and job.json for {toolkit}; nothing was converted.",
+        "",
+        f"Where that is installed (Python {', '.join(release.python)}, x86-64 Linux):",
+        f"  PYTHON {folder}/convert.py {folder}/job.json",
+    )
+
+
+command = RkllmCommand(
+    "rkllm",
+    params=[
+        model_argument(),
+        *quantizer_flags(RkllmOptions),
+        setting(
+            "--toolkit",
+            default=AUTO,
+            metavar="PYTHON|auto",
+            help="Python of the environment that holds rkllm-toolkit; auto looks for one.",
+        ),
+        click.Option(
+            ["--prepare-only"],
+            is_flag=True,
+            help="Write what the toolkit reads, and the program that calls it; convert nothing.",
+        ),
+        setting(
+            "--toolkit-version",
+            metavar="X.Y.Z",
+            instead="the newest that converts this",
+            help="With --prepare-only: the release to prepare for.",
+        ),
+        *(flag for flag in tool_flags(own_python="") if flag.name not in NOT_HERE),
+        *(flag for flag in common_flags(RkllmOptions) if flag.name not in NOT_HERE),
+    ],
+    help=help_of(RkllmOptions),
+    epilog=MODEL
+    + """\b
+Examples:
+  gemquant rkllm google/gemma-2-2b-it --toolkit ./rkllm-venv/bin/python
+  gemquant rkllm google/gemma-2-9b-it --lora ./my-adapter --quantized-dtype w8a8_g128
+  gemquant rkllm google/gemma-3-1b-it --prepare-only -o gemma-for-rkllm
+  gemquant rkllm google/gemma-2-2b-it --target rk3576 --hybrid-rate 0.25 --dry-run""",
+)

@@ -1,0 +1,248 @@
+"""From a checkpoint through rkllm-toolkit to a sealed RKLLM artifact, or to nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from gemquant import pipeline
+from gemquant.affine_weight import AffineScheme
+from gemquant.artifact import (
+    Artifact,
+    CallRecord,
+    ConversionRecord,
+    Manifest,
+    Source,
+    quantization_record,
+    seal,
+    staged,
+)
+from gemquant.checkpoint import Checkpoint
+from gemquant.checkpoint.tokenizer_files import with_chat_template
+from gemquant.errors import GemquantError, UnsupportedError, refuse
+from gemquant.exporters.plain_safetensors import PlainSafetensors
+from gemquant.foreign.making import plain_dtype
+from gemquant.foreign.rkllm_calls import CALIBRATION, MODEL, calls
+from gemquant.foreign.rkllm_file import file_problems
+from gemquant.foreign.rkllm_rules import Conversion
+from gemquant.gemma.structure import layer_prefix, linear_shapes, tensor_shapes
+from gemquant.plan import SMALL_FILES_BYTES, Job, plan
+from gemquant.production import LIBRARIES
+from gemquant.progress import Progress
+from gemquant.protocols import Layout, PlainSpec, QuantizedSpec
+from gemquant.quantizers.cast import Cast
+from gemquant.recipe import Recipe
+from gemquant.workers import Interpreter, Limits, Tool, run_tool
+from gemquant.workers.run import PROGRAMS
+
+CONTAINER = "rkllm"
+PROGRAM = PROGRAMS / "rkllm_convert.py"
+JOB, CONVERT = "job.json", "convert.py"
+TOKENIZER_MODEL, TOKENIZER = "tokenizer.model", "tokenizer.json"
+
+
+class ConvertResult(BaseModel):
+    """What the program answers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    calls: tuple[CallRecord, ...]
+    python: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class RkllmJob:
+    """One file to make. template: Jinja source. prompts: for calibration, none
+    where the release takes none. file: its name.
+    """
+
+    recipe: Recipe
+    conversion: Conversion
+    out: Path
+    file: str
+    force: bool
+    template: str
+    prompts: Sequence[Mapping[str, str]]
+
+
+def reading_problems(conversion: Conversion, checkpoint: Checkpoint) -> list[GemquantError]:
+    """What this release needs of a model's files and does not find."""
+    release = conversion.release
+    if not release.tokenizer_model or TOKENIZER_MODEL in checkpoint.tokenizer_files():
+        return []
+    return [
+        UnsupportedError(
+            f"{conversion.toolkit.name} {release.version} reads {TOKENIZER_MODEL}, and "
+            f"{checkpoint.ref} has none.",
+            hint="Start from the published folder, which has one, or use a newer release.",
+        )
+    ]
+
+
+def needed_bytes(job: RkllmJob, checkpoint: Checkpoint) -> int:
+    """Space for the plain folder and, at most as much again, the converted file."""
+    (planned,) = plan(
+        [_plain(job, checkpoint, job.out.with_name(f".{job.out.name}.p"))], checkpoint
+    )
+    return 2 * planned.total_bytes + SMALL_FILES_BYTES
+
+
+def prepare(job: RkllmJob, checkpoint: Checkpoint, folder: Path, progress: Progress) -> None:
+    """Write the model folder, calibration and job that the toolkit reads.
+
+    folder: an existing one, on the file system where it is to stay.
+    """
+    progress.note("writing the folder that the toolkit reads")
+    with TemporaryDirectory(dir=folder, prefix=".plain.") as scratch:
+        plain, model = Path(scratch) / "plain", folder / MODEL
+        pipeline.run([_plain(job, checkpoint, plain)], checkpoint, calibration=None, evaluation=())
+        model.mkdir()
+        for path in sorted(plain.iterdir()):
+            if path.name == "config.json" or path.name.startswith("model"):
+                os.replace(path, model / path.name)  # noqa: PTH105 (one file system)
+    for name, content in tokenizer_files(checkpoint, job).items():
+        (model / name).write_bytes(content)
+    if job.prompts:
+        _write_json(folder / CALIBRATION, list(job.prompts))
+    _write_json(folder / JOB, worker_job(job, checkpoint))
+
+
+def tokenizer_files(checkpoint: Checkpoint, job: RkllmJob) -> dict[str, bytes]:
+    """Tokenizer files with the chat template in them, in the spelling that the release reads."""
+    files = with_chat_template(checkpoint.tokenizer_files(), job.template)
+    if job.conversion.release.merges == "text" and TOKENIZER in files:
+        tokenizer = json.loads(files[TOKENIZER])
+        merges = tokenizer["model"].get("merges", [])
+        tokenizer["model"]["merges"] = [
+            merge if isinstance(merge, str) else " ".join(merge) for merge in merges
+        ]
+        files[TOKENIZER] = json.dumps(tokenizer, ensure_ascii=False).encode()
+    return files
+
+
+def worker_job(job: RkllmJob, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The job that the program takes, here and on another machine."""
+    dtype = plain_dtype(checkpoint)
+    return {
+        "imports": job.conversion.toolkit.imports,
+        "calls": calls(job.conversion, dtype=dtype, file=job.file),
+        "file": job.file,
+    }
+
+
+def prepare_only(job: RkllmJob, checkpoint: Checkpoint, progress: Progress) -> Path:
+    """Leave everything that the toolkit needs, and the program that calls it, in ``job.out``."""
+    with staged(job.out, force=False, needed_bytes=needed_bytes(job, checkpoint)) as folder:
+        prepare(job, checkpoint, folder, progress)
+        shutil.copyfile(PROGRAM, folder / CONVERT)
+    return job.out
+
+
+def convert(
+    job: RkllmJob,
+    checkpoint: Checkpoint,
+    *,
+    interpreter: Interpreter,
+    limits: Limits,
+    threads: int,
+    progress: Progress,
+) -> Artifact:
+    """Prepare, convert, verify, seal; whatever happens, nothing unfinished stays."""
+    needed = needed_bytes(job, checkpoint)
+    with staged(job.out, force=job.force, needed_bytes=needed) as folder:
+        with TemporaryDirectory(
+            dir=folder.parent, prefix=f".{job.out.name}.", suffix=".tool"
+        ) as scratch:
+            prepare(job, checkpoint, Path(scratch), progress)
+            result = run_tool(
+                Tool(job.conversion.toolkit.name, PROGRAM),
+                worker_job(job, checkpoint),
+                ConvertResult,
+                interpreter=interpreter,
+                limits=limits,
+                folder=Path(scratch),
+                threads=threads,
+                progress=progress,
+            )
+            refuse(file_problems(Path(scratch) / job.file, job.conversion, checkpoint.config))
+            os.replace(Path(scratch) / job.file, folder / job.file)  # noqa: PTH105
+        size = (folder / job.file).stat().st_size
+        manifest = _manifest(job, checkpoint, result, size)
+        seal(folder, manifest, original_card=checkpoint.provenance.card)
+    return Artifact.open(job.out)
+
+
+def _plain(job: RkllmJob, checkpoint: Checkpoint, out: Path) -> Job:
+    import torch
+
+    dtype = plain_dtype(checkpoint)
+    recipe = Recipe(model=job.recipe.model, quantizer="cast", exporter="safetensors")
+    return Job(Cast(dtype), PlainSafetensors(getattr(torch, dtype)), out, recipe)
+
+
+def _manifest(job: RkllmJob, checkpoint: Checkpoint, result: ConvertResult, size: int) -> Manifest:
+    conversion = job.conversion
+    return Manifest(
+        container=CONTAINER,
+        architecture=checkpoint.config["model_type"],
+        base_model=checkpoint.provenance.base_model,
+        license=checkpoint.provenance.license,
+        source=Source(
+            ref=checkpoint.ref, revision=checkpoint.revision, files=checkpoint.source_digest()
+        ),
+        recipe=job.recipe.to_dict(),
+        quantization=quantization_record(
+            CONTAINER,
+            _layout(conversion, checkpoint.config),
+            float_dtype="float16",
+            file_bytes=size,
+        ),
+        conversion=ConversionRecord(
+            tool=conversion.toolkit.name,
+            version=conversion.release.version,
+            python=result.python,
+            platform=conversion.npu.platform,
+            dtype=conversion.dtype.name,
+            runtime=conversion.release.version,
+            driver=conversion.release.driver,
+            calls=result.calls,
+        ),
+        libraries={
+            **{name: version(name).partition("+")[0] for name in LIBRARIES},
+            **{f"toolkit: {n}": v.partition("+")[0] for n, v in sorted(result.versions.items())},
+        },
+    )
+
+
+def _layout(conversion: Conversion, config: Mapping[str, Any]) -> Layout:
+    """What was asked for of each linear; which a hybrid rate picks is the toolkit's secret."""
+    import torch
+
+    dtype = conversion.dtype
+    scheme = AffineScheme(dtype.weight_bits, dtype.group_size, symmetric=True)
+    linears = {
+        f"{layer_prefix(index)}{name}.weight": shape
+        for index in range(config["num_hidden_layers"])
+        for name, shape in linear_shapes(config).items()
+    }
+    return {
+        name: QuantizedSpec(linears[name], scheme)
+        if name in linears
+        else PlainSpec(shape, torch.float16)
+        for name, shape in tensor_shapes(config).items()
+    }
+
+
+def _write_json(path: Path, document: Any) -> None:
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,59 @@
+"""Whether a converted file can be what it is said to be: its beginning and its size.
+
+The format is not published, so that nothing more is known of it here; the vendor's runtime on a
+board is what reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gemquant.errors import ArtifactError
+from gemquant.forecast.candidate import table_size
+from gemquant.forecast.npu import linear_bytes, stored_bytes
+from gemquant.foreign.rkllm_rules import Conversion
+
+SUFFIX = ".rkllm"
+LEAST = 0.9
+EXACT = 0.05
+TOKENIZER_BYTES = 64
+"""For each token of the vocabulary, generously: its text, score and type."""
+
+
+def file_problems(
+    path: Path, conversion: Conversion, config: Mapping[str, Any]
+) -> list[ArtifactError]:
+    """Compare a file with what its release writes of such a model."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        begins = file.read(4).hex()
+    problems = []
+    magic = conversion.release.magic
+    if magic is not None and begins != magic:
+        problems.append(
+            ArtifactError(f"{path.name} begins with {begins}, not with {magic} as RKLLM files do.")
+        )
+    low, high = size_range(conversion, config)
+    if not low <= size <= high:
+        problems.append(
+            ArtifactError(
+                f"{path.name} has {size} bytes; {low} to {high} were to be expected of "
+                f"{conversion.dtype.name}."
+            )
+        )
+    return problems
+
+
+def size_range(conversion: Conversion, config: Mapping[str, Any]) -> tuple[int, int]:
+    """Bytes that a file may have. Close where the release's files were measured, else wide:
+    from nine tenths of the linears to everything with embedding and head in float32.
+    """
+    release, dtype = conversion.release, conversion.dtype
+    tokenizer = TOKENIZER_BYTES * int(config["vocab_size"]) + 100_000
+    if release.head_bits is not None and not conversion.options.hybrid_rate:
+        planned = stored_bytes(config, dtype, release)
+        return int(planned * (1 - EXACT)), int(planned * (1 + EXACT)) + tokenizer
+    linears = linear_bytes(config, dtype)
+    return int(LEAST * linears), int(1.3 * linears) + 8 * table_size(config) + tokenizer
