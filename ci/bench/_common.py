@@ -147,14 +147,16 @@ class Stopwatch:
         return self._last[task] - self._began[task]
 
 
-def print_setting(given: argparse.Namespace, *, threads: str) -> None:
+def print_setting(
+    given: argparse.Namespace, *, threads: str, stored: str = "w4 g128 with zero points"
+) -> None:
     """Print what a figure depends on: machine, threads, versions, model and text."""
     versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     print(f"machine  {cpu_model()}, {default_threads()} cores, {platform.platform(terse=True)}")
     print(f"threads  {threads}; calibration traced in {tracing_dtype(given)}")
     print(f"versions Python {platform.python_version()}, {versions}")
     print(
-        f"model    {given.model}, w4 g128 with zero points; calibration {given.samples} × "
+        f"model    {given.model}, {stored}; calibration {given.samples} × "
         f"{given.seq_len} tokens, evaluation {given.eval_windows} × {given.seq_len} per slice, "
         f"seed {given.seed}",
         flush=True,

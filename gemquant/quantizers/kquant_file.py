@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gemquant.errors import GemquantError
+from gemquant.errors import GemquantError, RuntimeMissingError
 from gemquant.family import Substitution
 from gemquant.gemma.gguf_names import to_gguf
 from gemquant.gemma.gguf_type_summary import fallbacks
@@ -67,8 +67,18 @@ class KQuantFile:
         return BlockScheme(self.types[name]) if name in self.types else None
 
     def problems(self, linears: Mapping[str, tuple[int, int]]) -> list[GemquantError]:  # noqa: ARG002
-        """Nothing that was not said when the types were chosen."""
-        return []
+        """Formats that nothing on this machine quantizes to."""
+        from gemquant.numerics.ggml.kernels import kernel_of
+
+        missing = {k.name for k in self.types.values() if not k.is_float and kernel_of(k) is None}
+        if not missing:
+            return []
+        return [
+            RuntimeMissingError(
+                f"{', '.join(sorted(missing))}: neither a kernel of gemquant's nor ggml is here.",
+                hint="pip install 'gemquant[gguf]' brings ggml; `gemquant doctor` says more.",
+            )
+        ]
 
     def facts(self, recipe: Recipe) -> Mapping[str, str | int]:
         """Where the importance of columns comes from, under llama.cpp's keys."""

@@ -6,6 +6,7 @@ llama.cpp's sources, $LLAMA_CPP_PYTHON a Python with what its converter imports.
 
 from __future__ import annotations
 
+import filecmp
 import os
 import subprocess
 import sys
@@ -99,3 +100,19 @@ def test_quantizing_again_gives_llama_cpps_bytes(
     llama.quantize(first, tmp_path / "theirs.gguf", "Q5_K_M", options)
     (again,) = (tmp_path / "again").glob("*.gguf")
     assert again.read_bytes() == (tmp_path / "theirs.gguf").read_bytes()
+
+
+@pytest.mark.real
+def test_the_sample_model_quantized_again_gives_llama_cpps_bytes(
+    run: Run, llama: Llama, tmp_path: Path
+) -> None:
+    from gemquant.checkpoint.sample import assembled, sample_named
+
+    source = assembled(sample_named("gemma-3-270m"))
+    flags = ["--type", "Q4_K_M", "--type", "Q5_K_M", "--no-eval", "-o", "ours"]
+    assert run("gguf", "sample:gemma-3-270m", *flags).code == 0
+    for name in ("Q4_K_M", "Q5_K_M"):
+        options = QuantizeOptions(threads=2, allow_requantize=True)
+        llama.quantize(source, tmp_path / "theirs.gguf", name, options)
+        (ours,) = (tmp_path / "ours" / name).glob("*.gguf")
+        assert filecmp.cmp(ours, tmp_path / "theirs.gguf", shallow=False), name

@@ -88,3 +88,19 @@ def test_a_format_that_does_not_fit_is_told_for_every_file() -> None:
 def test_every_format_of_ggml_has_its_sub_blocks_and_its_name() -> None:
     assert tuple(_SUB_BLOCKS) == BLOCK_FORMATS
     assert set(TYPES) == set(BLOCK_FORMATS)
+
+
+def test_formats_that_nothing_here_quantizes_to_are_told_before_work(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (member,) = KQuant(type=("Q4_K_M",), embedding_type="F16").members(config)
+    assert member.quantizer.problems({}) == []
+    monkeypatch.setattr("gemquant.numerics.ggml.kernels.kernel_of", lambda kind: None)
+    (problem,) = member.quantizer.problems({})
+    assert problem.exit_code == 8
+    assert problem.message.startswith("Q4_K, Q6_K: neither a kernel of gemquant's nor ggml")
+
+
+def test_a_file_and_a_calibration_are_one_too_many() -> None:
+    (problem,) = KQuant(imatrix="im.gguf", importance=True).problems({})
+    assert problem.message == "--imatrix and --importance: one importance matrix at a time."
