@@ -35,8 +35,13 @@ static void pack_codes(const uint8_t *restrict codes, struct q3_k *restrict out)
     }
 }
 
-/* Write a super-block whose scales are known. scales: + 32, from 0 to 63. codes: those of the search,
-   which are replaced wherever the final scale is not zero. */
+/* Whether a block's final scale is zero: ggml then leaves the codes that its search ended with. */
+ALWAYS_INLINE int is_zero(uint16_t d, uint8_t scale) {
+    return half_value(d) * (float)(scale - 32) == 0.f;
+}
+
+/* Write a super-block whose scales are known. scales: + 32, from 0 to 63. codes: those of the search
+   where a block's final scale is zero; the others are filled in. */
 static void finish(
     const float *x, const uint8_t *scales, uint16_t half, int32_t *codes, struct q3_k *out
 ) {
@@ -74,28 +79,27 @@ static void plain_super_block(
     }
     ALIGNED int32_t codes[256];
     for (int block = 0; block < 16; ++block)
-        for (int i = 0; i < 16; ++i) codes[16 * block + i] = (int32_t)search_codes[i][block];
+        for (int i = 0; is_zero(half, scales[block]) && i < 16; ++i)
+            codes[16 * block + i] = (int32_t)search_codes[i][block];
     finish(x, scales, half, codes, out);
 }
 
 static void plain_batch(const struct batch *batch, struct q3_k *out) {
-    enum { TILES = 4, VECTORS = TILES * TILE / LANES };
-    ALIGNED float tiles[TILES][16][TILE], codes[TILES][16][TILE], scales[TILES][TILE];
-    for (int first = 0; first < batch->used; first += TILES) {
-        for (int n = 0; n < TILES; ++n) to_tile(16, batch->x[first + n], tiles[n]);
-        for (int vector = 0; vector < VECTORS; vector += ABREAST) {
-            const float *x[ABREAST];
-            float *code[ABREAST], *scale[ABREAST];
-            for (int k = 0; k < ABREAST; ++k) {
-                const int n = (vector + k) * LANES / TILE, lane = (vector + k) * LANES % TILE;
-                x[k] = &tiles[n][0][lane], code[k] = &codes[n][0][lane];
-                scale[k] = &scales[n][lane];
-            }
-            refine_scales(x, code, scale);
+    ALIGNED float tiles[TILE][16][TILE], codes[TILE][16][TILE], scales[TILE][TILE];
+    for (int n = 0; n < batch->used; ++n) to_tile(16, batch->x[n], tiles[n]);
+    const int vectors = batch->used * TILE / LANES;
+    for (int first = 0; first < vectors; first += POOL) {
+        const int count = vectors - first < POOL ? vectors - first : POOL;
+        const float *x[POOL];
+        float *code[POOL], *scale[POOL];
+        for (int k = 0; k < count; ++k) {
+            const int n = (first + k) * LANES / TILE, lane = (first + k) * LANES % TILE;
+            x[k] = &tiles[n][0][lane], code[k] = &codes[n][0][lane], scale[k] = &scales[n][lane];
         }
-        for (int n = 0; n < TILES && first + n < batch->used; ++n)
-            plain_super_block(batch->x[first + n], scales[n], codes[n], out + first + n);
+        refine_scales(count, x, code, scale);
     }
+    for (int n = 0; n < batch->used; ++n)
+        plain_super_block(batch->x[n], scales[n], codes[n], out + n);
 }
 
 /* ---------------------------------------------------------------- with importances */
@@ -142,17 +146,19 @@ static void weighted_batch(const struct batch *batch, struct q3_k *out) {
         memcpy(zero + lane, &fit.zero, sizeof fit.zero);
     }
     for (int n = 0; n < batch->used; ++n) {
+        const uint16_t half = half_of(d[n]);
         int32_t wide[16];
         uint8_t final[16];
         codes_of_search(found.scale[n], inverses[n], zero[n], 32, wide);
         for (int block = 0; block < 16; ++block) {
             final[block] = (uint8_t)wide[block];
-            codes_of_search(
-                batch->x[n] + 16 * block, found.inverse[n][block], found.zero[n][block], 4,
-                codes + 16 * block
-            );
+            if (is_zero(half, final[block]))
+                codes_of_search(
+                    batch->x[n] + 16 * block, found.inverse[n][block], found.zero[n][block], 4,
+                    codes + 16 * block
+                );
         }
-        finish(batch->x[n], final, half_of(d[n]), codes, out + n);
+        finish(batch->x[n], final, half, codes, out + n);
     }
 }
 

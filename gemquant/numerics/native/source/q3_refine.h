@@ -4,8 +4,9 @@
 
 #include "scale_search.h"
 
-/* Vectors that are refined in turn: each element waits for a division, which the others fill. */
-enum { ABREAST = 4 };
+/* Vectors that are refined together, until none of a vector's blocks changes; and in turn, because
+   each element waits for a division, which the others fill. */
+enum { POOL = 16, ABREAST = 4 };
 
 struct refined {
     lanes sumlx, suml2; /* Σ w·x·code, Σ w·code², w = x² */
@@ -30,14 +31,14 @@ ALWAYS_INLINE void refine_element(const float *x, float *code_at, struct refined
     state->changed |= better;
 }
 
-/* For ABREAST vectors of blocks: x, codes: where the first of 16 elements is in its tile.
-   Returns scales; codes from 0 to 7 are stored. */
-ALWAYS_INLINE void refine_scales(
-    const float *const x[ABREAST], float *const codes[ABREAST], float *const scales[ABREAST]
+/* For up to POOL vectors of blocks, whose 16 elements and codes lie in tiles, from the first on.
+   Stores scales, and codes from 0 to 7. */
+static void refine_scales(
+    int count, const float *const *x, float *const *codes, float *const *scales
 ) {
-    struct refined state[ABREAST];
-    int_lanes zero[ABREAST];
-    for (int k = 0; k < ABREAST; ++k) {
+    struct refined state[POOL];
+    int_lanes zero[POOL];
+    for (int k = 0; k < count; ++k) {
         lanes largest = lanes_all(0.f), size = lanes_all(0.f);
         for (int i = 0; i < 16; ++i) {
             const lanes xi = lanes_load(x[k] + i * TILE), absolute = lanes_abs(xi);
@@ -57,16 +58,24 @@ ALWAYS_INLINE void refine_scales(
         }
     }
     /* A block that one pass did not change is not changed by another: ggml stops there. */
-    for (int pass = 0; pass < 5; ++pass) {
-        for (int k = 0; k < ABREAST; ++k) state[k].changed = (int_lanes){0};
-        for (int i = 0; i < 16; ++i)
-            for (int k = 0; k < ABREAST; ++k)
-                refine_element(x[k] + i * TILE, codes[k] + i * TILE, &state[k]);
-        int_lanes changed = {0};
-        for (int k = 0; k < ABREAST; ++k) changed |= state[k].changed & ~zero[k];
-        if (!lanes_any(changed)) break;
+    int left = count, order[POOL];
+    for (int k = 0; k < count; ++k) order[k] = k;
+    for (int pass = 0; pass < 5 && left > 0; ++pass) {
+        for (int first = 0; first < left; first += ABREAST) {
+            const int last = first + ABREAST < left ? first + ABREAST : left;
+            for (int k = first; k < last; ++k) state[order[k]].changed = (int_lanes){0};
+            for (int i = 0; i < 16; ++i)
+                for (int k = first; k < last; ++k) {
+                    const int at = order[k];
+                    refine_element(x[at] + i * TILE, codes[at] + i * TILE, &state[at]);
+                }
+        }
+        int still = 0;
+        for (int k = 0; k < left; ++k)
+            if (lanes_any(state[order[k]].changed & ~zero[order[k]])) order[still++] = order[k];
+        left = still;
     }
-    for (int k = 0; k < ABREAST; ++k) {
+    for (int k = 0; k < count; ++k) {
         const int_lanes none = zero[k] | ~(state[k].suml2 > 0.f);
         lanes_store(
             scales[k], lanes_select(none, lanes_all(0.f), state[k].sumlx / state[k].suml2)
