@@ -9,9 +9,7 @@ Source: AutoAWQ ``awq/modules/linear/gemm.py`` and ``awq/utils/packing_utils.py`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -27,10 +25,9 @@ from gemquant.exporters.affine_layers import (
     other_kinds,
 )
 from gemquant.exporters.limits import indivisible_inputs, listed, quantized_tables
-from gemquant.exporters.packed_linear import module_of, stored_specs
-from gemquant.exporters.packed_weights import PackedWeights
-from gemquant.exporters.packed_writer import PackedWriter, packed_writer
-from gemquant.exporters.safetensors_writer import MAX_SHARD_BYTES, file_sizes
+from gemquant.exporters.packed_folder import PackedFolder
+from gemquant.exporters.packed_linear import PackedLinear, module_of
+from gemquant.exporters.packed_weights import SchemeReader
 from gemquant.exporters.transformers_config import runtime_config
 from gemquant.gemma.structure import EMBEDDING, HEAD
 from gemquant.numerics.packing import pack_awq_gemm, unpack_awq_gemm
@@ -88,11 +85,11 @@ class AwqGemmLinear:
 
 
 @dataclass(frozen=True)
-class AwqGemm:
+class AwqGemm(PackedFolder):
     """Exporter for ``quant_method: awq``, ``version: gemm``; satisfies ``protocols.Exporter``."""
 
     name: ClassVar[str] = "awq-gemm"
-    max_shard_bytes: int = MAX_SHARD_BYTES
+    packing: ClassVar[PackedLinear] = AwqGemmLinear()
 
     def container(self, config: Mapping[str, Any]) -> Container:  # noqa: ARG002 (protocol)
         """float16 throughout: AWQ's kernels take nothing else."""
@@ -135,22 +132,15 @@ class AwqGemm:
             )
         return problems
 
-    def file_sizes(self, header: ArtifactHeader) -> Mapping[str, int]:
-        """Exact bytes of every file."""
-        specs = stored_specs(header.layout, AwqGemmLinear())
-        return file_sizes(specs, max_shard_bytes=self.max_shard_bytes)
-
-    def create(self, folder: Path, header: ArtifactHeader) -> AbstractContextManager[PackedWriter]:
-        """Open a writer in an existing scratch folder."""
+    def config(self, header: ArtifactHeader) -> Mapping[str, Any]:
+        """The model's own configuration, and how its layers are quantized."""
         quantization = quantization_config(header.layout)
-        config = runtime_config(header.config, torch.float16, quantization)
-        return packed_writer(
-            folder, header.layout, AwqGemmLinear(), config, max_shard_bytes=self.max_shard_bytes
-        )
+        return runtime_config(header.config, torch.float16, quantization)
 
-    def open(self, folder: Path) -> PackedWeights:
-        """Read a finished folder back; ArtifactError if its structure is not this container's."""
-        return PackedWeights.open(folder, AwqGemmLinear(), scheme_reader)
+    @property
+    def scheme_reader(self) -> SchemeReader:
+        """Of this container."""
+        return scheme_reader
 
 
 def quantization_config(layout: Layout) -> dict[str, Any]:

@@ -12,9 +12,7 @@ transformers 5.23 ``quantizers/quantizer_bnb_4bit.py``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -27,10 +25,9 @@ from gemquant.exporters.bitsandbytes_linear import (
     read_quant_state,
 )
 from gemquant.exporters.limits import listed, quantized_tables
-from gemquant.exporters.packed_linear import module_of, stored_specs
-from gemquant.exporters.packed_weights import PackedWeights
-from gemquant.exporters.packed_writer import PackedWriter, packed_writer
-from gemquant.exporters.safetensors_writer import MAX_SHARD_BYTES, file_sizes
+from gemquant.exporters.packed_folder import PackedFolder
+from gemquant.exporters.packed_linear import PackedLinear, module_of
+from gemquant.exporters.packed_weights import SchemeReader
 from gemquant.exporters.transformers_config import runtime_config
 from gemquant.gemma.structure import EMBEDDING, HEAD
 from gemquant.protocols import ArtifactHeader, Container, Layout, PlainSpec, QuantizedSpec
@@ -39,11 +36,11 @@ from gemquant.scheme import Scheme, describe
 
 
 @dataclass(frozen=True)
-class BitsAndBytes:
+class BitsAndBytes(PackedFolder):
     """Exporter for ``quant_method: bitsandbytes``; satisfies ``protocols.Exporter``."""
 
     name: ClassVar[str] = "bitsandbytes"
-    max_shard_bytes: int = MAX_SHARD_BYTES
+    packing: ClassVar[PackedLinear] = BitsAndBytesLinear()
 
     def container(self, config: Mapping[str, Any]) -> Container:  # noqa: ARG002 (protocol)
         """Scales in float32, everything that is not quantized in Gemma's own bfloat16."""
@@ -85,26 +82,15 @@ class BitsAndBytes:
             )
         return problems
 
-    def file_sizes(self, header: ArtifactHeader) -> Mapping[str, int]:
-        """Exact bytes of every file."""
-        specs = stored_specs(header.layout, BitsAndBytesLinear())
-        return file_sizes(specs, max_shard_bytes=self.max_shard_bytes)
-
-    def create(self, folder: Path, header: ArtifactHeader) -> AbstractContextManager[PackedWriter]:
-        """Open a writer in an existing scratch folder."""
+    def config(self, header: ArtifactHeader) -> Mapping[str, Any]:
+        """The model's own configuration, and how its layers are quantized."""
         quantization = quantization_config(header.layout)
-        config = runtime_config(header.config, torch.bfloat16, quantization)
-        return packed_writer(
-            folder,
-            header.layout,
-            BitsAndBytesLinear(),
-            config,
-            max_shard_bytes=self.max_shard_bytes,
-        )
+        return runtime_config(header.config, torch.bfloat16, quantization)
 
-    def open(self, folder: Path) -> PackedWeights:
-        """Read a finished folder back; ArtifactError if its structure is not this container's."""
-        return PackedWeights.open(folder, BitsAndBytesLinear(), scheme_reader)
+    @property
+    def scheme_reader(self) -> SchemeReader:
+        """Of this container."""
+        return scheme_reader
 
 
 def quantization_config(layout: Layout) -> dict[str, Any]:

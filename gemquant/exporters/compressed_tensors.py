@@ -11,9 +11,7 @@ Source: compressed-tensors 0.20 ``compressors/pack_quantized/``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -29,10 +27,9 @@ from gemquant.exporters.affine_layers import (
     other_kinds,
 )
 from gemquant.exporters.limits import indivisible_inputs, listed, quantized_tables
-from gemquant.exporters.packed_linear import module_of, stored_specs
-from gemquant.exporters.packed_weights import PackedWeights
-from gemquant.exporters.packed_writer import PackedWriter, packed_writer
-from gemquant.exporters.safetensors_writer import MAX_SHARD_BYTES, file_sizes
+from gemquant.exporters.packed_folder import PackedFolder
+from gemquant.exporters.packed_linear import PackedLinear, module_of
+from gemquant.exporters.packed_weights import SchemeReader
 from gemquant.exporters.transformers_config import runtime_config
 from gemquant.gemma.structure import EMBEDDING, HEAD
 from gemquant.numerics.packing import pack_bits, packed_width, unpack_bits
@@ -108,11 +105,11 @@ class PackQuantizedLinear:
 
 
 @dataclass(frozen=True)
-class CompressedTensors:
+class CompressedTensors(PackedFolder):
     """Exporter for ``quant_method: compressed-tensors``; satisfies ``protocols.Exporter``."""
 
     name: ClassVar[str] = "compressed-tensors"
-    max_shard_bytes: int = MAX_SHARD_BYTES
+    packing: ClassVar[PackedLinear] = PackQuantizedLinear()
 
     def container(self, config: Mapping[str, Any]) -> Container:  # noqa: ARG002 (protocol)
         """bfloat16 throughout: Gemma's own type, and the one that Gemma 3 needs."""
@@ -138,26 +135,15 @@ class CompressedTensors:
             )
         return problems
 
-    def file_sizes(self, header: ArtifactHeader) -> Mapping[str, int]:
-        """Exact bytes of every file."""
-        specs = stored_specs(header.layout, PackQuantizedLinear())
-        return file_sizes(specs, max_shard_bytes=self.max_shard_bytes)
-
-    def create(self, folder: Path, header: ArtifactHeader) -> AbstractContextManager[PackedWriter]:
-        """Open a writer in an existing scratch folder."""
+    def config(self, header: ArtifactHeader) -> Mapping[str, Any]:
+        """The model's own configuration, and how its layers are quantized."""
         quantization = quantization_config(header.layout)
-        config = runtime_config(header.config, torch.bfloat16, quantization)
-        return packed_writer(
-            folder,
-            header.layout,
-            PackQuantizedLinear(),
-            config,
-            max_shard_bytes=self.max_shard_bytes,
-        )
+        return runtime_config(header.config, torch.bfloat16, quantization)
 
-    def open(self, folder: Path) -> PackedWeights:
-        """Read a finished folder back; ArtifactError if its structure is not this container's."""
-        return PackedWeights.open(folder, PackQuantizedLinear(), scheme_reader)
+    @property
+    def scheme_reader(self) -> SchemeReader:
+        """Of this container."""
+        return scheme_reader
 
 
 def quantization_config(layout: Layout) -> dict[str, Any]:

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -27,10 +25,9 @@ from gemquant.exporters.limits import (
     missing_bits,
     missing_group_sizes,
 )
-from gemquant.exporters.packed_linear import module_of, stored_specs
-from gemquant.exporters.packed_weights import PackedWeights
-from gemquant.exporters.packed_writer import PackedWriter, packed_writer
-from gemquant.exporters.safetensors_writer import MAX_SHARD_BYTES, file_sizes
+from gemquant.exporters.packed_folder import PackedFolder
+from gemquant.exporters.packed_linear import PackedLinear, module_of
+from gemquant.exporters.packed_weights import SchemeReader
 from gemquant.exporters.transformers_config import runtime_config
 from gemquant.protocols import (
     AffineScheme,
@@ -46,11 +43,11 @@ LINEAR = BiasLinear("biases")
 
 
 @dataclass(frozen=True)
-class MLX:
+class MLX(PackedFolder):
     """Exporter for MLX's affine mode; satisfies ``protocols.Exporter``."""
 
     name: ClassVar[str] = "mlx"
-    max_shard_bytes: int = MAX_SHARD_BYTES
+    packing: ClassVar[PackedLinear] = LINEAR
 
     def container(self, config: Mapping[str, Any]) -> Container:  # noqa: ARG002 (protocol)
         """bfloat16 throughout, as in MLX's own conversions of Gemma."""
@@ -68,23 +65,16 @@ class MLX:
             *_unreadable(header.config),
         ]
 
-    def file_sizes(self, header: ArtifactHeader) -> Mapping[str, int]:
-        """Exact bytes of every file."""
-        specs = stored_specs(header.layout, LINEAR)
-        return file_sizes(specs, max_shard_bytes=self.max_shard_bytes)
-
-    def create(self, folder: Path, header: ArtifactHeader) -> AbstractContextManager[PackedWriter]:
-        """Open a writer in an existing scratch folder."""
+    def config(self, header: ArtifactHeader) -> Mapping[str, Any]:
+        """The model's own configuration, and how its layers are quantized, under two names."""
         quantization = quantization_config(header.layout)
         config = runtime_config(header.config, torch.bfloat16, quantization)
-        config["quantization"] = quantization
-        return packed_writer(
-            folder, header.layout, LINEAR, config, max_shard_bytes=self.max_shard_bytes
-        )
+        return {**config, "quantization": quantization}
 
-    def open(self, folder: Path) -> PackedWeights:
-        """Read a finished folder back; ArtifactError if its structure is not this container's."""
-        return PackedWeights.open(folder, LINEAR, scheme_reader)
+    @property
+    def scheme_reader(self) -> SchemeReader:
+        """Of this container."""
+        return scheme_reader
 
 
 def quantization_config(layout: Layout) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -16,22 +15,21 @@ import torch
 
 from gemquant.errors import ArtifactError, GemquantError, UnsupportedError
 from gemquant.exporters.limits import listed
-from gemquant.exporters.packed_linear import module_of, stored_specs
+from gemquant.exporters.packed_folder import PackedFolder
+from gemquant.exporters.packed_linear import module_of
 from gemquant.exporters.packed_weights import PackedWeights
-from gemquant.exporters.packed_writer import PackedWriter, packed_writer
-from gemquant.exporters.safetensors_writer import MAX_SHARD_BYTES, file_sizes
 from gemquant.exporters.transformers_config import runtime_config
 from gemquant.protocols import ArtifactHeader, Container, QuantizedSpec
 from gemquant.resources import bytes_of
 
 
 @dataclass(frozen=True)
-class PlainSafetensors:
+class PlainSafetensors(PackedFolder):
     """Exporter for folders without quantization; satisfies ``protocols.Exporter``."""
 
     name: ClassVar[str] = "safetensors"
+    packing: ClassVar[None] = None
     dtype: torch.dtype = torch.bfloat16
-    max_shard_bytes: int = MAX_SHARD_BYTES
 
     def configured(self, options: Mapping[str, Any]) -> Self:
         """Another one, by a job's options: ``dtype`` and ``shard_size``, if it has them."""
@@ -58,21 +56,18 @@ class PlainSafetensors:
             )
         ]
 
-    def file_sizes(self, header: ArtifactHeader) -> Mapping[str, int]:
-        """Exact bytes of every file."""
-        specs = stored_specs(header.layout, None)
-        return file_sizes(specs, max_shard_bytes=self.max_shard_bytes)
+    def config(self, header: ArtifactHeader) -> Mapping[str, Any]:
+        """The model's own configuration."""
+        return runtime_config(header.config, self.dtype, quantization=None)
 
-    def create(self, folder: Path, header: ArtifactHeader) -> AbstractContextManager[PackedWriter]:
-        """Open a writer in an existing scratch folder."""
-        config = runtime_config(header.config, self.dtype, quantization=None)
-        return packed_writer(
-            folder, header.layout, None, config, max_shard_bytes=self.max_shard_bytes
-        )
+    @property
+    def scheme_reader(self) -> None:
+        """Nothing has a scheme here."""
+        return None
 
     def open(self, folder: Path) -> PackedWeights:
         """Read a finished folder back; ArtifactError if its structure is not this container's."""
-        return _floating(PackedWeights.open(folder, None, None))
+        return _floating(super().open(folder))
 
 
 def _floating(weights: PackedWeights) -> PackedWeights:

@@ -6,11 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from gemquant.errors import GemquantError
-from gemquant.gemma.structure import EMBEDDING, HEAD
-from gemquant.options import option
-from gemquant.protocols import AffineScheme, AffineWeight, Block, Container
-from gemquant.quantizers.linears import BITS, GROUP_SIZES, indivisible, is_skipped, unused_patterns
+from gemquant.protocols import AffineWeight, Block, Container
+from gemquant.quantizers.affine_options import AffineOptions
 from gemquant.quantizers.rounding import nearest
 
 if TYPE_CHECKING:
@@ -18,38 +15,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class RoundToNearest:
+class RoundToNearest(AffineOptions):
     """Weights rounded to the nearest code, without calibration."""
 
     name: ClassVar[str] = "rtn"
     needs: ClassVar[frozenset[str]] = frozenset()
-
-    bits: int = option(4, "Bits per weight.", choices=BITS)
-    group_size: int = option(
-        128, "Input channels that share one scale; -1 for a whole channel.", choices=GROUP_SIZES
-    )
-    symmetric: bool = option(False, "Fix the zero point at the middle instead of storing one.")
-    skip: str = option("", "Layers to leave in floating point: comma-separated patterns.")
-    quantize_head: bool = option(False, "Quantize the head too, untied from the embedding.")
-    quantize_embedding: bool = option(
-        False, "Quantize the embedding too, and with it a head that is tied to it (mlx)."
-    )
-
-    def scheme_for(self, name: str, shape: tuple[int, int]) -> AffineScheme | None:  # noqa: ARG002
-        """The one scheme, unless the layer is to be skipped; the tables only when asked."""
-        asked = {EMBEDDING: self.quantize_embedding, HEAD: self.quantize_head}
-        if not asked.get(name, True):
-            return None
-        if is_skipped(name, self.skip):
-            return None
-        return AffineScheme(self.bits, self.group_size, self.symmetric)
-
-    def problems(self, linears: Mapping[str, tuple[int, int]]) -> list[GemquantError]:
-        """Layers that the group size does not divide; patterns that name nothing."""
-        return [
-            *indivisible(linears, self.group_size, self.skip),
-            *unused_patterns(linears, self.skip),
-        ]
 
     def quantize(self, block: Block, container: Container) -> Mapping[str, Tensor | AffineWeight]:
         """Round every linear of the block; where biases are stored, exactly as MLX does."""

@@ -1,0 +1,55 @@
+"""A safetensors folder whose linears are all packed in one way: what such containers share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from gemquant.exporters.packed_linear import PackedLinear, stored_specs
+from gemquant.exporters.packed_weights import PackedWeights, SchemeReader
+from gemquant.exporters.packed_writer import PackedWriter, packed_writer
+from gemquant.exporters.safetensors_writer import MAX_SHARD_BYTES, file_sizes
+from gemquant.protocols import ArtifactHeader
+
+
+@dataclass(frozen=True)
+class PackedFolder(ABC):
+    """The half of ``protocols.Exporter`` that writes and reads; a container adds its limits.
+
+    packing: how a linear is stored; None where nothing is quantized.
+    """
+
+    packing: ClassVar[PackedLinear | None]
+    max_shard_bytes: int = MAX_SHARD_BYTES
+
+    @abstractmethod
+    def config(self, header: ArtifactHeader) -> Mapping[str, Any]:
+        """What the runtime reads in ``config.json``."""
+
+    @property
+    @abstractmethod
+    def scheme_reader(self) -> SchemeReader | None:
+        """Finds a module's scheme in ``quantization_config``; None where nothing is quantized."""
+
+    def file_sizes(self, header: ArtifactHeader) -> Mapping[str, int]:
+        """Exact bytes of every file."""
+        specs = stored_specs(header.layout, self.packing)
+        return file_sizes(specs, max_shard_bytes=self.max_shard_bytes)
+
+    def create(self, folder: Path, header: ArtifactHeader) -> AbstractContextManager[PackedWriter]:
+        """Open a writer in an existing scratch folder."""
+        return packed_writer(
+            folder,
+            header.layout,
+            self.packing,
+            self.config(header),
+            max_shard_bytes=self.max_shard_bytes,
+        )
+
+    def open(self, folder: Path) -> PackedWeights:
+        """Read a finished folder back; ArtifactError if its structure is not this container's."""
+        return PackedWeights.open(folder, self.packing, self.scheme_reader)
