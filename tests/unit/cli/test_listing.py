@@ -73,6 +73,8 @@ def test_a_target_of_several_containers_says_when_to_choose_which(run: Run) -> N
     out = run("targets", "mps").out
     assert "The default: for mlx-lm and programs built on it" in out
     assert "For programs that are written for transformers." in out
+    assert "For llama.cpp and programs built on it" in out
+    assert "For training, for further conversion, or where memory is no concern" in out
 
 
 def test_quantizers_are_listed_with_their_options(run: Run) -> None:
