@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gemquant.cli.flags import output_flags
+from gemquant.cli.flags import complete_target, output_flags
 from gemquant.errors import RuntimeMissingError
 
 if TYPE_CHECKING:
     from gemquant.doctor import Finding
 
 
-def _doctor(*, as_json: bool, quiet: bool) -> None:
+def _doctor(*, target: str | None, as_json: bool, quiet: bool) -> None:
     from gemquant.cli import render
     from gemquant.doctor import examine
 
     del quiet  # there is no progress to silence
-    findings = examine()
+    findings = examine() if target is None else _target(target)
     if as_json:
         render.print_json([dataclasses.asdict(finding) for finding in findings])
     else:
@@ -30,6 +30,13 @@ def _doctor(*, as_json: bool, quiet: bool) -> None:
         raise RuntimeMissingError(
             f"Installed, but not as it must be: {names}.", hint=broken[0].command
         )
+
+
+def _target(name: str) -> list[Finding]:
+    from gemquant.foreign.rkllm_doctor import examine_target
+    from gemquant.target import load_target
+
+    return examine_target(load_target(name))
 
 
 def _print(findings: list[Finding]) -> None:
@@ -48,7 +55,15 @@ def _print(findings: list[Finding]) -> None:
 command = click.Command(
     "doctor",
     callback=_doctor,
-    params=output_flags(),
+    params=[
+        click.Option(
+            ["--target"],
+            metavar="NAME",
+            shell_complete=complete_target,
+            help="Say what is needed to convert for this NPU instead: rk3588 and its like.",
+        ),
+        *output_flags(),
+    ],
     help="""Say what of this installation works, and how to get the rest.
 
     Versions of all that gemquant needs, the kernels in use, the runtimes that run artifacts, the
@@ -57,5 +72,6 @@ command = click.Command(
     epilog="""\b
 Examples:
   gemquant doctor
+  gemquant doctor --target rk3588
   gemquant doctor --json""",
 )

@@ -1,0 +1,59 @@
+"""What a machine has to convert for an NPU with, and what brings the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gemquant.errors import UnsupportedError
+from gemquant.foreign import rkllm_doctor
+from gemquant.foreign.rkllm_doctor import examine_target
+from gemquant.target import load_target
+from gemquant.toolkit import load_toolkit
+from tests.signature_checker import signature_checker
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No environments but those of the test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("VIRTUAL_ENV", "CONDA_PREFIX"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_without_a_toolkit_the_steps_to_one_are_given() -> None:
+    (finding,) = (f for f in examine_target(load_target("rk3588")) if f.name == "rkllm-toolkit")
+    assert (finding.state, finding.found) == ("warning", "not found")
+    assert finding.command is not None
+    assert "rkllm_toolkit-1.3.0-*-linux_x86_64.whl" in finding.command
+
+
+def test_every_environment_is_named_with_what_it_converts(tmp_path: Path) -> None:
+    toolkit = load_toolkit("rkllm-toolkit")
+    for number in ("1.0.1", "1.2.0"):
+        release = toolkit.version(number)
+        assert release is not None
+        signature_checker(tmp_path / f"venv-{number}", release, log=tmp_path / "log")
+    found = {f.name: f for f in examine_target(load_target("rk3588"))}
+    old, new = found["rkllm-toolkit 1.0.1"], found["rkllm-toolkit 1.2.0"]
+    assert old.state == new.state == "ok"
+    assert old.found.endswith("venv-1.0.1/bin/python; gemma to w8a8")
+    assert "gemma, gemma2, gemma3_text to w8a8, w8a8_g128" in new.found
+    assert new.purpose == "runtime 1.2.0, NPU driver 0.9.8 or newer on the board"
+    rv = {f.name: f for f in examine_target(load_target("rv1126b"))}
+    assert rv["rkllm-toolkit 1.2.0"].state == "warning"
+    assert "does not know rv1126b" in rv["rkllm-toolkit 1.2.0"].found
+
+
+def test_another_system_is_told_to_convert_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rkllm_doctor.platform, "machine", lambda: "aarch64")
+    (finding,) = (f for f in examine_target(load_target("rk3588")) if f.name == "system")
+    assert finding.state == "warning"
+    assert "--prepare-only" in str(finding.command)
+
+
+def test_a_target_without_an_npu_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="its runtimes are examined without --target"):
+        examine_target(load_target("cuda"))
