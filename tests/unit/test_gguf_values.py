@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from gguf import GGUFReader, GGUFValueType
 
 from gemquant.gguf_values import (
     GgufValue,
+    StoredArray,
     boolean,
     booleans,
     float32,
@@ -66,3 +68,34 @@ def test_an_array_of_arrays_is_not_written() -> None:
     nested = GgufValue(GGUFValueType.ARRAY, [[1]], GGUFValueType.ARRAY)
     with pytest.raises(ValueError, match="are not written"):
         nested.packed()
+
+
+def test_a_stored_array_of_strings_is_decoded_when_it_is_looked_at() -> None:
+    octets = (
+        struct.pack("<Q", 2) + b"ab" + struct.pack("<Q", 0) + struct.pack("<Q", 2) + "é".encode()
+    )
+    stored = StoredArray(octets, GGUFValueType.STRING, [10, 18, 28])
+    assert stored == ["ab", "", "é"]
+    assert (len(stored), stored[0], stored[-1], stored[1:]) == (3, "ab", "é", ["", "é"])
+    value = GgufValue(GGUFValueType.ARRAY, stored, GGUFValueType.STRING)
+    assert value.packed() == strings(["ab", "", "é"]).packed()
+
+
+@pytest.mark.parametrize(
+    ("element", "values", "octets"),
+    [
+        (GGUFValueType.INT32, [-1, 7], struct.pack("<ii", -1, 7)),
+        (GGUFValueType.FLOAT32, [0.5, -2.0], struct.pack("<ff", 0.5, -2.0)),
+        (GGUFValueType.BOOL, [True, False, True], b"\x01\x00\x02"),
+    ],
+    ids=["int32", "float32", "bool"],
+)
+def test_a_stored_array_of_numbers_is_decoded_when_it_is_looked_at(
+    element: GGUFValueType, values: list[object], octets: bytes
+) -> None:
+    stored = StoredArray(octets, element, None)
+    assert stored == values
+    assert [type(value) for value in stored] == [type(value) for value in values]
+    assert stored[-1] == values[-1]
+    with pytest.raises(IndexError):
+        stored[len(values)]

@@ -244,3 +244,20 @@ def test_a_tensor_that_is_missing_is_found(
     error = changed(tmp_path / "Q8_0", {"blk.1.ffn_up.weight": b"blk.1.ffn_uq.weight"})
     assert error.exit_code == 6
     assert "model.layers.1.mlp.up_proj.weight" in str(error)
+
+
+def test_a_head_of_its_own_is_stored_and_measured(tmp_path: Path) -> None:
+    overrides = {**LLAMACPP["gemma3_text"], **WIDE, "num_hidden_layers": 2}
+    folder = write_tiny_gemma(tmp_path / "m", "gemma3_text", tied=False, overrides=overrides)
+    untied = open_checkpoint(str(folder))
+    (artifact,) = run_tiny(untied, jobs(untied, tmp_path / "out", "Q4_K_M"))
+    (path,) = artifact.path.glob("*.gguf")
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors}
+    assert (kinds["token_embd.weight"], kinds["output.weight"]) == ("Q4_K", "Q6_K")
+    opened = GGUF().open(artifact.path)
+    assert opened.config["tie_word_embeddings"] is False
+    (again,) = compare(untied, opened, EVALUATION)
+    for measured, recorded in zip(
+        again.slices, artifact.manifest.certificates[0].slices, strict=True
+    ):
+        assert measured.kl_mean.value == pytest.approx(recorded.kl_mean.value, rel=1e-5)
