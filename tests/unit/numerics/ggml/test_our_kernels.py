@@ -128,6 +128,19 @@ def test_bytes_are_ggmls(library, name, weights):
         assert torch.equal(ours, expected), f"importances: {importance}"
 
 
+@needs_ggml
+@pytest.mark.slow
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+@pytest.mark.parametrize("name", OURS)
+def test_bytes_of_a_whole_weight_are_ggmls(library, name, weighted):
+    torch.manual_seed(0)
+    weight = torch.randn(1024, 2304) * 0.02
+    importance = torch.rand(2304) + 0.01 if weighted else None
+    expected = blocks(ggml_kernel(TYPES[name]), weight, TYPES[name], importance)
+    ours = blocks(own_kernel(library, TYPES[name]), weight, TYPES[name], importance)
+    assert torch.equal(ours, expected)
+
+
 @st.composite
 def finite(draw, rows, columns, lowest=-1.0):
     """Numbers of every magnitude that a drawn range of exponents holds, some of them zero."""
