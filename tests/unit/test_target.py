@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from gemquant.errors import UnsupportedError, UsageError
+from gemquant.numerics.ggml.types import TYPES
 from gemquant.plugins import plugins
 from gemquant.protocols import PER_CHANNEL, AffineScheme, Scheme
-from gemquant.quantized_weights import CodebookScheme, RowwiseScheme
+from gemquant.quantized_weights import BlockScheme, CodebookScheme, RowwiseScheme
 from gemquant.target import load_target, targets
 
 W4 = AffineScheme(4, 128, symmetric=False)
@@ -48,6 +49,13 @@ def test_the_default_container_on_cuda(generation: str, scheme: Scheme, exporter
 def test_mlx_is_the_default_container_on_mps(generation: str, bits: int) -> None:
     scheme = AffineScheme(bits, 64, symmetric=False)
     assert load_target("mps").default_exporter(generation, [scheme]) == "mlx"
+
+
+@pytest.mark.parametrize("target", ["cpu", "cuda", "mps"])
+@pytest.mark.parametrize("generation", ["gemma", "gemma2", "gemma3_text"])
+def test_every_format_of_ggml_is_held_by_gguf_everywhere(target: str, generation: str) -> None:
+    schemes = [BlockScheme(kind) for kind in TYPES.values()]
+    assert load_target(target).default_exporter(generation, schemes) == "gguf"
 
 
 def test_no_runtime_on_cuda_loads_gemma3_from_the_awq_container() -> None:
