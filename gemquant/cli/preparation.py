@@ -66,6 +66,7 @@ def prepare(request: Request, progress: Progress) -> Prepared:
         )
     gathering = Gathering()
     gathering.attempt(lambda: require_device(request.recipe.device))
+    gathering.attempt(lambda: refuse(request.quantizer.problems(linear_weights(checkpoint))))
     members = gathering.attempt(lambda: members_of(request, checkpoint))
     jobs = gathering.attempt(lambda: jobs_for(request, members.value, checkpoint))
     planned = gathering.attempt(lambda: plan(jobs.value, checkpoint))
@@ -115,8 +116,8 @@ def calibration_dtype(recipe: Recipe) -> str:
 def members_of(request: Request, checkpoint: Checkpoint) -> Sequence[Member]:
     """Return what a command asks for: one artifact, unless its quantizer stands for several."""
     quantizer = request.quantizer
-    refuse(quantizer.problems(linear_weights(checkpoint)))
     if isinstance(quantizer, Family):
+        refuse(quantizer.problems(linear_weights(checkpoint)))
         return quantizer.members(checkpoint.config)
     return [Member("", quantizer, request.recipe.options)]
 

@@ -129,7 +129,9 @@ def test_a_missing_mlx_is_named_with_its_extra(
 
 def test_windows_has_no_mlx(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner_module.sys, "platform", "win32")
-    assert MlxRunner.unavailable("mlx") == "MLX has no build for Windows"
+    assert MlxRunner.unavailable("mlx") == (
+        "MLX has no build for Windows; run it on macOS, or on Linux's CPU"
+    )
 
 
 def test_another_container_is_not_for_mlx_lm() -> None:
