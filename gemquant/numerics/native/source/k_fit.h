@@ -21,7 +21,7 @@ enum { VECTORS = 2 };
 
 /* What is tried: (top + first + step · s) codes over the sub-block's range, s = 0 … steps.
    width: weights in a sub-block. absolute: the error is Σ w·|difference|, otherwise squared.
-   limits_first: make_qkx3_quants, which limits before it rounds (llama.cpp b11549). */
+   limits_first: make_qkx3_quants, which limits before it rounds (as xllamacpp 2026.10.11549 does). */
 struct grid {
     int width;
     float top, first, step;
