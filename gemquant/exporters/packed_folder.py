@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,7 +24,7 @@ class PackedFolder(ABC):
     """
 
     packing: ClassVar[PackedLinear | None]
-    max_shard_bytes: int = MAX_SHARD_BYTES
+    max_shard_bytes: int = field(default=MAX_SHARD_BYTES, kw_only=True)
 
     @abstractmethod
     def config(self, header: ArtifactHeader) -> Mapping[str, Any]:
