@@ -5,10 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from gemquant.resources import yield_idle_processors
 
 yield_idle_processors()
+# The same examples every time: a failure names the change, not the day. `--hypothesis-profile
+# default` looks for new ones.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 from tests.tiny_gemma import GENERATIONS, KINDS, Kind, write_tiny_gemma  # noqa: E402 (torch)
 

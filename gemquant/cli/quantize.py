@@ -6,11 +6,13 @@ import inspect
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from gemquant.cli.flags import model_argument
 from gemquant.cli.progress import reporter
 from gemquant.cli.quantizer_flags import common_flags, quantizer_flags
 from gemquant.cli.request import read_request
+from gemquant.errors import UsageError
 from gemquant.plugins import quantizer_type
 
 
@@ -48,11 +50,35 @@ def help_of(quantizer: type[Any]) -> str:
 
 def _command(name: str) -> tuple[type[QuantizerCommand], list[click.Parameter]]:
     """The class of a command, and flags beyond those of every quantizer: awq has two engines."""
+    if name == "gguf":
+        return QuantizerCommand, [from_flag()]
     if name != "awq":
         return QuantizerCommand, []
     from gemquant.cli.autoawq import AwqCommand, engine_flags
 
     return AwqCommand, engine_flags()
+
+
+def from_flag() -> click.Parameter:
+    """``--from``: the file that requantizing starts from, where MODEL is not given."""
+    return click.Option(
+        ["--from", "source"],
+        metavar="FILE.gguf",
+        help="GGUF file to start from; the same as giving it as MODEL.",
+    )
+
+
+def take_source(ctx: click.Context) -> None:
+    """Let ``--from`` stand for MODEL; UsageError where both are on the command line."""
+    source = ctx.params.pop("source", None)
+    if source is None:
+        return
+    if ctx.get_parameter_source("model") is ParameterSource.COMMANDLINE and ctx.params["model"]:
+        raise UsageError(
+            f"--from {source}: there is a MODEL too, {ctx.params['model']}.",
+            hint="Give one of them.",
+        )
+    ctx.params["model"] = source
 
 
 class QuantizerCommand(click.Command):
@@ -65,6 +91,7 @@ class QuantizerCommand(click.Command):
     def invoke(self, ctx: click.Context) -> None:
         """Run the command."""
         as_json = ctx.params["as_json"]
+        take_source(ctx)
         request = read_request(ctx, self.quantizer)
 
         from gemquant.cli import plan_tables, render

@@ -164,9 +164,21 @@ def test_a_gguf_is_quantized_silently_from_floats_and_with_a_caution_from_codes(
     # The same name, the same metadata, the same tensors.
     direct, second = Path("direct/tiny-Q5_K_M.gguf"), Path("second/tiny-Q5_K_M.gguf")
     assert direct.read_bytes() == second.read_bytes()
+    named = run(
+        *("gguf", "--from", "first/BF16/tiny-BF16.gguf", "--type", "Q5_K_M", "-o", "named"),
+        "--no-eval",
+    )
+    assert named.code == 0, named.err
+    assert Path("named/tiny-Q5_K_M.gguf").read_bytes() == second.read_bytes()
     twice = run("gguf", "first/Q8_0/tiny-Q8_0.gguf", "--type", "Q4_0", "-o", "third", "--no-eval")
     assert twice.code == 0
     assert "caution: first/Q8_0/tiny-Q8_0.gguf was quantized before (Q8_0)" in twice.err
+
+
+def test_a_model_beside_from_is_refused(run: Run, model: Path) -> None:
+    refused = run("gguf", str(model), "--from", "other.gguf")
+    assert refused.code == 2
+    assert f"--from other.gguf: there is a MODEL too, {model}." in refused.err
 
 
 def test_a_split_gguf_is_quantized_again(run: Run, model: Path) -> None:

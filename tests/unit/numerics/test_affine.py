@@ -131,8 +131,9 @@ def test_no_weight_within_the_codes_range_moves_by_more_than_half_a_step(
     wanted = weight.double().clamp(lowest, highest)
     found = dequantize(codes, scales, zeros).double()
     assert ((found - wanted).abs() <= step * 0.5 + 1e-6 * wanted.abs()).all()
-    # What lies outside is at most a step away: half for the zero point, the rest for the scale.
-    assert ((weight - wanted).abs() <= step).all()
+    # What lies outside is at most one step and a half away: half for the zero point, and one for a
+    # bfloat16 scale that is 2⁻⁸ too small, 255 times over.
+    assert ((weight - wanted).abs() <= 1.5 * step).all()
 
 
 @settings(max_examples=60, deadline=None)
