@@ -11,9 +11,8 @@ import click
 
 from gemquant.cli.flags import output_flags
 from gemquant.cli.progress import reporter
-from gemquant.cli.settings import problems_of, setting
+from gemquant.cli.settings import problems_of, setting, threads_of
 from gemquant.errors import GemquantError, UsageError, refuse
-from gemquant.resources import default_threads
 
 if TYPE_CHECKING:
     from gemquant.conversation.engine import Message
@@ -43,11 +42,9 @@ class ChatCommand(click.Command):
         given = ctx.params
         typed = sys.stdin.isatty()
         sampling = _sampling(given)
-        threads = given["threads"] if given["threads"] is not None else default_threads()
         problems = problems_of(ctx)
         problems += sampling.problems()
-        if threads < 1:
-            problems.append(UsageError(f"--threads {threads}: must be at least 1."))
+        threads = threads_of(given, problems)
         if typed and given["as_json"]:
             problems.append(
                 UsageError("--json: prints the answer to a question from a pipe; none is here.")

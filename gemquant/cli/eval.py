@@ -10,10 +10,9 @@ import click
 
 from gemquant.cli.flags import evaluation_flags, machine_flags, output_flags, window_flags
 from gemquant.cli.progress import reporter
-from gemquant.cli.settings import problems_of, setting
-from gemquant.errors import UsageError, refuse
+from gemquant.cli.settings import problems_of, setting, threads_of
+from gemquant.errors import refuse
 from gemquant.recipe import DEFAULT_EVAL_WINDOWS, Recipe
-from gemquant.resources import default_threads
 
 if TYPE_CHECKING:
     from gemquant.artifact import Artifact
@@ -34,9 +33,7 @@ class EvalCommand(click.Command):
         from gemquant.cli import render
 
         given = ctx.params
-        threads = given["threads"] if given["threads"] is not None else default_threads()
-        if threads < 1:
-            problems_of(ctx).append(UsageError(f"--threads {threads}: must be at least 1."))
+        threads = threads_of(given, problems_of(ctx))
         refuse(problems_of(ctx))
         artifact = Artifact.open(given["artifact"])
         recipe = _recipe(artifact, given)

@@ -15,10 +15,9 @@ from gemquant.cli.flags import (
     output_flags,
 )
 from gemquant.cli.progress import reporter
-from gemquant.cli.settings import problems_of, setting
+from gemquant.cli.settings import problems_of, setting, threads_of
 from gemquant.errors import OutputError, UsageError, refuse
 from gemquant.recipe import Recipe
-from gemquant.resources import default_threads
 
 if TYPE_CHECKING:
     from gemquant.calibration.importance import ImportanceMatrix
@@ -72,9 +71,7 @@ def _request(ctx: click.Context) -> tuple[Recipe, Path, int]:
                 "MODEL: missing.", hint="As in: gemquant imatrix sample:gemma-3-270m -o FILE"
             )
         )
-    threads = given["threads"] if given["threads"] is not None else default_threads()
-    if threads < 1:
-        problems.append(UsageError(f"--threads {threads}: must be at least 1."))
+    threads = threads_of(given, problems)
     out: Path | None = given["output"]
     if out is None:
         problems.append(UsageError("--output: missing.", hint="As in: -o my-gemma.imatrix.gguf"))

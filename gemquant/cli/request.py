@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gemquant.cli.flags import DEFAULTS
-from gemquant.cli.settings import COMPUTE_DTYPE, problems_of, target_folders
+from gemquant.cli.settings import COMPUTE_DTYPE, problems_of, target_folders, threads_of
 from gemquant.errors import GemquantError, UsageError, refuse
 from gemquant.options import options_of, problems_with
 from gemquant.protocols import Quantizer
 from gemquant.recipe import Recipe
-from gemquant.resources import default_threads
 
 if TYPE_CHECKING:
     from gemquant.target import Target
@@ -62,9 +61,7 @@ def read_request(ctx: click.Context, quantizer_type: type[Any]) -> Request:
         )
     recipe = _recipe(ctx, {name: getattr(quantizer, name) for name in options})
     problems += recipe.problems()
-    threads = given["threads"] if given["threads"] is not None else default_threads()
-    if threads < 1:
-        problems.append(UsageError(f"--threads {threads}: must be at least 1."))
+    threads = threads_of(given, problems)
     try:
         target = load_target(given["target"] or "", target_folders(given["target_folder"]))
         if given.get("exporter") is not None:

@@ -15,9 +15,8 @@ import click
 from gemquant.cli.chat import PRESETS
 from gemquant.cli.flags import output_flags
 from gemquant.cli.progress import reporter
-from gemquant.cli.settings import problems_of, setting
+from gemquant.cli.settings import problems_of, setting, threads_of
 from gemquant.errors import GemquantError, UsageError, refuse
-from gemquant.resources import default_threads
 
 if TYPE_CHECKING:
     from gemquant.conversation.serving import Serving
@@ -43,9 +42,7 @@ class ServeCommand(click.Command):
 
         given = ctx.params
         problems = problems_of(ctx)
-        threads = given["threads"] if given["threads"] is not None else default_threads()
-        if threads < 1:
-            problems.append(UsageError(f"--threads {threads}: must be at least 1."))
+        threads = threads_of(given, problems)
         parallel = given["parallel"]
         if not 1 <= parallel <= MAX_PARALLEL:
             problems.append(UsageError(f"--parallel {parallel}: must be from 1 to {MAX_PARALLEL}."))

@@ -16,6 +16,7 @@ from click.shell_completion import CompletionItem
 from gemquant.errors import GemquantError, UsageError
 from gemquant.plugins import plugins
 from gemquant.recipe import SETTINGS, read_settings, suggest
+from gemquant.resources import default_threads
 
 DEFAULTS_FILE = Path("gemquant.toml")
 
@@ -40,6 +41,14 @@ def problems_of(ctx: click.Context) -> list[GemquantError]:
     """Return the list of what is wrong with the command line so far."""
     found: list[GemquantError] = ctx.meta.setdefault(PROBLEMS, [])
     return found
+
+
+def threads_of(given: Mapping[str, Any], problems: list[GemquantError]) -> int:
+    """Return ``--threads``, by default the physical cores; append what is wrong with it."""
+    threads: int = given["threads"] if given["threads"] is not None else default_threads()
+    if threads < 1:
+        problems.append(UsageError(f"--threads {threads}: must be at least 1."))
+    return threads
 
 
 class Setting(click.Option):
