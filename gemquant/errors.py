@@ -9,6 +9,8 @@
     ├── OutputError (7)         the destination exists, is read-only, or is full
     ├── RuntimeMissingError (8) an optional package or foreign runtime is not installed
     ├── WorkerError (9)         a foreign tool failed, took too much, or answered nonsense
+    ├── RegressionError (10)    an artifact lost more than its budget allows
+    ├── NotComparableError (11) two measurements are not of the same thing, or too few to decide
     └── Problems                several at once; exits with the code of the first
 
 An error names the thing, its value and the rule; its ``hint`` is the next command to type.
@@ -86,6 +88,18 @@ class WorkerError(GemquantError):
     """A foreign tool failed, took more time or memory than it may, or answered nonsense."""
 
     exit_code = 9
+
+
+class RegressionError(GemquantError):
+    """An artifact lost more than its budget allows."""
+
+    exit_code = 10
+
+
+class NotComparableError(GemquantError):
+    """Two measurements are not of the same model, tokens or level, or too few to decide."""
+
+    exit_code = 11
 
 
 class Problems(GemquantError):  # noqa: N818 - it holds errors, it is not one more
