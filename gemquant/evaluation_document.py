@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from gemquant.errors import UsageError
 from gemquant.results import Level
@@ -31,6 +31,31 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class Document(Record):
+    """Base of the records that are files."""
+
+    def to_json(self) -> bytes:
+        """Canonical bytes: keys in the order of this document, two spaces, a newline."""
+        text = json.dumps(
+            self.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False
+        )
+        return (text + "\n").encode()
+
+    @classmethod
+    def read(cls, path: Path, *, hint: str) -> Self:
+        """Read and check a file. UsageError names it and what is wrong in it; ``hint`` too."""
+        try:
+            if path.stat().st_size > _LIMIT_BYTES:
+                raise UsageError(f"{path}: larger than {_LIMIT_BYTES} bytes.", hint=hint)
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise UsageError(f"{path}: {error.strerror}.", hint=hint) from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the document"
+            raise UsageError(f"{path}: {where}: {first['msg']}.", hint=hint) from error
+
+
 class Interval(Record):
     """A figure over all tokens of a slice with its 95 % interval over windows."""
 
@@ -42,7 +67,7 @@ class Interval(Record):
 class WindowColumns(Record):
     """One entry per window, in the order of the token stream. Means are over a window's tokens."""
 
-    tokens: tuple[int, ...] = Field(description="Predicted tokens.")
+    tokens: tuple[PositiveInt, ...] = Field(description="Predicted tokens.")
     nll_original: tuple[float, ...] = Field(
         description="Mean negative log-likelihood under the original, nats per token."
     )
@@ -134,6 +159,11 @@ class ArtifactEvaluation(Record):
     digest: str = Field(description="`sha256:` over the names and hashes of all its files.")
     size_bytes: int = Field(gt=0, description="Size of all files in its manifest.")
     bits_per_weight: float = Field(gt=0, description="As in its manifest.")
+    libraries: Mapping[str, str] = Field(
+        default_factory=dict,
+        description="Versions of the libraries that it was made with, as in its manifest; empty "
+        "where it has none.",
+    )
     levels: tuple[LevelEvaluation, ...] = Field(description="What was measured, one per level.")
 
     def level(self, name: Level) -> LevelEvaluation | None:
@@ -159,7 +189,7 @@ class OriginalRecord(Record):
     digest: str = Field(description="`sha256:` over the hashes of its weight files.")
 
 
-class EvaluationDocument(Record):
+class EvaluationDocument(Document):
     """All that one run of ``gemquant eval`` measured."""
 
     schema_version: Literal[1] = Field(
@@ -174,26 +204,10 @@ class EvaluationDocument(Record):
     machine: str = Field(description="Fingerprint of the machine, as in benchmarks.")
     artifacts: tuple[ArtifactEvaluation, ...] = Field(description="In the order given.")
 
-    def to_json(self) -> bytes:
-        """Canonical bytes: keys in the order of this document, two spaces, a newline."""
-        text = json.dumps(
-            self.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False
-        )
-        return (text + "\n").encode()
-
 
 def read_evaluation_document(path: Path) -> EvaluationDocument:
     """Read and check a document. UsageError names the file and what is wrong in it."""
-    try:
-        if path.stat().st_size > _LIMIT_BYTES:
-            raise UsageError(f"{path}: larger than {_LIMIT_BYTES} bytes: no evaluation document.")
-        return EvaluationDocument.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}.") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the document"
-        raise UsageError(
-            f"{path}: {where}: {first['msg']}.",
-            hint="Evaluation documents are written by `gemquant eval ARTIFACT --output FILE`.",
-        ) from error
+    return EvaluationDocument.read(
+        path,
+        hint="Evaluation documents are written by `gemquant eval ARTIFACT --output FILE`.",
+    )
