@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from gemquant.cli.foreign import ToolSettings, print_plan, tool_flags, tool_settings
+from gemquant.cli.foreign import ToolSettings, make_or_show, tool_flags, tool_settings
 from gemquant.cli.gathering import Gathering
-from gemquant.cli.progress import reporter
 from gemquant.cli.quantize import QuantizerCommand
 from gemquant.cli.request import Request, read_request
 from gemquant.cli.settings import problems_of, setting
@@ -60,17 +59,7 @@ class AwqCommand(QuantizerCommand):
         _require_shared_options(ctx, problems, self.quantizer)
         given["exporter"] = given["exporter"] or CONTAINER
         request = read_request(ctx, AutoAwqOptions)
-
-        from gemquant.cli import render
-        from gemquant.foreign.making import make
-
-        with reporter(quiet=given["quiet"]) as progress:
-            job, checkpoint, evaluation = _prepared(request, tool, progress)
-            if request.dry_run:
-                print_plan(job, checkpoint, tool, as_json=given["as_json"])
-                return
-            made = make(job, checkpoint, evaluation, progress)
-        render.artifact(made, as_json=given["as_json"])
+        make_or_show(request, tool, _prepared, quiet=given["quiet"], as_json=given["as_json"])
 
 
 def _require_shared_options(
@@ -114,7 +103,7 @@ def _prepared(
     )
     from gemquant.errors import refuse
     from gemquant.foreign import autoawq
-    from gemquant.foreign.making import ForeignJob, needed_bytes
+    from gemquant.foreign.making import ForeignJob
     from gemquant.plan import linear_weights
 
     torch.set_num_threads(request.threads)
@@ -153,6 +142,4 @@ def _prepared(
             threads=request.threads,
         ),
     )
-    space = needed_bytes(job, checkpoint)
-    refuse(output_problems(out, force=request.force, needed_bytes=space))
     return job, checkpoint, list(evaluation.value)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from gemquant.cli.progress import reporter
 from gemquant.cli.settings import setting
-from gemquant.errors import GemquantError, UsageError
+from gemquant.errors import GemquantError, UsageError, refuse
 from gemquant.resources import bytes_of, human_bytes, total_memory
 
 if TYPE_CHECKING:
+    from gemquant.calibration.windows import TokenWindows
     from gemquant.checkpoint import Checkpoint
+    from gemquant.cli.request import Request
     from gemquant.foreign.making import ForeignJob
+    from gemquant.progress import Progress
     from gemquant.workers import Interpreter, Limits
 
 TOOL_MINUTES = 600
@@ -82,14 +86,34 @@ def tool_settings(given: dict[str, Any], problems: list[GemquantError]) -> ToolS
     return ToolSettings(given["python"], minutes * 60.0, memory)
 
 
-def print_plan(
-    job: ForeignJob, checkpoint: Checkpoint, tool: ToolSettings, *, as_json: bool
-) -> None:
-    """Print what a job would take; nothing has been written."""
-    from gemquant.cli import render
-    from gemquant.foreign.making import needed_bytes
+Prepare = Callable[
+    ["Request", ToolSettings, "Progress"], "tuple[ForeignJob, Checkpoint, list[TokenWindows]]"
+]
+"""Checks everything that can be known before the first weight is read: job, model, evaluation."""
 
-    needed = needed_bytes(job, checkpoint)
+
+def make_or_show(
+    request: Request, tool: ToolSettings, prepare: Prepare, *, quiet: bool, as_json: bool
+) -> None:
+    """Have the tool make the artifact and print it; with ``--dry-run`` print what it would take."""
+    from gemquant.artifact import output_problems
+    from gemquant.cli import render
+    from gemquant.foreign.making import make, needed_bytes
+
+    with reporter(quiet=quiet) as progress:
+        job, checkpoint, evaluation = prepare(request, tool, progress)
+        needed = needed_bytes(job, checkpoint)
+        refuse(output_problems(job.out, force=job.force, needed_bytes=needed))
+        if request.dry_run:
+            _print_plan(job, needed, tool, as_json=as_json)
+            return
+        made = make(job, checkpoint, evaluation, progress)
+    render.artifact(made, as_json=as_json)
+
+
+def _print_plan(job: ForeignJob, needed: int, tool: ToolSettings, *, as_json: bool) -> None:
+    from gemquant.cli import render
+
     if as_json:
         render.print_json(
             {

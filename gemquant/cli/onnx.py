@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from gemquant.cli.flags import model_argument
-from gemquant.cli.foreign import ToolSettings, print_plan, tool_flags, tool_settings
+from gemquant.cli.foreign import ToolSettings, make_or_show, tool_flags, tool_settings
 from gemquant.cli.gathering import Gathering
-from gemquant.cli.progress import reporter
 from gemquant.cli.quantize import MODEL, help_of
 from gemquant.cli.quantizer_flags import common_flags, quantizer_flags
 from gemquant.cli.request import Request, read_request
@@ -39,17 +38,7 @@ class OnnxCommand(click.Command):
         tool = tool_settings(given, problems_of(ctx))
         given["exporter"] = CONTAINER
         request = read_request(ctx, OnnxOptions)
-
-        from gemquant.cli import render
-        from gemquant.foreign.making import make
-
-        with reporter(quiet=given["quiet"]) as progress:
-            job, checkpoint, evaluation = _prepared(request, tool, progress)
-            if request.dry_run:
-                print_plan(job, checkpoint, tool, as_json=given["as_json"])
-                return
-            made = make(job, checkpoint, evaluation, progress)
-        render.artifact(made, as_json=given["as_json"])
+        make_or_show(request, tool, _prepared, quiet=given["quiet"], as_json=given["as_json"])
 
 
 def _prepared(
@@ -68,7 +57,7 @@ def _prepared(
     )
     from gemquant.errors import refuse
     from gemquant.foreign import onnx
-    from gemquant.foreign.making import ForeignJob, needed_bytes, plain_dtype
+    from gemquant.foreign.making import ForeignJob, plain_dtype
     from gemquant.plan import linear_weights
 
     torch.set_num_threads(request.threads)
@@ -106,8 +95,6 @@ def _prepared(
             threads=request.threads,
         ),
     )
-    space = needed_bytes(job, checkpoint)
-    refuse(output_problems(out, force=request.force, needed_bytes=space))
     return job, checkpoint, list(evaluation.value)
 
 
