@@ -14,12 +14,16 @@ if TYPE_CHECKING:
     from gemquant.doctor import Finding
 
 
-def _doctor(*, target: str | None, as_json: bool, quiet: bool) -> None:
+def _doctor(*, target: str | None, board: str | None, as_json: bool, quiet: bool) -> None:
     from gemquant.cli import render
     from gemquant.doctor import examine
 
     del quiet  # there is no progress to silence
-    findings = examine() if target is None else _target(target)
+    findings = _board(board, target) if board else []
+    if target is not None:
+        findings = [*_target(target), *findings]
+    elif board is None:
+        findings = examine()
     if as_json:
         render.print_json([dataclasses.asdict(finding) for finding in findings])
     else:
@@ -37,6 +41,15 @@ def _target(name: str) -> list[Finding]:
     from gemquant.target import load_target
 
     return examine_target(load_target(name))
+
+
+def _board(address: str, target: str | None) -> list[Finding]:
+    from gemquant.board import BoardAddress
+    from gemquant.doctor.board import examine_board
+    from gemquant.target import load_target
+
+    chip = None if target is None else load_target(target)
+    return examine_board(BoardAddress.parse(address), chip)
 
 
 def _print(findings: list[Finding]) -> None:
@@ -62,16 +75,26 @@ command = click.Command(
             shell_complete=complete_target,
             help="Say what is needed to convert for this NPU instead: rk3588 and its like.",
         ),
+        click.Option(
+            ["--board"],
+            metavar="ssh://USER@HOST[:PORT]|adb:SERIAL",
+            help="Look at a board instead: NPU driver, runtime, memory, clocks, temperatures.",
+        ),
         *output_flags(),
     ],
     help="""Say what of this installation works, and how to get the rest.
 
     Versions of all that gemquant needs, the kernels in use, the runtimes that run artifacts, the
     devices. A warning is something missing that not everybody needs, with the command that brings
-    it; a problem is something installed that does not work. Exits with 8 if there is a problem.""",
+    it; a problem is something installed that does not work. Exits with 8 if there is a problem.
+
+    A board is asked through this system's ssh or adb, without a password and with its host key
+    known; nothing is written there.""",
     epilog="""\b
 Examples:
   gemquant doctor
   gemquant doctor --target rk3588
+  gemquant doctor --target rk3588 --board ssh://rock@rock-5b.local
+  gemquant doctor --board adb:0123456789ABCDEF
   gemquant doctor --json""",
 )
