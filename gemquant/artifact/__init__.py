@@ -18,13 +18,14 @@ from gemquant.artifact.manifest import (
     fallbacks_by_reason,
     quantization_record,
 )
-from gemquant.artifact.seal import Artifact, read_manifest, seal
+from gemquant.artifact.seal import SIGNATURE_FILE, Artifact, read_manifest, seal
 from gemquant.artifact.staging import output_problems, staged
 from gemquant.artifact.structure import structure_problems
 
 __all__ = [
     "MANIFEST_FILE",
     "SCHEMA_VERSION",
+    "SIGNATURE_FILE",
     "ActivationRange",
     "Artifact",
     "CalibrationRecord",

@@ -17,6 +17,12 @@ from gemquant.errors import ArtifactError, GemquantError, OutputError, refuse
 
 CARD_FILE = "README.md"
 NOTICE_FILE = "NOTICE"
+SIGNATURE_FILE = "model.sig"
+"""A signature of the finished folder: made after the manifest, so the manifest cannot list it."""
+HUB_ATTRIBUTES = ".gitattributes"
+"""What the Hub adds to every repository, and so to every download."""
+HUB_RECORDS = ".cache/huggingface"
+"""Where `hf download` keeps its notes; nothing that loads a model looks there."""
 _MANIFEST_LIMIT_BYTES = 64_000_000
 
 
@@ -29,9 +35,12 @@ class Artifact:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Check sizes and hashes of all files; ArtifactError lists every difference."""
+        """Check sizes and hashes of all files; ArtifactError lists every difference.
+
+        A signature may lie in the folder, and what a download from the Hub leaves there.
+        """
         manifest = read_manifest(path)
-        present = set(_files(path)) - {MANIFEST_FILE}
+        present = {name for name in _files(path) if not _accompanies(name)}
         problems: list[GemquantError] = [
             ArtifactError(f"{name} is in {path}, but not in its {MANIFEST_FILE}.")
             for name in sorted(present - set(manifest.files))
@@ -85,6 +94,12 @@ def read_manifest(path: Path) -> Manifest:
         raise ArtifactError(f"{file} is not a manifest that this version reads: {wrong}.") from None
     refuse([problem for name in manifest.files for problem in _name_problems(file, name)])
     return manifest
+
+
+def _accompanies(name: str) -> bool:
+    """Whether a file may stand in an artifact that does not list it."""
+    beside = {MANIFEST_FILE, SIGNATURE_FILE, HUB_ATTRIBUTES}
+    return name in beside or name.startswith(f"{HUB_RECORDS}/")
 
 
 def _name_problems(file: Path, name: str) -> Iterator[ArtifactError]:

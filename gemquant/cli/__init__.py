@@ -51,6 +51,9 @@ COMMANDS: Mapping[str, LazyCommand] = {
     ),
     "serve": LazyCommand("gemquant.cli.serve", "Serve a GGUF behind OpenAI's interface."),
     "show": LazyCommand("gemquant.cli.show", "Print what an artifact is and what was lost in it."),
+    "sign": LazyCommand(
+        "gemquant.cli.sign", "Sign an artifact: its manifest and every file in it."
+    ),
     "targets": LazyCommand("gemquant.cli.targets", "List the devices, or describe one."),
     "verify": LazyCommand("gemquant.cli.verify", "Hash artifacts again and check their structure."),
 }

@@ -12,7 +12,8 @@ State = Literal["ok", "warning", "problem"]
 class Finding:
     """One thing that was looked at.
 
-    group: ``program``, ``kernels``, ``runtimes``, ``models``, ``devices``. state: ``warning`` where
+    group: ``program``, ``kernels``, ``runtimes``, ``models``, ``publishing``,
+    ``devices``. state: ``warning`` where
     something is missing that not everybody needs; ``problem`` where what is there does not work.
     found: versions, or what is wrong. purpose: what it is for. command: brings or mends it.
     """

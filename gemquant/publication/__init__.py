@@ -1,0 +1,1 @@
+"""A finished artifact on its way to others: checked, described, signed, uploaded."""
