@@ -15,7 +15,7 @@ from gemquant.toolkit import ToolkitVersion
 _DEFAULTS = {"device": "'cpu'", "do_quantization": "True", "optimization_level": "1"}
 
 _MODULE = """\
-import json, pathlib
+import json, os, pathlib, time
 
 class RKLLM:
     def __init__(self):
@@ -25,6 +25,9 @@ class RKLLM:
         return self._record("load_huggingface", locals())
 
     def build(self, {build}):
+        if {hangs}:
+            pathlib.Path({log!r} + ".pid").write_text(str(os.getpid()))
+            time.sleep(600)
         return self._record("build", locals())
 
     def export_rkllm(self, {export}):
@@ -47,8 +50,12 @@ def signature_checker(
     size: int = 100,
     begins: str = "",
     fails: dict[str, object] | None = None,
+    hangs: bool = False,
 ) -> Path:
-    """Make an environment whose rkllm-toolkit is the stand-in; return its Python."""
+    """Make an environment whose rkllm-toolkit is the stand-in; return its Python.
+
+    hangs: its build never ends, and the process id is in ``log``.pid.
+    """
     base = Path(sys.base_prefix) / "bin"
     number = f"python3.{sys.version_info.minor}"
     site = folder / "lib" / number / "site-packages"
@@ -65,6 +72,7 @@ def signature_checker(
             export=_parameters(release.export),
             begins=begins,
             size=size,
+            hangs=hangs,
             log=str(log),
             fails=repr(fails or {}),
         )

@@ -160,6 +160,16 @@ class ConversionRecord(Record):
     runtime: str = Field(description="The oldest runtime that is known to load the file.")
     driver: str = Field(description="The oldest NPU driver.")
     calls: tuple[CallRecord, ...] = Field(description="Its calls, in order.")
+    least_bytes: int | None = Field(
+        default=None,
+        exclude_if=lambda least: least is None,
+        description="The smallest file that such a model was expected to make.",
+    )
+    most_bytes: int | None = Field(
+        default=None,
+        exclude_if=lambda most: most is None,
+        description="The largest file that such a model was expected to make.",
+    )
 
 
 class CertificateRecord(Record):

@@ -10,19 +10,18 @@ import click
 
 from gemquant.cli.flags import model_argument
 from gemquant.cli.foreign import ToolSettings, tool_flags, tool_settings
-from gemquant.cli.gathering import Gathering
+from gemquant.cli.gathering import Attempt, Gathering
 from gemquant.cli.progress import reporter
 from gemquant.cli.quantize import MODEL, help_of
 from gemquant.cli.quantizer_flags import common_flags, quantizer_flags
 from gemquant.cli.request import Request, read_request
 from gemquant.cli.settings import problems_of, setting
-from gemquant.errors import UsageError
+from gemquant.errors import GemquantError, UsageError
 from gemquant.foreign.rkllm_options import RkllmOptions
 
 if TYPE_CHECKING:
     from gemquant.checkpoint import Checkpoint
     from gemquant.foreign.rkllm import RkllmJob
-    from gemquant.foreign.rkllm_rules import Conversion
     from gemquant.toolkit import Toolkit, ToolkitVersion
     from gemquant.workers import Interpreter
 
@@ -111,37 +110,30 @@ def _prepared(request: Request, tool: ToolSettings, given: dict[str, Any]) -> Pr
     gathering.attempt(lambda: refuse(rkllm_rules.option_problems(options, npu.value)))
     opened = gathering.attempt(lambda: open_checkpoint(recipe.model, lora=recipe.lora))
     toolkit = load_toolkit(npu.value.toolkit)
-    chosen = gathering.attempt(
-        lambda: _release(
-            given,
-            toolkit,
-            toolkit.converting(
-                npu.value.platform, opened.value.config["model_type"], options.quantized_dtype
-            ),
-        )
-    )
-
-    def conversion() -> Conversion:
-        dtype = npu.value.dtype(options.quantized_dtype)
-        if dtype is None:
-            refuse(rkllm_rules.option_problems(options, npu.value))
-        assert dtype is not None
-        return rkllm_rules.Conversion(npu.value, toolkit, chosen.value[0], dtype, options)
-
-    made = gathering.attempt(conversion)
+    # An unknown dtype has been told; the others' rules are checked with the target's own.
+    dtype = npu.value.dtype(options.quantized_dtype) or npu.value.dtype(npu.value.default_dtype)
+    assert dtype is not None
     config = gathering.attempt(lambda: opened.value.config)
+    able = gathering.attempt(
+        lambda: toolkit.converting(npu.value.platform, config.value["model_type"], dtype.name)
+    )
+    python = gathering.attempt(lambda: _interpreter(given, toolkit, able.value))
+    release = gathering.attempt(lambda: _release(given["toolkit_version"], toolkit, able, python))
+    made = gathering.attempt(
+        lambda: rkllm_rules.Conversion(npu.value, toolkit, release.value, dtype, options)
+    )
     gathering.attempt(lambda: refuse(rkllm_rules.release_problems(made.value, config.value)))
     gathering.attempt(lambda: refuse(rkllm.reading_problems(made.value, opened.value)))
     if not given["prepare_only"]:
         gathering.attempt(
             lambda: refuse(
                 rkllm_rules.memory_problems(
-                    made.value, weight_count(config.value), host_bytes=tool.memory_bytes
+                    toolkit, weight_count(config.value), host_bytes=tool.memory_bytes
                 )
             )
         )
     template = gathering.attempt(lambda: chat_template(recipe, opened.value))
-    takes_none = chosen.succeeded and chosen.value[0].calibration == "none"
+    takes_none = release.succeeded and release.value.calibration == "none"
     prompts = gathering.attempt(
         lambda: (
             []
@@ -175,29 +167,47 @@ def _prepared(request: Request, tool: ToolSettings, given: dict[str, Any]) -> Pr
     )
     space = rkllm.needed_bytes(job, opened.value)
     refuse(output_problems(job.out, force=request.force, needed_bytes=space))
-    return Prepared(job, opened.value, chosen.value[1])
+    return Prepared(job, opened.value, python.value)
+
+
+def _interpreter(
+    given: dict[str, Any], toolkit: Toolkit, able: tuple[ToolkitVersion, ...]
+) -> Interpreter | None:
+    """Find the Python that has the toolkit; None where nothing is to be converted."""
+    from gemquant.foreign.rkllm_toolkit import choose_toolkit
+
+    if given["prepare_only"]:
+        return None
+    return choose_toolkit(given["toolkit"] or AUTO, toolkit, able)
 
 
 def _release(
-    given: dict[str, Any], toolkit: Toolkit, able: tuple[ToolkitVersion, ...]
-) -> tuple[ToolkitVersion, Interpreter | None]:
-    """The release to make calls for, and the interpreter that has it."""
-    from gemquant.foreign.rkllm_toolkit import choose_toolkit, release_of
+    number: str | None,
+    toolkit: Toolkit,
+    able: Attempt[tuple[ToolkitVersion, ...]],
+    python: Attempt[Interpreter | None],
+) -> ToolkitVersion:
+    """Choose the release to make calls for: what was named, has been found, or is the newest."""
+    from gemquant.foreign.rkllm_toolkit import release_of
 
-    number = given["toolkit_version"]
-    if given["prepare_only"]:
-        release = toolkit.version(number) if number else (able or toolkit.versions)[-1]
-        if release is None:
-            known = ", ".join(each.version for each in toolkit.versions)
-            raise UsageError(f"--toolkit-version {number}: known are {known}.")
-        return release, None
-    if number:
+    named = toolkit.version(number) if number else None
+    if number and named is None:
+        known = ", ".join(each.version for each in toolkit.versions)
+        raise UsageError(f"--toolkit-version {number}: known are {known}.")
+    interpreter = python.outcome
+    if isinstance(interpreter, GemquantError):
+        if named is None:
+            raise interpreter
+        return named  # its rules are told as well
+    if interpreter is None:
+        return named or (able.value or toolkit.versions)[-1]
+    release = release_of(interpreter, toolkit)
+    if named not in (None, release):
         raise UsageError(
-            f"--toolkit-version {number}: goes with --prepare-only.",
-            hint="Otherwise the toolkit that --toolkit names decides.",
+            f"--toolkit-version {number}: {interpreter.path} has {release.version}.",
+            hint="Leave --toolkit-version out, or name another --toolkit.",
         )
-    interpreter = choose_toolkit(given["toolkit"] or AUTO, toolkit, able)
-    return release_of(interpreter, toolkit), interpreter
+    return release
 
 
 # ---------------------------------------------------------------- what is printed
@@ -277,8 +287,8 @@ command = RkllmCommand(
         setting(
             "--toolkit-version",
             metavar="X.Y.Z",
-            instead="the newest that converts this",
-            help="With --prepare-only: the release to prepare for.",
+            instead="that of --toolkit, or with --prepare-only the newest that converts this",
+            help="Release to prepare for; where a toolkit converts, the one that it must be.",
         ),
         *(flag for flag in tool_flags(own_python="") if flag.name not in NOT_HERE),
         *(flag for flag in common_flags(RkllmOptions) if flag.name not in NOT_HERE),

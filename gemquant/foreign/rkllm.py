@@ -32,7 +32,7 @@ from gemquant.errors import GemquantError, UnsupportedError, refuse
 from gemquant.exporters.plain_safetensors import PlainSafetensors
 from gemquant.foreign.making import plain_dtype
 from gemquant.foreign.rkllm_calls import CALIBRATION, MODEL, calls
-from gemquant.foreign.rkllm_file import file_problems
+from gemquant.foreign.rkllm_file import file_problems, size_range
 from gemquant.foreign.rkllm_rules import Conversion
 from gemquant.gemma.structure import layer_prefix, linear_shapes, tensor_shapes
 from gemquant.plan import SMALL_FILES_BYTES, Job, plan
@@ -192,6 +192,7 @@ def _plain(job: RkllmJob, checkpoint: Checkpoint, out: Path) -> Job:
 
 def _manifest(job: RkllmJob, checkpoint: Checkpoint, result: ConvertResult, size: int) -> Manifest:
     conversion = job.conversion
+    least, most = size_range(conversion, checkpoint.config)
     return Manifest(
         container=CONTAINER,
         architecture=checkpoint.config["model_type"],
@@ -216,6 +217,8 @@ def _manifest(job: RkllmJob, checkpoint: Checkpoint, result: ConvertResult, size
             runtime=conversion.release.version,
             driver=conversion.release.driver,
             calls=result.calls,
+            least_bytes=least,
+            most_bytes=most,
         ),
         libraries={
             **{name: version(name).partition("+")[0] for name in LIBRARIES},

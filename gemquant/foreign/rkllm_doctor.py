@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import platform
 import shutil
+import sys
 from importlib import metadata
 from pathlib import Path
 
 from gemquant.doctor import Finding
 from gemquant.errors import UnsupportedError
-from gemquant.foreign.rkllm_toolkit import FoundToolkit, installed_toolkits, next_steps
+from gemquant.foreign.rkllm_toolkit import (
+    FoundToolkit,
+    installed_lookalikes,
+    installed_toolkits,
+    next_steps,
+)
 from gemquant.resources import human_bytes, total_memory
 from gemquant.target import Target
 from gemquant.toolkit import Toolkit, load_toolkit
@@ -26,7 +32,7 @@ def examine_target(target: Target) -> list[Finding]:
             hint="Run: gemquant doctor",
         )
     toolkit = load_toolkit(target.npu.toolkit)
-    return [_system(), _memory(toolkit), _space(), *_toolkits(target, toolkit), *_stub(toolkit)]
+    return [_system(), _memory(toolkit), _space(), *_toolkits(target, toolkit), *_stubs(toolkit)]
 
 
 def _system() -> Finding:
@@ -74,16 +80,32 @@ def _toolkit(found: FoundToolkit, target: Target, toolkit: Toolkit) -> Finding:
         return Finding(GROUP, name, "warning", told, "")
     dtypes = [d.name for d in target.npu.dtypes if d.name in release.dtypes]
     told = f"{found.python}; {', '.join(release.generations)} to {', '.join(dtypes)}"
+    if found.wheel is not None:
+        known = "the vendor's" if found.wheel in release.wheels else "not one that is known"
+        told += f"; wheel {found.wheel[:12]}…, {known}"
     needs = f"runtime {release.version}, NPU driver {release.driver} or newer on the board"
     return Finding(GROUP, name, "ok", told, needs)
 
 
-def _stub(toolkit: Toolkit) -> list[Finding]:
-    """The package of PyPI's that is taken for the toolkit, if it is here."""
+def _stubs(toolkit: Toolkit) -> list[Finding]:
+    """The package of PyPI's that is taken for the toolkit, wherever it is."""
+    found = {Path(sys.executable): number} if (number := _here(toolkit.lookalike)) else {}
+    found |= {each.python: each.version for each in installed_lookalikes(toolkit)}
+    return [
+        Finding(
+            GROUP,
+            toolkit.lookalike,
+            "warning",
+            f"{number} in {python}: a package of PyPI's that is not the vendor's toolkit",
+            "nothing",
+            f"{python} -m pip uninstall {toolkit.lookalike}",
+        )
+        for python, number in found.items()
+    ]
+
+
+def _here(package: str) -> str | None:
     try:
-        number = metadata.version(toolkit.lookalike)
+        return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return []
-    found = f"{number}, a package of PyPI's that is not the vendor's toolkit"
-    command = f"pip uninstall {toolkit.lookalike}"
-    return [Finding(GROUP, toolkit.lookalike, "warning", found, "nothing", command)]
+        return None

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from sys import maxsize
 from typing import Any
 
+from gemquant.artifact import Manifest
 from gemquant.errors import ArtifactError
 from gemquant.forecast.candidate import table_size
 from gemquant.forecast.npu import linear_bytes, stored_bytes
 from gemquant.foreign.rkllm_rules import Conversion
+from gemquant.toolkit import load_toolkit
 
 SUFFIX = ".rkllm"
 LEAST = 0.9
@@ -26,21 +29,40 @@ def file_problems(
     path: Path, conversion: Conversion, config: Mapping[str, Any]
 ) -> list[ArtifactError]:
     """Compare a file with what its release writes of such a model."""
+    bounds = size_range(conversion, config)
+    return _problems(path, conversion.release.magic, bounds, conversion.dtype.name)
+
+
+def sealed_problems(folder: Path, manifest: Manifest) -> list[ArtifactError]:
+    """Compare a finished artifact's file with what its manifest says of it."""
+    record = manifest.conversion
+    if record is None:
+        return [ArtifactError(f"{folder}: the manifest says nothing of a conversion.")]
+    names = [name for name in manifest.files if name.endswith(SUFFIX)]
+    if len(names) != 1:
+        return [ArtifactError(f"{folder} has {len(names)} files *{SUFFIX}, not one.")]
+    release = load_toolkit(record.tool).version(record.version)
+    magic = None if release is None else release.magic
+    bounds = (record.least_bytes or 0, record.most_bytes or maxsize)
+    return _problems(folder / names[0], magic, bounds, record.dtype)
+
+
+def _problems(
+    path: Path, magic: str | None, bounds: tuple[int, int], dtype: str
+) -> list[ArtifactError]:
     size = path.stat().st_size
     with path.open("rb") as file:
         begins = file.read(4).hex()
     problems = []
-    magic = conversion.release.magic
     if magic is not None and begins != magic:
         problems.append(
             ArtifactError(f"{path.name} begins with {begins}, not with {magic} as RKLLM files do.")
         )
-    low, high = size_range(conversion, config)
-    if not low <= size <= high:
+    if not bounds[0] <= size <= bounds[1]:
         problems.append(
             ArtifactError(
-                f"{path.name} has {size} bytes; {low} to {high} were to be expected of "
-                f"{conversion.dtype.name}."
+                f"{path.name} has {size} bytes; {bounds[0]} to {bounds[1]} were to be expected of "
+                f"{dtype}."
             )
         )
     return problems

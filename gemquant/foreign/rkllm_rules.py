@@ -118,11 +118,9 @@ def release_problems(conversion: Conversion, config: Mapping[str, Any]) -> list[
     return [*found, *_shape_problems(conversion, config, named)]
 
 
-def memory_problems(
-    conversion: Conversion, weights: int, *, host_bytes: int
-) -> list[GemquantError]:
+def memory_problems(toolkit: Toolkit, weights: int, *, host_bytes: int) -> list[GemquantError]:
     """Refuse what the host has not the memory for, by the toolkit's estimate."""
-    needed = int(conversion.toolkit.conversion.bytes_per_weight * weights)
+    needed = int(toolkit.conversion.bytes_per_weight * weights)
     if needed <= host_bytes:
         return []
     return [

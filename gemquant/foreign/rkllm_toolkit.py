@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gemquant.errors import RuntimeMissingError, UnsupportedError
+from gemquant.checkpoint.bounded_json import read_json_object
+from gemquant.errors import GemquantError, RuntimeMissingError, UnsupportedError
 from gemquant.toolkit import Toolkit, ToolkitVersion, version_key
 from gemquant.workers import Interpreter
 
@@ -27,22 +28,53 @@ _PLACES = (
 
 @dataclass(frozen=True)
 class FoundToolkit:
-    """An environment that holds a release."""
+    """An environment that holds a release.
+
+    wheel: SHA-256 of the wheel that it was installed from, where pip noted it.
+    """
 
     version: str
     python: Path
+    wheel: str | None = None
 
 
 def installed_toolkits() -> list[FoundToolkit]:
     """Every environment with rkllm-toolkit beside this folder and in conda's and pyenv's places."""
     found = {
-        FoundToolkit(match[1], environment / "bin" / "python")
-        for environment in _environments()
-        for package in environment.glob("lib/python3.*/site-packages/rkllm_toolkit-*.dist-info")
+        FoundToolkit(match[1], python, _wheel(package))
+        for python, package in _packages("rkllm_toolkit-*.dist-info")
         if (match := _INSTALLED.fullmatch(package.name))
-        and (environment / "bin" / "python").exists()
     }
     return sorted(found, key=lambda each: (version_key(each.version), str(each.python)))
+
+
+def installed_lookalikes(toolkit: Toolkit) -> list[FoundToolkit]:
+    """Every environment with the package of PyPI's that is taken for the toolkit."""
+    name = re.compile(rf"{re.escape(toolkit.lookalike)}-(.+)\.dist-info")
+    found = {
+        FoundToolkit(match[1], python)
+        for python, package in _packages(f"{toolkit.lookalike}-*.dist-info")
+        if (match := name.fullmatch(package.name))
+    }
+    return sorted(found, key=lambda each: str(each.python))
+
+
+def _packages(pattern: str) -> Iterator[tuple[Path, Path]]:
+    """Interpreter and metadata folder of every installed package of a name."""
+    for environment in _environments():
+        python = environment / "bin" / "python"
+        if python.exists():
+            for package in environment.glob(f"lib/python3.*/site-packages/{pattern}"):
+                yield python, package
+
+
+def _wheel(package: Path) -> str | None:
+    """The hash that pip notes in direct_url.json (PEP 610); older pips leave it out."""
+    try:
+        noted = read_json_object(package / "direct_url.json")
+        return str(noted["archive_info"]["hashes"]["sha256"])
+    except (OSError, GemquantError, KeyError, TypeError):
+        return None
 
 
 def _environments() -> Iterator[Path]:

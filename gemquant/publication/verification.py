@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gemquant.artifact import Artifact
 from gemquant.errors import GemquantError, Problems
+from gemquant.foreign.rkllm_file import sealed_problems
 from gemquant.plugins import exporter
 
 
@@ -13,9 +14,9 @@ def artifact_problems(path: Path) -> list[GemquantError]:
     """Everything that is wrong with an artifact: hashes of all files, then the structure."""
     try:
         artifact = Artifact.open(path)
-        # What its vendor's tool wrote is in no published format; the hashes have been compared.
-        if artifact.manifest.conversion is None:
-            exporter(artifact.manifest.container).open(path)
+        if artifact.manifest.conversion is not None:
+            return [*sealed_problems(path, artifact.manifest)]
+        exporter(artifact.manifest.container).open(path)
     except Problems as several:
         return list(several.problems)
     except GemquantError as error:

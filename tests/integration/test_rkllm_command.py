@@ -6,7 +6,13 @@ test_rkllm_toolkit.py, with the vendor's own.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -100,6 +106,49 @@ def test_the_manifest_and_the_card_say_what_was_passed_on(
     assert "optimization_level=1" in run("show", "out").out.replace("\n", "")
 
 
+def test_a_file_of_another_size_is_not_verified_even_if_its_hash_agrees(
+    run: Run, model: Path, tmp_path: Path, release: ToolkitVersion
+) -> None:
+    python = signature_checker(tmp_path / "venv", release, log=tmp_path / "log", size=1_200_000)
+    assert rkllm(run, model, python).code == 0
+    (file,) = Path("out").glob("*.rkllm")
+    file.write_bytes(b"short")
+    manifest = json.loads(Path("out/manifest.json").read_text())
+    digest = hashlib.sha256(b"short").hexdigest()
+    manifest["files"][file.name] = {"bytes": 5, "sha256": digest}
+    Path("out/manifest.json").write_text(json.dumps(manifest))
+    made = run("verify", "out")
+    assert made.code == 6
+    assert "has 5 bytes" in made.err
+
+
+def test_an_interrupt_ends_the_toolkit_and_leaves_nothing(
+    model: Path, tmp_path: Path, release: ToolkitVersion
+) -> None:
+    python = signature_checker(tmp_path / "venv", release, log=tmp_path / "log", hangs=True)
+    before = {path.name for path in tmp_path.iterdir()}
+    command = [sys.executable, "-m", "gemquant", "rkllm", str(model), "--toolkit", str(python)]
+    process = subprocess.Popen(
+        [*command, "-o", "out", *FEW],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Whoever runs the tests in the background may have had SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    noted, deadline = tmp_path / "log.pid", time.monotonic() + 60
+    while not noted.exists() and time.monotonic() < deadline:
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(noted.read_text()), 0)
+    assert {path.name for path in tmp_path.iterdir()} == before | {"log", "log.pid"}
+
+
 def test_a_failed_conversion_leaves_nothing(
     run: Run, model: Path, tmp_path: Path, release: ToolkitVersion
 ) -> None:
@@ -149,20 +198,41 @@ def test_auto_finds_an_environment_beside(
     assert json.loads(made.out)["toolkit"] == "rkllm-toolkit 1.2.3"
 
 
-def test_every_problem_is_reported_at_once(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("toolkit", ["python3", "stand-in"])
+def test_every_problem_is_reported_at_once(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toolkit: str
+) -> None:
+    monkeypatch.setattr("gemquant.cli.foreign.total_memory", lambda: 100_000)
     model = write_tiny_gemma(tmp_path / "model", "gemma3_text")
+    old = load_toolkit("rkllm-toolkit").version("1.1.4")
+    assert old is not None
+    python = str(signature_checker(tmp_path / "venv", old, log=tmp_path / "log"))
+    named = toolkit if toolkit == "python3" else python
     bad = "--quantized-dtype w4a16 --hybrid-rate 1.0 --npu-cores 4 --max-context 5000"
-    made = run("rkllm", str(model), "--toolkit", "python3", *bad.split(), "--calib", "none.txt")
+    more = ["--toolkit-version", "1.1.4", "--calib", "none.txt"]
+    made = run("rkllm", str(model), "--toolkit", named, *bad.split(), *more)
     assert made.code == 2
+    absent = ["rkllm-toolkit is not installed in it"] if toolkit == "python3" else []
     for part in (
-        "--quantized-dtype w4a16",
-        "--hybrid-rate 1",
-        "--npu-cores 4",
-        "--max-context 5000",
-        "rkllm-toolkit is not installed in it",
+        "--quantized-dtype w4a16: rk3588 takes w8a8",
+        "--hybrid-rate 1: must be at least 0 and below 1.",
+        "--npu-cores 4: rk3588 takes 1, 2, 3.",
+        "--max-context 5000: must be a multiple of 32",
+        "rkllm-toolkit 1.1.4 does not read gemma3_text.",
+        "converting takes about",
         "none.txt",
+        *absent,
     ):
         assert part in made.err
+
+
+def test_a_toolkit_of_another_release_than_was_named_is_refused(
+    run: Run, model: Path, tmp_path: Path, release: ToolkitVersion
+) -> None:
+    python = signature_checker(tmp_path / "venv", release, log=tmp_path / "log")
+    made = rkllm(run, model, python, "--toolkit-version", "1.3.0")
+    assert made.code == 2
+    assert f"--toolkit-version 1.3.0: {python} has 1.2.3." in made.err
 
 
 def test_an_old_release_for_a_new_gemma_is_refused(run: Run, tmp_path: Path) -> None:
@@ -180,7 +250,8 @@ def test_a_target_without_an_npu_is_refused(run: Run, model: Path) -> None:
 
 def test_the_model_may_come_from_gemquant_toml(run: Run, model: Path) -> None:
     Path("gemquant.toml").write_text(f'model = "{model}"\n[rkllm]\nhybrid_rate = 0.25\n')
-    made = run("rkllm", *FEW, "--prepare-only", "--dry-run", "--json")
+    wanted = ["--target", "rk3588", "--prepare-only", "--dry-run", "--json"]
+    made = run("rkllm", *FEW, *wanted)
     assert made.code == 0, made.err
     assert json.loads(made.out)["job"]["calls"][1]["arguments"]["hybrid_rate"] == 0.25
 

@@ -92,21 +92,29 @@ def test_a_release_gets_its_own_parameters_in_order(
     assert answer.versions["rkllm-toolkit"] == version
 
 
-def test_options_arrive_as_given(converting: Converting, tmp_path: Path) -> None:
-    conversion = converting(
-        "1.2.3",
-        quantized_dtype="w8a8_g128",
-        optimization_level=1,
-        hybrid_rate=0.25,
-        npu_cores=2,
-        max_context=4096,
-    )
-    answer, _ = run_stand_in(conversion, tmp_path)
+@pytest.mark.parametrize("version", RELEASES)
+def test_options_arrive_as_given(converting: Converting, tmp_path: Path, version: str) -> None:
+    given: dict[str, Any] = {"optimization_level": 1}
+    if version != "1.0.1":
+        given |= {"quantized_dtype": "w8a8_g128", "hybrid_rate": 0.25, "npu_cores": 2}
+    if version >= "1.2":
+        given |= {"max_context": 4096}
+    answer, arrived = run_stand_in(converting(version, **given), tmp_path)
+    wanted = {"optimization_level": 1, "quantized_dtype": "w8a8", "target_platform": "rk3588"}
+    if version != "1.0.1":
+        wanted |= {"quantized_dtype": "w8a8_g128", "hybrid_rate": 0.25, "num_npu_core": 2}
+    if version >= "1.2":
+        wanted |= {"max_context": 4096}
     build = dict(answer.calls[1].arguments)
-    assert build["hybrid_rate"] == 0.25
-    assert build["num_npu_core"] == 2
-    assert build["max_context"] == 4096
-    assert build["optimization_level"] == 1
+    assert {key: build[key] for key in wanted} == wanted
+    assert arrived[2] == ["build", build]
+    assert list(build) == list(load_toolkit("rkllm-toolkit").version(version).build)  # type: ignore[union-attr]
+
+
+def test_a_file_is_named_by_what_is_passed_on(converting: Converting) -> None:
+    conversion = converting(
+        "1.2.3", quantized_dtype="w8a8_g128", optimization_level=1, hybrid_rate=0.25
+    )
     name = "gemma-2-9b-it-rk3588-w8a8_g128-opt-1-hybrid-ratio-0.25.rkllm"
     assert file_name("gemma-2-9b-it", conversion) == name
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,37 @@ def test_every_environment_is_named_with_what_it_converts(tmp_path: Path) -> Non
     rv = {f.name: f for f in examine_target(load_target("rv1126b"))}
     assert rv["rkllm-toolkit 1.2.0"].state == "warning"
     assert "does not know rv1126b" in rv["rkllm-toolkit 1.2.0"].found
+
+
+def test_the_stub_of_pypi_is_named_wherever_it_is(tmp_path: Path) -> None:
+    release = load_toolkit("rkllm-toolkit").newest
+    python = signature_checker(tmp_path / "venv", release, log=tmp_path / "log")
+    (site,) = (tmp_path / "venv").glob("lib/python3.*/site-packages")
+    (site / "rkllm-0.0.1.dist-info").mkdir()
+    (finding,) = (f for f in examine_target(load_target("rk3588")) if f.name == "rkllm")
+    assert finding.state == "warning"
+    assert (
+        finding.found == f"0.0.1 in {python}: a package of PyPI's that is not the vendor's toolkit"
+    )
+    assert finding.command == f"{python} -m pip uninstall rkllm"
+
+
+@pytest.mark.parametrize(
+    ("digest", "said"),
+    [
+        ("36880ff8e12844c60d6e3d876cf9cef40de3a0bb9000a0a1c6a1819ff00ee857", "the vendor's"),
+        ("0" * 64, "not one that is known"),
+    ],
+)
+def test_the_wheel_that_pip_noted_is_compared(tmp_path: Path, digest: str, said: str) -> None:
+    release = load_toolkit("rkllm-toolkit").version("1.0.1")
+    assert release is not None
+    signature_checker(tmp_path / "venv", release, log=tmp_path / "log")
+    (info,) = (tmp_path / "venv").glob("lib/python3.*/site-packages/rkllm_toolkit-*.dist-info")
+    noted = {"url": "file:///x.whl", "archive_info": {"hashes": {"sha256": digest}}}
+    (info / "direct_url.json").write_text(json.dumps(noted))
+    (finding,) = (f for f in examine_target(load_target("rk3588")) if "1.0.1" in f.name)
+    assert f"wheel {digest[:12]}…, {said}" in finding.found
 
 
 def test_another_system_is_told_to_convert_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
