@@ -1,0 +1,233 @@
+"""``gemquant gate``: hold artifacts against a baseline; fail for the right reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gemquant.cli.flags import output_flags
+from gemquant.errors import (
+    GemquantError,
+    NotComparableError,
+    RegressionError,
+    UsageError,
+    refuse,
+)
+
+if TYPE_CHECKING:
+    from gemquant.evaluation_document import EvaluationDocument
+    from gemquant.gate.baseline import Baseline
+    from gemquant.gate.budget import Budgets
+    from gemquant.gate.verdict import Verdict
+
+
+class GateCommand(click.Command):
+    """Read everything, then judge or update; print, and end with the verdict's exit code."""
+
+    def invoke(self, ctx: click.Context) -> None:
+        """Run the command."""
+        from gemquant.benchmark.document import Benchmark
+        from gemquant.gate.baseline import read_baseline
+        from gemquant.gate.budget import Budgets, read_budgets
+
+        given = ctx.params
+        path: Path = given["baseline"]
+        refuse(_problems(given))
+        problems: list[GemquantError] = []
+        baseline = budgets = benchmark = None
+        if path.exists() or not given["update_baseline"]:
+            baseline = _tried(problems, read_baseline, path)
+        budgets = _tried(problems, read_budgets, given["budget"]) if given["budget"] else Budgets()
+        if given["bench"]:
+            benchmark = _tried(problems, Benchmark.read, given["bench"])
+        documents = _documents(given["artifacts"], problems)
+        if not problems and budgets is not None:
+            known = [each.evaluation for each in baseline.artifacts] if baseline else []
+            problems += budgets.problems([*known, *(a for d in documents for a in d.artifacts)])
+        refuse(problems)
+        assert budgets is not None
+        if given["update_baseline"]:
+            _update(given, documents, baseline, benchmark)
+            return
+        assert baseline is not None
+        _judge(given, documents, baseline, budgets, benchmark)
+
+
+def _problems(given: dict[str, Any]) -> list[GemquantError]:
+    problems: list[GemquantError] = []
+    reason = (given["reason"] or "").strip()
+    if given["update_baseline"] and not reason:
+        problems.append(
+            UsageError(
+                "--update-baseline needs --reason TEXT.",
+                hint="Say why the figures may change; it stays in the baseline's history.",
+            )
+        )
+    if given["reason"] is not None and not given["update_baseline"]:
+        problems.append(
+            UsageError("--reason is for --update-baseline; without it nothing is written.")
+        )
+    if given["update_baseline"] and given["output"]:
+        problems.append(UsageError("--output: an update judges nothing, so there is no verdict."))
+    return problems
+
+
+def _tried(problems: list[GemquantError], read: Any, path: Path) -> Any:
+    """Read a file; keep the complaint about it for later."""
+    try:
+        return read(path)
+    except GemquantError as error:
+        problems.append(error)
+        return None
+
+
+def _documents(paths: tuple[Path, ...], problems: list[GemquantError]) -> list[EvaluationDocument]:
+    from gemquant.evaluation_document import read_evaluation_document
+
+    documents: list[EvaluationDocument] = []
+    for path in dict.fromkeys(paths):
+        if path.is_dir():
+            problems.append(
+                UsageError(
+                    f"{path}: a folder; measure it first.",
+                    hint=f"gemquant eval {path} --output eval.json",
+                )
+            )
+            continue
+        found = _tried(problems, read_evaluation_document, path)
+        documents += [found] if found is not None else []
+    names = [artifact.name for document in documents for artifact in document.artifacts]
+    problems += [
+        UsageError(f"{name!r} was measured twice; an artifact is known by its name.")
+        for name in dict.fromkeys(names)
+        if names.count(name) > 1
+    ]
+    if not names and not problems:
+        problems.append(UsageError("No artifact was measured: the documents are empty."))
+    return documents
+
+
+def _update(
+    given: dict[str, Any],
+    documents: list[EvaluationDocument],
+    before: Baseline | None,
+    benchmark: Any,
+) -> None:
+    from gemquant.cli import gate_tables, render
+    from gemquant.gate.update import head_commit, updated, write_baseline
+
+    path: Path = given["baseline"]
+    baseline = updated(
+        documents,
+        before,
+        reason=given["reason"].strip(),
+        commit=head_commit(path.absolute().parent),
+        benchmark=benchmark,
+    )
+    write_baseline(path, baseline)
+    if given["as_json"]:
+        render.print_json(baseline.history[-1].model_dump(mode="json"))
+    else:
+        gate_tables.update(baseline, path)
+
+
+def _judge(
+    given: dict[str, Any],
+    documents: list[EvaluationDocument],
+    baseline: Baseline,
+    budgets: Budgets,
+    benchmark: Any,
+) -> None:
+    from gemquant.artifact.staged_files import file_problems, staged_files
+    from gemquant.cli import gate_tables, render
+    from gemquant.gate.judge import judge
+
+    output: Path | None = given["output"]
+    if output is not None:
+        refuse(file_problems([output], replaceable=[output], needed_bytes=1 << 20))
+    verdict = judge(documents, baseline, budgets, file=str(given["baseline"]), benchmark=benchmark)
+    if output is not None:
+        with staged_files([output]) as scratch:
+            (scratch / output.name).write_bytes(verdict.to_json())
+    if given["as_json"]:
+        render.print_json(verdict.model_dump(mode="json"))
+    else:
+        gate_tables.verdict(verdict)
+    _end(verdict)
+
+
+def _end(verdict: Verdict) -> None:
+    """Raise what the verdict says, all of it, with its exit code."""
+    kind: type[GemquantError] | None = {
+        RegressionError.exit_code: RegressionError,
+        NotComparableError.exit_code: NotComparableError,
+    }.get(verdict.exit_code)
+    if kind is None:
+        return
+    told = [
+        f"{artifact.name!r}, {artifact.outcome}: {reason}."
+        for artifact in verdict.artifacts
+        for reason in artifact.reasons
+    ]
+    first, *others = told
+    raise kind("\n  ".join([first, *others]))
+
+
+command = GateCommand(
+    "gate",
+    params=[
+        click.Argument(
+            ["artifacts"],
+            nargs=-1,
+            required=True,
+            metavar="ARTIFACT|EVAL.json...",
+            type=click.Path(exists=True, path_type=Path),
+        ),
+        click.Option(
+            ["--baseline"],
+            required=True,
+            metavar="FILE",
+            type=click.Path(dir_okay=False, path_type=Path),
+            help="What to compare with; docs/baseline.md describes it.",
+        ),
+        click.Option(
+            ["--budget"],
+            metavar="FILE",
+            type=click.Path(dir_okay=False, path_type=Path),
+            help="What may be lost, as TOML; docs/gate.md has the keys and the defaults.",
+        ),
+        click.Option(
+            ["--bench"],
+            metavar="FILE",
+            type=click.Path(dir_okay=False, path_type=Path),
+            help="What `gemquant bench --json` printed: peak memory and speed are compared too.",
+        ),
+        click.Option(
+            ["--update-baseline"],
+            is_flag=True,
+            help="Judge nothing; put what was measured into the baseline.",
+        ),
+        click.Option(["--reason"], metavar="TEXT", help="Why, for the baseline's history."),
+        click.Option(
+            ["--output"],
+            metavar="FILE",
+            type=click.Path(dir_okay=False, path_type=Path),
+            help="Write the verdict as JSON, for `gemquant report`.",
+        ),
+        *output_flags(),
+    ],
+    help="""Fail where artifacts are worse than their baseline.
+
+    What `gemquant eval` measured is compared with a baseline in the repository, window by window on
+    the same tokens: likelihood, divergence and agreement of every slice, size, bytes, and with
+    --bench memory and speed. A loss fails where it is significant and not shown to be within
+    budget (exit code 10); too few windows to decide fail too, apart (11), as does anything that is
+    not of the same original, tokens and level. The message names slice, metric and layer.""",
+    epilog="""\b
+Examples:
+  gemquant gate eval.json --baseline ci/baselines/gemma.json
+  gemquant gate eval.json --baseline ci/baselines/gemma.json --budget ci/budgets.toml --json
+  gemquant gate eval.json --baseline ci/baselines/gemma.json --update-baseline --reason 'clip'""",
+)
