@@ -46,6 +46,10 @@ COMMANDS: Mapping[str, LazyCommand] = {
         "gemquant.cli.plan", "Predict size, memory and speed of every scheme that a target takes."
     ),
     "quantizers": LazyCommand("gemquant.cli.quantizers", "List the quantizers and their options."),
+    "report": LazyCommand(
+        "gemquant.cli.report",
+        "Report evaluations and the gate's verdict as Markdown, JUnit XML, JSON and HTML.",
+    ),
     "rkllm": LazyCommand(
         "gemquant.cli.rkllm",
         "RKLLM files for Rockchip's NPUs, through the vendor's own toolkit.",

@@ -1,0 +1,247 @@
+"""``gemquant report``: what was measured and decided, for people and for CI."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from gemquant.cli.flags import output_flags
+from gemquant.cli.gathering import Attempt, Gathering
+from gemquant.cli.progress import reporter
+from gemquant.cli.settings import problems_of, setting
+from gemquant.errors import GemquantError, OutputError, UsageError, refuse
+
+if TYPE_CHECKING:
+    from gemquant.reports.assembling import Given
+    from gemquant.reports.document import Report, SourceKind
+
+T = TypeVar("T")
+
+FORMS = ("markdown", "junit", "report_json")
+"""Parameters that name a file to write."""
+
+STDOUT = Path("-")
+
+
+class ReportCommand(click.Command):
+    """Read everything, make every form, then write them all."""
+
+    def invoke(self, ctx: click.Context) -> None:
+        """Run the command."""
+        given = ctx.params
+        wanted = {form: given[form] for form in FORMS if given[form] is not None}
+        with reporter(quiet=given["quiet"]) as progress:
+            gathering = Gathering()
+            gathering.attempt(lambda: refuse(problems_of(ctx)))
+            gathering.attempt(lambda: refuse(_problems(given, wanted)))
+            report = _report(given, gathering)
+            gathering.refuse()
+            texts = {form: _text(form, report, given["markdown_limit"]) for form in wanted}
+            written = {form: path for form, path in wanted.items() if path != STDOUT}
+            _write({path: texts[form] for form, path in written.items()})
+            for form, path in written.items():
+                progress.note(f"{path}: {form.replace('report_', '')}, {len(texts[form])} bytes")
+        _print(report, wanted, texts, as_json=given["as_json"])
+
+
+def _report(given: Mapping[str, Any], gathering: Gathering) -> Report:
+    from gemquant.benchmark.document import Benchmark
+    from gemquant.evaluation_document import read_evaluation_document
+    from gemquant.gate.baseline import read_baseline
+    from gemquant.gate.verdict import read_verdict
+    from gemquant.reports.assembling import assemble
+
+    evaluations = [
+        _read(gathering, "evaluation", path, read_evaluation_document)
+        for path in given["evaluations"]
+    ]
+    verdict = _read_named(gathering, "verdict", given["verdict"], read_verdict)
+    benchmark = _read_named(gathering, "benchmark", given["bench"], Benchmark.read)
+    baseline = _read_named(gathering, "baseline", given["baseline"], read_baseline)
+    gathering.refuse()
+    return assemble(
+        [each.value for each in evaluations],
+        verdict=None if verdict is None else verdict.value,
+        benchmark=None if benchmark is None else benchmark.value,
+        baseline=None if baseline is None else baseline.value,
+    )
+
+
+def _read_named(
+    gathering: Gathering, kind: SourceKind, path: Path | None, read: Callable[[Path], T]
+) -> Attempt[Given[T]] | None:
+    return None if path is None else _read(gathering, kind, path, read)
+
+
+def _read(
+    gathering: Gathering, kind: SourceKind, path: Path, read: Callable[[Path], T]
+) -> Attempt[Given[T]]:
+    return gathering.attempt(lambda: _given(kind, path, read))
+
+
+def _given(kind: SourceKind, path: Path, read: Callable[[Path], T]) -> Given[T]:
+    import hashlib
+
+    from gemquant.reports.assembling import Given
+    from gemquant.reports.document import SourceFile
+
+    document = read(path)
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return Given(SourceFile(kind=kind, name=path.name, sha256=sha256), document)
+
+
+def _problems(given: Mapping[str, Any], wanted: Mapping[str, Path]) -> list[GemquantError]:
+    """What is wrong with the places to write to, and with what is asked for."""
+    from gemquant.artifact.staging import place_problems
+    from gemquant.reports.markdown import SMALLEST_LIMIT_BYTES
+
+    problems: list[GemquantError] = []
+    if not given["evaluations"]:
+        problems.append(
+            UsageError(
+                "EVALUATION: missing.",
+                hint="Measure first: gemquant eval ARTIFACT… --output eval.json",
+            )
+        )
+    if not wanted:
+        problems.append(
+            UsageError(
+                "Nothing to write: no --markdown, --junit, --report-json or --html.",
+                hint="Try: --markdown -",
+            )
+        )
+    if given["junit"] is not None and given["verdict"] is None:
+        problems.append(
+            UsageError(
+                "--junit: needs --verdict; without one nothing could pass or fail.",
+                hint="gemquant gate … --output verdict.json",
+            )
+        )
+    limit = given["markdown_limit"]
+    if limit is not None and limit < SMALLEST_LIMIT_BYTES:
+        problems.append(
+            UsageError(f"--markdown-limit {limit}: must be at least {SMALLEST_LIMIT_BYTES}.")
+        )
+    on_stdout = [form for form, path in wanted.items() if path == STDOUT]
+    if len(on_stdout) + given["as_json"] > 1:
+        problems.append(UsageError("-: only one thing can go to stdout.", hint="Name files."))
+    files = [path.absolute() for path in wanted.values() if path != STDOUT]
+    for path in dict.fromkeys(files):
+        if files.count(path) > 1:
+            problems.append(UsageError(f"{path}: named for two reports."))
+        problems += _replacement_problems(path, force=given["force"])
+        problems += place_problems(path, needed_bytes=0)
+    return problems
+
+
+def _replacement_problems(path: Path, *, force: bool) -> list[GemquantError]:
+    if path.is_symlink():
+        return [OutputError(f"{path} is a symbolic link.", hint="Name the file itself.")]
+    if path.is_dir():
+        return [OutputError(f"{path} is a folder.", hint="Name a file in it.")]
+    if path.exists() and not force:
+        return [OutputError(f"{path} exists.", hint="Give --force to replace it.")]
+    return []
+
+
+def _text(form: str, report: Report, limit: int | None) -> bytes:
+    match form:
+        case "markdown":
+            from gemquant.reports.markdown import SUMMARY_LIMIT_BYTES, to_markdown
+
+            return to_markdown(report, limit_bytes=limit or SUMMARY_LIMIT_BYTES).encode()
+        case "junit":
+            from gemquant.reports.junit import to_junit
+
+            return to_junit(report)
+        case _:
+            return report.to_json()
+
+
+def _write(texts: Mapping[Path, bytes]) -> None:
+    """Write files, those of one folder together."""
+    from gemquant.artifact.staged_files import staged_files
+
+    folders: dict[Path, list[Path]] = {}
+    for path in texts:
+        folders.setdefault(path.absolute().parent, []).append(path)
+    for files in folders.values():
+        with staged_files(files) as scratch:
+            for path in files:
+                (scratch / path.name).write_bytes(texts[path])
+
+
+def _print(
+    report: Report,
+    wanted: Mapping[str, Path],
+    texts: Mapping[str, bytes],
+    *,
+    as_json: bool,
+) -> None:
+    from gemquant.cli.render import print_json, print_tables
+
+    for form, path in wanted.items():
+        if path == STDOUT:
+            click.echo(texts[form].decode(), nl=False)
+            return
+    outcome = None if report.verdict is None else report.verdict.outcome
+    if as_json:
+        written = [
+            {"form": form.replace("report_", ""), "path": str(path), "bytes": len(texts[form])}
+            for form, path in wanted.items()
+        ]
+        print_json({"verdict": outcome, "written": written})
+        return
+    artifacts = sum(len(each.artifacts) for each in report.comparisons)
+    print_tables(
+        f"{artifacts} artifact{'s' if artifacts != 1 else ''}; verdict: {outcome or 'none given'}. "
+        f"Written: {', '.join(str(path) for path in wanted.values())}."
+    )
+
+
+def _file(flag: str, help: str) -> click.Parameter:
+    return setting(flag, type=click.Path(path_type=Path), metavar="FILE", help=help)
+
+
+command = ReportCommand(
+    "report",
+    params=[
+        click.Argument(
+            ["evaluations"],
+            nargs=-1,
+            metavar="[EVALUATION]...",
+            type=click.Path(path_type=Path),
+        ),
+        _file("--verdict", "What `gemquant gate --output` wrote."),
+        _file("--bench", "What `gemquant bench --json` printed."),
+        _file("--baseline", "A baseline, whose history is shown."),
+        _file("--markdown", "Markdown, for a pull request and $GITHUB_STEP_SUMMARY; - for stdout."),
+        setting(
+            "--markdown-limit",
+            type=int,
+            instead="GitHub's limit of a step summary, 1048576",
+            metavar="BYTES",
+            help="Largest Markdown; 65536 for a pull request's comment.",
+        ),
+        _file("--junit", "JUnit XML of the verdict; - for stdout."),
+        _file("--report-json", "All of it as one document; - for stdout."),
+        _file("--html", "One page with everything in it; - for stdout."),
+        click.Option(["--force"], is_flag=True, help="Replace existing files."),
+        *output_flags(),
+    ],
+    help="""Report evaluations and the gate's verdict as Markdown, JUnit XML, JSON and HTML.
+
+    EVALUATION is what `gemquant eval --output` wrote; figures of several stand beside each other
+    only where they may be compared. Exits with 0 when everything is written, whatever the verdict:
+    `gemquant gate` is what fails. docs/reports.md describes the forms.""",
+    epilog="""\b
+Examples:
+  gemquant report eval.json --html report.html
+  gemquant report eval.json --verdict verdict.json --markdown - >> "$GITHUB_STEP_SUMMARY"
+  gemquant report eval.json --verdict verdict.json --baseline ci/baselines/gemma.json \\
+    --bench bench.json --junit junit.xml --report-json report.json --html report.html""",
+)

@@ -1,0 +1,1 @@
+"""What was measured and decided: as Markdown, JUnit XML, JSON, and one HTML page."""
