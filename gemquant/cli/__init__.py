@@ -45,6 +45,9 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "plan": LazyCommand(
         "gemquant.cli.plan", "Predict size, memory and speed of every scheme that a target takes."
     ),
+    "push": LazyCommand(
+        "gemquant.cli.push", "Upload an artifact to the Hugging Face Hub, in one commit."
+    ),
     "quantizers": LazyCommand("gemquant.cli.quantizers", "List the quantizers and their options."),
     "report": LazyCommand(
         "gemquant.cli.report",
