@@ -115,7 +115,8 @@ class SliceEvaluation(Record):
 class LayerErrors(Record):
     """How far a slice's hidden states lie from the original's behind each decoder layer.
 
-    Each list has one entry per layer.
+    Each list has one entry per layer. The BOS that opens each window is left out: its state is so
+    much larger than all others that it would hide them.
     """
 
     slice: str = Field(description="Name of the slice.")
@@ -138,6 +139,11 @@ class LevelEvaluation(Record):
         default=None, description="Why this level was not measured; null if it was."
     )
     slices: tuple[SliceEvaluation, ...] = Field(default=(), description="One per slice.")
+    kl_from_reference: Interval | None = Field(
+        default=None,
+        description="Mean divergence of this level's predictions from level `reference`'s, over "
+        "one window of every slice: what the runtime's own arithmetic changes. Nats per token.",
+    )
     layers_accumulated: tuple[LayerErrors, ...] = Field(
         default=(),
         description="Behind each layer, with the errors of all layers before it; one per slice.",

@@ -1,4 +1,4 @@
-"""The user's own calibration text: FILE.txt or FILE.jsonl."""
+"""The user's own text: FILE.txt or FILE.jsonl."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ LARGEST_FILE = 1 << 30
 """Bytes; calibration reads far less, and the file is held in memory."""
 
 
-def read_user_file(path: Path) -> list[Document]:
+def read_user_file(path: Path, *, flag: str = "--calib") -> list[Document]:
     """The documents of a file.
 
     FILE.txt: UTF-8; form feeds separate documents, a file without any is one document.
     FILE.jsonl: on each line {"text": …} or {"messages": [{"role": …, "content": …}, …]}.
+    flag: what named the file, for messages.
     Raises CalibrationError; for JSON lines, every bad line at once.
     """
-    source = f"--calib {path}"
+    source = f"{flag} {path}"
     if path.suffix.lower() not in (".txt", ".jsonl"):
         raise CalibrationError(
             f"{source}: the name ends in {path.suffix or 'no suffix'}; known are .txt and .jsonl.",

@@ -81,7 +81,7 @@ def calibration_windows(
     Raises UsageError for an unknown source, CalibrationError if the text is too short or unusable.
     """
     _check(samples, seq_len, what="--samples")
-    packer = _Packer(tokenizer, seq_len, bos, chat_template)
+    packer = Packer(tokenizer, seq_len, bos, chat_template)
     library = Library.open()
     if source in library.mixtures:
         counts = largest_remainder(library.mixtures[source], samples)
@@ -95,7 +95,7 @@ def calibration_windows(
         documents = own_documents(source, library)
         _generator(seed, "documents").shuffle(documents)
         windows = packer.pack(iter(documents), samples, f"--calib {source}")
-    return _token_windows(windows, source)
+    return token_windows(windows, source)
 
 
 def evaluation_windows(
@@ -124,9 +124,9 @@ def evaluation_windows(
             if name not in known
         ]
     )
-    packer = _Packer(tokenizer, seq_len, bos, chat_template)
+    packer = Packer(tokenizer, seq_len, bos, chat_template)
     return [
-        _token_windows(
+        token_windows(
             packer.pack(
                 shipped_documents(library, name, "evaluation", seed), windows, f"slice {name}"
             ),
@@ -137,7 +137,7 @@ def evaluation_windows(
 
 
 @dataclass(frozen=True)
-class _Packer:
+class Packer:
     """Turns documents into windows, no further than it must."""
 
     tokenizer: Tokenizer
@@ -149,17 +149,47 @@ class _Packer:
         self, documents: Iterator[Document], count: int, what: str, *, share: float = 1.0
     ) -> list[list[int]]:
         """Return ``count`` windows, a ``share`` of all, from the start of the documents."""
-        room = self.seq_len - 1
+        stream = self._stream(documents, count)
+        if len(stream) < count * self._room:
+            raise CalibrationError(
+                f"{what}: {len(stream)} tokens, but {count} windows of {self.seq_len} need "
+                f"{count * self._room}.",
+                hint=_what_fits(len(stream), self.seq_len, share),
+            )
+        return self._cut(stream, count)
+
+    def windows(
+        self, documents: Iterator[Document], name: str, what: str, count: int
+    ) -> TokenWindows:
+        """Return ``count`` windows under a name; CalibrationError where the text is too short."""
+        return token_windows(self.pack(documents, count, what), name)
+
+    def fitting(
+        self, documents: Iterator[Document], name: str, what: str, most: int
+    ) -> TokenWindows:
+        """Return as many windows as the text fills, but no more than ``most``, and at least one."""
+        stream = self._stream(documents, most)
+        count = max(1, min(most, len(stream) // self._room))
+        if len(stream) < self._room:
+            raise CalibrationError(
+                f"{what}: {len(stream)} tokens do not fill one window of {self.seq_len}.",
+                hint=_what_fits(len(stream), self.seq_len, 1.0),
+            )
+        return token_windows(self._cut(stream, count), name)
+
+    @property
+    def _room(self) -> int:
+        return self.seq_len - 1
+
+    def _stream(self, documents: Iterator[Document], count: int) -> list[int]:
+        """Tokens of as many documents as ``count`` windows need, if there are so many."""
         stream: list[int] = []
-        while len(stream) < count * room:
-            document = next(documents, None)
-            if document is None:
-                raise CalibrationError(
-                    f"{what}: {len(stream)} tokens, but {count} windows of {self.seq_len} need "
-                    f"{count * room}.",
-                    hint=_what_fits(len(stream), self.seq_len, share),
-                )
+        while len(stream) < count * self._room and (document := next(documents, None)):
             stream += self._tokens(document)
+        return stream
+
+    def _cut(self, stream: Sequence[int], count: int) -> list[list[int]]:
+        room = self._room
         return [[self.bos, *stream[n * room : (n + 1) * room]] for n in range(count)]
 
     def _tokens(self, document: Document) -> list[int]:
@@ -182,8 +212,15 @@ def _what_fits(tokens: int, seq_len: int, share: float) -> str:
 
 def shipped_documents(library: Library, kind: str, split: Split, seed: int) -> Iterator[Document]:
     """Every document of a kind: shuffled within its file, the files taking turns."""
-    files = list(library.of(kind, split))
-    _generator(seed, split, kind).shuffle(files)
+    return dealt_documents(library, library.of(kind, split), seed, split, kind)
+
+
+def dealt_documents(
+    library: Library, of: Sequence[TextFile], seed: int, *labels: str
+) -> Iterator[Document]:
+    """Every document of some files: shuffled within its file, the files taking turns."""
+    files = list(of)
+    _generator(seed, *labels).shuffle(files)
     shuffled = [_shuffled(library, file, seed) for file in files]
     for deal in zip_longest(*shuffled):
         yield from (document for document in deal if document is not None)
@@ -229,7 +266,8 @@ def _check(count: int, seq_len: int, *, what: str) -> None:
     refuse(problems)
 
 
-def _token_windows(windows: Sequence[Sequence[int]], name: str) -> TokenWindows:
+def token_windows(windows: Sequence[Sequence[int]], name: str) -> TokenWindows:
+    """Windows of one length under a name."""
     ids = torch.tensor(windows, dtype=torch.int64)
     return TokenWindows(ids, name, stream_digest([ids]))
 

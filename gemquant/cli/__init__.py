@@ -31,7 +31,7 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "doctor": LazyCommand(
         "gemquant.cli.doctor", "Say what of this installation works, and how to get the rest."
     ),
-    "eval": LazyCommand("gemquant.cli.eval", "Measure an artifact against its original again."),
+    "eval": LazyCommand("gemquant.cli.eval", "Measure artifacts against their original again."),
     "gate": LazyCommand("gemquant.cli.gate", "Fail where artifacts are worse than their baseline."),
     "llamafile": LazyCommand(
         "gemquant.cli.llamafile", "Pack a GGUF and a llamafile runtime into one executable."

@@ -1,8 +1,9 @@
-"""``gemquant eval``: measure a finished artifact against its original again."""
+"""``gemquant eval``: measure finished artifacts against their original again."""
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,117 +13,181 @@ from gemquant.cli.flags import evaluation_flags, machine_flags, output_flags, wi
 from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting, threads_of
 from gemquant.errors import refuse
-from gemquant.recipe import DEFAULT_EVAL_WINDOWS, Recipe
 
 if TYPE_CHECKING:
     from gemquant.artifact import Artifact
+    from gemquant.checkpoint import Checkpoint
+    from gemquant.evaluation.native import NativeRuntime
+    from gemquant.evaluation_document import EvaluationDocument
     from gemquant.progress import Progress
-    from gemquant.results import Certificate
+    from gemquant.recipe import Recipe
 
 PROMPT = "The capital of France is"
-MEASURING = ("eval_windows", "eval_slices", "seq_len", "seed", "device", "dtype")
-"""Settings that the artifact's own recipe gives their defaults."""
 
 
 class EvalCommand(click.Command):
-    """Measure again, with the settings of the artifact's recipe unless others are given."""
+    """Measure again, with the settings of the artifacts' recipe unless others are given."""
 
     def invoke(self, ctx: click.Context) -> None:
         """Run the command."""
         from gemquant.artifact import Artifact
-        from gemquant.cli import render
+        from gemquant.cli import evaluation_tables, render
+        from gemquant.cli.eval_request import (
+            name_problems,
+            output_problems,
+            shared_recipe,
+            write_document,
+        )
 
         given = ctx.params
         threads = threads_of(given, problems_of(ctx))
         refuse(problems_of(ctx))
-        artifact = Artifact.open(given["artifact"])
-        recipe = _recipe(artifact, given)
-        refuse(recipe.problems())
+        artifacts = [Artifact.open(path) for path in given["artifacts"]]
+        refuse(name_problems(artifacts))
+        recipe = shared_recipe(artifacts, given)
+        refuse([*recipe.problems(), *output_problems(given["output"])])
         with reporter(quiet=given["quiet"]) as progress:
-            certificates = _measure(artifact, recipe, threads, given["native"], progress)
-        render.evaluation(artifact, recipe.model, certificates, as_json=given["as_json"])
-
-
-def _recipe(artifact: Artifact, given: dict[str, Any]) -> Recipe:
-    """Return the artifact's recipe with what was given in its place."""
-    source = artifact.manifest.source
-    recipe = Recipe.from_dict(artifact.manifest.recipe)
-    values = {name: given[name] for name in MEASURING if given[name] is not None}
-    if given["against"] is not None:
-        values["model"] = given["against"]
-    elif source.revision is not None:
-        values["model"] = f"{source.ref.partition('@')[0]}@{source.revision}"
-    if recipe.eval_windows == 0:
-        values.setdefault("eval_windows", DEFAULT_EVAL_WINDOWS)
-    return dataclasses.replace(recipe, **values)
+            document = _measure(artifacts, recipe, given, threads, progress)
+        if given["output"] is not None:
+            write_document(given["output"], document)
+        if given["as_json"]:
+            render.print_json(document.model_dump(mode="json"))
+        else:
+            evaluation_tables.print_document(document)
 
 
 def _measure(
-    artifact: Artifact, recipe: Recipe, threads: int, native: bool, progress: Progress
-) -> list[Certificate]:
+    artifacts: Sequence[Artifact],
+    recipe: Recipe,
+    given: dict[str, Any],
+    threads: int,
+    progress: Progress,
+) -> EvaluationDocument:
     import torch
 
+    import gemquant
+    from gemquant.benchmark.machine import machine
     from gemquant.checkpoint import open_checkpoint
-    from gemquant.cli.preparation import chat_template, read_evaluation, require_device
-    from gemquant.evaluation.compare import compare
-    from gemquant.evaluation.native import NativeRuntime
+    from gemquant.cli.eval_request import evaluation_text
+    from gemquant.cli.preparation import require_device
+    from gemquant.evaluation.measure import Subject, measure
+    from gemquant.evaluation.records import artifact_evaluation, artifact_name, original_record
+    from gemquant.evaluation.slices import level_evaluations
+    from gemquant.evaluation_document import EvaluationDocument
+    from gemquant.numerics.bootstrap import RESAMPLES
     from gemquant.plugins import exporter
 
     require_device(recipe.device)
     torch.set_num_threads(threads)
     progress.note(f"opening {recipe.model}")
     original = open_checkpoint(recipe.model, lora=recipe.lora)
-    container = artifact.manifest.container
-    quantized = exporter(container).open(artifact.path)
-    runtime = None
-    if native:
-        runtime = NativeRuntime.find(artifact.path, container, device=recipe.device)
-    certificates = compare(
+    text = evaluation_text(recipe, given, original)
+
+    subjects = [
+        Subject(
+            artifact_name(each),
+            exporter(each.manifest.container).open(each.path),
+            partial(_runtime, each, original, recipe.device, progress) if given["native"] else None,
+        )
+        for each in artifacts
+    ]
+    measured = measure(
         original,
-        quantized,
-        read_evaluation(recipe, original, chat_template(recipe, original)),
-        runtime=runtime,
+        subjects,
+        text.slices,
+        by_layer=given["by_layer"],
         device=recipe.device,
         compute_dtype=getattr(torch, recipe.dtype),
         progress=progress,
     )
-    if runtime is not None and runtime.not_run is None:
+    return EvaluationDocument(
+        gemquant=gemquant.__version__,
+        suite=text.record,
+        original=original_record(original),
+        settings={
+            "dtype": recipe.dtype,
+            "device": recipe.device,
+            "seed": recipe.seed,
+            "resamples": RESAMPLES,
+        },
+        machine=machine().fingerprint,
+        artifacts=tuple(
+            artifact_evaluation(artifact, level_evaluations(subject.name, found, seed=recipe.seed))
+            for artifact, subject, found in zip(artifacts, subjects, measured, strict=True)
+        ),
+    )
+
+
+def _runtime(
+    artifact: Artifact, original: Checkpoint, device: str, progress: Progress
+) -> NativeRuntime:
+    """Load an artifact in the runtime it is made for, and let it continue a prompt."""
+    from gemquant.evaluation.native import NativeRuntime
+
+    runtime = NativeRuntime.find(artifact.path, artifact.manifest.container, device=device)
+    if runtime.not_run is None:
         tokenizer, bos = original.tokenizer(), original.config["bos_token_id"]
         prompt = tokenizer.encode(PROMPT, add_special_tokens=False).ids
         continued = tokenizer.decode(runtime.generate([bos, *prompt]))
         progress.note(f"{runtime.runtime} continues {PROMPT!r} with {continued!r}")
-    return certificates
+    return runtime
 
 
 command = EvalCommand(
     "eval",
     params=[
-        click.Argument(["artifact"], type=click.Path(path_type=Path)),
+        click.Argument(
+            ["artifacts"],
+            metavar="ARTIFACT...",
+            nargs=-1,
+            required=True,
+            type=click.Path(path_type=Path),
+        ),
         setting(
             "--against",
             metavar="MODEL",
-            instead="what the artifact was made from",
+            instead="what the artifacts were made from",
             help="The original.",
+        ),
+        setting(
+            "--suite",
+            metavar="default|long|multilingual|chat|code|FILE",
+            instead="the text of the artifacts' own recipe",
+            help="Text to measure on: a suite's name, or a .txt or .jsonl file of your own.",
+        ),
+        click.Option(
+            ["-o", "--output"],
+            type=click.Path(dir_okay=False, path_type=Path),
+            metavar="FILE",
+            help="Write all that was measured, window by window, as one JSON document.",
+        ),
+        click.Option(
+            ["--by-layer"],
+            is_flag=True,
+            help="Also measure each layer's own error, fed with the original's hidden states.",
         ),
         click.Option(
             ["--native/--no-native"],
             default=True,
             show_default=True,
-            help="Also run the artifact in the runtime it is made for, where that is installed.",
+            help="Also run each artifact in the runtime it is made for, where that is installed.",
         ),
-        *evaluation_flags(inherited="the artifact's"),
-        *window_flags(inherited="the artifact's"),
-        *machine_flags(inherited="the artifact's"),
+        *evaluation_flags(inherited="the suite's, or the artifacts'"),
+        *window_flags(inherited="the suite's, or the artifacts'"),
+        *machine_flags(inherited="the artifacts'"),
         *output_flags(),
     ],
-    help="""Measure an artifact against its original again.
+    help="""Measure artifacts against their original again.
 
-    Streams both through the same evaluation windows, by default those of the artifact's own
-    certificate, and prints what was lost: level reference. Then the artifact is loaded, whole,
-    in the runtime that executes it, and measured on the same windows: level native.""",
+    Streams the original and all artifacts, which were made from it, through the same evaluation
+    windows in one pass, and prints what was lost: level reference. The windows are those of the
+    artifacts' own certificates, or a suite's. Then each artifact is loaded, whole, in the runtime
+    that executes it, and measured on the same windows: level native.""",
     epilog="""\b
 Examples:
   gemquant eval gemma-2-2b-awq
-  gemquant eval gemma-2-2b-awq --against google/gemma-2-2b --eval-windows 32
+  gemquant eval gemma-2-2b-awq gemma-2-2b-nf4 --suite default --output evaluation.json
+  gemquant eval gemma-2-2b-awq --against google/gemma-2-2b --suite long --no-native
+  gemquant eval gemma-2-2b-awq --suite my-text.jsonl --by-layer
   gemquant eval gemma-2-2b-awq --eval-slices english,code --json""",
 )

@@ -16,7 +16,6 @@ from gemquant.scheme import INTEGER, PER_CHANNEL, Scheme, describe
 if TYPE_CHECKING:
     from gemquant.artifact import Artifact, CertificateRecord, Manifest
     from gemquant.artifact.manifest import MeasurementRecord
-    from gemquant.results import Certificate
 
 MATRICES_NAMED = 4
 
@@ -88,22 +87,6 @@ def artifact(made: Artifact, *, as_json: bool) -> None:
             print_tables(*certificate(record), "")
         if not made.manifest.certificates:
             print_tables("No certificate: it was not asked for.")
-
-
-def evaluation(
-    measured: Artifact, original: str, certificates: Sequence[Certificate], *, as_json: bool
-) -> None:
-    """Print what a second measurement found, level by level."""
-    from gemquant.artifact import certificate_record
-
-    records = [certificate_record(each) for each in certificates]
-    if as_json:
-        documents = [record.model_dump(mode="json") for record in records]
-        print_json({"path": str(measured.path), "original": original, "certificates": documents})
-        return
-    print_tables(f"{measured.path} against {original}")
-    for record in records:
-        print_tables("", *certificate(record))
 
 
 def _facts(manifest: Manifest) -> list[Table | str]:

@@ -3,17 +3,19 @@
 The vocabulary is walked in runs of rows. Each token keeps a running maximum and sum for either
 model's softmax, and the sum of p · (log p − log q) relative to the running maximum of p; that is
 enough for both cross-entropies, the Kullback-Leibler divergence and the agreement of the top token.
+The five likeliest tokens are kept as the runs go by.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
+from gemquant.evaluation.leading import Leading
 from gemquant.numerics.accumulate import accumulator
 
 VOCABULARY_AT_ONCE = 8192
@@ -25,34 +27,30 @@ Table = Callable[[int, int], Tensor]
 
 @dataclass(frozen=True)
 class TokenScores:
-    """Per predicted token, (tokens,): two cross-entropies, a divergence, an agreement.
+    """Per predicted token, (tokens,): two cross-entropies, a divergence, two agreements.
 
     nll_original, nll_quantized, divergence: nats. agreement: 1 where both rank one token first.
+    shared: how many of the original's five likeliest tokens are among the other's five.
     """
 
     nll_original: Tensor
     nll_quantized: Tensor
     divergence: Tensor
     agreement: Tensor
+    shared: Tensor
 
     @classmethod
     def joined(cls, parts: Sequence[TokenScores]) -> TokenScores:
         """The scores of consecutive tokens as one."""
-        return cls(
-            torch.cat([part.nll_original for part in parts]),
-            torch.cat([part.nll_quantized for part in parts]),
-            torch.cat([part.divergence for part in parts]),
-            torch.cat([part.agreement for part in parts]),
-        )
+        return cls(*(torch.cat(columns) for columns in zip(*map(_columns, parts), strict=True)))
 
     def between(self, first: int, last: int) -> TokenScores:
         """The scores of tokens ``first`` to ``last``."""
-        return TokenScores(
-            self.nll_original[first:last],
-            self.nll_quantized[first:last],
-            self.divergence[first:last],
-            self.agreement[first:last],
-        )
+        return TokenScores(*(column[first:last] for column in _columns(self)))
+
+
+def _columns(scores: TokenScores) -> Sequence[Tensor]:
+    return [getattr(scores, field.name) for field in fields(scores)]
 
 
 class _Softmax:
@@ -64,6 +62,7 @@ class _Softmax:
         self.target = torch.zeros(tokens, device=device)
         # −1 until a number is seen: what is no number has no top.
         self.top = torch.full((tokens,), -1, dtype=torch.int64, device=device)
+        self.leading = Leading(tokens, device)
 
     def see(self, logits: Tensor, rows: slice, start: int, targets: Tensor) -> Tensor:
         """Add logits (tokens, run); return exp(logit − running maximum)."""
@@ -72,6 +71,7 @@ class _Softmax:
         # A row's maximum rises in few runs; only there is the index looked for.
         raised = (peak > before).nonzero()[:, 0]
         self.top[rows.start + raised] = logits[raised].argmax(-1) + start
+        self.leading.see(logits, rows, start)
         maximum = torch.maximum(before, peak)
         rescale = torch.exp(before - maximum)
         weights = (logits - maximum[:, None]).exp_()
@@ -200,6 +200,7 @@ def compare_predictions(
             nll_quantized=softmax.nll(),
             divergence=divergence / reference.total - (reference.log_total() - softmax.log_total()),
             agreement=((reference.top == softmax.top) & (softmax.top >= 0)).float(),
+            shared=reference.leading.shared_with(softmax.leading),
         )
         for softmax, divergence in zip(candidates, divergences, strict=True)
     ]

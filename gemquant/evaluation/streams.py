@@ -17,11 +17,11 @@ from gemquant.evaluation.divergence import (
     TokenScores,
     compare_predictions,
 )
-from gemquant.evaluation.summary import mean_over_windows, summarise
+from gemquant.evaluation.summary import summarise
 from gemquant.gemma.skeleton import Skeleton
 from gemquant.gemma.structure import EMBEDDING, FINAL_NORM, HEAD
 from gemquant.protocols import RowSource, Weights
-from gemquant.results import Measurement, SliceResult
+from gemquant.results import SliceResult
 
 
 class EvaluationStreams:
@@ -94,6 +94,12 @@ class EvaluationStreams:
         ]
         return shorter
 
+    def only(self, number: int) -> EvaluationStreams:
+        """The same streams with one of the candidates alone."""
+        fewer = EvaluationStreams(self._skeleton, self._slices)
+        fewer.original, fewer.candidates = self.original, [self.candidates[number]]
+        return fewer
+
     @property
     def digest(self) -> str:
         """``sha256:`` of all windows."""
@@ -109,22 +115,37 @@ class EvaluationStreams:
         """All windows of all slices, (windows, tokens)."""
         return self._ids
 
+    @property
+    def slices(self) -> Sequence[TokenWindows]:
+        """The slices, in the order in which they travel."""
+        return self._slices
+
+    def split(self, hidden: Tensor) -> Sequence[Tensor]:
+        """Hidden states (windows, tokens, hidden) of all windows, slice by slice."""
+        return torch.split(hidden, [windows.ids.shape[0] for windows in self._slices])
+
     def score(self, original: Predictor, others: Sequence[Predictor]) -> list[list[SliceResult]]:
         """Compare every other model with the original: for each its slices, in the order given.
 
         UnsupportedError where predictions are not finite.
         """
-        compared = self._compare(original, others, self._targets())
-        return [self._by_slice(scores) for scores in compared]
+        return [self._summaries(scores) for scores in self.compare(original, others)]
 
-    def score_foreign(
+    def compare(self, original: Predictor, others: Sequence[Predictor]) -> list[list[TokenScores]]:
+        """Score every other model against the original: for each, every slice's tokens."""
+        return [
+            self._by_slice(scores) for scores in self._compare(original, others, self._targets())
+        ]
+
+    def compare_foreign(
         self, original: Predictor, ours: Predictor, foreign: Iterable[Predictor]
-    ) -> tuple[list[SliceResult], Measurement]:
+    ) -> tuple[list[TokenScores], Tensor]:
         """Compare a runtime's predictions, chunk by chunk, with the original's and with our own.
 
         ours: what the same artifact predicts at level ``reference``. foreign: all predicted tokens,
         in order; each chunk is looked at before the next is asked for.
-        Returns the slices, and the mean divergence from ours over one window of every slice.
+        Returns every slice's tokens, and divergences from ours of the tokens of every slice's first
+        window, (tokens,).
         """
         targets, first_windows = self._targets(), self._in_first_windows()
         scores: list[TokenScores] = []
@@ -141,17 +162,21 @@ class EvaluationStreams:
         if first != len(targets):
             raise ValueError(f"the runtime predicts {first} tokens, not {len(targets)}")
         divergence = TokenScores.joined(from_ours).divergence
-        return (
-            self._by_slice(TokenScores.joined(scores)),
-            mean_over_windows(divergence, windows=len(self._slices)),
-        )
+        return self._by_slice(TokenScores.joined(scores)), divergence
 
-    def _by_slice(self, scores: TokenScores) -> list[SliceResult]:
-        """Summarise scores of all predicted tokens slice by slice."""
-        first, slices = 0, []
+    def _by_slice(self, scores: TokenScores) -> list[TokenScores]:
+        """Cut scores of all predicted tokens into those of each slice."""
+        first, parts = 0, []
         for windows in self._slices:
             tokens = windows.ids.shape[0] * (windows.ids.shape[1] - 1)
-            part = scores.between(first, first + tokens)
+            parts.append(scores.between(first, first + tokens))
+            first += tokens
+        return parts
+
+    def _summaries(self, scores: Sequence[TokenScores]) -> list[SliceResult]:
+        """Summarise scores of every slice."""
+        slices = []
+        for windows, part in zip(self._slices, scores, strict=True):
             if not torch.isfinite(part.divergence).all():
                 raise UnsupportedError(
                     f"evaluation slice {windows.name}: predictions are not finite in "
@@ -159,7 +184,6 @@ class EvaluationStreams:
                     hint="Compute in float32: --dtype float32.",
                 )
             slices.append(summarise(windows.name, part, windows=windows.ids.shape[0]))
-            first += tokens
         return slices
 
     def _targets(self) -> Tensor:

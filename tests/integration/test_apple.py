@@ -55,7 +55,7 @@ def test_the_certificate_is_of_the_weights_that_were_stored(
     made = json.loads(make(run, "awq", tiny_folders["gemma3_text"], *options).out)
     again = json.loads(run("eval", "out", "--threads", "1", "--no-native", "--json").out)
     first = made["manifest"]["certificates"][0]["slices"][0]["kl_mean"]["value"]
-    second = again["certificates"][0]["slices"][0]["kl_mean"]["value"]
+    second = again["artifacts"][0]["levels"][0]["slices"][0]["kl_mean"]["value"]
     assert second == pytest.approx(first, rel=1e-4)
 
 
@@ -104,7 +104,7 @@ def test_the_embedding_is_quantized_when_asked_and_its_loss_is_counted(
     assert lost["--quantize-embedding"] != lost["--no-quantize-embedding"]
     assert run("verify", "out").code == 0
     again = json.loads(run("eval", "out", "--threads", "1", "--no-native", "--json").out)
-    second = again["certificates"][0]["slices"][0]["kl_mean"]["value"]
+    second = again["artifacts"][0]["levels"][0]["slices"][0]["kl_mean"]["value"]
     assert second == pytest.approx(lost["--quantize-embedding"], rel=1e-4)
 
 
@@ -159,7 +159,7 @@ def test_mlx_lm_computes_with_the_quantized_embedding(
     assert make(run, "awq", tiny_folders[kind], *options).code == 0
     result = run("eval", "out", "--threads", "1", "--json")
     assert result.code == 0, result.err
-    _, native = json.loads(result.out)["certificates"]
+    _, native = json.loads(result.out)["artifacts"][0]["levels"]
     assert native["kl_from_reference"]["value"] < 1e-5
 
 
@@ -173,11 +173,12 @@ def test_eval_measures_mlx_lm_at_level_native(
     assert made.code == 0, made.err
     result = run("eval", "out", "--threads", "1", "--json")
     assert result.code == 0, result.err
-    reference, native = json.loads(result.out)["certificates"]
+    reference, native = json.loads(result.out)["artifacts"][0]["levels"]
     assert "CPU, no Apple GPU involved; Gemma 2 only within its window of 8" in native["runtime"]
-    assert [s["tokens"] for s in native["slices"]] == [7, 7]
+    assert [s["windows"]["tokens"] for s in native["slices"]] == [[7], [7]]
     assert native["kl_from_reference"]["value"] < 1e-5
-    assert reference["token_stream"] != native["token_stream"]
+    streams = [level["slices"][0]["token_stream"] for level in (reference, native)]
+    assert streams[0] != streams[1]
 
 
 def test_reading_back_needs_no_mlx(run: Run, tiny_folders: dict[Kind, Path]) -> None:

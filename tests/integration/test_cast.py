@@ -140,7 +140,7 @@ def test_level_native_computes_in_the_type_that_is_stored(
     cast(run, tiny_folders["gemma2"], "float16", "-o", "out")
     result = run("eval", "out", "--threads", "1", "--json")
     assert result.code == 0, result.err
-    _, native = json.loads(result.out)["certificates"]
+    _, native = json.loads(result.out)["artifacts"][0]["levels"]
     assert native["runtime"].startswith("transformers ")
     assert native["runtime"].endswith("float16 on cpu")
     assert 0 < native["kl_from_reference"]["value"] < 1e-3

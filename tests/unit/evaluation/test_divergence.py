@@ -57,7 +57,15 @@ def expected(
         nll_quantized=-q[rows, TARGETS],
         divergence=(p.exp() * (p - q)).sum(-1),
         agreement=(p.argmax(-1) == q.argmax(-1)).double(),
+        shared=shared_by(p, q),
     )
+
+
+def shared_by(first: Tensor, second: Tensor) -> Tensor:
+    """How many of the five largest columns of each row two matrices have in common."""
+    best = [set(row.argsort(descending=True)[:5].tolist()) for row in first]
+    theirs = [set(row.argsort(descending=True)[:5].tolist()) for row in second]
+    return torch.tensor([len(a & b) for a, b in zip(best, theirs, strict=True)]).double()
 
 
 def assert_same(found: TokenScores, wanted: TokenScores) -> None:
@@ -66,7 +74,9 @@ def assert_same(found: TokenScores, wanted: TokenScores) -> None:
             getattr(found, name).double(), getattr(wanted, name), rtol=1e-5, atol=2e-6
         )
     assert torch.equal(found.agreement.double(), wanted.agreement)
+    assert torch.equal(found.shared.double(), wanted.shared)
     assert 0 < wanted.agreement.mean() < 1, "the example decides nothing about agreement"
+    assert 0 < wanted.shared.mean() < 5, "the example decides nothing about the five likeliest"
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0], ids=["plain", "softcap"])
@@ -105,6 +115,7 @@ def test_a_model_diverges_from_itself_by_nothing() -> None:
     (found,) = compared([made[0], made[0]])
     assert (found.divergence == 0).all()
     assert (found.agreement == 1).all()
+    assert (found.shared == 5).all()
     assert torch.equal(found.nll_original, found.nll_quantized)
 
 
@@ -171,14 +182,31 @@ def test_given_logits_score_as_the_head_that_made_them(monkeypatch: pytest.Monke
 def test_joined_scores_are_those_of_the_parts() -> None:
     (scores,) = compared(models())
     joined = TokenScores.joined([scores.between(0, 9), scores.between(9, TOKENS)])
-    for name in ("nll_original", "nll_quantized", "divergence", "agreement"):
+    for name in ("nll_original", "nll_quantized", "divergence", "agreement", "shared"):
         assert torch.equal(getattr(joined, name), getattr(scores, name))
 
 
-def test_scores_between_two_tokens_are_cut_from_all_four() -> None:
+def test_scores_between_two_tokens_are_cut_from_all_five() -> None:
     (scores,) = compared(models())
     part = scores.between(3, 9)
     assert torch.equal(part.nll_original, scores.nll_original[3:9])
     assert torch.equal(part.nll_quantized, scores.nll_quantized[3:9])
     assert torch.equal(part.divergence, scores.divergence[3:9])
     assert torch.equal(part.agreement, scores.agreement[3:9])
+    assert torch.equal(part.shared, scores.shared[3:9])
+
+
+@pytest.mark.parametrize("width", [320, 640, 1000])
+def test_the_five_likeliest_of_a_wide_run_are_those_of_sorting_all_of_it(
+    monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setattr(divergence, "VOCABULARY_AT_ONCE", width)
+    generator = torch.Generator().manual_seed(width)
+    first = torch.randn(TOKENS, 1000, generator=generator)
+    second = first + 0.3 * torch.randn(TOKENS, 1000, generator=generator)
+    (found,) = compare_predictions(
+        Logits(first), [Logits(second)], TARGETS, vocabulary=first.shape[1]
+    )
+    wanted = shared_by(first, second)
+    assert torch.equal(found.shared.double(), wanted)
+    assert 1 < wanted.mean() < 4.9

@@ -92,27 +92,24 @@ def test_a_runtimes_chunks_score_as_one_model_would(
     finished: EvaluationStreams, heads: tuple[Head, Head], at_once: int
 ) -> None:
     original, other = heads
-    (expected,) = finished.score(original, [other])
+    (expected,) = finished.compare(original, [other])
     logits = other.hidden @ other.table(0, finished.vocabulary).T
     chunks = map(Logits, logits.split(at_once))
-    found, from_ours = finished.score_foreign(original, original, chunks)
-    assert [result.slice for result in found] == ["a", "b"]
+    found, from_ours = finished.compare_foreign(original, original, chunks)
+    assert [scores.divergence.shape for scores in found] == [(38,), (19,)]
     for mine, theirs in zip(expected, found, strict=True):
-        assert theirs.kl_mean.value == pytest.approx(mine.kl_mean.value, rel=1e-3)
-        assert theirs.perplexity_quantized.value == pytest.approx(
-            mine.perplexity_quantized.value, rel=1e-4
-        )
-        assert theirs.top1_agreement == mine.top1_agreement
+        torch.testing.assert_close(theirs.divergence, mine.divergence, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(theirs.nll_quantized, mine.nll_quantized)
+        assert torch.equal(theirs.agreement, mine.agreement)
+        assert torch.equal(theirs.shared, mine.shared)
     # One window of every slice: the first of a's two, and b's only one.
-    one, two = (result.kl_mean.value for result in found)
     first = finished.beginnings(tokens=40, window=None)
     assert first.ids.shape == (2, 20)
     chosen = torch.cat([torch.arange(19), torch.arange(38, 57)])
     pair = [Head(head.hidden[chosen], head.table) for head in heads]
-    (of_first,) = first.score(pair[0], [pair[1]])
-    mean = sum(result.kl_mean.value for result in of_first) / 2
-    assert from_ours.value == pytest.approx(mean, rel=1e-3)
-    assert one != two
+    (of_first,) = first.compare(pair[0], [pair[1]])
+    expected_from_ours = torch.cat([scores.divergence for scores in of_first])
+    torch.testing.assert_close(from_ours, expected_from_ours, rtol=1e-3, atol=1e-5)
 
 
 def test_a_runtime_that_stops_short_is_a_defect(
@@ -121,4 +118,4 @@ def test_a_runtime_that_stops_short_is_a_defect(
     original, other = heads
     short = Head(other.hidden[:-1], other.table)
     with pytest.raises(ValueError, match="predicts 56 tokens, not 57"):
-        finished.score_foreign(original, original, [short])
+        finished.compare_foreign(original, original, [short])

@@ -22,6 +22,7 @@ def scores(windows: int = WINDOWS, tokens: int = TOKENS) -> TokenScores:
         nll_quantized=level * torch.rand(shape, generator=generator) + 0.1,
         divergence=torch.rand(shape, generator=generator).pow(4),
         agreement=(torch.rand(shape, generator=generator) < 0.9).float(),
+        shared=torch.full(shape, 4.0),
     )
 
 
@@ -34,6 +35,7 @@ def test_a_slice_can_be_checked_by_hand() -> None:
             nll_quantized=two([1.0, 1.0, 3.0, 3.0]),
             divergence=two([0.0, 0.5, 0.5, 1.0]),
             agreement=two([1.0, 1.0, 0.0, 1.0]),
+            shared=two([5.0, 5.0, 4.0, 5.0]),
         ),
         windows=2,
     )

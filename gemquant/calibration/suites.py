@@ -1,0 +1,177 @@
+"""Suites: which text an evaluation measures on, as versioned data in ``calib_data/suites.toml``."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gemquant.calibration.documents import Document
+from gemquant.calibration.text import REINSTALL, Library, TextFile
+from gemquant.calibration.user_text import read_user_file
+from gemquant.calibration.windows import Packer, Tokenizer, TokenWindows, dealt_documents
+from gemquant.errors import CalibrationError, GemquantError, UsageError, refuse
+from gemquant.resources import data_folder
+
+FILE = "suites.toml"
+OWN_SEQ_LEN = 256
+OWN_WINDOWS = 16
+"""Windows of a user's file at most, unless a number is asked for."""
+
+
+class SuiteSlice(BaseModel):
+    """A slice, and the files of the index that it takes its text from; all of its kind if none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    files: tuple[str, ...] = ()
+
+
+class Suite(BaseModel):
+    """One suite of the file, as it says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: int = Field(ge=1)
+    seq_len: int = Field(ge=2)
+    windows: int = Field(ge=1)
+    order: Literal["shuffled", "stored"]
+    slices: tuple[SuiteSlice, ...] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class SuiteText:
+    """The text that was asked for: of a suite, or of a user's file.
+
+    name, version: for the record. own: the user's file; its windows are as many as fit, at most
+    ``windows``, unless ``strict``.
+    """
+
+    name: str
+    version: int
+    seq_len: int
+    windows: int
+    order: Literal["shuffled", "stored"]
+    slices: Sequence[SuiteSlice]
+    own: Path | None = None
+    strict: bool = True
+
+    @classmethod
+    def named(cls, name: str) -> SuiteText:
+        """A suite by its name, or a user's FILE.txt or FILE.jsonl; UsageError if it is neither."""
+        suites = read_suites()
+        if name in suites:
+            suite = suites[name]
+            return cls(name, suite.version, suite.seq_len, suite.windows, suite.order, suite.slices)
+        path = Path(name).expanduser()
+        if not path.suffix and not path.is_file():
+            raise UsageError(
+                f"--suite {name}: neither a file nor one of {', '.join(suites)}.",
+                hint="--suite default, or --suite FILE.txt or FILE.jsonl with text of your own",
+            )
+        return cls(
+            path.name,
+            1,
+            OWN_SEQ_LEN,
+            OWN_WINDOWS,
+            "stored",
+            (SuiteSlice(name=path.stem),),
+            own=path,
+            strict=False,
+        )
+
+    def reduced(
+        self, *, slices: Sequence[str] | None, windows: int | None, seq_len: int | None
+    ) -> SuiteText:
+        """The same with other slices, windows or lengths, where they are given.
+
+        UsageError for a slice that it does not have, and where nothing would be left of it.
+        """
+        known = [each.name for each in self.slices]
+        count = self.windows if windows is None else windows
+        wanted = known if slices is None else list(dict.fromkeys(slices))
+        problems: list[GemquantError] = [
+            UsageError(f"--eval-slices {name}: suite {self.name} has {', '.join(known)}.")
+            for name in wanted
+            if name not in known
+        ]
+        if not wanted or count < 1:
+            problems.append(
+                UsageError(
+                    f"suite {self.name}: {len(wanted)} slices of {count} windows "
+                    "are no text to measure on.",
+                    hint="Leave --eval-slices and --eval-windows out.",
+                )
+            )
+        if seq_len is not None and seq_len < 2:
+            problems.append(UsageError(f"--seq-len {seq_len}: must be at least 2, <bos> included."))
+        refuse(problems)
+        return dataclasses.replace(
+            self,
+            slices=[each for each in self.slices if each.name in wanted],
+            windows=count,
+            seq_len=seq_len or self.seq_len,
+            strict=self.strict or windows is not None,
+        )
+
+    def token_windows(
+        self, tokenizer: Tokenizer, *, seed: int, bos: int, chat_template: str | None
+    ) -> list[TokenWindows]:
+        """Tokenize: windows of every slice. CalibrationError where its text is too short."""
+        packer = Packer(tokenizer, self.seq_len, bos, chat_template)
+        if self.own is not None:
+            documents = iter(read_user_file(self.own, flag="--suite"))
+            pack = packer.windows if self.strict else packer.fitting
+            return [pack(documents, self.slices[0].name, f"--suite {self.own}", self.windows)]
+        library = Library.open()
+        return [
+            packer.windows(
+                self._documents(library, each, seed),
+                each.name,
+                f"suite {self.name}, slice {each.name}",
+                self.windows,
+            )
+            for each in self.slices
+        ]
+
+    def _documents(self, library: Library, wanted: SuiteSlice, seed: int) -> Iterator[Document]:
+        files = _files(library, wanted)
+        if self.order == "stored":
+            return chain.from_iterable(map(library.read, files))
+        return dealt_documents(library, files, seed, "evaluation", wanted.name)
+
+
+def read_suites(folder: Path | None = None) -> dict[str, Suite]:
+    """All suites by name. CalibrationError if the file is missing or not valid."""
+    path = (data_folder("calib_data") if folder is None else folder) / FILE
+    try:
+        content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        if content.get("version") != 1:
+            raise CalibrationError(f"{path}: not suites of version 1.", hint=REINSTALL)
+        return {name: Suite.model_validate(each) for name, each in content["suites"].items()}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError) as error:
+        raise CalibrationError(f"{path}: cannot be read: {error}.", hint=REINSTALL) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise CalibrationError(f"{path}: {where}: {first['msg']}.", hint=REINSTALL) from None
+
+
+def _files(library: Library, wanted: SuiteSlice) -> Sequence[TextFile]:
+    if not wanted.files:
+        return library.of(wanted.name, "evaluation")
+    evaluation = {file.name: file for file in library.files if file.split == "evaluation"}
+    missing = [name for name in wanted.files if name not in evaluation]
+    if missing:
+        raise CalibrationError(
+            f"{FILE}, slice {wanted.name}: no evaluation text called {', '.join(missing)}.",
+            hint=REINSTALL,
+        )
+    return [evaluation[name] for name in wanted.files]

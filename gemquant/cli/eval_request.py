@@ -1,0 +1,172 @@
+"""What ``gemquant eval`` was asked for: one recipe for all artifacts, the text, the destination."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gemquant.artifact.staged_files import file_problems, staged_files
+from gemquant.errors import GemquantError, OutputError, UsageError, refuse
+from gemquant.evaluation.records import artifact_name
+from gemquant.evaluation_document import EvaluationDocument, read_evaluation_document
+from gemquant.recipe import DEFAULT_EVAL_WINDOWS, Recipe
+
+if TYPE_CHECKING:
+    from gemquant.artifact import Artifact
+    from gemquant.calibration.windows import TokenWindows
+    from gemquant.checkpoint import Checkpoint
+    from gemquant.evaluation_document import SuiteRecord
+
+MACHINE = ("seed", "device", "dtype")
+TEXT = ("eval_windows", "eval_slices", "seq_len")
+"""Settings whose defaults the artifacts' own recipe gives; a suite gives those of the text."""
+
+SHARED = ("model", "lora", "chat_template", *MACHINE)
+RECIPE = "recipe"
+"""Name of the suite that an artifact's own recipe describes."""
+
+DOCUMENT_BYTES = 50_000_000
+"""Room that a document is given on the disk; far above what it needs."""
+
+
+def name_problems(artifacts: Sequence[Artifact]) -> list[GemquantError]:
+    """Artifacts of one name, which nobody could tell apart in a document."""
+    named: dict[str, list[str]] = {}
+    for each in artifacts:
+        named.setdefault(artifact_name(each), []).append(str(each.path))
+    return [
+        UsageError(
+            f"{', '.join(paths)}: one name, {name}, for several artifacts.",
+            hint="Rename a folder, or measure them one by one.",
+        )
+        for name, paths in named.items()
+        if len(paths) > 1
+    ]
+
+
+def shared_recipe(artifacts: Sequence[Artifact], given: dict[str, Any]) -> Recipe:
+    """Return the artifacts' recipe with what was given in its place.
+
+    UsageError for every setting in which their recipes differ and that was not given.
+    """
+    values = {name: given[name] for name in (*MACHINE, *TEXT) if given[name] is not None}
+    if given["against"] is not None:
+        values["model"] = given["against"]
+    own = [_own_recipe(each) for each in artifacts]
+    needed = SHARED if given["suite"] is not None else (*SHARED, *TEXT)
+    differing = {
+        name: found
+        for name in needed
+        if name not in values
+        and len(found := [getattr(each, name) for each in own]) > 1
+        and any(value != found[0] for value in found)
+    }
+    refuse(
+        [
+            UsageError(
+                f"{name}: "
+                + ", ".join(
+                    f"{artifact.path} has {value}"
+                    for artifact, value in zip(artifacts, found, strict=True)
+                )
+                + "; artifacts of one run share it.",
+                hint=_flag_for(name),
+            )
+            for name, found in differing.items()
+        ]
+    )
+    return dataclasses.replace(own[0], **values)
+
+
+def _own_recipe(artifact: Artifact) -> Recipe:
+    """Return an artifact's recipe, its model pinned to the revision that was read."""
+    source = artifact.manifest.source
+    recipe = Recipe.from_dict(artifact.manifest.recipe)
+    if source.revision is not None:
+        model = f"{source.ref.partition('@')[0]}@{source.revision}"
+        recipe = dataclasses.replace(recipe, model=model)
+    if recipe.eval_windows == 0:
+        recipe = dataclasses.replace(recipe, eval_windows=DEFAULT_EVAL_WINDOWS)
+    return recipe
+
+
+def _flag_for(name: str) -> str:
+    if name == "model":
+        return "Name one original for all: --against MODEL."
+    if name in TEXT:
+        return f"Use --suite default, or give --{name.replace('_', '-')}."
+    if name in MACHINE:
+        return f"Give --{name}."
+    return "Measure them one by one."
+
+
+@dataclass(frozen=True)
+class EvaluationText:
+    """What is measured on, and what a document says of it."""
+
+    slices: Sequence[TokenWindows]
+    record: SuiteRecord
+
+
+def evaluation_text(recipe: Recipe, given: dict[str, Any], original: Checkpoint) -> EvaluationText:
+    """Read the suite asked for, or the text of the artifacts' own recipe.
+
+    UsageError for a suite or slice that there is not, or an empty one; CalibrationError for text
+    that cannot be used or is too short.
+    """
+    from gemquant.calibration.suites import SuiteText
+    from gemquant.calibration.text import VERSION
+    from gemquant.calibration.windows import stream_digest
+    from gemquant.cli.preparation import chat_template, read_evaluation
+    from gemquant.evaluation_document import SuiteRecord
+
+    template = chat_template(recipe, original)
+    if given["suite"] is None:
+        name, version = RECIPE, VERSION
+        slices = read_evaluation(recipe, original, template)
+        if not slices:
+            raise UsageError(
+                "--eval-windows 0: an empty suite; nothing would be measured.",
+                hint="--suite default, or --eval-windows 4",
+            )
+    else:
+        suite = SuiteText.named(given["suite"]).reduced(
+            slices=given["eval_slices"],
+            windows=given["eval_windows"],
+            seq_len=given["seq_len"],
+        )
+        name, version = suite.name, suite.version
+        slices = suite.token_windows(
+            original.tokenizer(),
+            seed=recipe.seed,
+            bos=original.config["bos_token_id"],
+            chat_template=template,
+        )
+    digest = stream_digest([windows.ids for windows in slices])
+    return EvaluationText(slices, SuiteRecord(name=name, version=version, token_stream=digest))
+
+
+def output_problems(output: Path | None) -> list[GemquantError]:
+    """What forbids a document at this place. An earlier document there is replaced."""
+    if output is None:
+        return []
+    if output.is_file():
+        try:
+            read_evaluation_document(output)
+        except UsageError:
+            return [
+                OutputError(
+                    f"{output} exists, and is no evaluation document that could be replaced.",
+                    hint="Choose another --output.",
+                )
+            ]
+    return file_problems([output], replaceable=[output], needed_bytes=DOCUMENT_BYTES)
+
+
+def write_document(output: Path, document: EvaluationDocument) -> None:
+    """Write a document whole, or not at all."""
+    with staged_files([output]) as scratch:
+        (scratch / output.name).write_bytes(document.to_json())

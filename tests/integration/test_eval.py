@@ -1,0 +1,159 @@
+"""``gemquant eval`` as a user runs it: suites, several artifacts, the document, bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gemquant.evaluation_document import EvaluationDocument, read_evaluation_document
+from tests.tiny_gemma import Kind, write_tiny_gemma
+from tests.unit.cli.conftest import Result, Run
+
+SHORT = ("--eval-windows", "3", "--seq-len", "24")
+FEW = (*SHORT, "--eval-slices", "english,code", "--no-native", "--threads", "1", "--quiet")
+
+
+def make(run: Run, model: Path, out: str, *more: str) -> None:
+    made = run(
+        *("rtn", str(model), "--group-size", "32", "--no-eval", "--threads", "1", "-q"),
+        *("-o", out, *more),
+    )
+    assert made.code == 0, made.err
+
+
+def evaluate(run: Run, *given: str) -> Result:
+    return run("eval", *given, *FEW)
+
+
+def document(run: Run, *given: str) -> EvaluationDocument:
+    result = evaluate(run, *given, "--output", "e.json")
+    assert result.code == 0, result.err
+    return read_evaluation_document(Path("e.json"))
+
+
+def test_several_artifacts_are_measured_in_one_document(
+    run: Run, tiny_folders: dict[Kind, Path]
+) -> None:
+    make(run, tiny_folders["gemma2"], "four")
+    make(run, tiny_folders["gemma2"], "eight", "--bits", "8")
+    found = document(run, "four", "eight", "--suite", "default")
+    assert (found.suite.name, found.suite.version) == ("default", 1)
+    assert found.original.architecture == "gemma2"
+    assert [(each.name, each.scheme) for each in found.artifacts] == [
+        ("four", "w4 g32 asymmetric"),
+        ("eight", "w8 g32 asymmetric"),
+    ]
+    four, eight = (each.levels[0].slices for each in found.artifacts)
+    assert [each.slice for each in four] == ["english", "code"]
+    for coarse, fine in zip(four, eight, strict=True):
+        assert coarse.windows.tokens == (23, 23, 23)
+        assert coarse.token_stream == fine.token_stream
+        assert coarse.windows.nll_original == fine.windows.nll_original
+        assert fine.kl_mean.value < coarse.kl_mean.value
+        assert fine.top5.value > coarse.top5.value
+        assert coarse.kl_mean.low <= coarse.kl_mean.value <= coarse.kl_mean.high
+        assert coarse.kl_median.value < coarse.kl_p99.value < coarse.kl_max
+    for each in found.artifacts:
+        assert len(each.levels[0].layers_accumulated[1].relative) == 3
+        assert each.levels[0].layers_own == ()
+
+
+def test_the_same_artifact_gives_the_same_bytes(run: Run, tiny_folders: dict[Kind, Path]) -> None:
+    make(run, tiny_folders["gemma2"], "out")
+    first = document(run, "out").to_json()
+    assert document(run, "out").to_json() == first
+
+
+def test_json_prints_the_document_that_output_writes(
+    run: Run, tiny_folders: dict[Kind, Path]
+) -> None:
+    make(run, tiny_folders["gemma"], "out")
+    printed = evaluate(run, "out", "--by-layer", "--output", "e.json", "--json").out
+    assert json.loads(printed) == json.loads(Path("e.json").read_text())
+    (own, _) = json.loads(printed)["artifacts"][0]["levels"][0]["layers_own"]
+    assert [error > 0 for error in own["relative"]] == [True, True]
+
+
+def test_tables_name_suite_slices_and_layers(run: Run, tiny_folders: dict[Kind, Path]) -> None:
+    make(run, tiny_folders["gemma"], "out")
+    lines = evaluate(run, "out", "--suite", "default", "--by-layer").out.splitlines()
+    assert lines[0] == f"Against {tiny_folders['gemma']}, on suite default, version 1."
+    first = [line.split()[0] for line in lines if line]
+    assert [name for name in first if name in ("english", "code", "0", "1")] == [
+        *("english", "code", "0", "1")
+    ]
+
+
+def test_a_file_of_the_users_own_is_a_suite_of_one_slice(
+    run: Run, tiny_folders: dict[Kind, Path]
+) -> None:
+    make(run, tiny_folders["gemma2"], "out")
+    text = "the quick brown fox jumps over the lazy dog and it is for you\n" * 3
+    Path("mine.txt").write_text(text)
+    given = ("--suite", "mine.txt", "--seq-len", "24", "--no-native", "--threads", "1", "-q")
+    assert run("eval", "out", *given, "-o", "e.json").code == 0
+    found = read_evaluation_document(Path("e.json"))
+    (only,) = found.artifacts[0].levels[0].slices
+    assert (found.suite.name, only.slice) == ("mine.txt", "mine")
+    # All of its text: as many windows as it fills.
+    assert 1 < len(only.windows.tokens) < 16
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "message"),
+    [
+        (("--suite", "klingon"), 2, "--suite klingon: neither a file nor one of default, long"),
+        (("--suite", "none.txt"), 5, "--suite none.txt: there is no such file"),
+        (("--suite", "empty.txt"), 5, "--suite empty.txt: holds no text"),
+        (("--suite", "short.txt"), 5, "tokens do not fill one window of 256"),
+        (("--suite", "default", "--eval-windows", "0"), 2, "6 slices of 0 windows are no text"),
+        (("--eval-windows", "0"), 2, "an empty suite; nothing would be measured"),
+        (("--suite", "code", "--eval-slices", "cobol"), 2, "suite code has python, go, typescript"),
+        (("--output", "short.txt"), 7, "short.txt exists, and is no evaluation document"),
+    ],
+)
+def test_bad_input_is_refused(
+    run: Run, tiny_folders: dict[Kind, Path], given: tuple[str, ...], code: int, message: str
+) -> None:
+    make(run, tiny_folders["gemma2"], "out")
+    Path("empty.txt").write_text(" \n")
+    Path("short.txt").write_text("too short")
+    result = run("eval", "out", *given, "--no-native", "--threads", "1", "-q")
+    assert result.code == code
+    assert message in " ".join(result.err.split())
+
+
+def test_artifacts_of_different_originals_need_one_to_be_named(
+    run: Run, tiny_folders: dict[Kind, Path], tmp_path: Path
+) -> None:
+    write_tiny_gemma(tmp_path / "other", "gemma2", seed=5)
+    make(run, tiny_folders["gemma2"], "first")
+    make(run, Path("other"), "second")
+    refused = evaluate(run, "first", "second", "--suite", "default")
+    assert refused.code == 2
+    assert "second has other; artifacts of one run share it" in " ".join(refused.err.split())
+    assert "--against MODEL" in refused.err
+    found = document(run, "first", "second", "--suite", "default", "--against", "other")
+    assert found.original.ref == "other"
+
+
+def test_artifacts_with_other_text_in_their_recipes_need_a_suite(
+    run: Run, tiny_folders: dict[Kind, Path]
+) -> None:
+    make(run, tiny_folders["gemma2"], "first", "--seed", "1")
+    make(run, tiny_folders["gemma2"], "second")
+    refused = evaluate(run, "first", "second")
+    assert refused.code == 2
+    assert "seed: first has 1, second has 0" in " ".join(refused.err.split())
+
+
+def test_two_artifacts_of_one_name_cannot_be_told_apart(
+    run: Run, tiny_folders: dict[Kind, Path]
+) -> None:
+    make(run, tiny_folders["gemma2"], "a/out")
+    make(run, tiny_folders["gemma2"], "b/out")
+    refused = evaluate(run, "a/out", "b/out")
+    assert refused.code == 2
+    assert "a/out, b/out: one name, out" in refused.err
