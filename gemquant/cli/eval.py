@@ -47,7 +47,7 @@ class EvalCommand(click.Command):
         recipe = shared_recipe(artifacts, given)
         refuse([*recipe.problems(), *output_problems(given["output"])])
         with reporter(quiet=given["quiet"]) as progress:
-            document = _measure(artifacts, recipe, given, threads, progress)
+            document = measure_artifacts(artifacts, recipe, given, threads, progress)
         if given["output"] is not None:
             write_document(given["output"], document)
         if given["as_json"]:
@@ -56,13 +56,14 @@ class EvalCommand(click.Command):
             evaluation_tables.print_document(document)
 
 
-def _measure(
+def measure_artifacts(
     artifacts: Sequence[Artifact],
     recipe: Recipe,
     given: dict[str, Any],
     threads: int,
     progress: Progress,
 ) -> EvaluationDocument:
+    """Measure artifacts of one recipe. given: the parameters of this command, by name."""
     import torch
 
     import gemquant

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gemquant.cli.flags import output_flags
+from gemquant.cli.progress import reporter
+from gemquant.cli.settings import problems_of, setting, threads_of
 from gemquant.errors import (
     GemquantError,
     NotComparableError,
@@ -42,7 +44,12 @@ class GateCommand(click.Command):
         budgets = _tried(problems, read_budgets, given["budget"]) if given["budget"] else Budgets()
         if given["bench"]:
             benchmark = _tried(problems, Benchmark.read, given["bench"])
-        documents = _documents(given["artifacts"], problems)
+        folders = [path for path in dict.fromkeys(given["artifacts"]) if path.is_dir()]
+        files = [path for path in dict.fromkeys(given["artifacts"]) if not path.is_dir()]
+        documents = _documents(files, problems)
+        if folders and not problems:
+            documents += _measured(folders, baseline, given, problems_of(ctx))
+        problems += _name_problems(documents)
         if not problems and budgets is not None:
             known = [each.evaluation for each in baseline.artifacts] if baseline else []
             problems += budgets.problems([*known, *(a for d in documents for a in d.artifacts)])
@@ -83,30 +90,49 @@ def _tried(problems: list[GemquantError], read: Any, path: Path) -> Any:
         return None
 
 
-def _documents(paths: tuple[Path, ...], problems: list[GemquantError]) -> list[EvaluationDocument]:
+def _documents(paths: list[Path], problems: list[GemquantError]) -> list[EvaluationDocument]:
     from gemquant.evaluation_document import read_evaluation_document
 
     documents: list[EvaluationDocument] = []
-    for path in dict.fromkeys(paths):
-        if path.is_dir():
-            problems.append(
-                UsageError(
-                    f"{path}: a folder; measure it first.",
-                    hint=f"gemquant eval {path} --output eval.json",
-                )
-            )
-            continue
+    for path in paths:
         found = _tried(problems, read_evaluation_document, path)
         documents += [found] if found is not None else []
+    return documents
+
+
+def _measured(
+    folders: list[Path],
+    baseline: Baseline | None,
+    given: dict[str, Any],
+    problems: list[GemquantError],
+) -> list[EvaluationDocument]:
+    """Measure artifacts as `gemquant eval` does, on what the baseline names."""
+    from gemquant.artifact import Artifact
+    from gemquant.cli.eval import measure_artifacts
+    from gemquant.cli.eval_request import name_problems, shared_recipe
+    from gemquant.cli.gate_request import measuring
+
+    threads = threads_of(given, problems)
+    refuse(problems)
+    artifacts = [Artifact.open(path) for path in folders]
+    refuse(name_problems(artifacts))
+    asked = measuring(baseline, [path.resolve().name for path in folders])
+    recipe = shared_recipe(artifacts, asked)
+    refuse(recipe.problems())
+    with reporter(quiet=given["quiet"]) as progress:
+        return [measure_artifacts(artifacts, recipe, asked, threads, progress)]
+
+
+def _name_problems(documents: list[EvaluationDocument]) -> list[GemquantError]:
     names = [artifact.name for document in documents for artifact in document.artifacts]
-    problems += [
+    problems: list[GemquantError] = [
         UsageError(f"{name!r} was measured twice; an artifact is known by its name.")
         for name in dict.fromkeys(names)
         if names.count(name) > 1
     ]
-    if not names and not problems:
+    if documents and not names:
         problems.append(UsageError("No artifact was measured: the documents are empty."))
-    return documents
+    return problems
 
 
 def _update(
@@ -216,18 +242,26 @@ command = GateCommand(
             type=click.Path(dir_okay=False, path_type=Path),
             help="Write the verdict as JSON, for `gemquant report`.",
         ),
+        setting(
+            "--threads",
+            type=int,
+            instead="physical cores",
+            metavar="N",
+            help="Processor threads, where artifacts are measured.",
+        ),
         *output_flags(),
     ],
     help="""Fail where artifacts are worse than their baseline.
 
     What `gemquant eval` measured is compared with a baseline in the repository, window by window on
     the same tokens: likelihood, divergence and agreement of every slice, size, bytes, and with
-    --bench memory and speed. A loss fails where it is significant and not shown to be within
-    budget (exit code 10); too few windows to decide fail too, apart (11), as does anything that is
-    not of the same original, tokens and level. The message names slice, metric and layer.""",
+    --bench memory and speed. An artifact's folder is measured first, on what the baseline names. A
+    loss fails where it is significant and not shown to be within budget (exit code 10); too few
+    windows to decide fail too, apart (11), as does anything that is not of the same original,
+    tokens and level. The message names slice, metric and layer.""",
     epilog="""\b
 Examples:
-  gemquant gate eval.json --baseline ci/baselines/gemma.json
+  gemquant gate gemma-awq --baseline ci/baselines/gemma.json
   gemquant gate eval.json --baseline ci/baselines/gemma.json --budget ci/budgets.toml --json
   gemquant gate eval.json --baseline ci/baselines/gemma.json --update-baseline --reason 'clip'""",
 )

@@ -39,7 +39,6 @@ def test_ours_are_these() -> None:
         "bitsandbytes",
         "compressed-tensors",
         "gguf",
-        "gptq",
         "metal",
         "mlx",
         "onnx",
