@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FORMS = ("markdown", "junit", "report_json")
+FORMS = ("markdown", "junit", "report_json", "html")
 """Parameters that name a file to write."""
 
 STDOUT = Path("-")
@@ -104,7 +104,7 @@ def _problems(given: Mapping[str, Any], wanted: Mapping[str, Path]) -> list[Gemq
         problems.append(
             UsageError(
                 "EVALUATION: missing.",
-                hint="Measure first: gemquant eval ARTIFACT… --output eval.json",
+                hint="Measure first: gemquant eval ARTIFACT… --output evaluation.json",
             )
         )
     if not wanted:
@@ -158,6 +158,10 @@ def _text(form: str, report: Report, limit: int | None) -> bytes:
             from gemquant.reports.junit import to_junit
 
             return to_junit(report)
+        case "html":
+            from gemquant.reports.html import to_html
+
+            return to_html(report).encode()
         case _:
             return report.to_json()
 
@@ -240,8 +244,8 @@ command = ReportCommand(
     `gemquant gate` is what fails. docs/reports.md describes the forms.""",
     epilog="""\b
 Examples:
-  gemquant report eval.json --html report.html
-  gemquant report eval.json --verdict verdict.json --markdown - >> "$GITHUB_STEP_SUMMARY"
-  gemquant report eval.json --verdict verdict.json --baseline ci/baselines/gemma.json \\
+  gemquant report evaluation.json --html report.html
+  gemquant report evaluation.json --verdict verdict.json --markdown - >> "$GITHUB_STEP_SUMMARY"
+  gemquant report evaluation.json --verdict verdict.json --baseline ci/baselines/gemma.json \\
     --bench bench.json --junit junit.xml --report-json report.json --html report.html""",
 )

@@ -51,6 +51,8 @@ def _columns(words: str, numeric: str) -> list[Column]:
     ]
 
 
+_CHECK_COLUMNS = _columns("where; metric; outcome", "baseline; now; worse by; interval; budget")
+
 # ---------------------------------------------------------------- the verdict
 
 
@@ -78,28 +80,37 @@ def by_level(checks: Iterable[Check]) -> Iterator[tuple[Level | None, list[Check
         yield level, found[level]
 
 
+def all_checks(verdict: Verdict) -> Iterator[tuple[Level | None, Table]]:
+    """What was held against the baseline, of all artifacts, the worst first; a table per level."""
+    found = [(artifact.name, check) for artifact in verdict.artifacts for check in artifact.checks]
+    found.sort(key=lambda each: -SEVERITY[each[1].outcome])
+    for level, _ in by_level(check for _, check in found):
+        rows = [[Cell(name), *_check_cells(check)] for name, check in found if check.level == level]
+        yield level, Table([Column("artifact"), *_CHECK_COLUMNS], rows)
+
+
 def checks(found: Sequence[Check]) -> Table:
     """What was held against the baseline, of one artifact at one level."""
-    rows = [
-        [
-            Cell(wording.place(check)),
-            Cell(METRICS[check.metric]),
-            Cell(OUTCOMES[check.outcome], float(SEVERITY[check.outcome])),
-            Cell(wording.measured(check, check.baseline), check.baseline),
-            Cell(wording.measured(check, check.value), check.value),
-            Cell(wording.increase(check, check.increase), check.increase),
-            Cell(wording.increase_interval(check), check.low),
-            Cell(wording.increase(check, check.budget), check.budget),
-        ]
-        for check in found
-    ]
+    rows = [_check_cells(check) for check in found]
     notes = dict.fromkeys(
         f"{wording.place(check)}, {METRICS[check.metric]}: {check.note}"
         for check in found
         if check.note
     )
-    head = _columns("where; metric; outcome", "baseline; now; worse by; interval; budget")
-    return Table(head, rows, tuple(notes))
+    return Table(_CHECK_COLUMNS, rows, tuple(notes))
+
+
+def _check_cells(check: Check) -> list[Cell]:
+    return [
+        Cell(wording.place(check)),
+        Cell(METRICS[check.metric]),
+        Cell(OUTCOMES[check.outcome], float(SEVERITY[check.outcome])),
+        Cell(wording.measured(check, check.baseline), check.baseline),
+        Cell(wording.measured(check, check.value), check.value),
+        Cell(wording.increase(check, check.increase), check.increase),
+        Cell(wording.increase_interval(check), check.low),
+        Cell(wording.increase(check, check.budget), check.budget),
+    ]
 
 
 def layer_words(finding: LayerFinding) -> str:

@@ -25,13 +25,23 @@ def test_every_form_is_written_and_a_regression_exits_with_0(
     run: Run, documents: tuple[str, str], tmp_path: Path
 ) -> None:
     evaluation, judged = documents
-    files = ["--markdown", "a.md", "--junit", "b.xml", "--report-json", "c.json"]
+    files = [
+        "--markdown",
+        "a.md",
+        "--junit",
+        "b.xml",
+        "--report-json",
+        "c.json",
+        "--html",
+        "d.html",
+    ]
     done = run("report", evaluation, "--verdict", judged, *files, "--json")
     assert done.code == 0
     assert json.loads(done.out)["verdict"] == "regression"
     assert (tmp_path / "a.md").read_text().startswith("## ❌ gemquant: regression")
     assert (tmp_path / "b.xml").read_text().startswith("<?xml")
     assert json.loads((tmp_path / "c.json").read_text())["schema_version"] == 1
+    assert (tmp_path / "d.html").read_text().startswith("<!doctype html>")
 
 
 def test_one_form_may_go_to_stdout(run: Run, documents: tuple[str, str]) -> None:
