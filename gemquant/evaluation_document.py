@@ -162,8 +162,11 @@ class ArtifactEvaluation(Record):
     container: str = Field(description="The container format.")
     quantizer: str = Field(description="The algorithm that decided the numbers.")
     scheme: str = Field(description="In a few words: `w4 g128 asymmetric`, `Q4_K_M`, …")
-    digest: str = Field(description="`sha256:` over the names and hashes of all its files.")
-    size_bytes: int = Field(gt=0, description="Size of all files in its manifest.")
+    digest: str = Field(
+        description="`sha256:` over the names and hashes of its files, the card and what it shows "
+        "left out."
+    )
+    size_bytes: int = Field(gt=0, description="Size of those files.")
     bits_per_weight: float = Field(gt=0, description="As in its manifest.")
     libraries: Mapping[str, str] = Field(
         default_factory=dict,

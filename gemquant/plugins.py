@@ -83,6 +83,7 @@ OWN: Mapping[Kind, tuple[Plugin, ...]] = {
         _own("awq-gemm", "gemquant.exporters.awq_gemm:AwqGemm"),
         _own("bitsandbytes", "gemquant.exporters.bitsandbytes:BitsAndBytes"),
         _own("compressed-tensors", "gemquant.exporters.compressed_tensors:CompressedTensors"),
+        _own("gptq", "gemquant.exporters.gptq:Gptq"),
         _own("gguf", "gemquant.exporters.gguf.exporter:GGUF"),
         _own("metal", "gemquant.exporters.metal:Metal"),
         _own("mlx", "gemquant.exporters.mlx:MLX"),

@@ -24,7 +24,7 @@ class ToolkitVersion(Data):
     templated prompts is taken. square_attention: heads · head_dim must be the hidden size.
     head_dims: those that convert; empty for any. head_bits: of the stored head, where that is not
     the dtype's. magic: how its files begin, in hexadecimal, where that is known. wheels: SHA-256 of
-    known ones.
+    known ones. gptq_int8_groups: group sizes of the 8-bit GPTQ checkpoints that it imports.
     """
 
     version: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")]
@@ -47,6 +47,7 @@ class ToolkitVersion(Data):
     head_bits: int | None = None
     magic: NonEmpty | None = None
     wheels: tuple[NonEmpty, ...] = ()
+    gptq_int8_groups: tuple[int, ...] = ()
     sources: Sources
 
     @property

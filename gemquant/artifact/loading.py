@@ -27,6 +27,7 @@ def loaders(manifest: Manifest) -> list[Loader]:
         "bitsandbytes": _bitsandbytes,
         "compressed-tensors": _compressed_tensors,
         "gguf": _gguf,
+        "gptq": _gptq,
         "metal": _metal,
         "mlx": _mlx,
         "onnx": _onnx,
@@ -69,6 +70,11 @@ def _compressed_tensors(manifest: Manifest) -> list[Loader]:
     if len(schemes) > 1 and not all(scheme.symmetric for scheme in schemes):
         made = [Loader("transformers 5.23 cannot load several schemes with zero points.")]
     return [*made, _vllm()]
+
+
+def _gptq(manifest: Manifest) -> list[Loader]:
+    overflows = manifest.architecture == "gemma3_text"
+    return [_transformers("gptqmodel optimum accelerate", "float32" if overflows else "float16")]
 
 
 def _gguf(manifest: Manifest) -> list[Loader]:

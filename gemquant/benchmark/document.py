@@ -58,6 +58,18 @@ class Speed(Record):
     )
 
 
+class RuntimeStatistics(Record):
+    """What a runtime counted itself, by its own clock, over the repetitions that count."""
+
+    prompt_tokens: int = Field(
+        description="Prompt tokens that it computed, the fewest of all runs: fewer than were given "
+        "were kept from before, more were added by it."
+    )
+    prefill_tokens_per_second: Spread = Field(description="Prompt tokens over its seconds.")
+    decode_tokens_per_second: Spread = Field(description="New tokens over its seconds.")
+    peak_resident_bytes: int = Field(description="Largest resident memory that it told.")
+
+
 class Figures(Record):
     """What was measured in one process."""
 
@@ -85,6 +97,9 @@ class Figures(Record):
     )
     greedy_tokens: tuple[int, ...] = Field(description="Token ids that the first run generated.")
     repeatable: bool = Field(description="Every run generated the same tokens.")
+    runtime_statistics: RuntimeStatistics | None = Field(
+        default=None, description="Null where the runtime keeps none."
+    )
 
 
 class Row(Record):
@@ -121,8 +136,10 @@ class Settings(Record):
     new_tokens: int = Field(description="How many tokens are generated, greedily.")
     repetitions: int = Field(description="Runs that count.")
     warm_up_runs: int = Field(description="Runs before them.")
-    threads: int = Field(description="Processor threads given to the runtime.")
-    device: str = Field(description="`cpu`, `cuda`, `cuda:1`, `mps`.")
+    threads: int = Field(
+        description="Processor threads given to the runtime; 0 where a board's decides itself."
+    )
+    device: str = Field(description="`cpu`, `cuda`, `cuda:1`, `mps`; `npu` of a board.")
     dtype: str = Field(description="Type asked of the runtime; `auto` for the files' own.")
 
 
@@ -172,6 +189,30 @@ class Environment(Record):
     libraries: Mapping[str, str | None] = Field(description="Versions; null where not installed.")
 
 
+class Range(Record):
+    """Lowest and highest of what was looked at after every run."""
+
+    lowest: float = Field(description="Lowest of all.")
+    highest: float = Field(description="Highest of all.")
+
+
+class Board(Record):
+    """A board that was measured on instead of this machine."""
+
+    platform: str = Field(description="Its chip.")
+    npu_driver: str | None = Field(description="Version of the NPU's driver.")
+    fixed_clocks: bool = Field(
+        description="Governors held NPU, memory and processors at their highest clocks."
+    )
+    clocks_before: Mapping[str, str] = Field(description="Governor and clock of each.")
+    clocks_after: Mapping[str, str] = Field(description="The same afterwards.")
+    celsius_before: Mapping[str, float] = Field(description="Every sensor, °C.")
+    celsius_after: Mapping[str, float] = Field(description="The same afterwards.")
+    clocks_mhz: Mapping[str, Range] = Field(description="Clocks after every run.")
+    celsius: Mapping[str, Range] = Field(description="Sensors after every run, °C.")
+    throttled: bool = Field(description="At some time the kernel took clocks away because of heat.")
+
+
 class Benchmark(Record):
     """All that one call of `gemquant bench` measured."""
 
@@ -184,6 +225,9 @@ class Benchmark(Record):
         description="SHA-256 of the prompt's ids (int32, little-endian) by artifact."
     )
     rows: tuple[Row, ...] = Field(description="One per artifact, runtime and mode.")
+    board: Board | None = Field(
+        default=None, description="Where it ran, if not on this machine; null if it did."
+    )
 
     @classmethod
     def read(cls, path: Path) -> Self:

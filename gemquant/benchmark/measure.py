@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -100,9 +101,14 @@ def prompt_of(subject: Subject, tokens: int) -> tuple[int, ...]:
 
     UsageError where that text has fewer.
     """
+    tokenizer, bos = subject.tokenizer()
+    return prompt_from(tokenizer, bos, tokens)
+
+
+def prompt_from(tokenizer: Any, bos: int, tokens: int) -> tuple[int, ...]:
+    """The same of a tokenizer (of the package ``tokenizers``) and its BOS."""
     from gemquant.calibration.windows import evaluation_windows
 
-    tokenizer, bos = subject.tokenizer()
     try:
         (windows,) = evaluation_windows(
             tokenizer,
@@ -140,7 +146,7 @@ def run(planned: Sequence[Measurement], settings: Settings, progress: Progress) 
     return Benchmark(
         environment=surroundings,
         settings=settings,
-        prompts={name: _digest(ids) for name, ids in prompts.items()},
+        prompts={name: digest_of(ids) for name, ids in prompts.items()},
         rows=tuple(rows),
     )
 
@@ -169,7 +175,8 @@ def _row(each: Measurement, answer: Answer, before: Sequence[Row]) -> Row:
     )
 
 
-def _digest(ids: Sequence[int]) -> str:
+def digest_of(ids: Sequence[int]) -> str:
+    """SHA-256 of token ids (int32, little-endian)."""
     numbers = array("i", ids)
     if sys.byteorder == "big":
         numbers.byteswap()

@@ -41,6 +41,8 @@ class Subject:
         path = Path(name)
         if path.is_file() and path.suffix == ".gguf":
             return cls(name, path, "gguf")
+        if path.is_file() and path.suffix == ".rkllm":
+            return cls(name, path, "rkllm")
         if not path.is_dir():
             raise ArtifactError(
                 f"{name}: neither a folder nor a GGUF file.",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gemquant.cli.board import bench_on_board, bench_problems, bench_subjects, board_flags
 from gemquant.cli.flags import CommaList, output_flags
 from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting
@@ -36,14 +37,17 @@ class BenchCommand(click.Command):
         from gemquant.cli import bench_tables, render
 
         given = dict(ctx.params)
-        if given["threads"] is None:
+        problems = [*problems_of(ctx), *_problems(given), *bench_problems(given)]
+        if given["board"] is not None:
+            given |= {"threads": 0, "device": "npu"}
+        elif given["threads"] is None:
             given["threads"] = default_threads()
-        problems = [*problems_of(ctx), *_problems(given)]
         refuse(problems)
         with reporter(quiet=given["quiet"]) as progress:
             before = _read(given["compare"]) if given["compare"] else None
             if given["dry_run"]:
-                bench_tables.plan(_planned(given), as_json=given["as_json"])
+                planned = _on_board(given) if given["board"] else _planned(given)
+                bench_tables.plan(planned, as_json=given["as_json"])
                 return
             after = _after(given, progress)
         if before is None:
@@ -102,7 +106,16 @@ def _after(given: dict[str, Any], progress: Progress) -> Benchmark:
 
     if _is_saved(given["artifacts"][0]):
         return _read(given["artifacts"][0])
+    if given["board"]:
+        return bench_on_board(given, bench_subjects(given), _settings(given), progress)
     return measure.run(_planned(given), _settings(given), progress)
+
+
+def _on_board(given: dict[str, Any]) -> Any:
+    from gemquant.benchmark.board import MODE, RUNTIME
+    from gemquant.benchmark.measure import Measurement
+
+    return [Measurement(each, RUNTIME, MODE) for each in bench_subjects(given)]
 
 
 def _planned(given: dict[str, Any]) -> Any:
@@ -117,8 +130,22 @@ def _planned(given: dict[str, Any]) -> Any:
         except GemquantError as error:
             problems.append(error)
     refuse(problems)
+    _require_board(subjects)
     return measure.plan(
         subjects, device=given["device"], runtimes=given["runtimes"], modes=given["modes"]
+    )
+
+
+def _require_board(subjects: list[Any]) -> None:
+    refuse(
+        [
+            UsageError(
+                f"{each.name}: an RKLLM file runs on a board alone.",
+                hint=f"gemquant bench {each.name} --board ssh://USER@HOST",
+            )
+            for each in subjects
+            if each.container == "rkllm"
+        ]
     )
 
 
@@ -198,6 +225,12 @@ command = BenchCommand(
             metavar="N",
             help="Processor threads of the runtime.",
         ),
+        *board_flags(),
+        click.Option(
+            ["--tokenizer"],
+            metavar="MODEL",
+            help="With --board: the model whose tokenizer makes the prompt, if no manifest says.",
+        ),
         click.Option(
             ["--dry-run"], is_flag=True, help="Say what would be measured; measure nothing."
         ),
@@ -216,5 +249,6 @@ Examples:
   gemquant bench gemma-2-2b gemma-2-2b-awq gemma-2-2b-nf4 --device cuda
   gemquant bench gemma-2-2b-gguf --threads 4 --json > before.json
   gemquant bench gemma-2-2b-gguf --threads 4 --compare before.json
-  gemquant bench --compare before.json after.json""",
+  gemquant bench --compare before.json after.json
+  gemquant bench gemma-2-2b-it-rkllm --board ssh://rock@rock-5b.local""",
 )

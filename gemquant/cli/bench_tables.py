@@ -49,13 +49,14 @@ def benchmark(measured: Benchmark) -> None:
     print_tables(
         f"{settings.prompt_tokens} prompt tokens, {settings.new_tokens} new ones; median "
         f"[range] of {settings.repetitions} runs after {settings.warm_up_runs} to warm up; "
-        f"{counted(settings.threads, 'thread')}, {settings.device}, {settings.dtype}",
+        f"{_threads(settings.threads)}{settings.device}, {settings.dtype}",
         *_surroundings(measured),
         "",
         _speeds(measured.rows),
         "",
         _sizes(measured.rows),
         *_remarks(measured),
+        *_board(measured),
     )
 
 
@@ -145,6 +146,50 @@ def _remarks(measured: Benchmark) -> list[str]:
     for (way, reason), artifacts in not_run.items():
         remarks.append(f"not run: {way} of {', '.join(artifacts)}: {reason}")
     return remarks
+
+
+def _threads(count: int) -> str:
+    return f"{counted(count, 'thread')}, " if count else ""
+
+
+def _board(measured: Benchmark) -> list[str]:
+    """What a board's clocks and heat did, and what its runtime counted itself."""
+    board = measured.board
+    if board is None:
+        return []
+    celsius = [f"{n} {r.lowest:.0f} to {r.highest:.0f} °C" for n, r in board.celsius.items()]
+    clocks = [f"{n} {r.lowest:.0f} to {r.highest:.0f} MHz" for n, r in board.clocks_mhz.items()]
+    lines = [
+        f"after every run: {', '.join([*clocks, *celsius]) or 'nothing to be read of the board'}"
+    ]
+    if not board.fixed_clocks:
+        lines.append(
+            "caution: clocks were not fixed at their highest; "
+            "gemquant doctor --board says how to fix them."
+        )
+    if board.throttled:
+        lines.append("caution: the board slowed down because of heat: cool it, and measure again.")
+    for row in measured.rows:
+        told = row.figures and row.figures.runtime_statistics
+        if told:
+            lines.append(
+                f"{row.artifact}, by the runtime's own clock: prefill "
+                f"{spread(told.prefill_tokens_per_second)} tok/s, decode "
+                f"{spread(told.decode_tokens_per_second)} tok/s, {size(told.peak_resident_bytes)}"
+            )
+            given = measured.settings.prompt_tokens
+            if told.prompt_tokens != given:
+                lines.append(
+                    f"caution: {row.artifact}: the runtime computed {told.prompt_tokens} prompt "
+                    f"tokens where {given} went in."
+                )
+        new = measured.settings.new_tokens
+        if row.figures and len(row.figures.greedy_tokens) != new:
+            lines.append(
+                f"{row.artifact}: the text ended after {len(row.figures.greedy_tokens)} of {new} "
+                "new tokens, which runtimes before 1.3.0 cannot be kept from."
+            )
+    return lines
 
 
 def comparison(made: Comparison) -> None:

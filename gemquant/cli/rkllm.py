@@ -92,11 +92,11 @@ def _prepared(request: Request, tool: ToolSettings, given: dict[str, Any]) -> Pr
     from gemquant.artifact import output_problems
     from gemquant.calibration.prompts import calibration_prompts
     from gemquant.checkpoint import open_checkpoint
-    from gemquant.cli.preparation import chat_template
+    from gemquant.cli.preparation import calibration_dtype, calibration_text, chat_template
     from gemquant.errors import refuse
     from gemquant.forecast.candidate import weight_count
     from gemquant.foreign import rkllm, rkllm_rules
-    from gemquant.foreign.rkllm_calls import file_name
+    from gemquant.foreign.rkllm_calls import file_name, takes_prompts
     from gemquant.origin import model_name
     from gemquant.toolkit import load_toolkit
 
@@ -133,7 +133,10 @@ def _prepared(request: Request, tool: ToolSettings, given: dict[str, Any]) -> Pr
             )
         )
     template = gathering.attempt(lambda: chat_template(recipe, opened.value))
-    takes_none = release.succeeded and release.value.calibration == "none"
+    windows = gathering.attempt(
+        lambda: calibration_text(recipe, opened.value, template.value) if options.gptq else None
+    )
+    takes_none = made.succeeded and not takes_prompts(made.value)
     prompts = gathering.attempt(
         lambda: (
             []
@@ -156,7 +159,11 @@ def _prepared(request: Request, tool: ToolSettings, given: dict[str, Any]) -> Pr
     gathering.refuse()
     job = rkllm.RkllmJob(
         recipe=dataclasses.replace(
-            recipe, options=dataclasses.asdict(options), exporter=CONTAINER, eval_windows=0
+            recipe,
+            options=dataclasses.asdict(options),
+            exporter=CONTAINER,
+            eval_windows=0,
+            calib_dtype=calibration_dtype(recipe) if options.gptq else recipe.calib_dtype,
         ),
         conversion=made.value,
         out=out.value,
@@ -164,6 +171,7 @@ def _prepared(request: Request, tool: ToolSettings, given: dict[str, Any]) -> Pr
         force=request.force,
         template=template.value,
         prompts=prompts.value,
+        windows=windows.value,
     )
     space = rkllm.needed_bytes(job, opened.value)
     refuse(output_problems(job.out, force=request.force, needed_bytes=space))
@@ -260,8 +268,9 @@ def _print_prepared(job: RkllmJob, folder: Path, *, as_json: bool) -> None:
     if as_json:
         render.print_json({"path": str(folder), "toolkit": toolkit, "file": job.file})
         return
+    beside = "calibration.json and job.json" if job.prompts else "and job.json"
     render.print_tables(
-        f"{folder}: model, calibration.json and job.json for {toolkit}; nothing was converted.",
+        f"{folder}: model, {beside} for {toolkit}; nothing was converted.",
         "",
         f"Where that is installed (Python {', '.join(release.python)}, x86-64 Linux):",
         f"  PYTHON {folder}/convert.py {folder}/job.json",
@@ -300,5 +309,6 @@ Examples:
   gemquant rkllm google/gemma-2-2b-it --toolkit ./rkllm-venv/bin/python
   gemquant rkllm google/gemma-2-9b-it --lora ./my-adapter --quantized-dtype w8a8_g128
   gemquant rkllm google/gemma-3-1b-it --prepare-only -o gemma-for-rkllm
+  gemquant rkllm google/gemma-2-2b-it --gptq --quantized-dtype w8a8_g256 --prepare-only
   gemquant rkllm google/gemma-2-2b-it --target rk3576 --hybrid-rate 0.25 --dry-run""",
 )

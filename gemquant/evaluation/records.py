@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 
 from gemquant.artifact import Artifact, Manifest
+from gemquant.artifact.content import content_digest, content_files
 from gemquant.checkpoint import Checkpoint
 from gemquant.evaluation_document import ArtifactEvaluation, LevelEvaluation, OriginalRecord
 from gemquant.scheme import INTEGER, NAMES, PER_CHANNEL, Scheme
@@ -19,14 +20,13 @@ def artifact_evaluation(
 ) -> ArtifactEvaluation:
     """Describe an artifact by its manifest."""
     manifest = artifact.manifest
-    files = manifest.files.items()
     return ArtifactEvaluation(
         name=artifact_name(artifact),
         container=manifest.container,
         quantizer=manifest.quantization.quantizer,
         scheme=scheme_words(manifest),
-        digest=_digest(f"{name} {record.sha256}" for name, record in files),
-        size_bytes=sum(record.bytes for _, record in files),
+        digest=content_digest(manifest),
+        size_bytes=sum(file.bytes for file in content_files(manifest).values()),
         bits_per_weight=manifest.quantization.bits_per_weight,
         libraries=manifest.libraries,
         levels=tuple(levels),

@@ -7,10 +7,12 @@ import torch
 from gemquant.errors import UnsupportedError
 from gemquant.exporters.limits import listed
 from gemquant.exporters.packed_linear import module_of
+from gemquant.gemma.structure import EMBEDDING, HEAD
 from gemquant.protocols import (
     AffineScheme,
     AffineWeight,
     Layout,
+    PlainSpec,
     QuantizedSpec,
     QuantizedWeight,
 )
@@ -38,6 +40,15 @@ def affine_schemes(layout: Layout) -> dict[str, AffineScheme]:
         for name, spec in layout.items()
         if isinstance(spec, QuantizedSpec) and isinstance(spec.scheme, AffineScheme)
     }
+
+
+def plain_linears(layout: Layout) -> list[str]:
+    """Modules of the decoder's linears that stay in floating point."""
+    return [
+        module_of(name)
+        for name, spec in layout.items()
+        if isinstance(spec, PlainSpec) and len(spec.shape) == 2 and name not in (EMBEDDING, HEAD)
+    ]
 
 
 def other_kinds(layout: Layout, container: str) -> list[UnsupportedError]:

@@ -23,6 +23,7 @@ from gemquant.exporters.affine_layers import (
     affine_weight,
     check_affine,
     other_kinds,
+    plain_linears,
 )
 from gemquant.exporters.limits import indivisible_inputs, listed, quantized_tables
 from gemquant.exporters.packed_folder import PackedFolder
@@ -149,11 +150,7 @@ def quantization_config(layout: Layout) -> dict[str, Any]:
     ``zero_point`` is true also for symmetric schemes: the kernels subtract the stored 8.
     """
     schemes = list(affine_schemes(layout).values())
-    plain = [
-        module_of(name)
-        for name, spec in layout.items()
-        if isinstance(spec, PlainSpec) and len(spec.shape) == 2 and name not in (EMBEDDING, HEAD)
-    ]
+    plain = plain_linears(layout)
     return {
         "quant_method": "awq",
         "bits": 4,

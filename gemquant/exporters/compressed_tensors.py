@@ -25,6 +25,7 @@ from gemquant.exporters.affine_layers import (
     affine_weight,
     check_affine,
     other_kinds,
+    plain_linears,
 )
 from gemquant.exporters.limits import indivisible_inputs, listed, quantized_tables
 from gemquant.exporters.packed_folder import PackedFolder
@@ -154,11 +155,7 @@ def quantization_config(layout: Layout) -> dict[str, Any]:
     modules: dict[AffineScheme, list[str]] = {}
     for name, scheme in affine_schemes(layout).items():
         modules.setdefault(scheme, []).append(module_of(name))
-    plain = [
-        module_of(name)
-        for name, spec in layout.items()
-        if isinstance(spec, PlainSpec) and len(spec.shape) == 2 and name not in (EMBEDDING, HEAD)
-    ]
+    plain = plain_linears(layout)
     head = [] if isinstance(layout.get(HEAD), QuantizedSpec) else ["lm_head"]
     groups = {
         f"group_{n}": {

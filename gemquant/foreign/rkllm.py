@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -18,6 +18,7 @@ from gemquant import pipeline
 from gemquant.affine_weight import AffineScheme
 from gemquant.artifact import (
     Artifact,
+    CalibrationRecord,
     CallRecord,
     ConversionRecord,
     Manifest,
@@ -29,6 +30,7 @@ from gemquant.artifact import (
 from gemquant.checkpoint import Checkpoint
 from gemquant.checkpoint.tokenizer_files import with_chat_template
 from gemquant.errors import GemquantError, UnsupportedError, refuse
+from gemquant.exporters.gptq import Gptq
 from gemquant.exporters.plain_safetensors import PlainSafetensors
 from gemquant.foreign.making import plain_dtype
 from gemquant.foreign.rkllm_calls import CALIBRATION, MODEL, calls
@@ -37,16 +39,23 @@ from gemquant.foreign.rkllm_rules import Conversion
 from gemquant.gemma.structure import layer_prefix, linear_shapes, tensor_shapes
 from gemquant.plan import SMALL_FILES_BYTES, Job, plan
 from gemquant.production import LIBRARIES
-from gemquant.progress import Progress
+from gemquant.progress import Progress, Silence
 from gemquant.protocols import Layout, PlainSpec, QuantizedSpec
+from gemquant.quantizers.awq import AWQ
 from gemquant.quantizers.cast import Cast
 from gemquant.recipe import Recipe
 from gemquant.workers import Interpreter, Limits, Tool, run_tool
 from gemquant.workers.run import PROGRAMS
 
+if TYPE_CHECKING:
+    import torch
+
+    from gemquant.calibration.windows import TokenWindows
+
 CONTAINER = "rkllm"
 PROGRAM = PROGRAMS / "rkllm_convert.py"
 JOB, CONVERT = "job.json", "convert.py"
+QUANTIZE_CONFIG = "quantize_config.json"
 TOKENIZER_MODEL, TOKENIZER = "tokenizer.model", "tokenizer.json"
 
 
@@ -63,7 +72,8 @@ class ConvertResult(BaseModel):
 @dataclass(frozen=True)
 class RkllmJob:
     """One file to make. template: Jinja source. prompts: for calibration, none
-    where the release takes none. file: its name.
+    where the release takes none. file: its name. windows: calibration text for codes
+    that are made here, else None.
     """
 
     recipe: Recipe
@@ -73,6 +83,7 @@ class RkllmJob:
     force: bool
     template: str
     prompts: Sequence[Mapping[str, str]]
+    windows: TokenWindows | None = None
 
 
 def reading_problems(conversion: Conversion, checkpoint: Checkpoint) -> list[GemquantError]:
@@ -105,13 +116,22 @@ def prepare(job: RkllmJob, checkpoint: Checkpoint, folder: Path, progress: Progr
     progress.note("writing the folder that the toolkit reads")
     with TemporaryDirectory(dir=folder, prefix=".plain.") as scratch:
         plain, model = Path(scratch) / "plain", folder / MODEL
-        pipeline.run([_plain(job, checkpoint, plain)], checkpoint, calibration=None, evaluation=())
+        pipeline.run(
+            [_plain(job, checkpoint, plain)],
+            checkpoint,
+            calibration=job.windows,
+            evaluation=(),
+            calibration_dtype=None if job.windows is None else _torch_dtype(job.recipe.calib_dtype),
+            progress=Silence() if job.windows is None else progress,
+        )
         model.mkdir()
         for path in sorted(plain.iterdir()):
             if path.name == "config.json" or path.name.startswith("model"):
                 os.replace(path, model / path.name)  # noqa: PTH105 (one file system)
     for name, content in tokenizer_files(checkpoint, job).items():
         (model / name).write_bytes(content)
+    if job.conversion.options.gptq:
+        _write_json(model / QUANTIZE_CONFIG, _quantize_config(model / "config.json"))
     if job.prompts:
         _write_json(folder / CALIBRATION, list(job.prompts))
     _write_json(folder / JOB, worker_job(job, checkpoint))
@@ -132,7 +152,7 @@ def tokenizer_files(checkpoint: Checkpoint, job: RkllmJob) -> dict[str, bytes]:
 
 def worker_job(job: RkllmJob, checkpoint: Checkpoint) -> dict[str, Any]:
     """The job that the program takes, here and on another machine."""
-    dtype = plain_dtype(checkpoint)
+    dtype = "float16" if job.conversion.options.gptq else plain_dtype(checkpoint)
     return {
         "imports": job.conversion.toolkit.imports,
         "calls": calls(job.conversion, dtype=dtype, file=job.file),
@@ -183,11 +203,28 @@ def convert(
 
 
 def _plain(job: RkllmJob, checkpoint: Checkpoint, out: Path) -> Job:
-    import torch
-
+    """The job of writing the model that the toolkit reads: plain, or as a GPTQ checkpoint."""
+    conversion = job.conversion
+    if conversion.options.gptq:
+        quantizer = AWQ(bits=8, group_size=conversion.dtype.group_size, symmetric=True, scale=False)
+        recipe = Recipe(model=job.recipe.model, quantizer="awq", exporter="gptq")
+        return Job(quantizer, Gptq(), out, recipe)
     dtype = plain_dtype(checkpoint)
     recipe = Recipe(model=job.recipe.model, quantizer="cast", exporter="safetensors")
-    return Job(Cast(dtype), PlainSafetensors(getattr(torch, dtype)), out, recipe)
+    return Job(Cast(dtype), PlainSafetensors(_torch_dtype(dtype)), out, recipe)
+
+
+def _quantize_config(config: Path) -> dict[str, Any]:
+    """What AutoGPTQ's own loader reads, beside the same in config.json for transformers."""
+    quantization: dict[str, Any] = json.loads(config.read_text())["quantization_config"]
+    return {**quantization, "model_name_or_path": None, "model_file_base_name": "model"}
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    import torch
+
+    made: torch.dtype = getattr(torch, name)
+    return made
 
 
 def _manifest(job: RkllmJob, checkpoint: Checkpoint, result: ConvertResult, size: int) -> Manifest:
@@ -207,6 +244,14 @@ def _manifest(job: RkllmJob, checkpoint: Checkpoint, result: ConvertResult, size
             _layout(conversion, checkpoint.config),
             float_dtype="float16",
             file_bytes=size,
+        ),
+        calibration=None
+        if job.windows is None
+        else CalibrationRecord(
+            name=job.windows.name,
+            windows=job.windows.ids.shape[0],
+            seq_len=job.windows.ids.shape[1],
+            digest=job.windows.digest,
         ),
         conversion=ConversionRecord(
             tool=conversion.toolkit.name,

@@ -31,7 +31,7 @@ def calls(conversion: Conversion, *, dtype: str, file: str) -> list[dict[str, An
         "quantized_algorithm": options.algorithm,
         "num_npu_core": options.npu_cores,
         "extra_qparams": None,
-        "dataset": CALIBRATION if release.calibration == "prompt" else None,
+        "dataset": CALIBRATION if takes_prompts(conversion) else None,
         "hybrid_rate": options.hybrid_rate,
         "target_platform": conversion.npu.platform,
         **({"max_context": options.max_context} if options.max_context else {}),
@@ -42,6 +42,14 @@ def calls(conversion: Conversion, *, dtype: str, file: str) -> list[dict[str, An
         _call("build", build, release.build),
         _call("export_rkllm", export, release.export),
     ]
+
+
+def takes_prompts(conversion: Conversion) -> bool:
+    """Whether the toolkit gets a dataset: none before 1.1.0, nor with codes that are made already.
+
+    The documentation's example of a GPTQ conversion passes None (SDK 1.2.0, section 3.1.5).
+    """
+    return conversion.release.calibration == "prompt" and not conversion.options.gptq
 
 
 def file_name(model: str, conversion: Conversion) -> str:

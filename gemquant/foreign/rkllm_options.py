@@ -23,6 +23,9 @@ class RkllmOptions:
     quantized_dtype: str = option("", "Quantized dtype, such as w8a8; empty for the target's own.")
     optimization_level: int = option(0, "1: more exact, far slower to convert.", choices=(0, 1))
     algorithm: str = option("normal", "Quantization algorithm of the toolkit: normal, grq, gdq.")
+    gptq: bool = option(
+        False, "Round to int8 here, each column making up for the errors before it; grouped w8a8."
+    )
     npu_cores: int = option(0, "NPU cores to run on; 0 for all.", minimum=0)
     hybrid_rate: float = option(
         0.0, "Share of layers in the grouped form of the dtype, or in the plain one of a grouped."

@@ -60,6 +60,8 @@ def option_problems(options: RkllmOptions, npu: Npu) -> list[GemquantError]:
         found.append(
             UsageError(f"--algorithm {options.algorithm}: {npu.platform} takes {known} for {name}.")
         )
+    if options.gptq:
+        found += _gptq_problems(options, npu)
     if options.npu_cores not in npu.cores:
         cores = ", ".join(map(str, npu.cores))
         found.append(UsageError(f"--npu-cores {options.npu_cores}: {npu.platform} takes {cores}."))
@@ -81,6 +83,25 @@ def option_problems(options: RkllmOptions, npu: Npu) -> list[GemquantError]:
                 f"--max-context {options.max_context}: must be a multiple of "
                 f"{npu.context_multiple}, and at most {npu.max_context}.",
                 hint=f"Use --max-context {fits}." if fits else None,
+            )
+        )
+    return found
+
+
+def _gptq_problems(options: RkllmOptions, npu: Npu) -> list[GemquantError]:
+    """Codes made here are imported as they are: nothing else of the toolkit may decide them."""
+    dtype = npu.dtype(options.quantized_dtype)
+    fitting = [d.name for d in npu.dtypes if d.weight_bits == 8 and d.group_size > 0]
+    found: list[GemquantError] = []
+    if dtype is not None and dtype.name not in fitting:
+        hint = f"Use --quantized-dtype {fitting[0]}." if fitting else None
+        known = ", ".join(fitting) or "none here"
+        found.append(UsageError(f"--gptq: goes with 8 bits in groups ({known}).", hint=hint))
+    if options.hybrid_rate:
+        found.append(
+            UsageError(
+                f"--gptq with --hybrid-rate {options.hybrid_rate:g}: the toolkit would round some "
+                "layers again."
             )
         )
     return found
@@ -115,6 +136,18 @@ def release_problems(conversion: Conversion, config: Mapping[str, Any]) -> list[
         for name, asked, flag in absent
         if asked and name not in release.build
     ]
+    groups = release.gptq_int8_groups
+    if options.gptq and conversion.dtype.group_size not in groups:
+        having = [each for each in conversion.toolkit.versions if each.gptq_int8_groups]
+        first = min(having, key=lambda each: each.key)
+        sizes = ", ".join(map(str, groups)) or "none"
+        found.append(
+            UnsupportedError(
+                f"--gptq: of 8-bit GPTQ checkpoints {named} imports groups of {sizes}.",
+                hint=f"{first.version} and newer import groups of "
+                f"{', '.join(map(str, first.gptq_int8_groups))}.",
+            )
+        )
     return [*found, *_shape_problems(conversion, config, named)]
 
 

@@ -74,7 +74,12 @@ def _quantize_rows(
         targets, diagonal = _targets(wanted, errors, factor, block)
         if start % width == 0:
             group = slice(start, start + width)
-            scales, zero_points = _group_parameters(targets, scale, factor, group, wanted, plan)
+            if width > step:
+                targets_of_group, _ = _targets(wanted, errors, factor, group)
+                settled = targets_of_group.settled
+            else:
+                settled = targets.settled
+            scales, zero_points = _group_parameters(settled, scale, factor, group, plan)
         run = ColumnRun(
             wanted[block],
             errors[block],
@@ -133,16 +138,8 @@ def _targets(
 
 
 def _group_parameters(
-    targets: _Targets,
-    scale: Tensor,
-    factor: GramFactor,
-    group: slice,
-    wanted: Tensor,
-    plan: CompensationPlan,
+    settled: Tensor, scale: Tensor, factor: GramFactor, group: slice, plan: CompensationPlan
 ) -> tuple[Tensor, Tensor]:
-    # A group wider than a block is a whole row, and nothing comes before it.
-    within_block = group.stop - group.start <= targets.settled.shape[0]
-    settled = targets.settled if within_block else wanted
     return search_range(
         (settled * scale[group, None]).T,
         rounding=plan.rounding,

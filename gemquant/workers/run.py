@@ -86,7 +86,7 @@ def run_tool(
     command = [str(interpreter.path), "-I", "-B", "-u", *files]
     logger.info("%s: %s", tool.name, " ".join(command))
     with _started(command, folder, threads) as process:
-        tail = _Tail(tool.name, process.stderr)
+        tail = Tail(tool.name, process.stderr)
         try:
             _listen(tool, process, limits, progress)
         except WorkerError as error:
@@ -164,7 +164,7 @@ def _listen(
     tool: Tool, process: subprocess.Popen[bytes], limits: Limits, progress: Progress
 ) -> None:
     """Pass progress on until the tool has ended well; WorkerError for everything else."""
-    lines = _lines(process.stdout)
+    lines = read_lines(process.stdout)
     deadline, look = time.monotonic() + limits.seconds, 0.0
     tasks: set[str] = set()
     done, open_ = False, True
@@ -229,14 +229,16 @@ def _keep_within(
         )
 
 
-def _lines(stream: IO[bytes] | None) -> queue.Queue[bytes | None]:
+def read_lines(
+    stream: IO[bytes] | None, *, longest: int = MAX_LINE_BYTES, held: int = 1000
+) -> queue.Queue[bytes | None]:
     """Read lines in the background, of bounded length and number; None at the end."""
     assert stream is not None
-    lines: queue.Queue[bytes | None] = queue.Queue(maxsize=1000)
+    lines: queue.Queue[bytes | None] = queue.Queue(maxsize=held)
 
     def read() -> None:
         with suppress(OSError, ValueError):
-            while line := stream.readline(MAX_LINE_BYTES + 1):
+            while line := stream.readline(longest + 1):
                 lines.put(line)
         lines.put(None)
 
@@ -244,7 +246,7 @@ def _lines(stream: IO[bytes] | None) -> queue.Queue[bytes | None]:
     return lines
 
 
-class _Tail:
+class Tail:
     """Sends stderr to the log and keeps its end."""
 
     def __init__(self, name: str, stream: IO[bytes] | None) -> None:

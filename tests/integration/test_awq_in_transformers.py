@@ -8,11 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from gemquant.evaluation.runners.transformers import TransformersRunner
 from gemquant.exporters.awq_gemm import AwqGemm
 from gemquant.protocols import AffineScheme
+from tests.packed_modules import compare_packed_linears
 from tests.tiny_artifact import W4, W4_SYMMETRIC, tiny_header, write_tiny_weights
 from tests.tiny_gemma import Kind
 
@@ -27,17 +27,6 @@ def test_every_linear_of_gptqmodel_computes_the_decoded_weight(
     header = tiny_header(AwqGemm(), generation, scheme)
     made = write_tiny_weights(tmp_path, AwqGemm(), header)
     runner = TransformersRunner.load(tmp_path, "awq-gemm")
-    generator = torch.Generator().manual_seed(0)
-    compared = 0
-    for name, module in runner.model.named_modules():
-        if not hasattr(module, "qweight"):
-            continue
-        weight = made.decoded[f"{name}.weight"]
-        inputs = torch.randn(5, weight.shape[1], generator=generator)
-        expected = inputs @ weight.T
-        # Measured with gptqmodel 7.6.0: at most 1.1 % of the largest output.
-        tolerance = 0.02 * expected.abs().max().item()
-        with torch.inference_mode():
-            torch.testing.assert_close(module(inputs).float(), expected, rtol=0, atol=tolerance)
-        compared += 1
+    # Measured with gptqmodel 7.6.0: at most 1.1 % of the largest output.
+    compared = compare_packed_linears(runner.model, made.decoded, tolerance=0.02)
     assert compared == 7 * header.config["num_hidden_layers"]

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from gemquant.calibration.prompts import calibration_prompts
 from gemquant.checkpoint import open_checkpoint
+from gemquant.exporters.gptq import Gptq
 from gemquant.gemma.chat_templates import STOCK
 from gemquant.toolkit import ToolkitVersion, load_toolkit
 from tests.signature_checker import signature_checker
@@ -80,6 +81,27 @@ def test_what_is_prepared_is_what_the_toolkit_reads(run: Run, model: Path) -> No
     assert job["file"] == "tiny-gemma-rk3588-w8a8-opt-0-hybrid-ratio-0.5.rkllm"
     assert job["calls"][1]["arguments"]["hybrid_rate"] == 0.5
     assert job["calls"][1]["arguments"]["dataset"] == "calibration.json"
+
+
+def test_codes_made_here_are_prepared_as_a_gptq_checkpoint(run: Run, model: Path) -> None:
+    Path("long.txt").write_text("the quick brown fox jumps over the lazy dog " * 400)
+    wanted = "--prepare-only -o ready --gptq --quantized-dtype w8a8_g128 --calib long.txt".split()
+    made = run("rkllm", str(model), "--threads", "1", "--samples", "16", "--seq-len", "32", *wanted)
+    assert made.code == 0, made.err
+    ready = Path("ready")
+    assert sorted(path.name for path in ready.iterdir()) == ["convert.py", "job.json", "model"]
+    noted = json.loads((ready / "model/quantize_config.json").read_text())
+    asked = {"bits": 8, "group_size": 128, "sym": True, "desc_act": False}
+    assert {key: noted[key] for key in asked} == asked
+    config = json.loads((ready / "model/config.json").read_text())
+    assert config["quantization_config"].items() <= noted.items()
+    job = json.loads((ready / "job.json").read_text())
+    assert job["calls"][0]["arguments"]["dtype"] == "float16"
+    assert job["calls"][1]["arguments"]["dataset"] is None
+    name = "model.layers.0.mlp.down_proj.weight"
+    stored = Gptq().open(ready / "model").tensor(name)
+    original = load_file(model / "model.safetensors")[name].float()
+    assert 0 < (stored - original).norm() < 0.05 * original.norm()
 
 
 def test_the_manifest_and_the_card_say_what_was_passed_on(

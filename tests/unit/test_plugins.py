@@ -39,6 +39,7 @@ def test_ours_are_these() -> None:
         "bitsandbytes",
         "compressed-tensors",
         "gguf",
+        "gptq",
         "metal",
         "mlx",
         "onnx",

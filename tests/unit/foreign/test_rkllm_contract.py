@@ -111,6 +111,17 @@ def test_options_arrive_as_given(converting: Converting, tmp_path: Path, version
     assert list(build) == list(load_toolkit("rkllm-toolkit").version(version).build)  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("version", [each for each in RELEASES if each >= "1.2"])
+def test_a_gptq_checkpoint_is_given_without_a_dataset(
+    converting: Converting, tmp_path: Path, version: str
+) -> None:
+    """As in the example of the SDK's documentation, section 3.1.5."""
+    conversion = converting(version, quantized_dtype="w8a8_g256", gptq=True)
+    _, arrived = run_stand_in(conversion, tmp_path)
+    given = arrived[2][1]
+    assert (given["quantized_dtype"], given["dataset"]) == ("w8a8_g256", None)
+
+
 def test_a_file_is_named_by_what_is_passed_on(converting: Converting) -> None:
     conversion = converting(
         "1.2.3", quantized_dtype="w8a8_g128", optimization_level=1, hybrid_rate=0.25

@@ -56,6 +56,16 @@ def test_the_targets_own_dtype_and_all_cores_are_the_default() -> None:
         ("rk3588", {"max_context": 5000}, "hint: Use --max-context 4992."),
         ("rk3588", {"max_context": 32768}, "hint: Use --max-context 16384."),
         ("rk3588", {"algorithm": "grq"}, "--algorithm grq: rk3588 takes normal for w8a8."),
+        (
+            "rk3588",
+            {"gptq": True},
+            "--gptq: goes with 8 bits in groups (w8a8_g128, w8a8_g256, w8a8",
+        ),
+        (
+            "rk3588",
+            {"gptq": True, "quantized_dtype": "w8a8_g128", "hybrid_rate": 0.5},
+            "--gptq with --hybrid-rate 0.5: the toolkit would round some layers again.",
+        ),
         ("rk3562", {"quantized_dtype": "w4a8_g32", "hybrid_rate": 0.5}, "w4a8_g32 has no hybrid"),
     ],
 )
@@ -78,6 +88,12 @@ def test_every_bad_option_is_reported_at_once() -> None:
         ("1.0.1", "gemma", {"npu_cores": 1}, "--npu-cores 1: rkllm-toolkit 1.0.1 has no"),
         ("1.1.4", "gemma", {"max_context": 4096}, "--max-context 4096: rkllm-toolkit 1.1.4 has no"),
         ("1.0.1", "gemma", {"quantized_dtype": "w8a8_g128"}, "1.0.1 has no w8a8_g128."),
+        (
+            "1.1.4",
+            "gemma",
+            {"quantized_dtype": "w8a8_g128", "gptq": True},
+            "--gptq: of 8-bit GPTQ checkpoints rkllm-toolkit 1.1.4 imports groups of none.",
+        ),
     ],
 )
 def test_what_a_release_does_not_take(

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.usefixtures("either_way")
 
 W4 = AffineRounding(4, symmetric=False, scale_dtype=torch.bfloat16)
 W3_SYMMETRIC = AffineRounding(3, symmetric=True, scale_dtype=torch.float16)
+W8_SYMMETRIC = AffineRounding(8, symmetric=True, scale_dtype=torch.float16)
 DAMPING = 0.01
 
 
@@ -85,6 +86,38 @@ def test_codes_are_those_of_gptq(rounding: AffineRounding, group_size: int) -> N
     same_rows = (codes == expected).all(1).sum().item()
     assert same_rows >= 22
     assert (codes == expected).double().mean() > 0.99
+
+
+@pytest.mark.parametrize("group_size", [256, 512])
+def test_groups_wider_than_a_block_are_those_of_gptq(group_size: int) -> None:
+    weight, gram = problem(12, 1024, tokens=2000)
+    found = compensated(weight, gram, rounding=W8_SYMMETRIC, group_size=group_size)
+    codes, scales, zeros = found
+    assert scales.shape == (12, 1024 // group_size)
+    expected = gptq(weight, gram, scales, zeros, 255)
+    assert (codes == expected).double().mean() > 0.97
+    plain = quantize_affine(weight, rounding=W8_SYMMETRIC, group_size=group_size)
+    assert layer_loss(weight, found, gram) < 0.5 * layer_loss(weight, plain, gram)
+
+
+def test_a_later_wide_group_covers_what_the_errors_before_it_leave() -> None:
+    weight, gram = problem(6, 512, tokens=2000)
+    codes, scales, zeros = compensated(weight, gram, group_size=256)
+    first = gptq_targets(weight, gram, codes[:, :256], scales[:, :1], zeros[:, :1])
+    expected, _ = W4.parameters(first.amin(1).float(), first.amax(1).float())
+    torch.testing.assert_close(scales[:, 1], expected, rtol=0.01, atol=0)
+
+
+def gptq_targets(
+    weight: Tensor, gram: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor
+) -> Tensor:
+    """What GPTQ leaves of the columns after those that have codes: (out, rest) float64."""
+    known = codes.shape[1]
+    errors = (dequantize(codes, scales, zeros) - weight[:, :known]).double()
+    hessian = damped(gram)
+    # The best free columns for given errors: −E · H[known, rest] · H[rest, rest]⁻¹.
+    rest = hessian[known:, known:]
+    return weight[:, known:].double() - errors @ hessian[:known, known:] @ torch.linalg.inv(rest)
 
 
 def test_the_first_group_covers_exactly_its_weights() -> None:

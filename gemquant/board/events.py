@@ -1,0 +1,119 @@
+"""What the program on a board says: a JSON object a line, of these kinds; other lines are noise."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import zlib
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from gemquant.errors import WorkerError
+
+MAX_LINE_BYTES = 16_000_000
+"""A row of logits over a million entries, in base64, and room to spare."""
+
+
+class _Event(BaseModel):
+    """Base of all events: immutable, no unknown keys, no NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Started(_Event):
+    """The program runs."""
+
+    event: Literal["started"]
+    python: str
+
+
+class Loaded(_Event):
+    """The model is loaded. chosen: what the runtime set itself of its extended parameters."""
+
+    event: Literal["loaded"]
+    seconds: Annotated[float, Field(ge=0)]
+    version: str
+    chosen: Mapping[str, int]
+
+
+class Statistics(_Event):
+    """What the runtime counted of a run."""
+
+    prefill_time_ms: Annotated[float, Field(ge=0)]
+    prefill_tokens: Annotated[float, Field(ge=0)]
+    generate_time_ms: Annotated[float, Field(ge=0)]
+    generate_tokens: Annotated[float, Field(ge=0)]
+    memory_usage_mb: Annotated[float, Field(ge=0)]
+
+
+class Ran(_Event):
+    """One prompt was continued. watched: what files of the system held afterwards."""
+
+    event: Literal["run"]
+    warm_up: bool
+    tokens: Annotated[tuple[int, ...], Field(min_length=1)]
+    first_token_seconds: Annotated[float, Field(gt=0)]
+    total_seconds: Annotated[float, Field(gt=0)]
+    statistics: Statistics | None
+    watched: Mapping[str, int]
+
+
+class Rows(_Event):
+    """Logits of some tokens of a window: (rows, columns) float32, little-endian, in base64."""
+
+    event: Literal["logits"]
+    window: Annotated[int, Field(ge=0)]
+    first: Annotated[int, Field(ge=0)]
+    rows: Annotated[int, Field(ge=1)]
+    columns: Annotated[int, Field(ge=2)]
+    crc32: int
+    data: str
+
+    def content(self) -> bytes:
+        """The numbers; WorkerError where they did not arrive whole."""
+        try:
+            content = base64.b64decode(self.data, validate=True)
+        except binascii.Error:
+            content = b""
+        if len(content) != 4 * self.rows * self.columns or zlib.crc32(content) != self.crc32:
+            raise WorkerError("Logits did not arrive as the board sent them.")
+        return content
+
+
+class Windowed(_Event):
+    """All logits of a window were told."""
+
+    event: Literal["window"]
+    index: Annotated[int, Field(ge=0)]
+    watched: Mapping[str, int]
+
+
+class Failed(_Event):
+    """The program gave up, and why."""
+
+    event: Literal["failed"]
+    error: Annotated[str, Field(max_length=4000)]
+
+
+class Done(_Event):
+    """Everything was done."""
+
+    event: Literal["done"]
+    peak_resident_bytes: int | None
+
+
+Event = Started | Loaded | Ran | Rows | Windowed | Failed | Done
+
+_EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
+
+
+def read_event(line: bytes) -> Event | None:
+    """Return the event of a line, or None where the line is none."""
+    if not line.startswith(b'{"event": '):
+        return None
+    try:
+        return _EVENT.validate_json(line)
+    except ValidationError:
+        return None
