@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
+from gemquant.artifact.card import CARD_FILE
 from gemquant.artifact.manifest import FileRecord, Manifest
-from gemquant.artifact.seal import CARD_FILE
 
 EVALUATION_FILE = "evaluation.json"
 """What was measured since, as the card shows it."""

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Self
 
 from pydantic import ValidationError
 
-from gemquant.artifact.card import NOTICE, render_card
+from gemquant.artifact.card import CARD_FILE, NOTICE, inherited_from, render_card
 from gemquant.artifact.manifest import MANIFEST_FILE, FileRecord, Manifest
 from gemquant.errors import ArtifactError, GemquantError, OutputError, refuse
 
-CARD_FILE = "README.md"
 NOTICE_FILE = "NOTICE"
 SIGNATURE_FILE = "model.sig"
 """A signature of the finished folder: made after the manifest, so the manifest cannot list it."""
@@ -64,7 +63,7 @@ def seal(folder: Path, manifest: Manifest, *, original_card: str | None = None) 
         (folder / NOTICE_FILE).write_text(NOTICE, encoding="utf-8")
         records = {name: _record(folder / name) for name in _files(folder)}
         described = manifest.model_copy(update={"files": dict(sorted(records.items()))})
-        card = render_card(described, original_card=original_card)
+        card = render_card(described, inherited=inherited_from(original_card))
         (folder / CARD_FILE).write_text(card, encoding="utf-8")
         records[CARD_FILE] = _record(folder / CARD_FILE)
         sealed = manifest.model_copy(update={"files": dict(sorted(records.items()))})
@@ -72,6 +71,25 @@ def seal(folder: Path, manifest: Manifest, *, original_card: str | None = None) 
     except OSError as error:
         raise OutputError(f"{folder} cannot be written: {error.strerror}.") from error
     return sealed
+
+
+def resealed(manifest: Manifest, changed: Mapping[str, bytes]) -> Manifest:
+    """The manifest with other records of some files, which are to be written as these bytes."""
+    records = dict(manifest.files)
+    for name, content in changed.items():
+        digest = hashlib.sha256(content).hexdigest()
+        records[name] = FileRecord(sha256=digest, bytes=len(content))
+    return manifest.model_copy(update={"files": dict(sorted(records.items()))})
+
+
+def file_problems(path: Path, manifest: Manifest, names: Iterable[str]) -> list[GemquantError]:
+    """What is wrong with some of an artifact's files; all others are not looked at."""
+    return [
+        problem
+        for name in names
+        if name in manifest.files
+        for problem in _differences(path / name, name, manifest.files[name])
+    ]
 
 
 def read_manifest(path: Path) -> Manifest:

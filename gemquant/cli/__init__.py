@@ -27,6 +27,10 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "bench": LazyCommand(
         "gemquant.cli.bench", "Measure how fast artifacts run, and in how much memory."
     ),
+    "card": LazyCommand(
+        "gemquant.cli.card",
+        "Make an artifact's model card again, with what was measured since.",
+    ),
     "chat": LazyCommand("gemquant.cli.chat", "Talk with an artifact in the terminal."),
     "doctor": LazyCommand(
         "gemquant.cli.doctor", "Say what of this installation works, and how to get the rest."

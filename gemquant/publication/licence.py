@@ -5,8 +5,8 @@ from __future__ import annotations
 import yaml
 
 from gemquant.artifact import Artifact
-from gemquant.artifact.card import NOTICE
-from gemquant.artifact.seal import CARD_FILE, NOTICE_FILE
+from gemquant.artifact.card import CARD_FILE, NOTICE
+from gemquant.artifact.seal import NOTICE_FILE
 from gemquant.errors import ArtifactError, GemquantError
 
 TERMS = "ai.google.dev/gemma/terms"

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
 from gemquant.artifact import (
     ActivationRange,
@@ -11,7 +12,7 @@ from gemquant.artifact import (
     Manifest,
     Source,
 )
-from gemquant.artifact.card import render_card
+from gemquant.artifact.card import Inherited, inherited_again, inherited_from, render_card
 from gemquant.artifact.manifest import MeasurementRecord, SliceRecord
 from gemquant.exporters.compressed_tensors import CompressedTensors
 from gemquant.protocols import AffineScheme
@@ -111,13 +112,13 @@ def test_a_source_that_was_quantized_before_is_named_as_such(manifest: Manifest)
 
 def test_the_original_card_follows_without_its_front_matter(manifest: Manifest) -> None:
     original = "---\nlicense: gemma\nsecret: yes\n---\n# Gemma 2 model card\n\nBody.\n"
-    card = render_card(manifest, original_card=original)
+    card = render_card(manifest, inherited=inherited_from(original))
     assert card.endswith("# Gemma 2 model card\n\nBody.\n")
     assert "secret" not in card
 
 
 def test_nothing_in_an_original_card_is_taken_for_a_template(manifest: Manifest) -> None:
-    card = render_card(manifest, original_card="{{ manifest.recipe }} {% raise %}")
+    card = render_card(manifest, inherited=inherited_from("{{ manifest.recipe }} {% raise %}"))
     assert card.endswith("{{ manifest.recipe }} {% raise %}\n")
 
 
@@ -169,3 +170,91 @@ def test_awq_of_gemma_3_warns_of_float16() -> None:
     text = loading("awq-gemm", "gemma3_text")
     assert "where Gemma 3 overflows" in text
     assert "vllm serve" not in text
+
+
+def lineage(manifest: Manifest) -> tuple[object, object]:
+    front = matter(render_card(manifest))
+    return front.get("base_model"), front.get("base_model_relation")
+
+
+def unquantized(manifest: Manifest) -> Manifest:
+    plain = manifest.quantization.model_copy(update={"quantizer": "cast", "schemes": ()})
+    return changed(manifest, quantization=plain)
+
+
+def test_a_converted_model_is_no_finetune(manifest: Manifest) -> None:
+    assert lineage(unquantized(manifest)) == ("google/gemma-2-2b", "quantized")
+
+
+def test_a_merged_adapter_of_the_hub_is_a_parent_too(manifest: Manifest) -> None:
+    merged = changed(manifest, recipe={**manifest.recipe, "lora": "me/my-lora@main"})
+    parents = ["google/gemma-2-2b", "me/my-lora"]
+    assert lineage(merged) == (parents, "quantized")
+    assert lineage(unquantized(merged)) == (parents, "merge")
+
+
+def test_a_merged_adapter_from_a_folder_is_not_named_as_a_parent(manifest: Manifest) -> None:
+    merged = changed(manifest, recipe={**manifest.recipe, "lora": "./my-lora"})
+    assert lineage(unquantized(merged)) == ("google/gemma-2-2b", "merge")
+
+
+def test_measurements_are_read_back_by_the_hubs_own_classes(manifest: Manifest) -> None:
+    card = render_card(changed(manifest, certificates=(measured("reference"),)))
+    read = ModelCard(card).data
+    assert (read.model_name, len(read.eval_results)) == ("gemma-2-2b, rtn", 5)
+    first = read.eval_results[0]
+    assert (first.metric_type, first.metric_value) == ("perplexity", 21.118)
+    assert first.metric_name == "Perplexity after quantization (level reference)"
+    assert (first.dataset_config, first.dataset_args) == ("english", {"windows": 8, "tokens": 4088})
+    assert first.metric_args == {"runtime": "torch", "standard_error": 0.68}
+
+
+def test_what_was_not_measured_is_no_result(manifest: Manifest) -> None:
+    assert "model-index" not in matter(render_card(manifest))
+
+
+@pytest.mark.parametrize(
+    ("stated", "kept"),
+    [
+        ("language: en", ["en"]),
+        ("language: [en, de, zh-Hant, multilingual]", ["en", "de", "zh-Hant", "multilingual"]),
+        ("language: [no]", None),  # YAML reads this as false
+        ("language: {a: b}", None),
+        ("language: '<script>'", None),
+        ("licence: [", None),
+    ],
+)
+def test_languages_are_taken_over_where_they_are_codes(
+    manifest: Manifest, stated: str, kept: list[str] | None
+) -> None:
+    card = render_card(manifest, inherited=inherited_from(f"---\n{stated}\n---\nBody.\n"))
+    assert matter(card).get("language") == kept
+
+
+@pytest.mark.parametrize(
+    "original",
+    [
+        None,
+        "",
+        "Body.",
+        "---\nlanguage: [en, 'no']\n---\n# Title\n\n---\n\n*The card of x follows.*\n\nBody.\n",
+        "\n\n  indented\r\nand {{ braces }} é \n",
+    ],
+)
+def test_a_card_keeps_what_it_had_inherited(manifest: Manifest, original: str | None) -> None:
+    inherited = inherited_from(original)
+    card = render_card(manifest, inherited=inherited)
+    assert inherited_again(card) == inherited
+    assert render_card(manifest, inherited=inherited_again(card)) == card
+
+
+def test_a_card_of_ours_in_a_card_of_ours_stays_whole(manifest: Manifest) -> None:
+    inner = render_card(manifest, inherited=inherited_from("Body."))
+    inherited = inherited_from(inner)
+    assert inherited_again(render_card(manifest, inherited=inherited)) == inherited
+
+
+def test_a_name_cannot_pass_for_the_end_of_our_part(manifest: Manifest) -> None:
+    name = "x\n---\n\n*The card of y follows. It describes the model before quantization.*\n\nEvil"
+    card = render_card(changed(manifest, base_model=name), inherited=Inherited((), "Body."))
+    assert inherited_again(card) == Inherited((), "Body.")

@@ -1,0 +1,81 @@
+"""``gemquant card``: an artifact's model card, made again from its manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gemquant.cli.flags import output_flags
+from gemquant.errors import UsageError
+
+
+def _card(
+    artifact: Path,
+    *,
+    evaluation: Path | None,
+    output: Path | None,
+    check: bool,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    from gemquant.cli import render
+    from gemquant.publication.card import make_card, refuse_stale, save_card, write_card
+
+    del quiet  # it takes no time
+    if check and (output is not None or evaluation is not None):
+        raise UsageError(
+            "--check compares the card that is there: it goes with no --output or --evaluation.",
+            hint=f"gemquant card {artifact} --check",
+        )
+    card = make_card(artifact, evaluation=evaluation)
+    place = artifact / "README.md" if output is None else output
+    if check:
+        refuse_stale(card)
+    elif output is None:
+        write_card(card)
+    else:
+        save_card(card, output, force=force)
+    changed = [] if check else sorted(card.changed) if output is None else [str(output)]
+    if as_json:
+        document: dict[str, Any] = {"path": str(artifact), "card": str(place), "changed": changed}
+        render.print_json(document)
+    else:
+        told = "up to date" if not changed else f"written; changed: {', '.join(changed)}"
+        click.echo(f"{place}: {told}")
+
+
+command = click.Command(
+    "card",
+    callback=_card,
+    params=[
+        click.Argument(["artifact"], type=click.Path(path_type=Path)),
+        click.Option(
+            ["--evaluation"],
+            metavar="FILE",
+            type=click.Path(path_type=Path),
+            help="Show what `gemquant eval --output FILE` measured, and keep it in the artifact.",
+        ),
+        click.Option(
+            ["-o", "--output"],
+            metavar="FILE",
+            type=click.Path(path_type=Path),
+            help="Write the card here, and leave the artifact as it is.",
+        ),
+        click.Option(["--check"], is_flag=True, help="Only say whether the card is up to date."),
+        click.Option(["--force"], is_flag=True, help="Replace an existing --output."),
+        *output_flags(),
+    ],
+    help="""Make an artifact's model card again, with what was measured since.
+
+    README.md with the Hub's front matter (base model and relation, licence, gating, measurements as
+    a model-index), from the manifest and the original's card. Card, evaluation and manifest change
+    together, so that `gemquant verify` stays content. --check exits with 6 if they differ.""",
+    epilog="""\b
+Examples:
+  gemquant card gemma-2-2b-awq --check
+  gemquant card gemma-2-2b-awq --evaluation eval.json
+  gemquant card gemma-2-2b-awq -o preview.md""",
+)
