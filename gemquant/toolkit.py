@@ -25,6 +25,7 @@ class ToolkitVersion(Data):
     head_dims: those that convert; empty for any. head_bits: of the stored head, where that is not
     the dtype's. magic: how its files begin, in hexadecimal, where that is known. wheels: SHA-256 of
     known ones. gptq_int8_groups: group sizes of the 8-bit GPTQ checkpoints that it imports.
+    simulator: how it predicts on a PC what the NPU would; None where it cannot.
     """
 
     version: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")]
@@ -48,6 +49,7 @@ class ToolkitVersion(Data):
     magic: NonEmpty | None = None
     wheels: tuple[NonEmpty, ...] = ()
     gptq_int8_groups: tuple[int, ...] = ()
+    simulator: Literal["evaluator", "get_logits"] | None = None
     sources: Sources
 
     @property

@@ -8,6 +8,7 @@ never a conversion.
 from __future__ import annotations
 
 import sys
+import sysconfig
 from pathlib import Path
 
 from gemquant.toolkit import ToolkitVersion
@@ -34,6 +35,12 @@ class RKLLM:
         pathlib.Path(export_path).write_bytes(bytes.fromhex({begins!r}).ljust({size}, b"\\0"))
         return self._record("export_rkllm", locals())
 
+    def get_logits(self, inputs):
+        import torch
+        ids = inputs["input_ids"]
+        self._record("get_logits", {{"keys": list(inputs), "shape": list(ids.shape)}})
+        return torch.zeros(1, ids.shape[1], {vocabulary})
+
     def _record(self, function, values):
         values = {{key: value for key, value in values.items() if key != "self"}}
         with open({log!r}, "a") as log:
@@ -51,10 +58,12 @@ def signature_checker(
     begins: str = "",
     fails: dict[str, object] | None = None,
     hangs: bool = False,
+    vocabulary: int = 0,
 ) -> Path:
     """Make an environment whose rkllm-toolkit is the stand-in; return its Python.
 
-    hangs: its build never ends, and the process id is in ``log``.pid.
+    hangs: its build never ends, and the process id is in ``log``.pid. vocabulary: its get_logits
+    finds every one of so many tokens equally likely; it uses our own torch.
     """
     base = Path(sys.base_prefix) / "bin"
     number = f"python3.{sys.version_info.minor}"
@@ -73,10 +82,13 @@ def signature_checker(
             begins=begins,
             size=size,
             hangs=hangs,
+            vocabulary=vocabulary,
             log=str(log),
             fails=repr(fails or {}),
         )
     )
+    if vocabulary:
+        (site / "torch.pth").write_text(sysconfig.get_path("purelib") + "\n")
     info = site / f"rkllm_toolkit-{release.version}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(

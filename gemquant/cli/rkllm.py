@@ -20,8 +20,12 @@ from gemquant.errors import GemquantError, UsageError
 from gemquant.foreign.rkllm_options import RkllmOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gemquant.calibration.windows import TokenWindows
     from gemquant.checkpoint import Checkpoint
     from gemquant.foreign.rkllm import RkllmJob
+    from gemquant.recipe import Recipe
     from gemquant.toolkit import Toolkit, ToolkitVersion
     from gemquant.workers import Interpreter
 
@@ -136,6 +140,9 @@ def _prepared(request: Request, tool: ToolSettings, given: dict[str, Any]) -> Pr
     windows = gathering.attempt(
         lambda: calibration_text(recipe, opened.value, template.value) if options.gptq else None
     )
+    simulated = gathering.attempt(
+        lambda: _simulated(options, recipe, opened.value, template.value, given)
+    )
     takes_none = made.succeeded and not takes_prompts(made.value)
     prompts = gathering.attempt(
         lambda: (
@@ -172,10 +179,30 @@ def _prepared(request: Request, tool: ToolSettings, given: dict[str, Any]) -> Pr
         template=template.value,
         prompts=prompts.value,
         windows=windows.value,
+        simulated=simulated.value,
     )
     space = rkllm.needed_bytes(job, opened.value)
     refuse(output_problems(job.out, force=request.force, needed_bytes=space))
     return Prepared(job, opened.value, python.value)
+
+
+def _simulated(
+    options: RkllmOptions,
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    template: str,
+    given: dict[str, Any],
+) -> Sequence[TokenWindows]:
+    """Evaluation text for the toolkit's simulator."""
+    from gemquant.cli.preparation import read_evaluation
+
+    if options.simulate and given["prepare_only"]:
+        raise UsageError(
+            f"--simulate {options.simulate}: nothing is run with --prepare-only.",
+            hint="Leave one of them out.",
+        )
+    wanted = dataclasses.replace(recipe, eval_windows=options.simulate)
+    return read_evaluation(wanted, checkpoint, template)
 
 
 def _interpreter(
@@ -268,9 +295,9 @@ def _print_prepared(job: RkllmJob, folder: Path, *, as_json: bool) -> None:
     if as_json:
         render.print_json({"path": str(folder), "toolkit": toolkit, "file": job.file})
         return
-    beside = "calibration.json and job.json" if job.prompts else "and job.json"
+    beside = ", calibration.json and job.json" if job.prompts else " and job.json"
     render.print_tables(
-        f"{folder}: model, {beside} for {toolkit}; nothing was converted.",
+        f"{folder}: model{beside} for {toolkit}; nothing was converted.",
         "",
         f"Where that is installed (Python {', '.join(release.python)}, x86-64 Linux):",
         f"  PYTHON {folder}/convert.py {folder}/job.json",
@@ -310,5 +337,6 @@ Examples:
   gemquant rkllm google/gemma-2-9b-it --lora ./my-adapter --quantized-dtype w8a8_g128
   gemquant rkllm google/gemma-3-1b-it --prepare-only -o gemma-for-rkllm
   gemquant rkllm google/gemma-2-2b-it --gptq --quantized-dtype w8a8_g256 --prepare-only
+  gemquant rkllm google/gemma-2-2b-it --simulate 2
   gemquant rkllm google/gemma-2-2b-it --target rk3576 --hybrid-rate 0.25 --dry-run""",
 )

@@ -134,7 +134,7 @@ class EvaluationStreams:
     def compare(self, original: Predictor, others: Sequence[Predictor]) -> list[list[TokenScores]]:
         """Score every other model against the original: for each, every slice's tokens."""
         return [
-            self._by_slice(scores) for scores in self._compare(original, others, self._targets())
+            self.by_slice(scores) for scores in self._compare(original, others, self._targets())
         ]
 
     def compare_foreign(
@@ -162,9 +162,9 @@ class EvaluationStreams:
         if first != len(targets):
             raise ValueError(f"the runtime predicts {first} tokens, not {len(targets)}")
         divergence = TokenScores.joined(from_ours).divergence
-        return self._by_slice(TokenScores.joined(scores)), divergence
+        return self.by_slice(TokenScores.joined(scores)), divergence
 
-    def _by_slice(self, scores: TokenScores) -> list[TokenScores]:
+    def by_slice(self, scores: TokenScores) -> list[TokenScores]:
         """Cut scores of all predicted tokens into those of each slice."""
         first, parts = 0, []
         for windows in self._slices:

@@ -23,6 +23,7 @@ from gemquant.artifact import (
     ConversionRecord,
     Manifest,
     Source,
+    certificate_record,
     quantization_record,
     seal,
     staged,
@@ -30,12 +31,15 @@ from gemquant.artifact import (
 from gemquant.checkpoint import Checkpoint
 from gemquant.checkpoint.tokenizer_files import with_chat_template
 from gemquant.errors import GemquantError, UnsupportedError, refuse
+from gemquant.evaluation.foreign_logits import ForeignLogits
 from gemquant.exporters.gptq import Gptq
 from gemquant.exporters.plain_safetensors import PlainSafetensors
 from gemquant.foreign.making import plain_dtype
 from gemquant.foreign.rkllm_calls import CALIBRATION, MODEL, calls
 from gemquant.foreign.rkllm_file import file_problems, size_range
 from gemquant.foreign.rkllm_rules import Conversion
+from gemquant.foreign.rkllm_simulation import FOLDER as LOGITS
+from gemquant.foreign.rkllm_simulation import Listening, certificate, simulation_job
 from gemquant.gemma.structure import layer_prefix, linear_shapes, tensor_shapes
 from gemquant.plan import SMALL_FILES_BYTES, Job, plan
 from gemquant.production import LIBRARIES
@@ -73,7 +77,8 @@ class ConvertResult(BaseModel):
 class RkllmJob:
     """One file to make. template: Jinja source. prompts: for calibration, none
     where the release takes none. file: its name. windows: calibration text for codes
-    that are made here, else None.
+    that are made here, else None. simulated: evaluation slices for the toolkit's
+    simulator.
     """
 
     recipe: Recipe
@@ -84,6 +89,7 @@ class RkllmJob:
     template: str
     prompts: Sequence[Mapping[str, str]]
     windows: TokenWindows | None = None
+    simulated: Sequence[TokenWindows] = ()
 
 
 def reading_problems(conversion: Conversion, checkpoint: Checkpoint) -> list[GemquantError]:
@@ -184,20 +190,31 @@ def convert(
             dir=folder.parent, prefix=f".{job.out.name}.", suffix=".tool"
         ) as scratch:
             prepare(job, checkpoint, Path(scratch), progress)
+            told, heard = worker_job(job, checkpoint), progress
+            expected: ForeignLogits | None = None
+            if job.simulated:
+                expected = ForeignLogits(checkpoint, job.simulated, progress=progress)
+                told["simulation"] = simulation_job(job.conversion.release, expected)
+                heard = Listening(progress, Path(scratch) / LOGITS, expected)
             result = run_tool(
                 Tool(job.conversion.toolkit.name, PROGRAM),
-                worker_job(job, checkpoint),
+                told,
                 ConvertResult,
                 interpreter=interpreter,
                 limits=limits,
                 folder=Path(scratch),
                 threads=threads,
-                progress=progress,
+                progress=heard,
             )
             refuse(file_problems(Path(scratch) / job.file, job.conversion, checkpoint.config))
             os.replace(Path(scratch) / job.file, folder / job.file)  # noqa: PTH105
         size = (folder / job.file).stat().st_size
         manifest = _manifest(job, checkpoint, result, size)
+        if expected is not None:
+            conversion = job.conversion
+            measured = certificate(conversion.toolkit.name, conversion.release, expected)
+            record = certificate_record(measured)
+            manifest = manifest.model_copy(update={"certificates": (record,)})
         seal(folder, manifest, original_card=checkpoint.provenance.card)
     return Artifact.open(job.out)
 

@@ -31,3 +31,6 @@ class RkllmOptions:
         0.0, "Share of layers in the grouped form of the dtype, or in the plain one of a grouped."
     )
     max_context: int = option(0, "Longest context; 0 leaves it to the toolkit.", minimum=0)
+    simulate: int = option(
+        0, "Windows of each evaluation slice that the toolkit's simulator predicts.", minimum=0
+    )

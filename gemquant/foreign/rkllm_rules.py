@@ -136,6 +136,8 @@ def release_problems(conversion: Conversion, config: Mapping[str, Any]) -> list[
         for name, asked, flag in absent
         if asked and name not in release.build
     ]
+    if options.simulate and release.simulator is None:
+        found.append(UnsupportedError(f"--simulate: {named} has no simulator."))
     groups = release.gptq_int8_groups
     if options.gptq and conversion.dtype.group_size not in groups:
         having = [each for each in conversion.toolkit.versions if each.gptq_int8_groups]

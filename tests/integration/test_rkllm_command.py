@@ -26,6 +26,7 @@ from gemquant.toolkit import ToolkitVersion, load_toolkit
 from tests.signature_checker import signature_checker
 from tests.tiny_gemma import write_tiny_gemma
 from tests.tiny_rkllm import write_npu_gemma
+from tests.tiny_sentencepiece import VOCABULARY
 from tests.unit.cli.conftest import Result, Run
 
 FEW = "--threads 1 --samples 2 --seq-len 32 --calib text.jsonl".split()
@@ -169,6 +170,49 @@ def test_an_interrupt_ends_the_toolkit_and_leaves_nothing(
     with pytest.raises(ProcessLookupError):
         os.kill(int(noted.read_text()), 0)
     assert {path.name for path in tmp_path.iterdir()} == before | {"log", "log.pid"}
+
+
+@pytest.mark.parametrize("version", ["1.1.4", "1.3.0"])
+def test_the_simulators_logits_become_a_certificate_of_their_own_level(
+    run: Run, model: Path, tmp_path: Path, version: str
+) -> None:
+    found = load_toolkit("rkllm-toolkit").version(version)
+    assert found is not None
+    made_of = {"size": 1_200_000, "vocabulary": VOCABULARY}
+    python = signature_checker(tmp_path / "venv", found, log=tmp_path / "log", **made_of)
+    made = rkllm(run, model, python, "--simulate", "2")
+    assert made.code == 0, made.err
+    (certificate,) = json.loads(Path("out/manifest.json").read_text())["certificates"]
+    assert certificate["level"] == "vendor-sim"
+    assert certificate["runtime"].startswith(f"rkllm-toolkit {version}, get_logits")
+    for found_of in certificate["slices"]:
+        assert found_of["windows"] == 2
+        assert found_of["tokens"] == 62
+        # Every token equally likely: exactly as many choices as there are tokens.
+        assert found_of["perplexity_quantized"]["value"] == pytest.approx(VOCABULARY, rel=1e-5)
+    arrived = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    asked = [values for function, values in arrived if function == "get_logits"]
+    assert asked == [{"keys": ["input_ids"], "shape": [1, 32]}] * 2 * len(certificate["slices"])
+    names = [function for function, _ in arrived]
+    assert names.index("build") < names.index("get_logits") < names.index("export_rkllm")
+    assert "### Level `vendor-sim`" in Path("out/README.md").read_text()
+
+
+def test_logits_over_another_vocabulary_are_no_certificate(
+    run: Run, model: Path, tmp_path: Path, release: ToolkitVersion
+) -> None:
+    log = tmp_path / "log"
+    python = signature_checker(tmp_path / "venv", release, log=log, size=1_200_000, vocabulary=7)
+    made = rkllm(run, model, python, "--simulate", "1")
+    assert made.code == 9
+    assert f"the simulator gives logits (31, 7); the model knows {VOCABULARY} tokens." in made.err
+    assert not Path("out").exists()
+
+
+def test_nothing_is_simulated_where_nothing_is_run(run: Run, model: Path) -> None:
+    made = run("rkllm", str(model), *FEW, "--prepare-only", "--simulate", "1")
+    assert made.code == 2
+    assert "--simulate 1: nothing is run with --prepare-only." in made.err
 
 
 def test_a_failed_conversion_leaves_nothing(

@@ -61,6 +61,17 @@ def test_a_tiny_gemma_converts_at_both_levels(run: Run, model: Path, level: int)
     assert run("verify", "out").code == 0
 
 
+def test_the_toolkits_own_evaluation_predicts_the_windows(run: Run, model: Path) -> None:
+    measured = convert(run, model, "measured", "--simulate", "1")
+    assert convert(run, model, "plain") == measured
+    (certificate,) = json.loads(Path("measured/manifest.json").read_text())["certificates"]
+    assert certificate["level"] == "vendor-sim"
+    assert certificate["runtime"].startswith("rkllm-toolkit 1.0.1, its Evaluator: int8 rows")
+    losses = [found["kl_mean"]["value"] for found in certificate["slices"]]
+    # Measured: 0.019 to 0.037 nats a token on this model of random weights.
+    assert all(0.005 < loss < 0.15 for loss in losses), losses
+
+
 def test_a_lora_that_was_given_is_in_the_result(run: Run, model: Path, tmp_path: Path) -> None:
     adapter = write_npu_adapter(tmp_path / "adapter")
     without = convert(run, model, "without")

@@ -26,6 +26,7 @@ _PACKAGES: Mapping[str, tuple[str, ...]] = {
     "awq-gemm": ("gptqmodel", "accelerate"),
     "bitsandbytes": ("bitsandbytes", "accelerate"),
     "compressed-tensors": ("compressed-tensors", "accelerate"),
+    "gptq": ("gptqmodel", "optimum", "accelerate"),
     "metal": ("accelerate",),
     "safetensors": (),
 }
@@ -35,6 +36,7 @@ _INSTALL: Mapping[str, str] = {
     "awq-gemm": "pip install gptqmodel accelerate",
     "bitsandbytes": "pip install 'gemquant[bitsandbytes]'",
     "compressed-tensors": "pip install 'gemquant[native]'",
+    "gptq": "pip install gptqmodel optimum accelerate",
     "metal": "pip install 'gemquant[native]'",
 }
 """Per container, what installs it."""

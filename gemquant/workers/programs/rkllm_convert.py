@@ -5,22 +5,26 @@ Alone: PYTHON convert.py job.json, in the folder that `gemquant rkllm --prepare-
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 TASK = "converting"
+UNREAD = 3
 PACKAGES = ("rkllm-toolkit", "torch", "transformers", "numpy")
 
 
 def run(job: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Load, build, export. job: ``imports``, ``calls``, ``file``. Returns what was passed on.
+    """Load, build, export. job: ``imports``, ``calls``, ``file``, and ``simulation`` where windows
+    are to be predicted too. Returns what was passed on.
 
     1.0.1 prints "Error: …" and goes on: its ``build`` returns 0 after a load that failed.
     """
@@ -43,6 +47,8 @@ def run(job: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> dict[s
             raise RuntimeError(f"{name} returned {returned!r}, not 0")
         done.append({"function": name, "arguments": arguments, "returned": returned})
         report({"event": "advance", "task": TASK})
+        if name == "build" and "simulation" in job:
+            _simulate(toolkit, job["simulation"], report)
     file = Path(job["file"])
     if not file.is_file() or file.stat().st_size == 0:
         raise RuntimeError(f"every call returned 0, and {file.name} is not there")
@@ -52,6 +58,51 @@ def run(job: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> dict[s
         "python": ".".join(map(str, sys.version_info[:3])),
         "versions": {name: found for name, found in versions.items() if found},
     }
+
+
+def _simulate(
+    toolkit: Any, asked: dict[str, Any], report: Callable[[dict[str, Any]], None]
+) -> None:
+    """Predict windows after build, as documented; leave logits in files of some positions each.
+
+    Waits while UNREAD files lie there: whoever listens removes them.
+    """
+    import numpy as np
+    import torch
+
+    folder, positions = Path(asked["folder"]), asked["positions"]
+    folder.mkdir()
+    pieces = sum(-(-(len(window) - 1) // positions) for window in asked["windows"])
+    report({"event": "start", "task": "simulating", "total": pieces})
+    predict = _predictor(toolkit, asked["way"])
+    number = 0
+    for window in asked["windows"]:
+        with torch.no_grad():
+            logits = predict(torch.tensor([window]))
+        if logits is None or tuple(logits.shape[:2]) != (1, len(window)):
+            raise RuntimeError(f"the simulator gave {getattr(logits, 'shape', None)} for a window")
+        for first in range(0, len(window) - 1, positions):
+            last = min(first + positions, len(window) - 1)
+            while len(list(folder.glob("*.npy"))) >= UNREAD:
+                time.sleep(0.02)
+            piece = logits[0, first:last].detach().to("cpu", torch.float32).numpy()
+            with (folder / "unfinished").open("wb") as file:
+                np.save(file, piece)
+            (folder / "unfinished").replace(folder / f"{number}.npy")
+            number += 1
+            report({"event": "advance", "task": "simulating"})
+
+
+def _predictor(toolkit: Any, way: str) -> Callable[[Any], Any]:
+    """Logits (1, tokens, vocabulary) of ids (1, tokens)."""
+    if way == "get_logits":
+        return lambda ids: toolkit.get_logits({"input_ids": ids})
+    # 1.0.1 has no function for it; its evaluation of data sets begins with this.
+    base = toolkit.base
+    kind = importlib.import_module("rkllm.base.eval").Evaluator
+    evaluator = kind("", base.tokenizer, base.w_bit, base.a_bit, base.model, base.hybrid_layer)
+    model = evaluator.fake_quant(copy.deepcopy(base.model))  # the other is yet to be exported
+    return lambda ids: model(ids).logits
 
 
 def _version(package: str) -> str | None:
