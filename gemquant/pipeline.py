@@ -61,6 +61,7 @@ def run(
         tracing,
         calibration if needs else None,
         gram="gram" in needs,
+        sampled="sample" in needs,
         held=bool(evaluation),
     )
 

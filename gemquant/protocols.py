@@ -128,6 +128,8 @@ class Statistics:
     tokens: how many input vectors were seen.
     gram: Σ x xᵀ, (n, n) float32, or None if no quantizer asked for it.
     mean_abs, max_abs: per channel, (n,) float32. sum_squares: Σ x², (n,) float64.
+    sample: some hundreds of the inputs themselves, evenly spaced, (tokens, n) float32, or None if
+        no quantizer asked for them.
     """
 
     tokens: int
@@ -135,6 +137,7 @@ class Statistics:
     mean_abs: Tensor
     max_abs: Tensor
     gram: Tensor | None = None
+    sample: Tensor | None = None
 
 
 @runtime_checkable
@@ -224,7 +227,7 @@ class Quantizer(Protocol):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Statistics to gather: a subset of {"moments", "gram"}; empty for no calibration."""
+        """Statistics to gather: some of "moments", "gram", "sample"; empty for no calibration."""
 
     def scheme_for(self, name: str, shape: tuple[int, int]) -> Scheme | None:
         """Scheme for a linear's weight by its full name, or None to leave it in floating point.

@@ -57,11 +57,26 @@ Level = Literal["reference", "native", "emulated", "vendor-sim"]
 
 
 @dataclass(frozen=True)
+class Emulation:
+    """A corner of the bracket that level ``emulated`` consists of.
+
+    dtype: what is emulated. activations: ``per token`` or ``per tensor``. head: ``float16`` or
+    ``int8``. smoothing: whether activation outliers were folded into the weights first.
+    """
+
+    dtype: str
+    activations: Literal["per token", "per tensor"]
+    head: Literal["float16", "int8"]
+    smoothing: bool
+
+
+@dataclass(frozen=True)
 class Certificate:
     """What was lost, at one level; levels are never mixed.
 
     kl_from_reference: mean divergence of this level's predictions from level ``reference``'s, over
     one window of every slice: how far the runtime's own arithmetic moves them, in nats per token.
+    emulation: which corner of the bracket, at level ``emulated``.
     """
 
     level: Level
@@ -70,3 +85,4 @@ class Certificate:
     token_stream: str = ""
     not_run: str | None = None
     kl_from_reference: Measurement | None = None
+    emulation: Emulation | None = None

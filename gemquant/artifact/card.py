@@ -18,7 +18,12 @@ from jinja2 import StrictUndefined
 from jinja2.sandbox import SandboxedEnvironment
 
 from gemquant.artifact.loading import loaders
-from gemquant.artifact.manifest import Manifest, MeasurementRecord, fallbacks_by_reason
+from gemquant.artifact.manifest import (
+    Manifest,
+    MeasurementRecord,
+    emulated_corners,
+    fallbacks_by_reason,
+)
 from gemquant.scheme import describe
 
 if TYPE_CHECKING:
@@ -101,6 +106,7 @@ def render_card(
         fallbacks=fallbacks_by_reason(manifest),
         source_note=_source_note(manifest),
         levels=LEVELS,
+        brackets=[corners] if (corners := emulated_corners(manifest.certificates)) else [],
         later=[each.section.strip() for each in later if each.section],
         loaders=loaders(manifest),
         recipe=json.dumps(dict(manifest.recipe), indent=2, ensure_ascii=False, allow_nan=False),

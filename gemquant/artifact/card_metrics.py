@@ -7,7 +7,12 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from gemquant.artifact.manifest import Manifest, MeasurementRecord, SliceRecord
+from gemquant.artifact.manifest import (
+    CertificateRecord,
+    Manifest,
+    MeasurementRecord,
+    SliceRecord,
+)
 
 DIGITS = 6
 """Significant digits; the manifest has all of them."""
@@ -18,12 +23,26 @@ def certificate_results(manifest: Manifest) -> list[EvalResult]:
     return [
         result
         for certificate in manifest.certificates
-        if certificate.not_run is None
+        if certificate.not_run is None and not _is_for_comparison(certificate, manifest)
         for each in certificate.slices
         for result in _slice_results(
-            each, certificate.level, certificate.runtime, certificate.token_stream
+            each, _level(certificate), certificate.runtime, certificate.token_stream
         )
     ]
+
+
+def _is_for_comparison(certificate: CertificateRecord, manifest: Manifest) -> bool:
+    """Whether it says what would have been lost without smoothing, not what is."""
+    emulation = certificate.emulation
+    return emulation is not None and manifest.smoothing is not None and not emulation.smoothing
+
+
+def _level(certificate: CertificateRecord) -> str:
+    """Name a level, and where it is a bracket the corner: figures of two must not look the same."""
+    emulation = certificate.emulation
+    if emulation is None:
+        return certificate.level
+    return f"{certificate.level}, activations {emulation.activations}, head {emulation.head}"
 
 
 def eval_result(

@@ -6,9 +6,10 @@ The JSON Schema in ``docs/manifest.schema.json`` is generated from these models.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
@@ -172,6 +173,20 @@ class ConversionRecord(Record):
     )
 
 
+class EmulationRecord(Record):
+    """A corner of the bracket that an emulation is."""
+
+    dtype: str = Field(description="What is emulated: `w8a8`, `w8a8_g128`, …")
+    activations: Literal["per token", "per tensor"] = Field(
+        description="What shares a scale: each token's inputs, or those of all tokens of a window."
+    )
+    head: Literal["float16", "int8"] = Field(description="Type of the output head.")
+    smoothing: bool = Field(
+        description="Activation outliers were folded into the weights first. Where an artifact has "
+        "both, the corners without are there for comparison: what it would lose otherwise."
+    )
+
+
 class CertificateRecord(Record):
     """What was lost, measured at one level. Levels are never mixed."""
 
@@ -191,6 +206,27 @@ class CertificateRecord(Record):
         description="Mean divergence of this level's predictions from level `reference`'s, over "
         "one window of every slice: what the runtime's own arithmetic changes. Nats per token.",
     )
+    emulation: EmulationRecord | None = Field(
+        default=None,
+        exclude_if=lambda record: record is None,
+        description="Which corner of the bracket; left out at other levels.",
+    )
+
+
+class FoldRecord(Record):
+    """Linears that read one input, and what divides that input: max|x|^a / max|w|^b."""
+
+    linears: tuple[str, ...] = Field(description="The linears, all of one layer.")
+    folded_into: str = Field(description="The norm or linear before, whose output is divided.")
+    by_activations: float = Field(description="The exponent a of the inputs' maxima.")
+    by_weights: float = Field(description="The exponent b of the weights' maxima.")
+
+
+class SmoothingRecord(Record):
+    """Outliers of activations folded into weights: the function stays, 8 bits lose less."""
+
+    folds: tuple[FoldRecord, ...] = Field(description="Every fold, layer by layer.")
+    float_dtype: str = Field(description="Type that the folded weights were handed over in.")
 
 
 class Manifest(Record):
@@ -226,8 +262,15 @@ class Manifest(Record):
         exclude_if=lambda record: record is None,
         description="How a vendor's converter was called; left out where none was.",
     )
+    smoothing: SmoothingRecord | None = Field(
+        default=None,
+        exclude_if=lambda record: record is None,
+        description="Scales folded into the weights before they were converted; left out where "
+        "there are none.",
+    )
     certificates: tuple[CertificateRecord, ...] = Field(
-        default=(), description="What was measured, one entry per level."
+        default=(),
+        description="What was measured, one entry per level; at level `emulated` one per corner.",
     )
     libraries: Mapping[str, str] = Field(
         description="Versions of the libraries that decide bytes, gemquant's own among them; "
@@ -252,6 +295,11 @@ def fallbacks_by_reason(manifest: Manifest) -> dict[tuple[str, str], list[str]]:
     return grouped
 
 
+def emulated_corners(certificates: Sequence[CertificateRecord]) -> list[CertificateRecord]:
+    """The corners of the bracket at level ``emulated``, which are read together."""
+    return [each for each in certificates if each.emulation is not None]
+
+
 def certificate_record(certificate: Certificate) -> CertificateRecord:
     """Convert a measured certificate for the manifest."""
     return CertificateRecord(
@@ -263,6 +311,9 @@ def certificate_record(certificate: Certificate) -> CertificateRecord:
         kl_from_reference=None
         if certificate.kl_from_reference is None
         else _measurement(certificate.kl_from_reference),
+        emulation=None
+        if certificate.emulation is None
+        else EmulationRecord(**dataclasses.asdict(certificate.emulation)),
     )
 
 

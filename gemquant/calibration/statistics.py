@@ -18,10 +18,13 @@ class StatisticsGatherer:
     width: number of input channels. Sums across windows are kept in the widest type; the Gram
     matrix is a sum of float32 products, of which only the upper half is computed; products of
     bfloat16 inputs are exact in float32, and some processors have an instruction for them.
+    every: keep one input of so many for the sample; 0 for none.
     """
 
-    def __init__(self, width: int, *, gram: bool, device: torch.device) -> None:
+    def __init__(self, width: int, *, gram: bool, device: torch.device, every: int = 0) -> None:
         self._tokens = 0
+        self._every = every
+        self._sample: list[Tensor] = []
         self._sum_squares = torch.zeros(width, dtype=accumulator(device), device=device)
         self._sum_abs = torch.zeros(width, dtype=accumulator(device), device=device)
         self._max_abs = torch.zeros(width, dtype=torch.float32, device=device)
@@ -33,6 +36,9 @@ class StatisticsGatherer:
         given = inputs.reshape(-1, inputs.shape[-1])
         flat = given.float()
         magnitude = flat.abs()
+        if self._every:
+            # A copy: a part of a tensor would hold all of it.
+            self._sample.append(flat[-self._tokens % self._every :: self._every].clone())
         self._tokens += flat.shape[0]
         self._sum_abs += magnitude.sum(0, dtype=torch.float32)
         self._sum_squares += (flat * flat).sum(0, dtype=torch.float32)
@@ -61,4 +67,5 @@ class StatisticsGatherer:
             mean_abs=(self._sum_abs / max(self._tokens, 1)).float(),
             max_abs=self._max_abs,
             gram=self._gram,
+            sample=torch.cat(self._sample) if self._sample else None,
         )

@@ -33,13 +33,16 @@ from gemquant.gemma.structure import (
 from gemquant.protocols import Block, Statistics, Weights
 from gemquant.results import LayerReach
 
+SAMPLED_TOKENS = 512
+
 
 class Trace:
     """Streams the unquantized model's calibration windows, one layer in memory at a time.
 
     calibration: None where no quantizer needs statistics; blocks then carry none.
-    gram: gather Gram matrices beside the moments. held: blocks keep their weights in memory,
-        because they are wanted more than once; calibration needs that too.
+    gram: gather Gram matrices beside the moments. sampled: keep some of the inputs themselves.
+    held: blocks keep their weights in memory, because they are wanted more than once; calibration
+        needs that too.
     """
 
     def __init__(
@@ -49,12 +52,14 @@ class Trace:
         calibration: TokenWindows | None,
         *,
         gram: bool,
+        sampled: bool = False,
         held: bool = True,
     ) -> None:
         self._weights = weights
         self._skeleton = skeleton
         self._calibration = calibration
         self._gram = gram
+        self._every = _spacing(calibration) if sampled and calibration is not None else 0
         self._held = held or calibration is not None
         self._stream: Stream | None = None
         self.scan = ActivationRangeScan()
@@ -84,6 +89,7 @@ class Trace:
                         weights[f"{group.linears[0]}.weight"].shape[1],
                         gram=self._gram,
                         device=self._skeleton.device,
+                        every=self._every,
                     )
                     for group in structure.groups
                 }
@@ -144,3 +150,8 @@ class Trace:
                 f"{prefix.rstrip('.')}: the activations are not finite in {self._skeleton.dtype}.",
                 hint="Trace in float32: --calib-dtype float32.",
             )
+
+
+def _spacing(calibration: TokenWindows) -> int:
+    """One input of so many makes the sample; odd, so that it falls on every place of a window."""
+    return max(1, calibration.ids.numel() // SAMPLED_TOKENS) | 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,7 +15,7 @@ from gemquant.scheme import INTEGER, PER_CHANNEL, Scheme, describe
 
 if TYPE_CHECKING:
     from gemquant.artifact import Artifact, CertificateRecord, Manifest
-    from gemquant.artifact.manifest import MeasurementRecord
+    from gemquant.artifact.manifest import MeasurementRecord, SliceRecord
 
 MATRICES_NAMED = 4
 
@@ -83,10 +83,55 @@ def artifact(made: Artifact, *, as_json: bool) -> None:
         print_json(_artifact_document(made))
     else:
         print_tables(f"{made.path}", *_facts(made.manifest), "")
-        for record in made.manifest.certificates:
-            print_tables(*certificate(record), "")
+        print_certificates(made.manifest.certificates)
         if not made.manifest.certificates:
             print_tables("No certificate: it was not asked for.")
+
+
+def print_certificates(records: Sequence[CertificateRecord]) -> None:
+    """Print a table per level; the corners of an emulation's bracket are one table."""
+    from gemquant.artifact import emulated_corners
+
+    corners = emulated_corners(records)
+    for record in records:
+        if record not in corners:
+            print_tables(*certificate(record), "")
+    if corners:
+        print_tables(*_bracket(corners), "")
+
+
+def _bracket(corners: Sequence[CertificateRecord]) -> list[Table | str]:
+    """Lay out a bracket: a row per corner and slice."""
+    first = corners[0].emulation
+    assert first is not None
+    numbers = ("perplexity", "quantized", "KL mean", "KL 99.9 %", "top-1 same")
+    title = f"Certificate, level emulated: {first.dtype}, not the device"
+    words = ("smoothing", "activations", "head", "slice")
+    losses = table(*words, *numbers, title=title, numbers=numbers)
+    for each in corners:
+        assert each.emulation is not None
+        for row in each.slices:
+            losses.add_row(
+                "yes" if each.emulation.smoothing else "no",
+                each.emulation.activations,
+                each.emulation.head,
+                *_losses(row),
+            )
+    return [losses, _LEGEND, f"{corners[0].runtime}; the others likewise."]
+
+
+_LEGEND = "KL divergence in nats per token; ± is the standard error over windows."
+
+
+def _losses(row: SliceRecord) -> Iterator[str]:
+    """A slice's name, and each figure ± its standard error."""
+    alone = row.windows == 1
+    yield row.slice
+    yield f"{row.perplexity_original.value:.3f}"
+    yield f"{row.perplexity_quantized.value:.3f}"
+    yield _figure(row.kl_mean, ".4f", alone=alone)
+    yield _figure(row.kl_p999, ".3f", alone=alone)
+    yield _figure(row.top1_agreement, ".2%", alone=alone)
 
 
 def _facts(manifest: Manifest) -> list[Table | str]:
@@ -116,6 +161,9 @@ def _facts(manifest: Manifest) -> list[Table | str]:
         for call in made.calls:
             passed = ", ".join(f"{key}={value!r}" for key, value in call.arguments.items())
             facts.add_row("passed", f"{call.function}({passed})")
+    if manifest.smoothing is not None:
+        folds = counted(len(manifest.smoothing.folds), "scale")
+        facts.add_row("smoothing", f"{folds} folded, in {manifest.smoothing.float_dtype}")
     if manifest.calibration is not None:
         calibration = manifest.calibration
         facts.add_row(
@@ -186,20 +234,9 @@ def certificate(record: CertificateRecord) -> list[Table | str]:
     numbers = ("tokens", "perplexity", "quantized", "KL mean", "KL 99.9 %", "top-1 same")
     losses = table("slice", *numbers, title=title, numbers=numbers)
     for row in record.slices:
-        alone = row.windows == 1
-        losses.add_row(
-            row.slice,
-            str(row.tokens),
-            f"{row.perplexity_original.value:.3f}",
-            f"{row.perplexity_quantized.value:.3f}",
-            _figure(row.kl_mean, ".4f", alone=alone),
-            _figure(row.kl_p999, ".3f", alone=alone),
-            _figure(row.top1_agreement, ".2%", alone=alone),
-        )
-    parts: list[Table | str] = [
-        losses,
-        "KL divergence in nats per token; ± is the standard error over windows.",
-    ]
+        name, *figures = _losses(row)
+        losses.add_row(name, str(row.tokens), *figures)
+    parts: list[Table | str] = [losses, _LEGEND]
     if record.kl_from_reference is not None:
         figure = _figure(record.kl_from_reference, ".5f", alone=False)
         parts.append(f"KL divergence of this level from level reference: {figure}.")

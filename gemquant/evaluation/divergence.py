@@ -141,12 +141,14 @@ class Head:
         rows = self.table(start, stop)
 
         def logits(tokens: slice) -> Tensor:
-            products = (self.hidden[tokens] @ rows.T).float()
-            if self.softcap is not None:
-                products = torch.tanh(products / self.softcap) * self.softcap
-            return products
+            return softcapped((self.hidden[tokens] @ rows.T).float(), self.softcap)
 
         return logits
+
+
+def softcapped(logits: Tensor, bound: float | None) -> Tensor:
+    """Squeeze logits into ±bound by tanh, where there is a bound."""
+    return logits if bound is None else torch.tanh(logits / bound) * bound
 
 
 @dataclass(frozen=True)

@@ -162,6 +162,25 @@ class Skeleton:
             for handle in handles:
                 handle.remove()
 
+    @contextmanager
+    def replacing(
+        self, index: int, modules: Mapping[str, Callable[[Tensor], Tensor]]
+    ) -> Iterator[None]:
+        """Let functions stand for some modules of a layer while the context is open.
+
+        modules: short module name → what makes its output of its input. Their weights may then be
+        left out of what ``layer`` is given.
+        """
+        layer = self._emptied.layers[index]
+        replaced = [layer.get_submodule(name) for name in modules]
+        for module, function in zip(replaced, modules.values(), strict=True):
+            module.forward = function
+        try:
+            yield
+        finally:
+            for module in replaced:
+                del module.forward
+
     @torch.no_grad()
     def _layer_arguments(self, tokens: int) -> list[dict[str, Any]]:
         if tokens not in self._arguments:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gemquant.errors import UnsupportedError
-from gemquant.gemma.structure import InputGroup, NormFold, RowFold
+from gemquant.gemma.structure import InputGroup, RowFold
 from gemquant.numerics.affine import AffineRounding
 from gemquant.numerics.clipping import quantize_clipped
 from gemquant.numerics.compensation import CompensationPlan, quantize_compensated
@@ -19,6 +19,7 @@ from gemquant.numerics.factor import GramFactor, factorise
 from gemquant.numerics.norms import fold_into_norm
 from gemquant.numerics.scaling import ScaleProblem, search_scale
 from gemquant.protocols import AffineScheme, AffineWeight, Block, Container, Statistics
+from gemquant.quantizers.folding import per_row, shared_shape
 
 if TYPE_CHECKING:
     from gemquant.quantizers.awq import AWQ
@@ -80,7 +81,7 @@ def folded_groups(options: AWQ, block: Block, container: Container) -> Iterator[
             scale = _search(group, statistics, gram, factor, options, block, container)
             if isinstance(group.fold, RowFold):
                 name = f"{group.fold.linear}.weight"
-                weights[name] = weights[name] / _per_row(scale, group.fold)[:, None]
+                weights[name] = weights[name] / per_row(scale, group.fold)[:, None]
             else:
                 name = f"{group.fold.norm}.weight"
                 dtype = container.float_dtype
@@ -137,7 +138,7 @@ def _search(
         sensitivity=gram if factor is None else factor.residual_variance,
         rounding=_rounding(options, container),
         group_size=options.group_size,
-        shared=_shared_shape(group.fold, gram.shape[0]),
+        shared=shared_shape(group.fold, gram.shape[0]),
     )
     return search_scale(problem)
 
@@ -180,17 +181,3 @@ def _gram_of(statistics: Statistics, name: str) -> Tensor:
     if statistics.gram is None:
         raise UnsupportedError(f"{name} has no Gram matrix: AWQ needs calibrated statistics.")
     return statistics.gram
-
-
-def _shared_shape(fold: NormFold | RowFold | None, channels: int) -> tuple[int, int, int] | None:
-    """(kv_heads, repeats, head_dim) where one producing row feeds several inputs."""
-    if not isinstance(fold, RowFold) or fold.repeats == 1:
-        return None
-    return (channels // (fold.repeats * fold.head_dim), fold.repeats, fold.head_dim)
-
-
-def _per_row(scale: Tensor, fold: RowFold) -> Tensor:
-    """The scale of each producing row: (rows,) from (rows · repeats,)."""
-    if fold.repeats == 1:
-        return scale
-    return scale.reshape(-1, fold.repeats, fold.head_dim)[:, 0].reshape(-1)

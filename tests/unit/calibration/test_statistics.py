@@ -60,3 +60,16 @@ def test_bfloat16_inputs_give_the_gram_matrix_of_float64() -> None:
     assert found is not None
     assert torch.equal(found, found.T)
     torch.testing.assert_close(found.double(), x.T @ x, rtol=0, atol=2e-6 * float((x.T @ x).max()))
+
+
+def test_the_sample_is_every_nth_input_across_batches() -> None:
+    gatherer = StatisticsGatherer(1, gram=False, device=torch.device("cpu"), every=3)
+    for batch in (torch.arange(4.0), torch.arange(4.0, 5.0), torch.arange(5.0, 11.0)):
+        gatherer(batch[None, :, None])
+    sample = gatherer.result().sample
+    assert sample is not None
+    assert sample.flatten().tolist() == [0.0, 3.0, 6.0, 9.0]
+
+
+def test_without_being_asked_no_sample_is_kept() -> None:
+    assert gathered([torch.ones(1, 3, 2)]).sample is None
