@@ -67,6 +67,10 @@ COMMANDS: Mapping[str, LazyCommand] = {
         "gemquant.cli.sign", "Sign an artifact: its manifest and every file in it."
     ),
     "targets": LazyCommand("gemquant.cli.targets", "List the devices, or describe one."),
+    "tasks": LazyCommand(
+        "gemquant.cli.tasks",
+        "Run benchmarks of lm-eval on an artifact, in the runtime that executes it.",
+    ),
     "verify": LazyCommand("gemquant.cli.verify", "Hash artifacts again and check their structure."),
 }
 

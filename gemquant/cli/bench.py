@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gemquant.cli.board import bench_on_board, bench_problems, bench_subjects, board_flags
+from gemquant.cli.checks import too_small, unknown_place
 from gemquant.cli.flags import CommaList, output_flags
 from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from gemquant.progress import Progress
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-DEVICES = ("cpu", "cuda", "mps")
 SMALLEST = {
     "prompt_tokens": 2,
     "new_tokens": 2,
@@ -66,19 +66,7 @@ class BenchCommand(click.Command):
 
 
 def _problems(given: dict[str, Any]) -> list[GemquantError]:
-    problems: list[GemquantError] = [
-        UsageError(f"--{name.replace('_', '-')} {given[name]}: must be at least {smallest}.")
-        for name, smallest in SMALLEST.items()
-        if given[name] is not None and given[name] < smallest
-    ]
-    if given["device"] and given["device"].partition(":")[0] not in DEVICES:
-        problems.append(
-            UsageError(f"--device {given['device']}: must be one of {', '.join(DEVICES)}.")
-        )
-    if given["dtype"] not in {None, *DTYPES}:
-        problems.append(
-            UsageError(f"--dtype {given['dtype']}: must be one of {', '.join(DTYPES)}.")
-        )
+    problems = [*too_small(given, SMALLEST), *unknown_place(given, DTYPES)]
     saved = [name for name in given["artifacts"] if _is_saved(name)]
     if saved and len(given["artifacts"]) > 1:
         problems.append(

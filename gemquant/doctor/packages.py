@@ -100,6 +100,13 @@ PARTS = (
         "signing",
     ),
     Part("datasets", "models", "calibration on Hub datasets", ("datasets>=4",), "hf-datasets"),
+    Part(
+        "lm-eval",
+        "models",
+        "benchmarks: gemquant tasks",
+        ("lm_eval>=0.4.13,<0.5",),
+        "tasks",
+    ),
 )
 
 

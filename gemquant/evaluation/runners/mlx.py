@@ -7,9 +7,10 @@ products take most of the time, so a few hundred tokens are what is reasonable t
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -121,11 +122,15 @@ class MlxRunner:
 
     def generate(self, prompt: Sequence[int], *, max_new_tokens: int) -> list[int]:
         """Return the tokens that follow a prompt (BOS included by the caller), greedily."""
+        return list(islice(self.tokens(prompt), max_new_tokens))
+
+    def tokens(self, prompt: Sequence[int]) -> Iterator[int]:
+        """Yield what greedily follows a prompt, without end."""
         from mlx_lm.generate import generate_step
 
         ids = _to_mlx(torch.tensor(list(prompt)))
-        steps = generate_step(ids, self.model, max_tokens=max_new_tokens)
-        return [int(token) for token, _ in steps]
+        for token, _ in generate_step(ids, self.model, max_tokens=-1):
+            yield int(token)
 
 
 def _to_mlx(ids: Tensor) -> Any:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -93,16 +94,22 @@ class OnnxRunner:
     def generate(self, prompt: Sequence[int], *, max_new_tokens: int) -> list[int]:
         """Return the tokens that follow a prompt (BOS included by the caller), greedily."""
         made: list[int] = []
+        for token in islice(self.tokens(prompt), max_new_tokens):
+            made.append(token)
+            if token in self.eos:
+                break
+        return made
+
+    def tokens(self, prompt: Sequence[int]) -> Iterator[int]:
+        """Yield what greedily follows a prompt, without end."""
         cache, seen = dict(self.empty), 0
         rest = np.array(prompt, dtype=np.int64)
-        while len(made) < max_new_tokens:
+        while True:
             logits, cache = self._run(rest, cache, seen=seen)
             seen += len(rest)
-            made.append(int(logits[-1].argmax()))
-            if made[-1] in self.eos:
-                break
-            rest = np.array(made[-1:], dtype=np.int64)
-        return made
+            token = int(logits[-1].argmax())
+            yield token
+            rest = np.array([token], dtype=np.int64)
 
     def _run(
         self, tokens: np.ndarray[Any, Any], cache: Mapping[str, Any], *, seen: int

@@ -1,0 +1,1 @@
+"""Benchmarks of lm-eval on finished artifacts, each in the runtime that executes it."""

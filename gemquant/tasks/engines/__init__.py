@@ -1,0 +1,1 @@
+"""What answers lm-eval's requests: one file per runtime, all with the interface of ``engine``."""

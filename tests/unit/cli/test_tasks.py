@@ -1,0 +1,190 @@
+"""``gemquant tasks`` as a user runs it, offline, on tiny Gemmas and local data."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gemquant.tasks import harness
+from tests.tiny_gemma import Kind
+from tests.tiny_tasks import write_tiny_tasks
+from tests.unit.cli.conftest import Run, code_blocks
+
+needs_lm_eval = [
+    pytest.mark.skipif(
+        importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed"
+    ),
+    pytest.mark.filterwarnings("ignore"),
+]
+
+
+@pytest.fixture
+def gemma(tiny_folders: dict[Kind, Path]) -> str:
+    return str(tiny_folders["gemma3_text"])
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> str:
+    return str(write_tiny_tasks(tmp_path / "own"))
+
+
+def test_without_lm_eval_the_extra_is_named(
+    run: Run, gemma: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(harness.metadata, "version", absent)
+    result = run("tasks", gemma, "--no-original")
+    assert result.code == 8
+    assert "pip install 'gemquant[tasks]'" in result.err
+
+
+def test_everything_wrong_with_the_options_is_told_at_once(run: Run) -> None:
+    result = run(
+        *("tasks", "a", "--limit", "0", "--tasks", ",", "--device", "tpu", "--dtype", "int8"),
+        *("--against", "b", "--no-original", "--allow-task-code", "--output", "no/where.json"),
+    )
+    assert result.code == 2
+    assert "7 problems" in result.err
+    for told in (
+        "--limit 0",
+        "--device tpu",
+        "--dtype int8",
+        "names no task",
+        "exclude each other",
+    ):
+        assert told in result.err
+
+
+class TestWithLmEval:
+    pytestmark = needs_lm_eval
+
+    def test_an_artifact_and_its_original_answer_the_same_samples(
+        self, run: Run, gemma: str, tasks: str, tmp_path: Path
+    ) -> None:
+        output = tmp_path / "tasks.json"
+        result = run(
+            *("tasks", gemma, "--against", gemma, "--task-folder", tasks, "--json", "-q"),
+            *("--tasks", "tiny_choice,tiny_text", "--limit", "5", "--output", str(output)),
+        )
+        assert result.code == 0, result.err
+        document: dict[str, Any] = json.loads(result.out)
+        assert document == json.loads(output.read_text(encoding="utf-8"))
+        choice, text = document["tasks"]
+        assert (choice["task"], choice["samples"], choice["samples_in_all"]) == (
+            "tiny_choice",
+            5,
+            8,
+        )
+        assert [metric["metric"] for metric in text["metrics"]] == [
+            "word_perplexity",
+            "byte_perplexity",
+            "bits_per_byte",
+        ]
+        for metric in (*choice["metrics"], *text["metrics"]):
+            assert metric["artifact"] == metric["original"]
+            assert metric["drop"] == {
+                "value": 0.0,
+                "low": 0.0,
+                "high": 0.0,
+                "samples": 5,
+                "no_interval": None,
+            }
+
+    def test_the_table_says_what_was_run(self, run: Run, gemma: str, tasks: str) -> None:
+        result = run(
+            *("tasks", gemma, "--no-original", "--task-folder", tasks, "-q"),
+            *("--tasks", "tiny_answer"),
+        )
+        assert result.code == 0, result.err
+        assert "tiny_answer" in result.out
+        assert "0-shot, 4" in result.out
+        assert "exact_match" in result.out
+
+    def test_an_unknown_task_is_a_usage_error_with_suggestions(
+        self, run: Run, gemma: str, tasks: str
+    ) -> None:
+        result = run(
+            *("tasks", gemma, "--no-original", "--task-folder", tasks),
+            *("--tasks", "helaswag,tiny_choise"),
+        )
+        assert result.code == 2
+        assert "Did you mean hellaswag" in result.err
+        assert "Did you mean tiny_choice" in result.err
+
+    def test_data_that_is_not_there_is_skipped_with_the_reason_and_no_score(
+        self, run: Run, gemma: str, tasks: str
+    ) -> None:
+        Path(tasks, "tiny_text.jsonl").unlink()
+        result = run(
+            *("tasks", gemma, "--no-original", "--task-folder", tasks, "--json", "-q"),
+            *("--tasks", "tiny_text,tiny_letters"),
+        )
+        assert result.code == 0, result.err
+        text, letters = json.loads(result.out)["tasks"]
+        assert "unreachable" in text["skipped"]
+        assert text["metrics"] == []
+        assert letters["metrics"]
+
+    def test_where_all_are_skipped_the_exit_code_says_so(
+        self, run: Run, gemma: str, tasks: str
+    ) -> None:
+        Path(tasks, "tiny_text.jsonl").unlink()
+        result = run(
+            *("tasks", gemma, "--no-original", "--task-folder", tasks, "--tasks", "tiny_text")
+        )
+        assert result.code == 5
+        assert "skipped: tiny_text" in result.out
+        assert "No task could be run" in result.err
+
+    def test_task_code_does_not_run(self, run: Run, gemma: str, tmp_path: Path, tasks: str) -> None:
+        ran = tmp_path / "ran"
+        Path(tasks, "evil.py").write_text(f"open({str(ran)!r}, 'w')\nf = len\n", encoding="utf-8")
+        with Path(tasks, "tiny_choice.yaml").open("a", encoding="utf-8") as file:
+            file.write("process_docs: !function evil.f\n")
+        result = run(
+            *("tasks", gemma, "--no-original", "--task-folder", tasks, "--tasks", "tiny_letters")
+        )
+        assert result.code == 4
+        assert "!function evil.f" in result.err
+        assert "--allow-task-code" in result.err
+        assert not ran.exists()
+
+    def test_task_templates_are_sandboxed(self, run: Run, gemma: str, tasks: str) -> None:
+        file = Path(tasks, "tiny_choice.yaml")
+        text = file.read_text(encoding="utf-8")
+        escape = "'{{ question.__class__.__mro__[1].__subclasses__() }}'"
+        file.write_text(text.replace("'{{question}}'", escape), encoding="utf-8")
+        result = run(
+            *("tasks", gemma, "--no-original", "--task-folder", tasks, "--tasks", "tiny_choice")
+        )
+        assert result.code != 0
+        assert "unsafe" in result.err
+
+    def test_a_task_in_a_chat_template(self, run: Run, gemma: str, tasks: str) -> None:
+        result = run(
+            *("tasks", gemma, "--no-original", "--task-folder", tasks, "--json", "-q"),
+            *("--tasks", "tiny_letters", "--apply-chat-template"),
+        )
+        assert result.code == 0, result.err
+        assert json.loads(result.out)["settings"]["chat_template"] is True
+
+    def test_the_documented_task_runs(self, run: Run, gemma: str, tmp_path: Path) -> None:
+        (task,), (line,) = code_blocks("tasks.md", "yaml"), code_blocks("tasks.md", "json")
+        folder = tmp_path / "my-tasks"
+        folder.mkdir()
+        (folder / "capitals.yaml").write_text(task, encoding="utf-8")
+        (folder / "capitals.jsonl").write_text(line, encoding="utf-8")
+        result = run(
+            *("tasks", gemma, "--no-original", "--task-folder", str(folder), "--json", "-q"),
+            *("--tasks", "capitals"),
+        )
+        assert result.code == 0, result.err
+        (found,) = json.loads(result.out)["tasks"]
+        assert found["samples"] == 2
