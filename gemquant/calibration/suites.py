@@ -6,16 +6,20 @@ import dataclasses
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gemquant.calibration.documents import Document
 from gemquant.calibration.text import REINSTALL, Library, TextFile
 from gemquant.calibration.user_text import read_user_file
-from gemquant.calibration.windows import Packer, Tokenizer, TokenWindows, dealt_documents
+from gemquant.calibration.windows import (
+    Packer,
+    Tokenizer,
+    TokenWindows,
+    dealt_documents,
+    token_windows,
+)
 from gemquant.errors import CalibrationError, GemquantError, UsageError, refuse
 from gemquant.resources import data_folder
 
@@ -132,20 +136,23 @@ class SuiteText:
             return [pack(documents, self.slices[0].name, f"--suite {self.own}", self.windows)]
         library = Library.open()
         return [
-            packer.windows(
-                self._documents(library, each, seed),
-                each.name,
-                f"suite {self.name}, slice {each.name}",
-                self.windows,
-            )
+            token_windows(list(self._windows(packer, library, each, seed)), each.name)
             for each in self.slices
         ]
 
-    def _documents(self, library: Library, wanted: SuiteSlice, seed: int) -> Iterator[Document]:
+    def _windows(
+        self, packer: Packer, library: Library, wanted: SuiteSlice, seed: int
+    ) -> Iterator[list[int]]:
+        """The windows of one slice."""
         files = _files(library, wanted)
-        if self.order == "stored":
-            return chain.from_iterable(map(library.read, files))
-        return dealt_documents(library, files, seed, "evaluation", wanted.name)
+        what = f"suite {self.name}, slice {wanted.name}"
+        if self.order == "shuffled":
+            documents = dealt_documents(library, files, seed, "evaluation", wanted.name)
+            yield from packer.pack(documents, self.windows, what)
+            return
+        for number, file in enumerate(files[: self.windows]):
+            count = len(range(number, self.windows, len(files)))
+            yield from packer.pack(iter(library.read(file)), count, f"{what}, {file.name}")
 
 
 def read_suites(folder: Path | None = None) -> dict[str, Suite]:
