@@ -40,10 +40,12 @@ def write_tiny_gguf(
     packed: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.Q8_0,
     metadata: dict[str, Any] | None = None,
     overrides: Mapping[str, Any] | None = None,
+    noise: float = 0.0,
 ) -> Path:
     """Write a GGUF: norms 1 + w in F32, the embedding in F16, every linear ``packed``.
 
     metadata: 32-bit integers to write besides, by key. overrides: keys of the configuration.
+    noise: what every linear is off by, as a share of its spread.
     """
     writer = gguf.GGUFWriter(path, _ARCHITECTURE[kind])
     _write_metadata(writer, kind, {**tiny_config(kind), **(overrides or {})})
@@ -56,6 +58,10 @@ def write_tiny_gguf(
             writer.add_tensor(stored, values)
         elif "embed_tokens" in name:
             writer.add_tensor(stored, values.astype("float16"))
+        elif noise:
+            off = torch.sin(torch.arange(tensor.numel())).view_as(tensor).numpy()
+            off = values + noise * values.std() * off
+            writer.add_tensor(stored, gguf.quants.quantize(off, packed), raw_dtype=packed)
         else:
             writer.add_tensor(stored, gguf.quants.quantize(values, packed), raw_dtype=packed)
     writer.write_header_to_file()

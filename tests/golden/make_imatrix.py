@@ -28,15 +28,16 @@ OUTPUT = Path(__file__).parent
 WORDS = "the of and to in is that for with as on it was by this are from not have be at".split()
 
 
-def compiled(folder: Path) -> Path:
-    """llama-imatrix out of its one source file and the prebuilt libraries."""
-    program = folder / "llama-imatrix"
+def compiled(folder: Path, tool: str = "imatrix") -> Path:
+    """One of llama.cpp's tools out of its own sources and the prebuilt libraries."""
+    program = folder / f"llama-{tool}"
     headers = [f"-I{SOURCE / part}" for part in ("include", "ggml/include", "common", "vendor")]
+    sources = map(str, sorted((SOURCE / "tools" / tool).glob("*.cpp")))
     linked = ["-l:libllama-common.so", f"-l:libllama.{LLAMA_CPP}.so"]
     linked += [f"-l:libggml.{LLAMA_CPP}.so", "-l:libggml-base.so"]
     subprocess.run(
         [
-            "g++", "-O1", "-std=c++17", *headers, str(SOURCE / "tools/imatrix/imatrix.cpp"),
+            "g++", "-O1", "-std=c++17", *headers, *sources,
             "-o", str(program), f"-L{FOLDER}", f"-Wl,-rpath,{FOLDER}", *linked,
         ],
         check=True,

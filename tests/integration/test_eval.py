@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -157,3 +158,31 @@ def test_two_artifacts_of_one_name_cannot_be_told_apart(
     refused = evaluate(run, "a/out", "b/out")
     assert refused.code == 2
     assert "a/out, b/out: one name, out" in refused.err
+
+
+def test_an_artifact_with_nan_in_it_is_refused_and_nothing_is_written(
+    run: Run, tiny_folders: dict[Kind, Path]
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    make(run, tiny_folders["gemma2"], "out")
+    make(run, tiny_folders["gemma2"], "sound")
+    file, scale = Path("out/model.safetensors"), "model.layers.1.mlp.up_proj.weight_scale"
+    tensors = load_file(file)
+    tensors[scale][3] = float("nan")
+    save_file(tensors, file, metadata={"format": "pt"})
+    reseal(Path("out"))
+    result = run("eval", "sound", "out", *FEW, "--output", "e.json")
+    assert result.code == 6
+    assert "out: its values stop being finite in decoder layer 1 (slice english)" in result.err
+    assert "nan" not in result.out.lower()
+    assert not Path("e.json").exists()
+
+
+def reseal(folder: Path) -> None:
+    """Let the manifest describe the files as they are now."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name, record in manifest["files"].items():
+        content = (folder / name).read_bytes()
+        record |= {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
