@@ -203,7 +203,8 @@ def _row(
 # ---------------------------------------------------------------- where it ran
 
 
-def _environment(told: Survey, watched: _Watched) -> Environment:
+def machine_of(told: Survey) -> Machine:
+    """A board as the machine of a document."""
     npu = Accelerator(
         name=f"NPU of {told.platform or 'an unknown chip'}",
         memory_bytes=None,
@@ -219,11 +220,13 @@ def _environment(told: Survey, watched: _Watched) -> Environment:
     }
     digest = {**facts, "accelerators": [npu.model_dump(exclude={"driver"})]}
     fingerprint = hashlib.sha256(json.dumps(digest, sort_keys=True).encode()).hexdigest()
+    return Machine.model_validate({**facts, "accelerators": (npu,), "fingerprint": fingerprint})
+
+
+def _environment(told: Survey, watched: _Watched) -> Environment:
     cpus = [each for each in told.clocks if each.kind == "cpu"]
     return Environment(
-        machine=Machine.model_validate(
-            {**facts, "accelerators": (npu,), "fingerprint": fingerprint}
-        ),
+        machine=machine_of(told),
         conditions=Conditions(
             kernel=told.kernel,
             governor=", ".join(sorted({each.governor for each in cpus})) or None,

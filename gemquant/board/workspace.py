@@ -26,7 +26,7 @@ from gemquant.errors import OutputError, UnsupportedError, WorkerError
 from gemquant.progress import Progress, Silence
 from gemquant.resources import human_bytes
 from gemquant.workers.programs.rkllm_board import FOLDER_PREFIX
-from gemquant.workers.run import Tail, end, read_lines
+from gemquant.workers.run import SECONDS_TO_END, Tail, end, read_lines
 
 logger = logging.getLogger(__name__)
 
@@ -106,9 +106,13 @@ class Workspace:
                 continue
             if isinstance(event, Failed):
                 raise WorkerError(f"{self.board.text}: {event.error}.")
-            yield event
             if isinstance(event, Done):
+                # Left alone until it has ended: a closed stdin would have it remove the folder.
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(SECONDS_TO_END)
+                yield event
                 return
+            yield event
 
 
 @contextmanager

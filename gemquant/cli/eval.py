@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gemquant.cli.board import FoundBoard, board_flags
+from gemquant.cli.eval_board import board_problems, measured_on_board, require_platforms
 from gemquant.cli.flags import evaluation_flags, machine_flags, output_flags, window_flags
 from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting, threads_of
@@ -17,6 +19,8 @@ from gemquant.errors import refuse
 if TYPE_CHECKING:
     from gemquant.artifact import Artifact
     from gemquant.checkpoint import Checkpoint
+    from gemquant.cli.eval_request import EvaluationText
+    from gemquant.evaluation.measure import Measured
     from gemquant.evaluation.native import NativeRuntime
     from gemquant.evaluation_document import EvaluationDocument
     from gemquant.progress import Progress
@@ -43,7 +47,7 @@ class EvalCommand(click.Command):
         threads = threads_of(given, problems_of(ctx))
         refuse(problems_of(ctx))
         artifacts = [Artifact.open(path) for path in given["artifacts"]]
-        refuse(name_problems(artifacts))
+        refuse([*name_problems(artifacts), *board_problems(artifacts, given)])
         recipe = shared_recipe(artifacts, given)
         refuse([*recipe.problems(), *output_problems(given["output"])])
         with reporter(quiet=given["quiet"]) as progress:
@@ -67,40 +71,29 @@ def measure_artifacts(
     import torch
 
     import gemquant
+    from gemquant.benchmark.board import machine_of
     from gemquant.benchmark.machine import machine
     from gemquant.checkpoint import open_checkpoint
     from gemquant.cli.eval_request import evaluation_text
     from gemquant.cli.preparation import require_device
-    from gemquant.evaluation.measure import Subject, measure
     from gemquant.evaluation.records import artifact_evaluation, artifact_name, original_record
     from gemquant.evaluation.slices import level_evaluations
     from gemquant.evaluation_document import EvaluationDocument
     from gemquant.numerics.bootstrap import RESAMPLES
-    from gemquant.plugins import exporter
 
     require_device(recipe.device)
+    found = None if given["board"] is None else FoundBoard.ask(given, progress)
+    if found is not None:
+        require_platforms(artifacts, found)
     torch.set_num_threads(threads)
     progress.note(f"opening {recipe.model}")
     original = open_checkpoint(recipe.model, lora=recipe.lora)
     text = evaluation_text(recipe, given, original)
 
-    subjects = [
-        Subject(
-            artifact_name(each),
-            exporter(each.manifest.container).open(each.path),
-            partial(_runtime, each, original, recipe.device, progress) if given["native"] else None,
-        )
-        for each in artifacts
-    ]
-    measured = measure(
-        original,
-        subjects,
-        text.slices,
-        by_layer=given["by_layer"],
-        device=recipe.device,
-        compute_dtype=getattr(torch, recipe.dtype),
-        progress=progress,
-    )
+    if found is not None:
+        measured = measured_on_board(artifacts, found, original, text.slices, recipe, progress)
+    else:
+        measured = _measured(artifacts, recipe, given, original, text, progress)
     return EvaluationDocument(
         gemquant=gemquant.__version__,
         suite=text.record,
@@ -111,11 +104,47 @@ def measure_artifacts(
             "seed": recipe.seed,
             "resamples": RESAMPLES,
         },
-        machine=machine().fingerprint,
+        machine=(machine() if found is None else machine_of(found.told)).fingerprint,
         artifacts=tuple(
-            artifact_evaluation(artifact, level_evaluations(subject.name, found, seed=recipe.seed))
-            for artifact, subject, found in zip(artifacts, subjects, measured, strict=True)
+            artifact_evaluation(
+                artifact, level_evaluations(artifact_name(artifact), each, seed=recipe.seed)
+            )
+            for artifact, each in zip(artifacts, measured, strict=True)
         ),
+    )
+
+
+def _measured(
+    artifacts: Sequence[Artifact],
+    recipe: Recipe,
+    given: dict[str, Any],
+    original: Checkpoint,
+    text: EvaluationText,
+    progress: Progress,
+) -> list[Measured]:
+    """Measure artifacts whose weights are read back, and their runtimes where those are here."""
+    import torch
+
+    from gemquant.evaluation.measure import Subject, measure
+    from gemquant.evaluation.records import artifact_name
+    from gemquant.plugins import exporter
+
+    subjects = [
+        Subject(
+            artifact_name(each),
+            exporter(each.manifest.container).open(each.path),
+            partial(_runtime, each, original, recipe.device, progress) if given["native"] else None,
+        )
+        for each in artifacts
+    ]
+    return measure(
+        original,
+        subjects,
+        text.slices,
+        by_layer=given["by_layer"],
+        device=recipe.device,
+        compute_dtype=getattr(torch, recipe.dtype),
+        progress=progress,
     )
 
 
@@ -173,6 +202,7 @@ command = EvalCommand(
             show_default=True,
             help="Also run each artifact in the runtime it is made for, where that is installed.",
         ),
+        *board_flags(),
         *evaluation_flags(inherited="the suite's, or the artifacts'"),
         *window_flags(inherited="the suite's, or the artifacts'"),
         *machine_flags(inherited="the artifacts'"),
@@ -183,12 +213,14 @@ command = EvalCommand(
     Streams the original and all artifacts, which were made from it, through the same evaluation
     windows in one pass, and prints what was lost: level reference. The windows are those of the
     artifacts' own certificates, or a suite's. Then each artifact is loaded, whole, in the runtime
-    that executes it, and measured on the same windows: level native.""",
+    that executes it, and measured on the same windows: level native. An RKLLM file can be run on
+    a board alone, and its weights cannot be read back: it has that level only.""",
     epilog="""\b
 Examples:
   gemquant eval gemma-2-2b-awq
   gemquant eval gemma-2-2b-awq gemma-2-2b-nf4 --suite default --output evaluation.json
   gemquant eval gemma-2-2b-awq --against google/gemma-2-2b --suite long --no-native
   gemquant eval gemma-2-2b-awq --suite my-text.jsonl --by-layer
-  gemquant eval gemma-2-2b-awq --eval-slices english,code --json""",
+  gemquant eval gemma-2-2b-awq --eval-slices english,code --json
+  gemquant eval gemma-2-2b-it-rkllm --board ssh://rock@rock-5b.local --seq-len 256""",
 )

@@ -31,6 +31,7 @@ def measuring(baseline: Baseline | None, names: Sequence[str]) -> dict[str, Any]
         "dtype": None,
         "native": True,
         "by_layer": False,
+        "board": None,
     }
     if baseline is None:
         return asked

@@ -138,14 +138,15 @@ class EvaluationStreams:
         ]
 
     def compare_foreign(
-        self, original: Predictor, ours: Predictor, foreign: Iterable[Predictor]
-    ) -> tuple[list[TokenScores], Tensor]:
+        self, original: Predictor, ours: Predictor | None, foreign: Iterable[Predictor]
+    ) -> tuple[list[TokenScores], Tensor | None]:
         """Compare a runtime's predictions, chunk by chunk, with the original's and with our own.
 
-        ours: what the same artifact predicts at level ``reference``. foreign: all predicted tokens,
-        in order; each chunk is looked at before the next is asked for.
+        ours: what the same artifact predicts at level ``reference``; None where it cannot be read
+        back. foreign: all predicted tokens, in order; each chunk is looked at before the next is
+        asked for.
         Returns every slice's tokens, and divergences from ours of the tokens of every slice's first
-        window, (tokens,).
+        window, (tokens,), or None.
         """
         targets, first_windows = self._targets(), self._in_first_windows()
         scores: list[TokenScores] = []
@@ -156,12 +157,12 @@ class EvaluationStreams:
             scores += self._compare(original.at(rows), [chunk], targets[rows])
             first += chunk.tokens
             chosen = first_windows[rows]
-            if chosen.any():
+            if ours is not None and chosen.any():
                 some = chunk if chosen.all() else chunk.at(chosen)
                 from_ours += self._compare(ours.at(rows[chosen]), [some], targets[rows[chosen]])
         if first != len(targets):
             raise ValueError(f"the runtime predicts {first} tokens, not {len(targets)}")
-        divergence = TokenScores.joined(from_ours).divergence
+        divergence = TokenScores.joined(from_ours).divergence if from_ours else None
         return self.by_slice(TokenScores.joined(scores)), divergence
 
     def by_slice(self, scores: TokenScores) -> list[TokenScores]:

@@ -29,7 +29,7 @@ else:
     import rkllm_structures
 
 FOLDER_PREFIX = "gemquant-board."
-BYTES_A_LINE = 1 << 20
+BYTES_A_LINE = 1 << 22
 
 
 # ---------------------------------------------------------------- tasks
