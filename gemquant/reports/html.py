@@ -24,6 +24,7 @@ SCRIPTS = ("plot", "tables", "scatter", "bars", "heatmap", "history", "main")
 PAGE_ROWS = 20
 """Rows that stand in the page itself; the script turns pages. As in ``tables.js``."""
 
+LONGEST_CELL = 600
 FAILED_SHOWN = 20
 _MOODS: dict[Outcome | None, tuple[str, str]] = {
     None: ("none", "○"),
@@ -38,7 +39,7 @@ _MOODS: dict[Outcome | None, tuple[str, str]] = {
 def to_html(report: Report) -> str:
     """Return the page."""
     environment = Environment(autoescape=True, undefined=StrictUndefined)
-    environment.filters |= {"visible": _visible, "rows": _rows, "layer": tables.layer_words}
+    environment.filters |= {"visible": _visible, "rows": _rows, "layers": tables.layers_words}
     template = environment.from_string(_file("page.html.jinja"))
     style = _file("page.css")
     script = "\n".join(_file(f"{name}.js") for name in SCRIPTS)
@@ -68,6 +69,7 @@ def to_html(report: Report) -> str:
         levels=LEVELS,
         outcomes=OUTCOMES,
         page_rows=PAGE_ROWS,
+        longest_cell=LONGEST_CELL,
         style=style,
         script=script,
         policy=_policy(style=style, script=script),
@@ -94,7 +96,9 @@ def _visible(text: object, longest: int = 160) -> str:
 
 
 def _rows(table: Table) -> list[list[tuple[str, float | None]]]:
-    return [[(visible(cell.text), cell.key) for cell in row] for row in table.rows]
+    return [
+        [(visible(cell.text, longest=LONGEST_CELL), cell.key) for cell in row] for row in table.rows
+    ]
 
 
 def _failed(artifacts: tuple[ArtifactVerdict, ...]) -> list[ArtifactVerdict]:

@@ -6,15 +6,16 @@ plugin (``junit-10.xsd``), which GitLab, GitHub's reporters and others read too.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from xml.etree import ElementTree as ET
 
 from gemquant.errors import UsageError
 from gemquant.evaluation_document import ArtifactEvaluation
+from gemquant.gate.reasons import layer_words
 from gemquant.gate.verdict import SEVERITY, ArtifactVerdict, Check, Verdict
 from gemquant.reports import wording
 from gemquant.reports.document import Report
-from gemquant.reports.tables import layer_words
 from gemquant.reports.wording import METRICS, OUTCOMES, visible
 
 _TALLIED = {"failures": "failure", "errors": "error", "skipped": "skipped"}
@@ -66,8 +67,13 @@ def _properties(suite: ET.Element, artifact: ArtifactVerdict, verdict: Verdict) 
 def _cases(
     suite: ET.Element, artifact: ArtifactVerdict, verdict: Verdict, measured: ArtifactEvaluation
 ) -> None:
+    seen: Counter[str] = Counter()
     for check in artifact.checks:
-        _check(_case(suite, artifact.name, _name(check)), check, artifact, verdict)
+        name = _name(check)
+        seen[name] += 1
+        # CI systems take cases of one name for one case.
+        unique = name if seen[name] == 1 else f"{name} ({seen[name]})"
+        _check(_case(suite, artifact.name, unique), check, artifact, verdict)
     for level in measured.levels:
         if level.not_run is not None:
             case = _case(suite, artifact.name, f"{level.level}: all slices: all metrics")
@@ -120,7 +126,7 @@ def _check(case: ET.Element, check: Check, artifact: ArtifactVerdict, verdict: V
     if check.note:
         lines.append(check.note)
     lines += [
-        layer_words(each)
+        f"{each.slice}: {layer_words(each)}"
         for each in artifact.layers
         if each.level == check.level and check.slice in {None, each.slice}
     ]

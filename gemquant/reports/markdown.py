@@ -20,6 +20,7 @@ SUMMARY_LIMIT_BYTES = 1_048_576
 """Largest ``$GITHUB_STEP_SUMMARY`` of one step that GitHub shows."""
 
 SMALLEST_LIMIT_BYTES = 4_096
+_LONGEST_CELL = 600
 _TAIL_BYTES = 600
 """Kept free for the words that say what was left out."""
 
@@ -90,7 +91,7 @@ class _Page:
             self._missing_rows += len(table.rows)
             return
         for done, row in enumerate(table.rows):
-            if not self._take(_row(escaped(cell.text, longest=400) for cell in row)):
+            if not self._take(_row(escaped(cell.text, longest=_LONGEST_CELL) for cell in row)):
                 self._missing_rows += len(table.rows) - done
                 break
         self._take("\n")
@@ -155,7 +156,7 @@ def _failed(page: _Page, artifact: ArtifactVerdict) -> None:
         page.text(f"Level {level}:" if level else "The artifact as a whole:")
         page.table(tables.checks(checks))
     if artifact.layers:
-        page.text("\n".join(f"- {escaped(tables.layer_words(each))}" for each in artifact.layers))
+        page.text(f"- {escaped(tables.layers_words(artifact.layers), longest=_LONGEST_CELL)}")
 
 
 def _not_passed(checks: Sequence[Check]) -> list[Check]:

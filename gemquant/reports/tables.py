@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -113,11 +113,14 @@ def _check_cells(check: Check) -> list[Cell]:
     ]
 
 
-def layer_words(finding: LayerFinding) -> str:
-    """Say where the hidden states' error rises."""
-    return (
-        f"{finding.slice}, level {finding.level}: the error rises most at layer {finding.layer}: "
-        f"relative error {number(finding.value)}, {number(finding.baseline)} in the baseline."
+def layers_words(findings: Sequence[LayerFinding]) -> str:
+    """Say at which layer the hidden states' error rises, slice by slice."""
+    levels: dict[Level, list[str]] = {}
+    for each in findings:
+        levels.setdefault(each.level, []).append(f"{each.layer} on {each.slice}")
+    return "; ".join(
+        f"level {level}: the error rises at layer {', '.join(places)}"
+        for level, places in levels.items()
     )
 
 
@@ -260,9 +263,14 @@ def provenance(report: Report) -> Table:
                 (f"{label}, gemquant", artifact.gemquant),
                 (f"{label}, machine", artifact.machine),
                 *((f"{label}, level {each.level}", each.runtime) for each in evaluated.levels),
+                (f"{label}, made with", _versions(evaluated.libraries)),
             ]
     rows += _gate_provenance(report)
     return Table([Column("what"), Column("value")], [_fact(*row) for row in rows])
+
+
+def _versions(libraries: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in libraries.items()) or "—"
 
 
 def _gate_provenance(report: Report) -> Iterator[tuple[str, str]]:

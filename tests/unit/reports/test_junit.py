@@ -59,7 +59,7 @@ def test_an_outcome_has_its_element(outcome: Outcome, tag: str | None) -> None:
 
 def test_a_failure_names_the_layer() -> None:
     (failure,) = parsed(report(check("regression"))).iter("failure")
-    assert "the error rises most at layer 2" in (failure.text or "")
+    assert "The error of hidden states rises at layer 2" in (failure.text or "")
 
 
 @pytest.mark.parametrize("outcomes", list(product(OUTCOMES, repeat=2)), ids="+".join)
@@ -90,6 +90,12 @@ def test_an_inconclusive_check_is_skipped_where_budgets_only_warn() -> None:
     assert made.verdict is not None
     warned = made.model_copy(update={"verdict": made.verdict.model_copy(update={"exit_code": 0})})
     assert [each.tag for case in parsed(warned).iter("testcase") for each in case] == ["skipped"]
+
+
+def test_cases_of_one_name_are_told_apart() -> None:
+    root = parsed(report(check(), check("regression")))
+    names = [each.get("name") for each in root.iter("testcase")]
+    assert names[1] == f"{names[0]} (2)"
 
 
 def test_a_level_that_was_not_run_is_skipped() -> None:

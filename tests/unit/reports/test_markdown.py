@@ -31,7 +31,7 @@ def test_without_a_verdict_nothing_is_called_passed() -> None:
 def test_what_failed_names_slice_metric_and_layer() -> None:
     text = to_markdown(report(check("regression")))
     assert "| english | KL mean, nats/token | regression | 0.1000 | 0.1500 |" in text
-    assert "the error rises most at layer 2" in text
+    assert "the error rises at layer 2 on english" in text
 
 
 def test_what_passed_is_not_listed_as_failed() -> None:
