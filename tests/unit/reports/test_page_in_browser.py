@@ -132,6 +132,19 @@ def test_a_hostile_name_is_text(small: Opened) -> None:
     assert small.page.get_by_text("<script>document.title").count() > 0
 
 
+def test_a_script_that_got_into_the_page_is_not_run(
+    browser: Browser, files: dict[str, Path], tmp_path: Path
+) -> None:
+    text = files["small"].read_text(encoding="utf-8")
+    attacked = tmp_path / "attacked.html"
+    script = "<main onclick='0'><script>document.title = 'owned'</script>"
+    attacked.write_text(text.replace("<main", script + "<main", 1), encoding="utf-8")
+    opened = Opened(browser, attacked)
+    assert opened.page.title() == "What quantization cost google/gemma-3-270m"
+    assert any("Content Security Policy" in each for each in opened.complaints)
+    opened.page.close()
+
+
 def test_every_artifact_is_a_point(small: Opened) -> None:
     assert small.page.locator('[data-part="scatter"] [role="button"]').count() == 12
 
