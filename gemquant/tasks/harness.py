@@ -149,6 +149,7 @@ def contained() -> Iterator[None]:
         warnings.simplefilter("ignore")
         import datasets
         import lm_eval.api.task
+        import lm_eval.evaluator
         import lm_eval.utils
         from jinja2 import BaseLoader, StrictUndefined
         from jinja2.sandbox import SandboxedEnvironment
@@ -159,6 +160,10 @@ def contained() -> Iterator[None]:
         )
         sandbox.filters["regex_replace"] = lm_eval.utils.regex_replace
         stack.enter_context(_replaced(lm_eval.utils, "env", sandbox))
+        # Neither a commit nor this machine's packages belong into the document, and both start
+        # other programs to find out.
+        stack.enter_context(_replaced(lm_eval.evaluator, "get_git_commit_hash", lambda: None))
+        stack.enter_context(_replaced(lm_eval.evaluator, "add_env_info", lambda _results: None))
         silent = functools.partial(tqdm, disable=True)
         stack.enter_context(_replaced(lm_eval.api.task, "tqdm", silent))
         stack.enter_context(_variable("DISABLE_MULTIPROC", "1"))

@@ -14,6 +14,8 @@ from gemquant.evaluation.runners.onnx import OnnxRunner
 from gemquant.exporters.onnx import Onnx
 from gemquant.gemma.structure import EMBEDDING, HEAD
 from gemquant.protocols import PlainSpec, QuantizedSpec
+from gemquant.tasks.engines.engine import Window
+from gemquant.tasks.engines.onnx import OnnxEngine
 from tests.tiny_gemma import Kind, write_tiny_gemma
 from tests.unit.cli.conftest import Result, Run
 
@@ -199,3 +201,27 @@ def test_a_dry_run_writes_nothing(run: Run, tiny_folders: dict[Kind, Path], tmp_
     assert result.code == 0, result.err
     assert "onnx, for cpu" in result.out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_it_answers_requests_of_tasks_as_the_checkpoint_does(
+    build: Build, tiny_folders: dict[Kind, Path]
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    build(tiny_folders["gemma2"], "--bits", "32", "--no-eval")
+    engine = OnnxEngine(OnnxRunner.load(Path("out"), "onnx"))
+    ids = tuple(LONG[0, :200].tolist())
+    asked = [Window(ids, 150), Window(ids[:20], 0)]
+    model = AutoModelForCausalLM.from_pretrained(
+        tiny_folders["gemma2"], dtype=torch.float32, attn_implementation="eager"
+    )
+    for number, window in enumerate(asked):
+        chunks = [chunk for chunk in engine.chunks(asked) if chunk.window == number]
+        found = torch.cat([chunk.logits for chunk in chunks])
+        with torch.no_grad():
+            expected = model.eval()(torch.tensor([window.ids])).logits[0, window.first :]
+        assert chunks[0].start == window.first
+        assert (found - expected).abs().max() < 1e-3
+    prompt = list(ids[:30])
+    made = engine.runner.generate(prompt, max_new_tokens=8)
+    assert list(engine.continuation(prompt, most=8))[: len(made)] == made

@@ -167,6 +167,7 @@ _SIGNATURES: Mapping[str, tuple[Any, list[Any]]] = {
     "llama_init_from_model": (c_void_p, [c_void_p, ContextParams]),
     "llama_log_set": (None, [c_void_p, c_void_p]),
     "llama_memory_clear": (None, [c_void_p, c_bool]),
+    "llama_memory_seq_rm": (c_bool, [c_void_p, c_int32, c_int32, c_int32]),
     "llama_model_default_params": (ModelParams, []),
     "llama_model_desc": (c_int32, [c_void_p, c_char_p, c_size_t]),
     "llama_model_free": (None, [c_void_p]),

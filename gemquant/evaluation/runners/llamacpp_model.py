@@ -137,6 +137,11 @@ class LlamaContext:
         """Forget the sequence."""
         self._lib.llama_memory_clear(self._lib.llama_get_memory(self._handle), True)
 
+    def keep(self, tokens: int) -> bool:
+        """Forget the sequence but for its first tokens; say whether that could be done."""
+        memory = self._lib.llama_get_memory(self._handle)
+        return bool(self._lib.llama_memory_seq_rm(memory, 0, tokens, -1))
+
     def decode(
         self, ids: npt.NDArray[np.int32], *, start: int, outputs: int
     ) -> npt.NDArray[np.float32]:

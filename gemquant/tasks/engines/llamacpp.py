@@ -15,7 +15,7 @@ from gemquant.tasks.engines.engine import POSITIONS_AT_ONCE, Chunk, Window
 
 @dataclass(frozen=True)
 class LlamaCppEngine:
-    """A GGUF. Every window is computed from its beginning, alone in its context."""
+    """A GGUF. Windows that begin alike, as the choices of one question do, share what they read."""
 
     runner: LlamaCppRunner
     longest: int | None = None
@@ -33,10 +33,16 @@ class LlamaCppEngine:
         at_once = min(POSITIONS_AT_ONCE, tokens)
         size = ContextSize(tokens=tokens, batch=at_once, outputs=at_once)
         with LlamaContext(self.runner.model, size, threads=self.runner.threads) as context:
-            for number, window in enumerate(windows):
-                context.clear()
+            seen: tuple[int, ...] = ()
+            for number in sorted(range(len(windows)), key=lambda n: windows[n].ids):
+                window = windows[number]
+                known = min(_common(seen, window.ids), window.first)
+                if known == 0 or not context.keep(known):
+                    context.clear()
+                    known = 0
+                seen = window.ids
                 ids = np.array(window.ids, dtype=np.int32)
-                for start in range(0, len(ids), at_once):
+                for start in range(known, len(ids), at_once):
                     piece = ids[start : start + at_once]
                     wanted = min(len(piece), start + len(piece) - window.first)
                     logits = context.decode(piece, start=start, outputs=max(wanted, 1))
@@ -58,3 +64,9 @@ class LlamaCppEngine:
                 token = int(logits[0].argmax())
                 yield token
                 rest = np.array([token], dtype=np.int32)
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike."""
+    pairs = zip(first, second, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from gemquant.evaluation.runners import llamacpp_library
 from gemquant.evaluation.runners.llamacpp import LlamaCppRunner
+from gemquant.evaluation.runners.llamacpp_model import ContextSize, LlamaContext
 from gemquant.evaluation.runners.mlx import MlxRunner
 from gemquant.evaluation.runners.transformers import TransformersRunner
 from gemquant.exporters.mlx import MLX
@@ -109,6 +111,24 @@ class TestLlamaCpp:
             plain = torch.cat([chunk.clone() for chunk in runner.logit_chunks(ids)])
             # The same kernels; other numbers of rows at once may add up in another order.
             assert_close([logits], [plain[window.first :]], 1e-3)
+
+    def test_windows_that_begin_alike_give_what_they_give_alone(
+        self, runner: LlamaCppRunner
+    ) -> None:
+        context = IDS[0][:90]
+        alike = [Window((*context, *IDS[n][100:106]), 89) for n in range(3)]
+        found = {
+            chunk.window: chunk.logits.clone() for chunk in LlamaCppEngine(runner).chunks(alike)
+        }
+        size = ContextSize(tokens=96, batch=96, outputs=7)
+        with LlamaContext(runner.model, size, threads=runner.threads) as alone:
+            for number, window in enumerate(alike):
+                alone.clear()
+                ids = np.array(window.ids, dtype=np.int32)
+                alone.decode(ids[:89], start=0, outputs=1)
+                logits = torch.from_numpy(alone.decode(ids[89:], start=89, outputs=7))
+                # Keys and values of other numbers of tokens at once add up in another order.
+                assert_close([found[number]], [logits], 0.02)
 
     def test_it_continues_as_its_runner_does(self, runner: LlamaCppRunner) -> None:
         expected = runner.generate(IDS[0][:150], max_new_tokens=10)
