@@ -5,7 +5,9 @@
  *
  * RELEASE: 110, 120, 121 or 130, the releases whose structures differ; NAME: what it calls itself.
  * A "model" is int32 {0x4b52, vocabulary, eos, microseconds a token}, then logits [last][next], float.
+ * Microseconds below 0 are faults.
  */
+#include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -13,6 +15,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+#define LAST_ALONE (-1) /* logits of the last token only */
+#define SILENT (-2)     /* nothing is generated */
+#define ILLEGAL (-3)    /* an instruction that the processor does not have */
 
 typedef void *LLMHandle;
 typedef int LLMCallState;
@@ -343,7 +349,10 @@ int rkllm_run(LLMHandle handle, RKLLMInput *input, RKLLMInferParam *infer, void 
         result.logits.logits = logits;
         result.logits.vocab_size = model.vocabulary;
         result.logits.num_tokens = (int)tokens;
-        usleep(model.microseconds);
+        if (model.microseconds == LAST_ALONE) {
+            result.logits.logits = logits + (tokens - 1) * row;
+            result.logits.num_tokens = 1;
+        }
         model.callback(&result, userdata, 0);
         free(logits);
         memset(&result, 0, sizeof result);
@@ -351,9 +360,11 @@ int rkllm_run(LLMHandle handle, RKLLMInput *input, RKLLMInferParam *infer, void 
         return 0;
     }
 #endif
+    if (model.microseconds == ILLEGAL) raise(SIGILL);
+    if (model.microseconds == SILENT) wanted = 0;
     int fresh = (int)tokens - model.cached, last = ids[tokens - 1], made = 0;
     for (; made < wanted; ++made) {
-        usleep(model.microseconds);
+        if (model.microseconds > 0) usleep(model.microseconds);
         last = largest(model.table + (size_t)last * model.vocabulary);
 #if RELEASE < 130
         if (last == model.eos) break; /* before 1.3.0 nothing keeps it from ending */

@@ -94,7 +94,11 @@ def run(
         except WorkerError as error:
             rows.append(_row(each.subject, None, None, str(error)))
         progress.advance(MEASURING)
-    after = survey(board)
+    try:
+        after = survey(board)
+    except WorkerError as error:  # what was measured is worth more than how it looked afterwards
+        progress.note(f"how the board is afterwards is not known: {error.message}")
+        after = None
     return Benchmark(
         environment=_environment(told, watched),
         settings=settings,
@@ -248,21 +252,23 @@ def _environment(told: Survey, watched: _Watched) -> Environment:
     )
 
 
-def _board(before: Survey, after: Survey, watched: _Watched) -> Board:
+def _board(before: Survey, after: Survey | None, watched: _Watched) -> Board:
     clocks = _decisive(before)
+    later = [] if after is None else _decisive(after)
     a_megahertz = {each.name: (1e3 if each.kind == "cpu" else 1e6) for each in clocks}
     a_degree = {each.name: 1e3 for each in before.temperatures}
     return Board(
         platform=before.platform or "unknown",
         npu_driver=before.driver,
-        fixed_clocks=bool(clocks) and all(each.is_fixed for each in (*clocks, *_decisive(after))),
+        fixed_clocks=bool(clocks and later) and all(each.is_fixed for each in (*clocks, *later)),
         clocks_before={each.name: each.words() for each in clocks},
-        clocks_after={each.name: each.words() for each in _decisive(after)},
+        clocks_after={each.name: each.words() for each in later},
         celsius_before={each.name: each.celsius for each in before.temperatures},
-        celsius_after={each.name: each.celsius for each in after.temperatures},
+        celsius_after={each.name: each.celsius for each in (after.temperatures if after else ())},
         clocks_mhz=watched.ranges("clock", a_megahertz),
         celsius=watched.ranges("temperature", a_degree),
-        throttled=watched.throttled() or any(each.slows for each in after.cooling),
+        throttled=watched.throttled()
+        or any(each.slows for each in (after.cooling if after else ())),
     )
 
 

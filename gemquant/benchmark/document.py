@@ -205,7 +205,7 @@ class Board(Record):
         description="Governors held NPU, memory and processors at their highest clocks."
     )
     clocks_before: Mapping[str, str] = Field(description="Governor and clock of each.")
-    clocks_after: Mapping[str, str] = Field(description="The same afterwards.")
+    clocks_after: Mapping[str, str] = Field(description="The same afterwards; empty where unknown.")
     celsius_before: Mapping[str, float] = Field(description="Every sensor, °C.")
     celsius_after: Mapping[str, float] = Field(description="The same afterwards.")
     clocks_mhz: Mapping[str, Range] = Field(description="Clocks after every run.")

@@ -91,6 +91,11 @@ def unreachable(board: BoardAddress, status: int, stderr: bytes) -> WorkerError:
     return WorkerError(f"{board.text}: cannot be reached: {why}.", hint=_by_hand(board))
 
 
+def printable(text: str) -> str:
+    """What a board said, without what a terminal would act on."""
+    return "".join(c for c in text if c.isprintable())
+
+
 def _by_hand(board: BoardAddress) -> str:
     if board.kind == "adb":
         return f"adb devices must list {board.place} as `device`; try: adb -s {board.place} shell"
@@ -104,5 +109,5 @@ def _by_hand(board: BoardAddress) -> str:
 def _last(stderr: bytes) -> str:
     """The last line that says something, without what a terminal would act on."""
     lines = stderr.decode("utf-8", "replace").splitlines()
-    said = ["".join(c for c in line if c.isprintable()).strip() for line in lines]
+    said = [printable(line).strip() for line in lines]
     return next((line for line in reversed(said) if line), "")[:_SHOWN].rstrip(".")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemquant.board.address import BoardAddress
-from gemquant.board.connection import ask
+from gemquant.board.connection import ask, printable
 from gemquant.errors import WorkerError
 
 SCRIPT = Path(__file__).with_name("survey.sh")
@@ -151,7 +151,7 @@ def read_survey(said: str, name: str) -> Survey:
     """Read what the script said; lines that are none of its own are left out."""
     facts: dict[str, list[list[str]]] = {}
     for line in said.splitlines():
-        key, *values = [part.strip() for part in line.split("\t")]
+        key, *values = [printable(part).strip() for part in line.split("\t")]
         if values:
             facts.setdefault(key, []).append(values)
     system = _first(facts, "system")

@@ -10,6 +10,7 @@ import logging
 import queue
 import re
 import shlex
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,13 @@ from pathlib import Path
 from typing import IO
 
 from gemquant.board.address import BoardAddress
-from gemquant.board.connection import ask, command, program_missing, unreachable
+from gemquant.board.connection import (
+    ask,
+    command,
+    printable,
+    program_missing,
+    unreachable,
+)
 from gemquant.board.events import MAX_LINE_BYTES, Done, Event, Failed, read_event
 from gemquant.board.survey import Survey
 from gemquant.errors import OutputError, UnsupportedError, WorkerError
@@ -37,7 +44,8 @@ LINES_HELD = 4
 COPYING = "copying to the board (MB)"
 _AT_ONCE = 1 << 20
 _FOLDER = re.compile(rf"/[A-Za-z0-9/._+-]*/{re.escape(FOLDER_PREFIX)}[A-Za-z0-9]{{6,}}")
-_ILLEGAL_INSTRUCTION = 132
+_ILLEGAL_INSTRUCTION = 128 + signal.SIGILL
+_SSH_FAILED = 255
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,8 @@ class Workspace:
         WorkerError, with the end of what it printed, where it fails, ends early, or keeps silent.
         """
         words = [self.python, "-I", "-B", "-u", f"{self.folder}/{program}", *arguments]
-        script = f"cd {shlex.quote(self.folder)} && exec {shlex.join(words)}"
+        # Not `exec`: the shell there turns a signal into a status, which ssh would not pass on.
+        script = f"cd {shlex.quote(self.folder)} && {shlex.join(words)}; exit $?"
         try:
             process = subprocess.Popen(
                 command(self.board, script),
@@ -105,7 +114,7 @@ class Workspace:
                 logger.debug("%s: %s", self.board.text, line[:400].decode("utf-8", "replace"))
                 continue
             if isinstance(event, Failed):
-                raise WorkerError(f"{self.board.text}: {event.error}.")
+                raise WorkerError(f"{self.board.text}: {printable(event.error)}.")
             if isinstance(event, Done):
                 # Left alone until it has ended: a closed stdin would have it remove the folder.
                 with suppress(subprocess.TimeoutExpired):
@@ -223,6 +232,8 @@ def _ended_early(board: BoardAddress, status: int) -> WorkerError:
             hint="Users report it of release 1.3.0 on the RK3588 "
             "(https://github.com/airockchip/rknn-llm/issues/518); 1.2.3 and its toolkit do not.",
         )
+    if status == _SSH_FAILED and board.kind == "ssh":
+        return WorkerError(f"{board.text}: the connection was lost.")
     return WorkerError(
         f"{board.text}: the measuring program ended with status {status} before it was done.",
         hint="A runtime of another release than the file's toolkit, or too little memory, ends so.",

@@ -45,11 +45,12 @@ def measured(
     release: str | None = None,
     board: BoardAddress = BOARD,
     eos: int = 1,
+    microseconds: int = 0,
 ) -> list[Event]:
     """What is told of a table of 48 tokens on a board with that release."""
     shutil.copy(stand_in_runtime(version, structures), stand_in.root / "usr/lib/librkllmrt.so")
     file = stand_in.root.parent / "tiny.rkllm"
-    write_table(file, random_table(48), eos=eos)
+    write_table(file, random_table(48), eos=eos, microseconds=microseconds)
     told = survey(board)
     runtime = BoardRuntime.choose(told, None, release)
     with on_board(board, told, runtime, file, Silence()) as there:
@@ -186,6 +187,23 @@ def test_what_the_runtime_printed_comes_with_the_error(stand_in: StandInBoard) -
 
     with pytest.raises(WorkerError, match=r"rkllm_run returned -1(?s:.*)not so: ids\[n\] >= 0"):
         measured(stand_in, "1.2.3", beyond)
+
+
+@pytest.mark.parametrize(
+    ("fault", "measure", "told"),
+    [
+        (-1, windows, r"gave logits of 1 tokens where 4 went in: perplexity cannot be had"),
+        pytest.param(-2, thrice, r"the runtime generated nothing", marks=SLOW),
+        (-3, thrice, r"used an instruction that this processor does not have"),
+    ],
+    ids=["last token alone", "nothing", "illegal instruction"],
+)
+def test_a_runtime_that_does_less_than_is_documented_gives_no_figure(
+    fault: int, measure: Measure, told: str, stand_in: StandInBoard
+) -> None:
+    with pytest.raises(WorkerError, match=told):
+        measured(stand_in, "1.3.0", measure, microseconds=fault)
+    assert stand_in.home() == []
 
 
 def test_a_board_with_too_little_room_is_refused(stand_in: StandInBoard) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gemquant.board import BoardAddress, survey
-from gemquant.errors import WorkerError
+from gemquant.errors import RuntimeMissingError, WorkerError
 from tests.stand_in_board import StandInBoard
 
 BOARDS = [BoardAddress.parse(text) for text in ("ssh://rock@rock-5b.local:2222", "adb:0123ABCD")]
@@ -79,6 +79,18 @@ def test_adb_speaks_to_the_named_device_alone(stand_in: StandInBoard) -> None:
     survey(BOARDS[1])
     (call,) = stand_in.log()
     assert call[:4] == ["adb", "-s", "0123ABCD", "shell"]
+
+
+def test_without_ssh_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(RuntimeMissingError, match="the program ssh is not installed here") as error:
+        survey(BOARDS[0])
+    assert error.value.hint == "On Debian or Ubuntu: sudo apt install openssh-client"
+
+
+def test_what_a_terminal_would_act_on_is_left_out(stand_in: StandInBoard) -> None:
+    stand_in.write("proc/device-tree/model", "Radxa \x1b[2JROCK\x07\0")
+    assert survey(BOARDS[0]).model == "Radxa [2JROCK"
 
 
 def test_a_board_that_refuses_is_told_with_what_to_do(stand_in: StandInBoard) -> None:
