@@ -61,6 +61,10 @@ COMMANDS: Mapping[str, LazyCommand] = {
         "gemquant.cli.rkllm",
         "RKLLM files for Rockchip's NPUs, through the vendor's own toolkit.",
     ),
+    "rknn-sim": LazyCommand(
+        "gemquant.cli.rknn_sim",
+        "Run decoder layers in the simulator of rknn-toolkit2, in float16 and int8.",
+    ),
     "serve": LazyCommand("gemquant.cli.serve", "Serve a GGUF behind OpenAI's interface."),
     "show": LazyCommand("gemquant.cli.show", "Print what an artifact is and what was lost in it."),
     "sign": LazyCommand(

@@ -58,7 +58,8 @@ class Skeleton:
     """A Gemma without weights, whose layers run one at a time.
 
     config: flat text configuration. Computation is in ``dtype`` on ``device``. The library is
-    imported when it is first asked to compute.
+    imported when it is first asked to compute. eager: attention of plain operations with an
+    additive mask, as is fit for tracing.
     """
 
     def __init__(
@@ -67,7 +68,9 @@ class Skeleton:
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        eager: bool = False,
     ) -> None:
+        self._eager = eager
         self.device = torch.device(device)
         self.dtype = dtype
         self.layers: int = config["num_hidden_layers"]
@@ -85,7 +88,7 @@ class Skeleton:
         config = config_class(**self._given)
         # Softcapped attention scores exist only in the eager implementation.
         softcapped = getattr(config, "attn_logit_softcapping", None) is not None
-        config._attn_implementation = "eager" if softcapped else "sdpa"
+        config._attn_implementation = "eager" if softcapped or self._eager else "sdpa"
         config.use_cache = False
         with torch.device("meta"):
             model = model_class(config).eval().to(self.dtype)
@@ -116,6 +119,14 @@ class Skeleton:
             self._emptied.layers[index], dict(weights), (hidden,), arguments
         )
         return output
+
+    def module(self, index: int) -> nn.Module:
+        """The library's decoder layer ``index``, without weights."""
+        return self._emptied.layers[index]
+
+    def arguments(self, index: int, tokens: int) -> Mapping[str, Any]:
+        """What the library passes to decoder layer ``index`` beside hidden states of one length."""
+        return self._layer_arguments(tokens)[index]
 
     @torch.no_grad()
     def final_norm(self, weight: Tensor, hidden: Tensor) -> Tensor:
