@@ -1,0 +1,82 @@
+"""A push that is killed in the middle of a file, and run again by another process."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from gemquant.artifact import Artifact, seal
+from gemquant.exporters.compressed_tensors import CompressedTensors
+from tests.hub_stand_in import TOKEN, StandIn, hub_stand_in
+from tests.tiny_artifact import tiny_header, tiny_manifest, write_tiny_weights
+
+SECONDS = 60
+
+
+def two_large_files(path: Path) -> Artifact:
+    path.mkdir()
+    exporter = CompressedTensors()
+    header = tiny_header(exporter)
+    write_tiny_weights(path, exporter, header)
+    (path / "zz.gguf").write_bytes(bytes(range(256)) * 8000)  # larger, so sent behind the weights
+    seal(path, tiny_manifest(header, exporter.name))
+    return Artifact.open(path)
+
+
+def start(artifact: Artifact, hub: StandIn) -> subprocess.Popen[str]:
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": TOKEN,
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "gemquant", "push", str(artifact.path), "me/tiny"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_a_push_that_was_killed_goes_on_with_what_is_missing(tmp_path: Path) -> None:
+    artifact = two_large_files(tmp_path / "artifact")
+    large = artifact.manifest.files["zz.gguf"].sha256
+    reached, released = threading.Event(), threading.Event()
+    with hub_stand_in() as hub:
+
+        def stall(method: str, path: str) -> None:
+            if path == f"/store/{large}":
+                reached.set()
+                released.wait(SECONDS)
+                raise ConnectionAbortedError  # its sender is gone
+
+        hub.fault = stall
+        killed = start(artifact, hub)
+        assert reached.wait(SECONDS)
+        killed.send_signal(signal.SIGKILL)
+        killed.communicate(timeout=SECONDS)
+        released.set()
+        weights = artifact.manifest.files["model.safetensors"].sha256
+        assert hub.uploaded == [weights]
+        assert list(hub.repositories["me/tiny"].files()) == [".gitattributes"]
+
+        hub.fault = lambda method, path: None
+        again = start(artifact, hub)
+        out, err = again.communicate(timeout=SECONDS)
+        assert again.returncode == 0, err
+        assert hub.uploaded == [weights, large]
+        assert TOKEN not in out + err
+        there = hub.repositories["me/tiny"].files()
+    names = [*artifact.manifest.files, "manifest.json"]
+    here = {name: hashlib.sha256((artifact.path / name).read_bytes()).digest() for name in names}
+    del there[".gitattributes"]
+    assert {name: hashlib.sha256(data).digest() for name, data in there.items()} == here
