@@ -8,8 +8,9 @@ from gemquant.artifact.card import CARD_FILE
 from gemquant.artifact.manifest import FileRecord, Manifest
 
 EVALUATION_FILE = "evaluation.json"
+TASKS_FILE = "tasks.json"
 """What was measured since, as the card shows it."""
-ABOUT_FILES = frozenset({CARD_FILE, EVALUATION_FILE})
+ABOUT_FILES = frozenset({CARD_FILE, EVALUATION_FILE, TASKS_FILE})
 
 
 def content_files(manifest: Manifest) -> dict[str, FileRecord]:

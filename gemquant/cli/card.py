@@ -15,6 +15,7 @@ def _card(
     artifact: Path,
     *,
     evaluation: Path | None,
+    tasks: Path | None,
     output: Path | None,
     check: bool,
     force: bool,
@@ -25,12 +26,12 @@ def _card(
     from gemquant.publication.card import make_card, refuse_stale, save_card, write_card
 
     del quiet  # it takes no time
-    if check and (output is not None or evaluation is not None):
+    if check and not (output is None and evaluation is None and tasks is None):
         raise UsageError(
-            "--check compares the card that is there: it goes with no --output or --evaluation.",
+            "--check compares the card that is there: it goes with no other file.",
             hint=f"gemquant card {artifact} --check",
         )
-    card = make_card(artifact, evaluation=evaluation)
+    card = make_card(artifact, evaluation=evaluation, tasks=tasks)
     place = artifact / "README.md" if output is None else output
     if check:
         refuse_stale(card)
@@ -59,6 +60,12 @@ command = click.Command(
             help="Show what `gemquant eval --output FILE` measured, and keep it in the artifact.",
         ),
         click.Option(
+            ["--tasks"],
+            metavar="FILE",
+            type=click.Path(path_type=Path),
+            help="The same with what `gemquant tasks --output FILE` measured.",
+        ),
+        click.Option(
             ["-o", "--output"],
             metavar="FILE",
             type=click.Path(path_type=Path),
@@ -76,6 +83,6 @@ command = click.Command(
     epilog="""\b
 Examples:
   gemquant card gemma-2-2b-awq --check
-  gemquant card gemma-2-2b-awq --evaluation eval.json
+  gemquant card gemma-2-2b-awq --evaluation eval.json --tasks tasks.json
   gemquant card gemma-2-2b-awq -o preview.md""",
 )

@@ -1,7 +1,7 @@
 """The model card of a finished artifact, made again, with what was measured since.
 
-The card is a function of the folder: of its manifest, of the evaluation document beside it where
-there is one, and of what the original's card said. So a document that a card shows is kept in the
+The card is a function of the folder: of its manifest, of the documents beside it that measured
+it, and of what the original's card said. So a document that a card shows is kept in the
 artifact, and card, document and manifest change together or not at all.
 """
 
@@ -13,13 +13,13 @@ from pathlib import Path
 
 from gemquant.artifact import MANIFEST_FILE, SIGNATURE_FILE, Manifest, read_manifest
 from gemquant.artifact.card import CARD_FILE, Later, inherited_again, render_card
-from gemquant.artifact.content import EVALUATION_FILE
+from gemquant.artifact.content import ABOUT_FILES, EVALUATION_FILE, TASKS_FILE
 from gemquant.artifact.seal import file_problems as changed_files
 from gemquant.artifact.seal import resealed
 from gemquant.artifact.staged_files import file_problems, staged_files
 from gemquant.errors import ArtifactError, OutputError, refuse
-from gemquant.evaluation_document import read_evaluation_document
-from gemquant.publication.measured import evaluation_later, of_artifact
+from gemquant.publication.measured import shown_evaluation
+from gemquant.publication.measured_tasks import shown_tasks
 
 
 @dataclass(frozen=True)
@@ -37,30 +37,33 @@ class Card:
         return not self.changed
 
 
-def make_card(artifact: Path, *, evaluation: Path | None = None) -> Card:
+def make_card(artifact: Path, *, evaluation: Path | None = None, tasks: Path | None = None) -> Card:
     """Make the card anew; writes nothing.
 
-    evaluation: a document that measured this artifact; without it the one in the artifact is shown,
-    if there is one. Raises where the artifact's own card or document is not the manifest's.
+    evaluation, tasks: documents that measured this artifact; without one, that in the artifact is
+    shown, if there is one. Raises where the artifact's own card or document is not the manifest's.
     """
     manifest = read_manifest(artifact)
     if CARD_FILE not in manifest.files:
         raise ArtifactError(f"{artifact} has no {CARD_FILE}.", hint="Make the artifact again.")
-    refuse(changed_files(artifact, manifest, (CARD_FILE, EVALUATION_FILE)))
+    refuse(changed_files(artifact, manifest, ABOUT_FILES))
     old = (artifact / CARD_FILE).read_bytes()
     changed: dict[str, bytes] = {}
-    place = artifact / EVALUATION_FILE
-    if evaluation is not None:
-        changed[EVALUATION_FILE] = of_artifact(
-            read_evaluation_document(evaluation), manifest, place=evaluation
-        ).to_json()
-        if EVALUATION_FILE in manifest.files and place.read_bytes() == changed[EVALUATION_FILE]:
-            del changed[EVALUATION_FILE]
-    described = resealed(manifest, changed)
+    later: list[Later] = []
+    for name, given, shown in (
+        (EVALUATION_FILE, evaluation, shown_evaluation),
+        (TASKS_FILE, tasks, shown_tasks),
+    ):
+        if given is None and name not in manifest.files:
+            continue
+        kept, section = shown(given or artifact / name, manifest)
+        later.append(section)
+        if given is not None and resealed(manifest, {name: kept}) != manifest:
+            changed[name] = kept
     text = render_card(
-        described,
+        resealed(manifest, changed),
         inherited=inherited_again(old.decode(errors="replace")),
-        later=_later(described, evaluation or place),
+        later=later,
     )
     if text.encode() != old:
         changed[CARD_FILE] = text.encode()
@@ -109,10 +112,3 @@ def refuse_stale(card: Card) -> None:
             f"{card.artifact / CARD_FILE} is not the card that this version makes of the manifest.",
             hint=f"gemquant card {card.artifact}",
         )
-
-
-def _later(manifest: Manifest, document: Path) -> list[Later]:
-    if EVALUATION_FILE not in manifest.files:
-        return []
-    measured = of_artifact(read_evaluation_document(document), manifest, place=document)
-    return [evaluation_later(measured)]

@@ -2,43 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from gemquant.artifact import Manifest
 from gemquant.artifact.card import LEVELS, Later, card_environment, card_template
 from gemquant.artifact.card_metrics import eval_result, rounded
 from gemquant.artifact.content import content_digest
 from gemquant.errors import NotComparableError
-from gemquant.evaluation_document import EvaluationDocument, Interval, SliceEvaluation
+from gemquant.evaluation_document import (
+    EvaluationDocument,
+    Interval,
+    SliceEvaluation,
+    read_evaluation_document,
+)
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 
-def of_artifact(
-    document: EvaluationDocument, manifest: Manifest, *, place: Path
-) -> EvaluationDocument:
-    """The document with this artifact alone; NotComparableError where it measured others."""
-    digest = content_digest(manifest)
-    own = tuple(each for each in document.artifacts if each.digest == digest)
-    if not own:
-        others = ", ".join(each.name for each in document.artifacts[:5]) or "nothing"
-        raise NotComparableError(
-            f"{place} measured {others}: none has the files of this artifact.",
-            hint="gemquant eval ARTIFACT --output FILE",
-        )
-    return document.model_copy(update={"artifacts": own[:1]})
-
-
-def evaluation_later(document: EvaluationDocument) -> Later:
-    """Results for the model-index, and a section with tables, one for each level."""
+def shown_evaluation(place: Path, manifest: Manifest) -> tuple[bytes, Later]:
+    """What an artifact keeps of a document, and what its card shows of it."""
+    document = _of_artifact(read_evaluation_document(place), manifest, place=place)
     environment = card_environment()
     environment.filters |= {"interval": _interval}
     template = environment.from_string(card_template("gemquant.publication", "evaluation.md.jinja"))
     section = template.render(document=document, artifact=document.artifacts[0], levels=LEVELS)
-    return Later(tuple(_results(document)), section)
+    return document.to_json(), Later(tuple(_results(document)), section)
+
+
+def refuse_others(place: Path, measured: Sequence[str], *, command: str) -> NoReturn:
+    """Raise NotComparableError: a document measured something else."""
+    others = ", ".join(measured[:5]) or "nothing"
+    raise NotComparableError(
+        f"{place} measured {others}: none has the files of this artifact.", hint=command
+    )
+
+
+def _of_artifact(
+    document: EvaluationDocument, manifest: Manifest, *, place: Path
+) -> EvaluationDocument:
+    """The document with this artifact alone."""
+    digest = content_digest(manifest)
+    own = tuple(each for each in document.artifacts if each.digest == digest)
+    if not own:
+        names = [each.name for each in document.artifacts]
+        refuse_others(place, names, command="gemquant eval ARTIFACT --output FILE")
+    return document.model_copy(update={"artifacts": own[:1]})
 
 
 def _results(document: EvaluationDocument) -> Iterator[EvalResult]:

@@ -5,18 +5,14 @@ The JSON Schema in ``docs/tasks-document.schema.json`` is generated from these m
 
 from __future__ import annotations
 
-import json
+from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from gemquant.evaluation_document import Document, Record
 
 SCHEMA_VERSION: Literal[1] = 1
-
-
-class Record(BaseModel):
-    """Base of all records: immutable, no unknown keys, no NaN or infinity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelRecord(Record):
@@ -25,6 +21,10 @@ class ModelRecord(Record):
     name: str = Field(description="The artifact's folder or file name; the original as named.")
     container: str = Field(description="The container format; `checkpoint` for an original.")
     base_model: str | None = Field(default=None, description="Hub id, where it is known.")
+    digest: str | None = Field(
+        default=None,
+        description="Of an artifact's files, as in evaluation documents; null for anything else.",
+    )
     runtime: str = Field(description="What computed, with versions, type and place.")
 
 
@@ -122,7 +122,7 @@ class TaskResult(Record):
     metrics: tuple[MetricResult, ...] = Field(default=(), description="One per metric and filter.")
 
 
-class TasksDocument(Record):
+class TasksDocument(Document):
     """All that one run of ``gemquant tasks`` measured."""
 
     schema_version: Literal[1] = Field(
@@ -140,9 +140,9 @@ class TasksDocument(Record):
     tasks: tuple[TaskResult, ...] = Field(description="In the order given, members behind groups.")
     notes: tuple[str, ...] = Field(default=(), description="What else is worth knowing.")
 
-    def to_json(self) -> bytes:
-        """Canonical bytes: keys in the order of this document, two spaces, a newline."""
-        text = json.dumps(
-            self.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False
-        )
-        return (text + "\n").encode()
+
+def read_tasks_document(path: Path) -> TasksDocument:
+    """Read and check a document. UsageError names the file and what is wrong in it."""
+    return TasksDocument.read(
+        path, hint="Such documents are written by `gemquant tasks ARTIFACT --output FILE`."
+    )

@@ -123,6 +123,7 @@ def measure(request: Request, subjects: Subjects, progress: Progress) -> TasksDo
             name=opening.named(artifact.path),
             container=artifact.container,
             base_model=subjects.base_model,
+            digest=opening.digest(artifact),
             runtime=engine.runtime,
         )
         runs.append(_answers(record, engine, voices[artifact.name], loaded, settings, progress))

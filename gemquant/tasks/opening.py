@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from gemquant.artifact import MANIFEST_FILE, read_manifest
+from gemquant.artifact.content import content_digest
 from gemquant.benchmark.subject import Subject
 from gemquant.checkpoint import Checkpoint
 from gemquant.checkpoint.folder import read_raw_config
@@ -30,6 +32,13 @@ from gemquant.tasks.engines.mlx import MlxEngine
 from gemquant.tasks.engines.onnx import OnnxEngine
 from gemquant.tasks.engines.transformers import TransformersEngine
 from gemquant.tasks.voice import Voice
+
+
+def digest(subject: Subject) -> str | None:
+    """What an artifact's folder holds, as evaluation documents name it; None for all else."""
+    if not (subject.path / MANIFEST_FILE).is_file():
+        return None
+    return content_digest(read_manifest(subject.path))
 
 
 def require_runtime(subject: Subject) -> None:
