@@ -12,6 +12,7 @@ import click
 from gemquant.cli.board import FoundBoard, board_flags
 from gemquant.cli.eval_board import board_problems, measured_on_board, require_platforms
 from gemquant.cli.flags import evaluation_flags, machine_flags, output_flags, window_flags
+from gemquant.cli.gathering import Gathering
 from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting, threads_of
 from gemquant.errors import refuse
@@ -37,6 +38,7 @@ class EvalCommand(click.Command):
         from gemquant.artifact import Artifact
         from gemquant.cli import evaluation_tables, render
         from gemquant.cli.eval_request import (
+            asked_suite,
             name_problems,
             output_problems,
             shared_recipe,
@@ -46,10 +48,18 @@ class EvalCommand(click.Command):
         given = ctx.params
         threads = threads_of(given, problems_of(ctx))
         refuse(problems_of(ctx))
-        artifacts = [Artifact.open(path) for path in given["artifacts"]]
-        refuse([*name_problems(artifacts), *board_problems(artifacts, given)])
-        recipe = shared_recipe(artifacts, given)
-        refuse([*recipe.problems(), *output_problems(given["output"])])
+        gathering = Gathering()
+        opened = [gathering.attempt(partial(Artifact.open, path)) for path in given["artifacts"]]
+        gathering.attempt(lambda: refuse(output_problems(given["output"])))
+        gathering.attempt(lambda: asked_suite(given))
+        artifacts = [each.value for each in opened if each.succeeded]
+        gathering.attempt(
+            lambda: refuse([*name_problems(artifacts), *board_problems(artifacts, given)])
+        )
+        shared = gathering.attempt(partial(shared_recipe, artifacts, given))
+        gathering.attempt(lambda: refuse(shared.value.problems()))
+        gathering.refuse()
+        recipe = shared.value
         with reporter(quiet=given["quiet"]) as progress:
             document = measure_artifacts(artifacts, recipe, given, threads, progress)
         if given["output"] is not None:
@@ -74,7 +84,7 @@ def measure_artifacts(
     from gemquant.benchmark.board import machine_of
     from gemquant.benchmark.machine import machine
     from gemquant.checkpoint import open_checkpoint
-    from gemquant.cli.eval_request import evaluation_text
+    from gemquant.cli.eval_request import evaluation_text, other_files
     from gemquant.cli.preparation import require_device
     from gemquant.evaluation.records import artifact_evaluation, artifact_name, original_record
     from gemquant.evaluation.slices import level_evaluations
@@ -89,7 +99,8 @@ def measure_artifacts(
     progress.note(f"opening {recipe.model}")
     original = open_checkpoint(recipe.model, lora=recipe.lora)
     text = evaluation_text(recipe, given, original)
-
+    for note in other_files(artifacts, original):
+        progress.note(note)
     if found is not None:
         measured = measured_on_board(artifacts, found, original, text.slices, recipe, progress)
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from gemquant.recipe import DEFAULT_EVAL_WINDOWS, Recipe
 
 if TYPE_CHECKING:
     from gemquant.artifact import Artifact
+    from gemquant.calibration.suites import SuiteText
     from gemquant.calibration.windows import TokenWindows
     from gemquant.checkpoint import Checkpoint
     from gemquant.evaluation_document import SuiteRecord
@@ -52,6 +53,8 @@ def shared_recipe(artifacts: Sequence[Artifact], given: dict[str, Any]) -> Recip
 
     UsageError for every setting in which their recipes differ and that was not given.
     """
+    if not artifacts:
+        raise UsageError("No artifact can be opened, so that none says what to measure on.")
     values = {name: given[name] for name in (*MACHINE, *TEXT) if given[name] is not None}
     if given["against"] is not None:
         values["model"] = given["against"]
@@ -103,6 +106,30 @@ def _flag_for(name: str) -> str:
     return "Measure them one by one."
 
 
+def asked_suite(given: Mapping[str, Any]) -> SuiteText | None:
+    """The suite asked for, with the slices, windows and length asked for; None for the recipe's."""
+    from gemquant.calibration.suites import SuiteText
+
+    if given["suite"] is None:
+        return None
+    return SuiteText.named(given["suite"]).reduced(
+        slices=given["eval_slices"],
+        windows=given["eval_windows"],
+        seq_len=given["seq_len"],
+    )
+
+
+def other_files(artifacts: Sequence[Artifact], original: Checkpoint) -> Iterator[str]:
+    """A caution for every artifact that was made from other weight files than the original's."""
+    here = set(original.source_digest().values())
+    for each in artifacts:
+        if set(each.manifest.source.files.values()) != here:
+            yield (
+                f"caution: {each.path} was made from other weight files than {original.ref} has; "
+                "what is measured is the difference of the two."
+            )
+
+
 @dataclass(frozen=True)
 class EvaluationText:
     """What is measured on, and what a document says of it."""
@@ -117,14 +144,14 @@ def evaluation_text(recipe: Recipe, given: dict[str, Any], original: Checkpoint)
     UsageError for a suite or slice that there is not, or an empty one; CalibrationError for text
     that cannot be used or is too short.
     """
-    from gemquant.calibration.suites import SuiteText
     from gemquant.calibration.text import VERSION
     from gemquant.calibration.windows import stream_digest
     from gemquant.cli.preparation import chat_template, read_evaluation
     from gemquant.evaluation_document import SuiteRecord
 
     template = chat_template(recipe, original)
-    if given["suite"] is None:
+    suite = asked_suite(given)
+    if suite is None:
         name, version = RECIPE, VERSION
         slices = read_evaluation(recipe, original, template)
         if not slices:
@@ -133,11 +160,6 @@ def evaluation_text(recipe: Recipe, given: dict[str, Any], original: Checkpoint)
                 hint="--suite default, or --eval-windows 4",
             )
     else:
-        suite = SuiteText.named(given["suite"]).reduced(
-            slices=given["eval_slices"],
-            windows=given["eval_windows"],
-            seq_len=given["seq_len"],
-        )
         name, version = suite.name, suite.version
         slices = suite.token_windows(
             original.tokenizer(),

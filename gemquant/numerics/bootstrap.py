@@ -55,7 +55,7 @@ class WindowBootstrap:
 
     def mean(self, values: Tensor, of: Callable[[Tensor], Tensor] = lambda mean: mean) -> Estimate:
         """Mean of values (windows, tokens), or what ``of`` makes of it, with its interval."""
-        sums = values.double().cpu().sum(1)
+        sums = values.cpu().double().sum(1)
         resampled = (self.draws @ sums) / (self.windows * values.shape[1])
         return self._estimate(of(sums.sum() / values.numel()), of(resampled))
 
@@ -64,7 +64,7 @@ class WindowBootstrap:
 
         They are interpolated linearly, as those of the drawn tokens written out would be.
         """
-        ordered = _Ordered.of(values.double().cpu())
+        ordered = _Ordered.of(values.cpu().double())
         once = torch.ones(1, self.windows, dtype=torch.float64)
         at_once = max(1, _ELEMENTS_AT_ONCE // (2 * len(levels) * ordered.values.shape[1]))
         (whole,), *parts = (

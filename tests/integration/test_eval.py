@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from gemquant.__main__ import main
 from gemquant.evaluation_document import EvaluationDocument, read_evaluation_document
 from tests.tiny_gemma import Kind, write_tiny_gemma
 from tests.unit.cli.conftest import Result, Run
@@ -22,6 +23,15 @@ def make(run: Run, model: Path, out: str, *more: str) -> None:
         *("-o", out, *more),
     )
     assert made.code == 0, made.err
+
+
+@pytest.fixture(scope="module")
+def rounded(tiny_folders: dict[Kind, Path], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny Gemma 2 rounded to four bits, made once."""
+    out = tmp_path_factory.mktemp("artifacts") / "out"
+    few = ("--group-size", "32", "--no-eval", "--threads", "1", "-q")
+    assert main(["rtn", str(tiny_folders["gemma2"]), *few, "-o", str(out)]) == 0
+    return str(out)
 
 
 def evaluate(run: Run, *given: str) -> Result:
@@ -61,10 +71,9 @@ def test_several_artifacts_are_measured_in_one_document(
         assert each.levels[0].layers_own == ()
 
 
-def test_the_same_artifact_gives_the_same_bytes(run: Run, tiny_folders: dict[Kind, Path]) -> None:
-    make(run, tiny_folders["gemma2"], "out")
-    first = document(run, "out").to_json()
-    assert document(run, "out").to_json() == first
+def test_the_same_artifact_gives_the_same_bytes(run: Run, rounded: str) -> None:
+    first = document(run, rounded).to_json()
+    assert document(run, rounded).to_json() == first
 
 
 def test_json_prints_the_document_that_output_writes(
@@ -87,14 +96,11 @@ def test_tables_name_suite_slices_and_layers(run: Run, tiny_folders: dict[Kind, 
     ]
 
 
-def test_a_file_of_the_users_own_is_a_suite_of_one_slice(
-    run: Run, tiny_folders: dict[Kind, Path]
-) -> None:
-    make(run, tiny_folders["gemma2"], "out")
+def test_a_file_of_the_users_own_is_a_suite_of_one_slice(run: Run, rounded: str) -> None:
     text = "the quick brown fox jumps over the lazy dog and it is for you\n" * 3
     Path("mine.txt").write_text(text)
     given = ("--suite", "mine.txt", "--seq-len", "24", "--no-native", "--threads", "1", "-q")
-    assert run("eval", "out", *given, "-o", "e.json").code == 0
+    assert run("eval", rounded, *given, "-o", "e.json").code == 0
     found = read_evaluation_document(Path("e.json"))
     (only,) = found.artifacts[0].levels[0].slices
     assert (found.suite.name, only.slice) == ("mine.txt", "mine")
@@ -116,14 +122,32 @@ def test_a_file_of_the_users_own_is_a_suite_of_one_slice(
     ],
 )
 def test_bad_input_is_refused(
-    run: Run, tiny_folders: dict[Kind, Path], given: tuple[str, ...], code: int, message: str
+    run: Run, rounded: str, given: tuple[str, ...], code: int, message: str
 ) -> None:
-    make(run, tiny_folders["gemma2"], "out")
     Path("empty.txt").write_text(" \n")
     Path("short.txt").write_text("too short")
-    result = run("eval", "out", *given, "--no-native", "--threads", "1", "-q")
+    result = run("eval", rounded, *given, "--no-native", "--threads", "1", "-q")
     assert result.code == code
     assert message in " ".join(result.err.split())
+
+
+def test_everything_that_is_wrong_is_told_at_once(run: Run, rounded: str) -> None:
+    Path("taken.txt").write_text("words")
+    result = run("eval", rounded, "none", "--suite", "klingon", "--seed", "-1", "-o", "taken.txt")
+    assert result.code == 6
+    assert result.err.startswith("error: 4 problems:")
+    for message in ("none is no artifact", "taken.txt exists", "--suite klingon", "--seed -1"):
+        assert message in result.err
+
+
+def test_an_original_with_other_files_is_named(run: Run, tmp_path: Path) -> None:
+    write_tiny_gemma(tmp_path / "model", "gemma2")
+    make(run, Path("model"), "out")
+    write_tiny_gemma(tmp_path / "model", "gemma2", seed=7)
+    given = [flag for flag in FEW if flag != "--quiet"]
+    result = run("eval", "out", *given)
+    assert result.code == 0, result.err
+    assert "caution: out was made from other weight files than model has" in result.err
 
 
 def test_artifacts_of_different_originals_need_one_to_be_named(
