@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import shutil
 import struct
 import subprocess
@@ -27,7 +28,9 @@ def stand_in_runtime(version: str, structures: str | None = None) -> Path:
         pytest.skip("no C compiler (cc) to build the stand-in for librkllmrt with")
     key = structures or version
     release = STRUCTURES.get(key) or STRUCTURES[key.rpartition(".")[0]]
-    library = Path(mkdtemp(prefix="gemquant-stand-in-")) / "librkllmrt.so"
+    folder = Path(mkdtemp(prefix="gemquant-stand-in-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    library = folder / "librkllmrt.so"
     subprocess.run(
         [
             compiler, "-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror",
