@@ -31,7 +31,7 @@ function panelOf(holder, width, metric, slices, shown) {
     axis.append(make("line", { x1: x(tick), x2: x(tick), y1: frame.top, y2: frame.bottom }));
     if (x(tick) - last < 52) continue;
     last = x(tick);
-    axis.append(make("text", { x: x(tick), y: frame.bottom + 18, "text-anchor": "middle" }, metric.form === percent ? `${+(100 * tick).toPrecision(3)} %` : figure(+tick.toPrecision(3))));
+    axis.append(make("text", { x: x(tick), y: frame.bottom + 18, "text-anchor": "middle" }, metric.form === percent ? `${+(100 * tick).toPrecision(3)} %` : tickForm(tick)));
   }
   axis.append(make("line", { class: "base", x1: x(0), x2: x(0), y1: frame.top, y2: frame.bottom }));
   root.append(axis);

@@ -38,7 +38,7 @@ function historyPlot(holder, { series, entries, metric, level, coloured }) {
     const x = linear(1, Math.max(entries.length, 2), frame.left + 6, frame.right - 6);
     x.ticks = x.ticks.filter(Number.isInteger);
     const y = linear(low - room, high + room, frame.bottom, frame.top);
-    const form = metric.form === figure ? (tick) => figure(+tick.toPrecision(6)) : metric.form;
+    const form = metric.form === figure ? tickForm : metric.form;
     axes(root, frame, { x, y, xLabel: "update of the baseline", yLabel: metric.name, yForm: form, xForm: (tick) => tick.toLocaleString("en") });
     const marks = [];
     for (const each of lines.sort((a, b) => a.colour - b.colour)) {

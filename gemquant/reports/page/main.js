@@ -23,6 +23,7 @@ function comparison(section, { artifacts, tradeoffs, first }) {
     const chosen = tradeoffs.find((each) => each.level === level.value && (each.slice ?? "") === slice.value);
     find("trade").hidden = !chosen;
     if (!chosen) return;
+    find("trade-title").textContent = `Level ${chosen.level}, ${chosen.slice ?? "all slices together"}.`;
     const choose = (index) => { artifact.value = index; trade(); one(); find("one").scrollIntoView({ block: "start" }); artifact.focus({ preventScroll: true }); };
     find("legend").replaceChildren(...scatter(find("scatter"), { artifacts, tradeoff: chosen, chosen: Number(artifact.value), choose }));
     tabulate(find("scatter-table"), `Size and mean divergence, level ${chosen.level}, ${chosen.slice ?? "all slices together"}`,
@@ -33,6 +34,7 @@ function comparison(section, { artifacts, tradeoffs, first }) {
     const shown = [artifact, other].filter((each) => each.value !== "").map((each) => artifacts[each.value])
       .map(({ label, levels: measured }) => ({ label, measured: measured.find((each) => each.level === level.value) }))
       .filter((each) => each.measured && each.measured.slices.length);
+    find("one-title").textContent = `${artifacts[artifact.value].label}, level ${level.value}`;
     find("not-run").textContent = shown.length ? "" : absent(artifacts[artifact.value], level.value);
     find("bars-part").hidden = !shown.length;
     if (shown.length) sliceBars(shown);
@@ -82,6 +84,7 @@ function history(section, { entries, levels }) {
   function draw() {
     const series = levels[level.value];
     const coloured = artifact.value === "" ? series.slice(0, few).map((each) => each.name) : [series[artifact.value].name];
+    section.querySelector('[data-part="title"]').textContent = `Level ${level.value}.`;
     historyPlot(section.querySelector(".plot"), { series, entries, coloured, metric: HISTORY_METRICS[metric.value], level: level.value });
     section.querySelector(".legend").replaceChildren(...coloured.map((name, kind) => make("li", {},
       make("svg", { viewBox: "-8 -8 16 16", "aria-hidden": "true" }, make("path", { d: shape(kind), class: `series-${kind}` })), name)));

@@ -15,11 +15,13 @@ function make(tag, attributes = {}, ...children) {
 
 // ---------------------------------------------------------------- numbers
 
-function figure(value) {
+// A figure has four digits, the last ones too where they are zero; a tick of an axis only those it needs.
+function figure(value, least = 4) {
   if (value === 0) return "0";
   if (Math.abs(value) < 1e-4) return value.toExponential(2);
-  return value.toLocaleString("en", { maximumSignificantDigits: 4 });
+  return value.toLocaleString("en", { minimumSignificantDigits: least, maximumSignificantDigits: 4 });
 }
+const tickForm = (value) => figure(value, 1);
 const percent = (value) => `${(100 * value).toFixed(2)} %`;
 
 function bytes(value) {
@@ -72,7 +74,7 @@ function spanning(values, from, to) {
 
 // ---------------------------------------------------------------- axes
 
-function axes(root, frame, { x, y, xLabel, yLabel, xForm = figure, yForm = figure }) {
+function axes(root, frame, { x, y, xLabel, yLabel, xForm = tickForm, yForm = tickForm }) {
   const group = make("g", { class: "axis", "aria-hidden": "true" });
   const seen = [];
   for (const tick of x.ticks) {

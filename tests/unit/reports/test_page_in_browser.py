@@ -178,6 +178,7 @@ def test_enter_on_a_point_chooses_its_artifact(small: Opened) -> None:
         "(each) => each.selectedOptions[0].textContent"
     )
     assert chosen == label
+    assert small.page.locator('[data-part="one-title"]').inner_text() == f"{label}, level reference"
 
 
 def test_arrows_move_through_the_heatmap_by_row(small: Opened) -> None:
