@@ -151,7 +151,9 @@ def _failed(page: _Page, artifact: ArtifactVerdict) -> None:
     sign, words = _SIGNS[artifact.outcome], OUTCOMES[artifact.outcome]
     page.text(f"### {sign} {escaped(artifact.name)}: {words}")
     if artifact.reasons:
-        page.text("\n".join(f"- {escaped(each, longest=400)}" for each in artifact.reasons))
+        page.text(
+            "\n".join(f"- {escaped(each, longest=_LONGEST_CELL)}" for each in artifact.reasons)
+        )
     for level, checks in tables.by_level(_not_passed(artifact.checks)):
         page.text(f"Level {level}:" if level else "The artifact as a whole:")
         page.table(tables.checks(checks))

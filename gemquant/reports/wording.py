@@ -118,13 +118,17 @@ def increase(check: Check, value: float | None) -> str:
         return "—"
     match check.metric:
         case "size" | "peak_memory" | "decode_speed":
-            return f"{100 * value:+.2f} %"
+            return f"{_signed(100 * value)} %"
         case "top1":
-            return f"{100 * value:+.2f} points"
+            return f"{_signed(100 * value)} pp"
         case "bytes_changed":
             return "yes" if value else "no"
         case _:
             return f"{'+' if value >= 0 else '−'}{number(abs(value))}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
 
 
 def increase_interval(check: Check) -> str:

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.browser
 
 HOSTILE = "<script>document.title = 'owned'</script>\"'&\u2028"
 RESPONSIVE_SECONDS = 1.0
-"""What a click may take at most; the measured times stand in docs/reports.md."""
+"""What a click may take at most; docs/reports.md has what one took."""
 
 
 def report(count: int, *, updates: int = 3) -> Report:
