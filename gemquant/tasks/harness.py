@@ -37,11 +37,13 @@ class Loaded:
     """Tasks that can be run.
 
     tasks: lm-eval's tasks and groups, by the name that was asked for; several behind a tag.
-    skipped: why each of the others cannot be reached.
+    members: names of the tasks themselves, by the same. skipped: why each of the others cannot be
+    reached.
     """
 
     manager: Any
     tasks: Mapping[str, Sequence[Any]]
+    members: Mapping[str, Sequence[str]]
     skipped: Mapping[str, str]
 
 
@@ -88,7 +90,7 @@ def load(
         refuse(_unknown(names, manager.all_tasks))
         tasks: dict[str, Sequence[Any]] = {}
         skipped: dict[str, str] = {}
-        leaves: dict[str, str] = {}
+        members: dict[str, Sequence[str]] = {}
         with ExitStack() as offline:
             for name in names:
                 progress.note(f"reading the data of {name}")
@@ -109,8 +111,9 @@ def load(
                 else:
                     group = found["groups"].get(name)
                     tasks[name] = [group] if group is not None else list(found["tasks"].values())
-                    refuse(_twice(name, list(found["tasks"]), leaves))
-    return Loaded(manager, tasks, skipped)
+                    refuse(_twice(name, list(found["tasks"]), members))
+                    members[name] = list(found["tasks"])
+    return Loaded(manager, tasks, members, skipped)
 
 
 def run(model: Any, loaded: Loaded, settings: Settings) -> Mapping[str, Any]:
@@ -225,16 +228,14 @@ def _variable(name: str, value: str) -> Iterator[None]:
             os.environ[name] = before
 
 
-def _twice(name: str, found: Sequence[str], leaves: dict[str, str]) -> list[GemquantError]:
-    """Tasks that are part of two of those that were named; adds to what was found before."""
-    twice = sorted(leaves.keys() & set(found))
-    leaves.update(dict.fromkeys(found, name))
-    told = ", ".join(twice[:3])
-    return (
-        [UsageError(f"--tasks {name}: {told} was named before, alone or in a group.")]
-        if twice
-        else []
-    )
+def _twice(
+    name: str, found: Sequence[str], members: Mapping[str, Sequence[str]]
+) -> list[GemquantError]:
+    """Tasks that were named before, by name or as part of something."""
+    before = {each for names in members.values() for each in names}
+    twice = ", ".join(sorted(before & set(found))[:3])
+    told = f"--tasks {name}: {twice} was named before, alone or in a group."
+    return [UsageError(told)] if twice else []
 
 
 def _unknown(names: Sequence[str], known: Sequence[str]) -> list[GemquantError]:

@@ -147,7 +147,7 @@ def measure(request: Request, subjects: Subjects, progress: Progress) -> TasksDo
         settings=settings,
         tasks=task_results(
             request.tasks,
-            loaded.skipped,
+            loaded,
             [run.results for run in runs],
             Context(subjects.base_model, request.figures, settings),
         ),

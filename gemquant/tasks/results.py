@@ -9,6 +9,7 @@ from typing import Any
 
 from gemquant.errors import ArtifactError
 from gemquant.tasks.document import Drop, MetricResult, Settings, TaskResult, TaskScore
+from gemquant.tasks.harness import Loaded
 from gemquant.tasks.paired import Key, Samples, drop
 from gemquant.tasks.published import Figure, Run, beside, figure_for
 
@@ -26,7 +27,7 @@ class Context:
 
 
 def task_results(
-    names: Sequence[str], skipped: Mapping[str, str], runs: Sequence[Results], context: Context
+    names: Sequence[str], loaded: Loaded, runs: Sequence[Results], context: Context
 ) -> tuple[TaskResult, ...]:
     """Every task in the order asked for, the members of a group behind it.
 
@@ -34,10 +35,12 @@ def task_results(
     """
     made: list[TaskResult] = []
     for name in names:
-        if name in skipped:
-            made.append(TaskResult(task=name, skipped=skipped[name]))
+        if name in loaded.skipped:
+            made.append(TaskResult(task=name, skipped=loaded.skipped[name]))
             continue
-        below = list(_below(name, runs[0]))
+        # What is neither a task nor a group is a tag, which has no score of its own.
+        known = name in runs[0]["results"] or name in runs[0]["group_subtasks"]
+        below = _below(name, runs[0]) if known else loaded.members[name]
         if name in runs[0]["results"]:
             made.append(_result(name, None, runs, context))
         made += [_result(each, name, runs, context) for each in below]
@@ -45,18 +48,10 @@ def task_results(
 
 
 def _below(name: str, run: Results) -> Iterator[str]:
-    """Groups and tasks of a group, or the tasks of a tag."""
-    children = run["group_subtasks"].get(name)
-    if children is None and name not in run["results"]:
-        children = [task for task, config in run["configs"].items() if name in _tags(config)]
-    for child in children or ():
+    """Groups and tasks of a group, outermost first."""
+    for child in run["group_subtasks"].get(name, ()):
         yield child
         yield from _below(child, run)
-
-
-def _tags(config: Mapping[str, Any]) -> Sequence[str]:
-    given = config.get("tag") or ()
-    return [given] if isinstance(given, str) else list(given)
 
 
 def _leaves(name: str, run: Results) -> list[str]:

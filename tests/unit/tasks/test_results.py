@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from gemquant.errors import ArtifactError
+from gemquant.tasks.harness import Loaded
 from gemquant.tasks.published import Figure
 from gemquant.tasks.results import Context, task_results
 from tests.tiny_tasks import task_settings
@@ -39,11 +41,12 @@ def run(right: list[float], **scores: Any) -> dict[str, Any]:
 
 
 OURS, THEIRS = [1.0, 0, 0, 0, 1.0, 1.0, 0, 0], [1.0, 1.0, 0, 0, 1.0, 1.0, 1.0, 0]
+LOADED = Loaded(None, {}, {"both": ["one", "two"], "a_tag": ["one", "two"]}, {})
 NOTHING = Context(None, (), task_settings())
 
 
 def test_a_group_comes_first_with_all_its_samples_paired() -> None:
-    group, one, two = task_results(["both"], {}, [run(OURS), run(THEIRS)], NOTHING)
+    group, one, two = task_results(["both"], LOADED, [run(OURS), run(THEIRS)], NOTHING)
     assert (group.task, group.num_fewshot, group.samples, group.samples_in_all) == (
         "both",
         5,
@@ -62,25 +65,35 @@ def test_a_group_comes_first_with_all_its_samples_paired() -> None:
 
 
 def test_alone_an_artifact_has_no_drop() -> None:
-    group, *_ = task_results(["both"], {}, [run(OURS)], NOTHING)
+    group, *_ = task_results(["both"], LOADED, [run(OURS)], NOTHING)
     assert (group.metrics[0].original, group.metrics[0].drop) == (None, None)
 
 
 def test_what_was_skipped_has_a_reason_and_no_score() -> None:
-    skipped, group, *_ = task_results(["far", "both"], {"far": "unreachable"}, [run(OURS)], NOTHING)
+    skipped, group, *_ = task_results(
+        ["far", "both"], replace(LOADED, skipped={"far": "unreachable"}), [run(OURS)], NOTHING
+    )
     assert (skipped.task, skipped.skipped, skipped.metrics) == ("far", "unreachable", ())
     assert group.task == "both"
 
 
+def test_a_tag_is_its_tasks() -> None:
+    one, two = task_results(["a_tag"], LOADED, [run(OURS)], NOTHING)
+    assert [(each.task, each.member_of) for each in (one, two)] == [
+        ("one", "a_tag"),
+        ("two", "a_tag"),
+    ]
+
+
 def test_a_standard_error_that_is_none_is_left_out() -> None:
-    (group, *_) = task_results(["both"], {}, [run(OURS, **{"acc_stderr,none": "N/A"})], NOTHING)
+    (group, *_) = task_results(["both"], LOADED, [run(OURS, **{"acc_stderr,none": "N/A"})], NOTHING)
     assert group.metrics[0].artifact.standard_error is None
 
 
 def test_a_score_that_is_no_number_is_an_error() -> None:
     broken = run(OURS, **{"acc,none": float("nan")})
     with pytest.raises(ArtifactError, match="both: acc is nan"):
-        task_results(["both"], {}, [broken], NOTHING)
+        task_results(["both"], LOADED, [broken], NOTHING)
 
 
 def test_a_published_figure_stands_beside_the_score() -> None:
@@ -94,7 +107,7 @@ def test_a_published_figure_stands_beside_the_score() -> None:
         num_fewshot=5,
     )
     context = Context("me/gemma", (figure,), task_settings())
-    group, one, _ = task_results(["both"], {}, [run(OURS)], context)
+    group, one, _ = task_results(["both"], LOADED, [run(OURS)], context)
     published = group.metrics[0].published
     assert published is not None
     assert published.drop == 0.125
