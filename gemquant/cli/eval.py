@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gemquant.cli.board import FoundBoard, board_flags
-from gemquant.cli.eval_board import board_problems, measured_on_board, require_platforms
+from gemquant.cli.eval_board import (
+    board_problems,
+    measured_on_board,
+    prepared_problems,
+    require_platforms,
+)
 from gemquant.cli.flags import evaluation_flags, machine_flags, output_flags, window_flags
 from gemquant.cli.gathering import Gathering
 from gemquant.cli.progress import reporter
@@ -48,6 +53,7 @@ class EvalCommand(click.Command):
         given = ctx.params
         threads = threads_of(given, problems_of(ctx))
         refuse(problems_of(ctx))
+        refuse(prepared_problems(given["artifacts"]))
         gathering = Gathering()
         opened = [gathering.attempt(partial(Artifact.open, path)) for path in given["artifacts"]]
         gathering.attempt(lambda: refuse(output_problems(given["output"])))

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from gemquant.errors import GemquantError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from gemquant.artifact import Artifact
     from gemquant.calibration.windows import TokenWindows
     from gemquant.checkpoint import Checkpoint
@@ -23,6 +25,19 @@ CONTAINER = "rkllm"
 UNREAD = "an RKLLM file's format is not published: its weights cannot be read back"
 
 
+def prepared_problems(paths: Sequence[Path]) -> list[GemquantError]:
+    """Folders that are ready for the toolkit, and no artifacts yet."""
+    return [
+        UsageError(
+            f"{path}: prepared for a toolkit, and no artifact yet.",
+            hint=f"What was emulated of it is in {path / 'emulated.json'}; for more windows: "
+            "gemquant rkllm MODEL --prepare-only --emulate N",
+        )
+        for path in paths
+        if (path / "job.json").is_file() and (path / "convert.py").is_file()
+    ]
+
+
 def board_problems(artifacts: Sequence[Artifact], given: dict[str, Any]) -> list[GemquantError]:
     """Artifacts and settings that do not go together with ``--board``, or need it."""
     problems: list[GemquantError] = []
@@ -32,7 +47,8 @@ def board_problems(artifacts: Sequence[Artifact], given: dict[str, Any]) -> list
             problems.append(
                 UsageError(
                     f"{each.path}: {UNREAD}; a board runs it.",
-                    hint=f"gemquant eval {each.path} --board ssh://USER@HOST",
+                    hint=f"gemquant eval {each.path} --board ssh://USER@HOST; what was emulated "
+                    f"when it was made: gemquant show {each.path}",
                 )
             )
         if given["board"] is not None and container != CONTAINER:

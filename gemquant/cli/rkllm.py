@@ -64,7 +64,7 @@ class RkllmCommand(click.Command):
         tool = tool_settings(given, problems_of(ctx))
         request = read_request(ctx, RkllmOptions)
 
-        from gemquant.cli import render
+        from gemquant.cli import render, rkllm_tables
         from gemquant.foreign import rkllm
 
         with reporter(quiet=given["quiet"]) as progress:
@@ -75,8 +75,8 @@ class RkllmCommand(click.Command):
                 _print_plan(prepared, as_json=given["as_json"])
                 return
             if prepared.interpreter is None:
-                folder = rkllm.prepare_only(job, checkpoint, progress)
-                _print_prepared(job, folder, as_json=given["as_json"])
+                made_ready = rkllm.prepare_only(job, checkpoint, progress)
+                rkllm_tables.print_prepared(job, made_ready, as_json=given["as_json"])
                 return
             made = rkllm.convert(
                 job,
@@ -96,11 +96,17 @@ def _prepared(request: Request, tool: ToolSettings, given: dict[str, Any]) -> Pr
     from gemquant.artifact import output_problems
     from gemquant.calibration.prompts import calibration_prompts
     from gemquant.checkpoint import open_checkpoint
-    from gemquant.cli.preparation import calibration_dtype, calibration_text, chat_template
+    from gemquant.cli.preparation import (
+        calibration_dtype,
+        calibration_text,
+        chat_template,
+        read_evaluation,
+    )
     from gemquant.errors import refuse
     from gemquant.forecast.candidate import weight_count
     from gemquant.foreign import rkllm, rkllm_rules
     from gemquant.foreign.rkllm_calls import file_name, takes_prompts
+    from gemquant.foreign.rkllm_smoothing import smooths
     from gemquant.origin import model_name
     from gemquant.toolkit import load_toolkit
 
@@ -137,8 +143,14 @@ def _prepared(request: Request, tool: ToolSettings, given: dict[str, Any]) -> Pr
             )
         )
     template = gathering.attempt(lambda: chat_template(recipe, opened.value))
+    traced = options.gptq or smooths(dtype, options)
     windows = gathering.attempt(
-        lambda: calibration_text(recipe, opened.value, template.value) if options.gptq else None
+        lambda: calibration_text(recipe, opened.value, template.value) if traced else None
+    )
+    emulated = gathering.attempt(
+        lambda: read_evaluation(
+            dataclasses.replace(recipe, eval_windows=options.emulate), opened.value, template.value
+        )
     )
     simulated = gathering.attempt(
         lambda: _simulated(options, recipe, opened.value, template.value, given)
@@ -170,7 +182,7 @@ def _prepared(request: Request, tool: ToolSettings, given: dict[str, Any]) -> Pr
             options=dataclasses.asdict(options),
             exporter=CONTAINER,
             eval_windows=0,
-            calib_dtype=calibration_dtype(recipe) if options.gptq else recipe.calib_dtype,
+            calib_dtype=calibration_dtype(recipe) if traced else recipe.calib_dtype,
         ),
         conversion=made.value,
         out=out.value,
@@ -180,6 +192,7 @@ def _prepared(request: Request, tool: ToolSettings, given: dict[str, Any]) -> Pr
         prompts=prompts.value,
         windows=windows.value,
         simulated=simulated.value,
+        emulated=emulated.value,
     )
     space = rkllm.needed_bytes(job, opened.value)
     refuse(output_problems(job.out, force=request.force, needed_bytes=space))
@@ -287,23 +300,6 @@ def _print_plan(prepared: Prepared, *, as_json: bool) -> None:
     render.print_tables(listing, "", "Nothing was written (--dry-run).")
 
 
-def _print_prepared(job: RkllmJob, folder: Path, *, as_json: bool) -> None:
-    from gemquant.cli import render
-
-    release = job.conversion.release
-    toolkit = f"{job.conversion.toolkit.name} {release.version}"
-    if as_json:
-        render.print_json({"path": str(folder), "toolkit": toolkit, "file": job.file})
-        return
-    beside = ", calibration.json and job.json" if job.prompts else " and job.json"
-    render.print_tables(
-        f"{folder}: model{beside} for {toolkit}; nothing was converted.",
-        "",
-        f"Where that is installed (Python {', '.join(release.python)}, x86-64 Linux):",
-        f"  PYTHON {folder}/convert.py {folder}/job.json",
-    )
-
-
 command = RkllmCommand(
     "rkllm",
     params=[
@@ -338,5 +334,6 @@ Examples:
   gemquant rkllm google/gemma-3-1b-it --prepare-only -o gemma-for-rkllm
   gemquant rkllm google/gemma-2-2b-it --gptq --quantized-dtype w8a8_g256 --prepare-only
   gemquant rkllm google/gemma-2-2b-it --simulate 2
+  gemquant rkllm google/gemma-2-2b-it --no-smooth --emulate 0 --prepare-only
   gemquant rkllm google/gemma-2-2b-it --target rk3576 --hybrid-rate 0.25 --dry-run""",
 )

@@ -20,8 +20,10 @@ from gemquant.artifact import (
     Artifact,
     CalibrationRecord,
     CallRecord,
+    CertificateRecord,
     ConversionRecord,
     Manifest,
+    SmoothingRecord,
     Source,
     certificate_record,
     quantization_record,
@@ -40,11 +42,12 @@ from gemquant.foreign.rkllm_file import file_problems, size_range
 from gemquant.foreign.rkllm_rules import Conversion
 from gemquant.foreign.rkllm_simulation import FOLDER as LOGITS
 from gemquant.foreign.rkllm_simulation import Listening, certificate, simulation_job
+from gemquant.foreign.rkllm_smoothing import Folds, emulated, smooths
 from gemquant.gemma.structure import layer_prefix, linear_shapes, tensor_shapes
 from gemquant.plan import SMALL_FILES_BYTES, Job, plan
 from gemquant.production import LIBRARIES
 from gemquant.progress import Progress, Silence
-from gemquant.protocols import Layout, PlainSpec, QuantizedSpec
+from gemquant.protocols import Layout, PlainSpec, QuantizedSpec, Quantizer
 from gemquant.quantizers.awq import AWQ
 from gemquant.quantizers.cast import Cast
 from gemquant.recipe import Recipe
@@ -59,6 +62,7 @@ if TYPE_CHECKING:
 CONTAINER = "rkllm"
 PROGRAM = PROGRAMS / "rkllm_convert.py"
 JOB, CONVERT = "job.json", "convert.py"
+SMOOTHING, EMULATED = "smoothing.json", "emulated.json"
 QUANTIZE_CONFIG = "quantize_config.json"
 TOKENIZER_MODEL, TOKENIZER = "tokenizer.model", "tokenizer.json"
 
@@ -77,8 +81,8 @@ class ConvertResult(BaseModel):
 class RkllmJob:
     """One file to make. template: Jinja source. prompts: for calibration, none
     where the release takes none. file: its name. windows: calibration text for codes
-    that are made here, else None. simulated: evaluation slices for the toolkit's
-    simulator.
+    or scales that are made here, else None. simulated: evaluation slices for the toolkit's
+    simulator. emulated: those for our own emulation.
     """
 
     recipe: Recipe
@@ -90,6 +94,15 @@ class RkllmJob:
     prompts: Sequence[Mapping[str, str]]
     windows: TokenWindows | None = None
     simulated: Sequence[TokenWindows] = ()
+    emulated: Sequence[TokenWindows] = ()
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What was done to the weights before the toolkit, and what an emulation says of it."""
+
+    smoothing: SmoothingRecord | None
+    certificates: tuple[CertificateRecord, ...]
 
 
 def reading_problems(conversion: Conversion, checkpoint: Checkpoint) -> list[GemquantError]:
@@ -114,16 +127,17 @@ def needed_bytes(job: RkllmJob, checkpoint: Checkpoint) -> int:
     return 2 * planned.total_bytes + SMALL_FILES_BYTES
 
 
-def prepare(job: RkllmJob, checkpoint: Checkpoint, folder: Path, progress: Progress) -> None:
+def prepare(job: RkllmJob, checkpoint: Checkpoint, folder: Path, progress: Progress) -> Preparation:
     """Write the model folder, calibration and job that the toolkit reads.
 
     folder: an existing one, on the file system where it is to stay.
     """
     progress.note("writing the folder that the toolkit reads")
+    folds = Folds(job.conversion) if smooths(job.conversion.dtype, job.conversion.options) else None
     with TemporaryDirectory(dir=folder, prefix=".plain.") as scratch:
         plain, model = Path(scratch) / "plain", folder / MODEL
         pipeline.run(
-            [_plain(job, checkpoint, plain)],
+            [_plain(job, checkpoint, plain, folds)],
             checkpoint,
             calibration=job.windows,
             evaluation=(),
@@ -141,6 +155,20 @@ def prepare(job: RkllmJob, checkpoint: Checkpoint, folder: Path, progress: Progr
     if job.prompts:
         _write_json(folder / CALIBRATION, list(job.prompts))
     _write_json(folder / JOB, worker_job(job, checkpoint))
+    smoothing = None if folds is None else folds.record(checkpoint)
+    if smoothing is not None:
+        _write_json(folder / SMOOTHING, smoothing.model_dump(mode="json"))
+    certificates = emulated(
+        job.conversion,
+        checkpoint,
+        model,
+        job.emulated,
+        smoothed=smoothing is not None,
+        progress=progress,
+    )
+    if any(each.slices for each in certificates):
+        _write_json(folder / EMULATED, [each.model_dump(mode="json") for each in certificates])
+    return Preparation(smoothing, certificates)
 
 
 def tokenizer_files(checkpoint: Checkpoint, job: RkllmJob) -> dict[str, bytes]:
@@ -166,12 +194,12 @@ def worker_job(job: RkllmJob, checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def prepare_only(job: RkllmJob, checkpoint: Checkpoint, progress: Progress) -> Path:
+def prepare_only(job: RkllmJob, checkpoint: Checkpoint, progress: Progress) -> Preparation:
     """Leave everything that the toolkit needs, and the program that calls it, in ``job.out``."""
     with staged(job.out, force=False, needed_bytes=needed_bytes(job, checkpoint)) as folder:
-        prepare(job, checkpoint, folder, progress)
+        prepared = prepare(job, checkpoint, folder, progress)
         shutil.copyfile(PROGRAM, folder / CONVERT)
-    return job.out
+    return prepared
 
 
 def convert(
@@ -189,7 +217,7 @@ def convert(
         with TemporaryDirectory(
             dir=folder.parent, prefix=f".{job.out.name}.", suffix=".tool"
         ) as scratch:
-            prepare(job, checkpoint, Path(scratch), progress)
+            prepared = prepare(job, checkpoint, Path(scratch), progress)
             told, heard = worker_job(job, checkpoint), progress
             expected: ForeignLogits | None = None
             if job.simulated:
@@ -209,26 +237,33 @@ def convert(
             refuse(file_problems(Path(scratch) / job.file, job.conversion, checkpoint.config))
             os.replace(Path(scratch) / job.file, folder / job.file)  # noqa: PTH105
         size = (folder / job.file).stat().st_size
-        manifest = _manifest(job, checkpoint, result, size)
+        manifest = _manifest(job, checkpoint, result, size).model_copy(
+            update={"smoothing": prepared.smoothing, "certificates": prepared.certificates}
+        )
         if expected is not None:
             conversion = job.conversion
             measured = certificate(conversion.toolkit.name, conversion.release, expected)
             record = certificate_record(measured)
-            manifest = manifest.model_copy(update={"certificates": (record,)})
+            certificates = (*prepared.certificates, record)
+            manifest = manifest.model_copy(update={"certificates": certificates})
         seal(folder, manifest, original_card=checkpoint.provenance.card)
     return Artifact.open(job.out)
 
 
-def _plain(job: RkllmJob, checkpoint: Checkpoint, out: Path) -> Job:
-    """The job of writing the model that the toolkit reads: plain, or as a GPTQ checkpoint."""
+def _plain(job: RkllmJob, checkpoint: Checkpoint, out: Path, folds: Folds | None = None) -> Job:
+    """The job of writing the model that the toolkit reads: plain, or as a GPTQ checkpoint.
+
+    folds: collects what is folded into a plain one; none for nothing.
+    """
     conversion = job.conversion
     if conversion.options.gptq:
         quantizer = AWQ(bits=8, group_size=conversion.dtype.group_size, symmetric=True, scale=False)
         recipe = Recipe(model=job.recipe.model, quantizer="awq", exporter="gptq")
         return Job(quantizer, Gptq(), out, recipe)
     dtype = plain_dtype(checkpoint)
-    recipe = Recipe(model=job.recipe.model, quantizer="cast", exporter="safetensors")
-    return Job(Cast(dtype), PlainSafetensors(_torch_dtype(dtype)), out, recipe)
+    deciding: Quantizer = Cast(dtype) if folds is None else folds.quantizer
+    recipe = Recipe(model=job.recipe.model, quantizer=deciding.name, exporter="safetensors")
+    return Job(deciding, PlainSafetensors(_torch_dtype(dtype)), out, recipe)
 
 
 def _quantize_config(config: Path) -> dict[str, Any]:

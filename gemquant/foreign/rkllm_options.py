@@ -26,6 +26,9 @@ class RkllmOptions:
     gptq: bool = option(
         False, "Round to int8 here, each column making up for the errors before it; grouped w8a8."
     )
+    smooth: bool = option(
+        True, "Fold outliers of activations into the weights first; for plain w8a8, exact."
+    )
     npu_cores: int = option(0, "NPU cores to run on; 0 for all.", minimum=0)
     hybrid_rate: float = option(
         0.0, "Share of layers in the grouped form of the dtype, or in the plain one of a grouped."
@@ -33,4 +36,7 @@ class RkllmOptions:
     max_context: int = option(0, "Longest context; 0 leaves it to the toolkit.", minimum=0)
     simulate: int = option(
         0, "Windows of each evaluation slice that the toolkit's simulator predicts.", minimum=0
+    )
+    emulate: int = option(
+        2, "Windows of each evaluation slice that w8a8 is emulated on, here; 0 for none.", minimum=0
     )

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from gemquant.calibration.prompts import calibration_prompts
@@ -29,7 +30,8 @@ from tests.tiny_rkllm import write_npu_gemma
 from tests.tiny_sentencepiece import VOCABULARY
 from tests.unit.cli.conftest import Result, Run
 
-FEW = "--threads 1 --samples 2 --seq-len 32 --calib text.jsonl".split()
+FEW = "--threads 1 --samples 2 --seq-len 32 --calib text.jsonl --no-smooth --emulate 0".split()
+SMOOTHED = "--threads 1 --samples 16 --seq-len 32 --calib long.txt --emulate 1".split()
 TALK = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "world"}]
 
 
@@ -37,6 +39,7 @@ TALK = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "
 def model(tmp_path: Path) -> Path:
     lines = [{"messages": TALK}, {"text": "the quick brown fox"}]
     (tmp_path / "text.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "long.txt").write_text("the quick brown fox jumps over the lazy dog " * 400)
     return write_npu_gemma(tmp_path / "tiny-gemma")
 
 
@@ -343,3 +346,75 @@ def test_mixtures_become_templated_prompts(model: Path) -> None:
     assert len(templated) >= 5
     assert all(pair["input"].startswith("<bos><start_of_turn>user\n") for pair in templated)
     assert all(pair["input"].endswith("<start_of_turn>model\n") for pair in templated)
+
+
+def test_the_prepared_folder_is_smoothed_and_says_so(run: Run, model: Path) -> None:
+    made = run("rkllm", str(model), *SMOOTHED, "--prepare-only", "-o", "ready", "--json")
+    assert made.code == 0, made.err
+    ready, told = Path("ready"), json.loads(made.out)
+    before = load_file(model / "model.safetensors")
+    after = load_file(ready / "model/model.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    smoothing = json.loads((ready / "smoothing.json").read_text())
+    assert smoothing == told["smoothing"]
+    assert smoothing["float_dtype"] == "bfloat16"
+    folded = {linear for fold in smoothing["folds"] for linear in fold["linears"]}
+    into = {fold["folded_into"] for fold in smoothing["folds"]}
+    assert folded
+    assert changed == {f"{name}.weight" for name in folded | into}
+    emulated = json.loads((ready / "emulated.json").read_text())
+    assert emulated == told["certificates"]
+    corners = [tuple(each["emulation"].values()) for each in emulated]
+    assert corners == [
+        ("w8a8", activations, head, smoothed)
+        for smoothed in (True, False)
+        for activations in ("per token", "per tensor")
+        for head in ("float16", "int8")
+    ]
+    assert all(each["level"] == "emulated" for each in emulated)
+    refused = run("eval", "ready")
+    assert refused.code == 2
+    assert "prepared for a toolkit, and no artifact yet" in refused.err
+    assert "ready/emulated.json" in refused.err
+
+
+def test_manifest_card_and_table_hold_the_bracket_with_and_without_smoothing(
+    run: Run, model: Path, tmp_path: Path, release: ToolkitVersion
+) -> None:
+    python = signature_checker(tmp_path / "venv", release, log=tmp_path / "log", size=1_200_000)
+    made = run("rkllm", str(model), "--toolkit", str(python), "-o", "out", *SMOOTHED)
+    assert made.code == 0, made.err
+    assert "Certificate, level emulated: w8a8, not the device" in made.out
+    manifest = json.loads(Path("out/manifest.json").read_text())
+    assert len(manifest["certificates"]) == 8
+    assert manifest["smoothing"]["folds"]
+    assert manifest["calibration"]["windows"] == 16
+    card = Path("out/README.md").read_text()
+    assert card.count("### Level `emulated`") == 1
+    assert "The rows without smoothing are no part of this artifact" in card
+    matter = card.split("---")[1]
+    assert "level emulated, activations per tensor, head int8" in matter
+    slices = len(manifest["certificates"][0]["slices"])
+    assert matter.count("metric_name") + matter.count("name: KL divergence") >= slices
+    assert run("verify", "out").code == 0
+
+
+def test_a_dtype_that_keeps_activations_in_16_bits_is_neither_smoothed_nor_emulated(
+    run: Run, model: Path
+) -> None:
+    wanted = "--target rk3576 --quantized-dtype w4a16 --prepare-only -o ready --json".split()
+    made = run("rkllm", str(model), *SMOOTHED, *wanted)
+    assert made.code == 0, made.err
+    told = json.loads(made.out)
+    assert told["smoothing"] is None
+    (certificate,) = told["certificates"]
+    assert certificate["not_run"] == "w4a16 is not 8 bits for both weights and activations"
+    assert not Path("ready/emulated.json").exists()
+
+
+def test_smoothing_says_what_calibration_text_it_misses(run: Run, model: Path) -> None:
+    wanted = "--threads 1 --samples 2 --seq-len 32 --calib text.jsonl --prepare-only -o ready"
+    made = run("rkllm", str(model), *wanted.split())
+    assert made.code == 5
+    assert "--calib text.jsonl: 42 tokens, but 2 windows of 32 need 62." in made.err
+    assert not Path("ready").exists()

@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.skipif(not PYTHON, reason="GEMQUANT_RKLLM_PYTHON names no Python with 1.0.1"),
 ]
 
-FEW = "--threads 1 --samples 2 --seq-len 32 --calib text.txt".split()
+FEW = "--threads 1 --samples 2 --seq-len 32 --calib text.txt --no-smooth --emulate 0".split()
 
 
 @pytest.fixture
@@ -89,3 +89,13 @@ def test_a_prepared_folder_converts_elsewhere(run: Run, model: Path) -> None:
     subprocess.run([PYTHON, "ready/convert.py", "ready/job.json"], check=True, timeout=300)
     (file,) = Path("ready").glob("*.rkllm")
     assert file.read_bytes() == direct
+
+
+def test_a_smoothed_folder_converts_and_makes_another_file(run: Run, model: Path) -> None:
+    Path("long.txt").write_text("the quick brown fox jumps over the lazy dog " * 400)
+    plain = convert(run, model, "plain")
+    smoothed = convert(run, model, "smoothed", "--calib", "long.txt", "--samples", "16", "--smooth")
+    assert len(smoothed) == len(plain)
+    assert smoothed != plain
+    manifest = json.loads(Path("smoothed/manifest.json").read_text())
+    assert manifest["smoothing"]["folds"]
