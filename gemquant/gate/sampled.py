@@ -17,9 +17,9 @@ ALPHA = 0.025
 """Risk of passing an increase as large as its budget, for each check: an artifact passes where all
 of its checks do, so their number makes the risk smaller (an intersection-union test)."""
 
-FAMILY_ALPHA = 0.01
+FAMILY_ALPHA = 0.002
 """Risk of calling equal artifacts a regression, for all checks together: each gets an equal share
-(Bonferroni)."""
+(Bonferroni). A fifth of the 1 % that is promised, since few windows may be far from normal."""
 
 
 @dataclass(frozen=True)
