@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gemquant.gate.student import quantile
+from gemquant.numerics.student import quantile
 
 _MOST_WINDOWS = 1_000_000
 

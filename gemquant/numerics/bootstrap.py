@@ -16,6 +16,8 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
+from gemquant.numerics.student import quantile
+
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 _ELEMENTS_AT_ONCE = 1 << 22
@@ -138,27 +140,5 @@ def expanded_tail(windows: int) -> float:
     0.0057
     """
     normal = NormalDist()
-    quantile = _student_quantile(1 - (1 - CONFIDENCE) / 2, windows - 1)
-    return normal.cdf(-math.sqrt(windows / (windows - 1)) * quantile)
-
-
-def _student_quantile(level: float, freedom: int) -> float:
-    """Quantile of Student's t; exact for 1 and 2 degrees of freedom, else to a third of a percent.
-
-    Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5.
-
-    >>> [round(_student_quantile(0.975, freedom), 2) for freedom in (1, 2, 3, 7, 30)]
-    [12.71, 4.3, 3.17, 2.36, 2.04]
-    """
-    if freedom == 1:
-        return math.tan(math.pi * (level - 0.5))
-    if freedom == 2:
-        return (2 * level - 1) / math.sqrt(2 * level * (1 - level))
-    z = NormalDist().inv_cdf(level)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + math.fsum(term / freedom**power for power, term in enumerate(terms, 1))
+    t = quantile(1 - (1 - CONFIDENCE) / 2, windows - 1)
+    return normal.cdf(-math.sqrt(windows / (windows - 1)) * t)

@@ -229,7 +229,8 @@ def test_every_problem_of_a_board_is_told_at_once(stand_in: StandInBoard) -> Non
 
 
 INTERRUPTED = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell has it ignored
 from pathlib import Path
 from gemquant.board import BoardAddress, survey
 from gemquant.board.events import Loaded

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from gemquant.gate.student import quantile
+from gemquant.numerics.student import quantile
 
 
 # scipy 1.17.1: scipy.stats.t.ppf(confidence, freedom)
