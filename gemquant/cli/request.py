@@ -83,7 +83,7 @@ def read_request(ctx: click.Context, quantizer_type: type[Any]) -> Request:
 
 def _recipe(ctx: click.Context, options: dict[str, Any]) -> Recipe:
     given = dict(ctx.params)
-    if COMPUTE_DTYPE in given:
+    if COMPUTE_DTYPE in given and COMPUTE_DTYPE not in options:
         given["dtype"] = given[COMPUTE_DTYPE]
     values = {
         name: given[name] if given.get(name) is not None else getattr(DEFAULTS, name)

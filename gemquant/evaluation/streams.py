@@ -59,8 +59,11 @@ class EvaluationStreams:
         ]
 
     def foreign(self, hidden: Tensor, table: Table) -> Head:
-        """A runtime at its head: what it made of the same windows, (windows, tokens, hidden)."""
-        return self._head(hidden.to(self._skeleton.device, self._skeleton.dtype), table)
+        """A runtime at its head: what it made of the same windows, (windows, tokens, hidden).
+
+        Its logits are float32, whatever type we compute in: table yields float32.
+        """
+        return self._head(hidden.to(self._skeleton.device, torch.float32), table)
 
     def _head(self, hidden: Tensor, table: Table) -> Head:
         return Head(_predicting(hidden), table, self._skeleton.logit_softcap)

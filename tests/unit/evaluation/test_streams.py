@@ -119,3 +119,16 @@ def test_a_runtime_that_stops_short_is_a_defect(
     short = Head(other.hidden[:-1], other.table)
     with pytest.raises(ValueError, match="predicts 56 tokens, not 57"):
         finished.compare_foreign(original, original, [short])
+
+
+def test_a_runtime_keeps_its_float32_where_we_compute_in_bfloat16(
+    tiny_folders: dict[Kind, Path],
+) -> None:
+    checkpoint = open_checkpoint(str(tiny_folders["gemma3_text"]))
+    skeleton = Skeleton(checkpoint.config, dtype=torch.bfloat16)
+    streams = EvaluationStreams(skeleton, [windows("a", 2, 0)])
+    hidden = torch.randn(2, 20, 3, generator=torch.Generator().manual_seed(0))
+    table = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
+    head = streams.foreign(hidden.bfloat16(), lambda start, stop: table[start:stop])
+    expected = hidden[:, :-1].reshape(38, 3).bfloat16().float() @ table.T
+    assert torch.equal(head.run(0, 5)(slice(0, 38)), expected)
