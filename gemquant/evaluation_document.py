@@ -8,52 +8,18 @@ The JSON Schema in ``docs/evaluation.schema.json`` is generated from these model
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
-from gemquant.errors import UsageError
+from gemquant.records import Document, Record, read_document
 from gemquant.results import Level
 
 SCHEMA_VERSION: Literal[1] = 1
-_LIMIT_BYTES = 256_000_000
-"""Largest document that is read; far above two hundred artifacts on a thousand windows each."""
 
 COLUMNS = ("tokens", "nll_original", "nll_quantized", "kl_mean", "top1", "top5")
-
-
-class Record(BaseModel):
-    """Base of all records: immutable, no unknown keys, no NaN or infinity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Document(Record):
-    """Base of the records that are files."""
-
-    def to_json(self) -> bytes:
-        """Canonical bytes: keys in the order of this document, two spaces, a newline."""
-        text = json.dumps(
-            self.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False
-        )
-        return (text + "\n").encode()
-
-    @classmethod
-    def read(cls, path: Path, *, hint: str) -> Self:
-        """Read and check a file. UsageError names it and what is wrong in it; ``hint`` too."""
-        try:
-            if path.stat().st_size > _LIMIT_BYTES:
-                raise UsageError(f"{path}: larger than {_LIMIT_BYTES} bytes.", hint=hint)
-            return cls.model_validate_json(path.read_bytes())
-        except OSError as error:
-            raise UsageError(f"{path}: {error.strerror}.", hint=hint) from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the document"
-            raise UsageError(f"{path}: {where}: {first['msg']}.", hint=hint) from error
 
 
 class Interval(Record):
@@ -216,7 +182,8 @@ class EvaluationDocument(Document):
 
 def read_evaluation_document(path: Path) -> EvaluationDocument:
     """Read and check a document. UsageError names the file and what is wrong in it."""
-    return EvaluationDocument.read(
+    return read_document(
+        EvaluationDocument,
         path,
         hint="Evaluation documents are written by `gemquant eval ARTIFACT --output FILE`.",
     )

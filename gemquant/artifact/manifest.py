@@ -7,13 +7,13 @@ The JSON Schema in ``docs/manifest.schema.json`` is generated from these models.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import Field, JsonValue
 
+from gemquant.records import Document, Record
 from gemquant.scheme import INTEGER
 
 if TYPE_CHECKING:
@@ -24,12 +24,6 @@ MANIFEST_FILE = "manifest.json"
 SCHEMA_VERSION: Literal[1] = 1
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
-
-class Record(BaseModel):
-    """Base of all records: immutable, no unknown keys, no NaN or infinity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class FileRecord(Record):
@@ -229,7 +223,7 @@ class SmoothingRecord(Record):
     float_dtype: str = Field(description="Type that the folded weights were handed over in.")
 
 
-class Manifest(Record):
+class Manifest(Document):
     """All that is known of an artifact."""
 
     schema_version: Literal[1] = Field(
@@ -279,12 +273,6 @@ class Manifest(Record):
     files: Mapping[str, FileRecord] = Field(
         default_factory=dict, description="Every file of the artifact but this one."
     )
-
-    def to_json(self) -> bytes:
-        """Return the canonical bytes: keys in the order of this document, two spaces, a newline."""
-        document = self.model_dump(mode="json")
-        text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
-        return (text + "\n").encode()
 
 
 def fallbacks_by_reason(manifest: Manifest) -> dict[tuple[str, str], list[str]]:

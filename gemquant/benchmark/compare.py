@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
-from gemquant.benchmark.document import Benchmark, Record, Row, Settings
+from gemquant.benchmark.document import Benchmark, Row, Settings
 from gemquant.errors import UnsupportedError, UsageError
+from gemquant.records import Record
 
 FIGURES = ("first_token_seconds", "prefill_tokens_per_second", "decode_tokens_per_second")
 

@@ -10,18 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from gemquant.errors import UsageError
+from gemquant.records import Record
 
 SCHEMA_VERSION: Literal[1] = 1
 _LIMIT_BYTES = 64_000_000
-
-
-class Record(BaseModel):
-    """Base of all records: immutable, no unknown keys, no NaN or infinity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Spread(Record):

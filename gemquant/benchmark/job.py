@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gemquant.benchmark.document import Figures, Record
+from gemquant.benchmark.document import Figures
+from gemquant.records import Record
 
 
 class Job(Record):

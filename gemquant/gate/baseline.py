@@ -12,13 +12,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from gemquant.evaluation_document import (
-    ArtifactEvaluation,
-    Document,
-    OriginalRecord,
-    Record,
-    SuiteRecord,
-)
+from gemquant.evaluation_document import ArtifactEvaluation, OriginalRecord, SuiteRecord
+from gemquant.records import Document, Record, read_document
 from gemquant.results import Level
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -119,6 +114,8 @@ class Baseline(Document):
 
 def read_baseline(path: Path) -> Baseline:
     """Read and check a baseline. UsageError names the file and what is wrong in it."""
-    return Baseline.read(
-        path, hint="Baselines are written by `gemquant gate … --update-baseline --reason TEXT`."
+    return read_document(
+        Baseline,
+        path,
+        hint="Baselines are written by `gemquant gate … --update-baseline --reason TEXT`.",
     )

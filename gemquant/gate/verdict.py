@@ -12,7 +12,8 @@ from typing import Literal
 from pydantic import Field
 
 from gemquant.errors import NotComparableError, RegressionError
-from gemquant.evaluation_document import Document, OriginalRecord, Record, SuiteRecord
+from gemquant.evaluation_document import OriginalRecord, SuiteRecord
+from gemquant.records import Document, Record, read_document
 from gemquant.results import Level
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -185,4 +186,6 @@ def exit_code(outcome: Outcome, *, inconclusive: Literal["fail", "warn"]) -> int
 
 def read_verdict(path: Path) -> Verdict:
     """Read and check a document. UsageError names the file and what is wrong in it."""
-    return Verdict.read(path, hint="Verdicts are written by `gemquant gate … --output FILE`.")
+    return read_document(
+        Verdict, path, hint="Verdicts are written by `gemquant gate … --output FILE`."
+    )

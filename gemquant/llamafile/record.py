@@ -5,15 +5,15 @@ No dates, host names or paths of this machine. ``docs/llamafile.md`` describes e
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from gemquant.artifact.manifest import Record, Sha256
+from gemquant.artifact.manifest import Sha256
 from gemquant.errors import ArtifactError
+from gemquant.records import Document, Record
 
 SUFFIX = ".json"
 _MAX_BYTES = 16_000_000
@@ -52,7 +52,7 @@ class WeightsRecord(PartRecord):
     license: str | None = Field(description="`general.license` of its header.")
 
 
-class LlamafileRecord(Record):
+class LlamafileRecord(Document):
     """All that a llamafile was put together from."""
 
     schema_version: Literal[1] = Field(default=1, description="Version of this document's layout.")
@@ -62,11 +62,6 @@ class LlamafileRecord(Record):
     weights: WeightsRecord = Field(description="The weights in it, or beside it.")
     arguments: tuple[str, ...] = Field(description="Default arguments; the user's own follow them.")
     libraries: Mapping[str, str] = Field(description="Version of gemquant.")
-
-    def to_json(self) -> bytes:
-        """The document, as it is written."""
-        text = json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False)
-        return f"{text}\n".encode()
 
 
 def record_path(llamafile: Path) -> Path:

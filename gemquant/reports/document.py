@@ -12,15 +12,10 @@ from typing import Literal
 from pydantic import Field
 
 from gemquant.benchmark.document import Benchmark
-from gemquant.evaluation_document import (
-    ArtifactEvaluation,
-    Document,
-    OriginalRecord,
-    Record,
-    SuiteRecord,
-)
+from gemquant.evaluation_document import ArtifactEvaluation, OriginalRecord, SuiteRecord
 from gemquant.gate.baseline import HistoryEntry
 from gemquant.gate.verdict import Verdict
+from gemquant.records import Document, Record
 from gemquant.results import Level
 
 SCHEMA_VERSION: Literal[1] = 1

@@ -10,7 +10,7 @@ from typing import Literal, Self
 
 from pydantic import Field
 
-from gemquant.evaluation_document import Document, Record
+from gemquant.records import Document, Record, read_document
 
 SCHEMA_VERSION: Literal[1] = 1
 
@@ -143,6 +143,8 @@ class TasksDocument(Document):
 
 def read_tasks_document(path: Path) -> TasksDocument:
     """Read and check a document. UsageError names the file and what is wrong in it."""
-    return TasksDocument.read(
-        path, hint="Such documents are written by `gemquant tasks ARTIFACT --output FILE`."
+    return read_document(
+        TasksDocument,
+        path,
+        hint="Such documents are written by `gemquant tasks ARTIFACT --output FILE`.",
     )

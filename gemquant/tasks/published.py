@@ -12,7 +12,7 @@ from typing import Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from gemquant.errors import UsageError
-from gemquant.evaluation_document import Record
+from gemquant.records import Record
 from gemquant.tasks.document import PublishedFigure
 
 _LIMIT_BYTES = 4_000_000

@@ -1,0 +1,48 @@
+"""What every JSON document of ours is made of, how it is written, and how measurements are read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from gemquant.errors import UsageError
+
+_LIMIT_BYTES = 256_000_000
+"""Largest document that is read; far above two hundred artifacts on a thousand windows each."""
+
+
+class Record(BaseModel):
+    """Base of all records: immutable, no unknown keys, no NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Document(Record):
+    """Base of the records that are files."""
+
+    def to_json(self) -> bytes:
+        """Canonical bytes: keys in the order of this document, two spaces, a newline."""
+        text = json.dumps(
+            self.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False
+        )
+        return (text + "\n").encode()
+
+
+D = TypeVar("D", bound=Document)
+
+
+def read_document(kind: type[D], path: Path, *, hint: str) -> D:
+    """Read and check a user's file. UsageError names it and what is wrong in it; ``hint`` too."""
+    try:
+        if path.stat().st_size > _LIMIT_BYTES:
+            raise UsageError(f"{path}: larger than {_LIMIT_BYTES} bytes.", hint=hint)
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}.", hint=hint) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the document"
+        raise UsageError(f"{path}: {where}: {first['msg']}.", hint=hint) from error
