@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,8 @@ from torch import Tensor
 
 from gemquant.artifact import (
     ActivationRange,
-    CalibrationRecord,
     Fallback,
     Manifest,
-    Source,
     certificate_record,
     quantization_record,
     seal,
@@ -32,6 +29,7 @@ from gemquant.evaluation.divergence import Table
 from gemquant.evaluation.streams import head_name, reference_runtime
 from gemquant.gemma.skeleton import Skeleton
 from gemquant.gemma.structure import EMBEDDING, FINAL_NORM
+from gemquant.manifest_facts import calibration_record, library_versions, source_record
 from gemquant.numerics import native
 from gemquant.numerics.narrowing import narrowed
 from gemquant.plan import SMALL_FILES_BYTES, JobPlan
@@ -47,8 +45,6 @@ from gemquant.protocols import (
 )
 from gemquant.results import FLOAT16_LIMIT, Certificate, SliceResult
 from gemquant.weight_runs import WeightRuns
-
-LIBRARIES = ("gemquant", "torch", "transformers", "tokenizers", "safetensors")
 
 
 @contextmanager
@@ -224,11 +220,7 @@ class Production:
             architecture=checkpoint.config["model_type"],
             base_model=checkpoint.provenance.base_model,
             license=checkpoint.provenance.license,
-            source=Source(
-                ref=checkpoint.ref,
-                revision=checkpoint.revision,
-                files=checkpoint.source_digest(),
-            ),
+            source=source_record(checkpoint),
             recipe=job.recipe.to_dict(),
             quantization=quantization_record(
                 job.quantizer.name,
@@ -243,20 +235,12 @@ class Production:
                 for each in self.plan.substitutions
                 for name in each.names
             ),
-            calibration=None
-            if calibration is None or not job.quantizer.needs
-            else CalibrationRecord(
-                name=calibration.name,
-                windows=calibration.ids.shape[0],
-                seq_len=calibration.ids.shape[1],
-                digest=calibration.digest,
-            ),
+            calibration=calibration_record(calibration if job.quantizer.needs else None),
             activation_range=ActivationRange(
                 largest=largest, where=where, fits_float16=largest < FLOAT16_LIMIT
             )
             if where and job.quantizer.needs
             else None,
             certificates=tuple(map(certificate_record, certificates)),
-            libraries={name: version(name).partition("+")[0] for name in LIBRARIES}
-            | {"gemquant-kernels": native.version()},
+            libraries={**library_versions(), "gemquant-kernels": native.version()},
         )

@@ -13,6 +13,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+ADDRESS = "ssh://rock@rock-5b.local"
+"""What a user would type for it; its ssh answers to every name."""
+
 PROGRAM = """#!{python}
 import json, os, re, signal, subprocess, sys, threading
 root = {root!r}

@@ -1,14 +1,18 @@
 """A finished folder: its manifest, its model card, how it comes to stand and how it is checked."""
 
+from gemquant.artifact.certificates import (
+    CertificateRecord,
+    EmulationRecord,
+    certificate_record,
+    emulated_corners,
+)
 from gemquant.artifact.manifest import (
     MANIFEST_FILE,
     SCHEMA_VERSION,
     ActivationRange,
     CalibrationRecord,
     CallRecord,
-    CertificateRecord,
     ConversionRecord,
-    EmulationRecord,
     Fallback,
     FileRecord,
     FoldRecord,
@@ -17,8 +21,6 @@ from gemquant.artifact.manifest import (
     SchemeRecord,
     SmoothingRecord,
     Source,
-    certificate_record,
-    emulated_corners,
     fallbacks_by_reason,
     quantization_record,
 )

@@ -17,13 +17,9 @@ import yaml
 from jinja2 import StrictUndefined
 from jinja2.sandbox import SandboxedEnvironment
 
+from gemquant.artifact.certificates import MeasurementRecord, emulated_corners
 from gemquant.artifact.loading import loaders
-from gemquant.artifact.manifest import (
-    Manifest,
-    MeasurementRecord,
-    emulated_corners,
-    fallbacks_by_reason,
-)
+from gemquant.artifact.manifest import Manifest, fallbacks_by_reason
 from gemquant.scheme import describe
 
 if TYPE_CHECKING:

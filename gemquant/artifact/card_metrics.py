@@ -7,12 +7,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from gemquant.artifact.manifest import (
-    CertificateRecord,
-    Manifest,
-    MeasurementRecord,
-    SliceRecord,
-)
+from gemquant.artifact.certificates import CertificateRecord, MeasurementRecord, SliceRecord
+from gemquant.artifact.manifest import Manifest
 
 DIGITS = 6
 """Significant digits; the manifest has all of them."""

@@ -15,7 +15,7 @@ from gemquant.scheme import INTEGER, PER_CHANNEL, Scheme, describe
 
 if TYPE_CHECKING:
     from gemquant.artifact import Artifact, CertificateRecord, Manifest
-    from gemquant.artifact.manifest import MeasurementRecord, SliceRecord
+    from gemquant.artifact.certificates import MeasurementRecord, SliceRecord
 
 MATRICES_NAMED = 4
 

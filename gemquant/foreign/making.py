@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,9 +15,7 @@ import torch
 from gemquant import pipeline
 from gemquant.artifact import (
     Artifact,
-    CalibrationRecord,
     Manifest,
-    Source,
     certificate_record,
     quantization_record,
     seal,
@@ -32,9 +29,9 @@ from gemquant.evaluation.compare import compare
 from gemquant.evaluation.native import NativeRuntime
 from gemquant.exporters.plain_safetensors import PlainSafetensors
 from gemquant.gemma.chat import choose_template
+from gemquant.manifest_facts import calibration_record, library_versions, source_record
 from gemquant.plan import SMALL_FILES_BYTES, Job, plan
 from gemquant.plugins import exporter
-from gemquant.production import LIBRARIES
 from gemquant.progress import Progress
 from gemquant.protocols import Layout
 from gemquant.quantizers.cast import Cast
@@ -184,15 +181,12 @@ def _manifest(
     certificates: Sequence[Certificate],
 ) -> Manifest:
     weight_files = [name for name in built.files if not name.endswith((".json", ".jinja"))]
-    calibration = job.calibration
     return Manifest(
         container=job.container,
         architecture=checkpoint.config["model_type"],
         base_model=checkpoint.provenance.base_model,
         license=checkpoint.provenance.license,
-        source=Source(
-            ref=checkpoint.ref, revision=checkpoint.revision, files=checkpoint.source_digest()
-        ),
+        source=source_record(checkpoint),
         recipe=job.recipe.to_dict(),
         quantization=quantization_record(
             job.quantizer,
@@ -200,17 +194,10 @@ def _manifest(
             float_dtype=job.float_dtype,
             file_bytes=sum((folder / name).stat().st_size for name in weight_files),
         ),
-        calibration=None
-        if calibration is None
-        else CalibrationRecord(
-            name=calibration.name,
-            windows=calibration.ids.shape[0],
-            seq_len=calibration.ids.shape[1],
-            digest=calibration.digest,
-        ),
+        calibration=calibration_record(job.calibration),
         certificates=tuple(map(certificate_record, certificates)),
         libraries={
-            **{name: version(name).partition("+")[0] for name in LIBRARIES},
+            **library_versions(),
             **{name: found.partition("+")[0] for name, found in sorted(built.versions.items())},
         },
     )

@@ -7,26 +7,16 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
-
 from gemquant import pipeline
-from gemquant.affine_weight import AffineScheme
 from gemquant.artifact import (
     Artifact,
-    CalibrationRecord,
-    CallRecord,
     CertificateRecord,
-    ConversionRecord,
-    Manifest,
     SmoothingRecord,
-    Source,
     certificate_record,
-    quantization_record,
     seal,
     staged,
 )
@@ -38,16 +28,15 @@ from gemquant.exporters.gptq import Gptq
 from gemquant.exporters.plain_safetensors import PlainSafetensors
 from gemquant.foreign.making import plain_dtype
 from gemquant.foreign.rkllm_calls import CALIBRATION, MODEL, calls
-from gemquant.foreign.rkllm_file import file_problems, size_range
+from gemquant.foreign.rkllm_file import file_problems
+from gemquant.foreign.rkllm_manifest import ConvertResult, rkllm_manifest
 from gemquant.foreign.rkllm_rules import Conversion
 from gemquant.foreign.rkllm_simulation import FOLDER as LOGITS
 from gemquant.foreign.rkllm_simulation import Listening, certificate, simulation_job
 from gemquant.foreign.rkllm_smoothing import Folds, emulated, smooths
-from gemquant.gemma.structure import layer_prefix, linear_shapes, tensor_shapes
 from gemquant.plan import SMALL_FILES_BYTES, Job, plan
-from gemquant.production import LIBRARIES
 from gemquant.progress import Progress, Silence
-from gemquant.protocols import Layout, PlainSpec, QuantizedSpec, Quantizer
+from gemquant.protocols import Quantizer
 from gemquant.quantizers.awq import AWQ
 from gemquant.quantizers.cast import Cast
 from gemquant.recipe import Recipe
@@ -59,22 +48,11 @@ if TYPE_CHECKING:
 
     from gemquant.calibration.windows import TokenWindows
 
-CONTAINER = "rkllm"
 PROGRAM = PROGRAMS / "rkllm_convert.py"
 JOB, CONVERT = "job.json", "convert.py"
 SMOOTHING, EMULATED = "smoothing.json", "emulated.json"
 QUANTIZE_CONFIG = "quantize_config.json"
 TOKENIZER_MODEL, TOKENIZER = "tokenizer.model", "tokenizer.json"
-
-
-class ConvertResult(BaseModel):
-    """What the program answers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    calls: tuple[CallRecord, ...]
-    python: str
-    versions: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -236,16 +214,21 @@ def convert(
             )
             refuse(file_problems(Path(scratch) / job.file, job.conversion, checkpoint.config))
             os.replace(Path(scratch) / job.file, folder / job.file)  # noqa: PTH105
-        size = (folder / job.file).stat().st_size
-        manifest = _manifest(job, checkpoint, result, size).model_copy(
-            update={"smoothing": prepared.smoothing, "certificates": prepared.certificates}
-        )
+        certificates = prepared.certificates
         if expected is not None:
             conversion = job.conversion
             measured = certificate(conversion.toolkit.name, conversion.release, expected)
-            record = certificate_record(measured)
-            certificates = (*prepared.certificates, record)
-            manifest = manifest.model_copy(update={"certificates": certificates})
+            certificates = (*certificates, certificate_record(measured))
+        manifest = rkllm_manifest(
+            job.recipe,
+            job.conversion,
+            checkpoint,
+            result,
+            file_bytes=(folder / job.file).stat().st_size,
+            windows=job.windows,
+            smoothing=prepared.smoothing,
+            certificates=certificates,
+        )
         seal(folder, manifest, original_card=checkpoint.provenance.card)
     return Artifact.open(job.out)
 
@@ -277,70 +260,6 @@ def _torch_dtype(name: str) -> torch.dtype:
 
     made: torch.dtype = getattr(torch, name)
     return made
-
-
-def _manifest(job: RkllmJob, checkpoint: Checkpoint, result: ConvertResult, size: int) -> Manifest:
-    conversion = job.conversion
-    least, most = size_range(conversion, checkpoint.config)
-    return Manifest(
-        container=CONTAINER,
-        architecture=checkpoint.config["model_type"],
-        base_model=checkpoint.provenance.base_model,
-        license=checkpoint.provenance.license,
-        source=Source(
-            ref=checkpoint.ref, revision=checkpoint.revision, files=checkpoint.source_digest()
-        ),
-        recipe=job.recipe.to_dict(),
-        quantization=quantization_record(
-            CONTAINER,
-            _layout(conversion, checkpoint.config),
-            float_dtype="float16",
-            file_bytes=size,
-        ),
-        calibration=None
-        if job.windows is None
-        else CalibrationRecord(
-            name=job.windows.name,
-            windows=job.windows.ids.shape[0],
-            seq_len=job.windows.ids.shape[1],
-            digest=job.windows.digest,
-        ),
-        conversion=ConversionRecord(
-            tool=conversion.toolkit.name,
-            version=conversion.release.version,
-            python=result.python,
-            platform=conversion.npu.platform,
-            dtype=conversion.dtype.name,
-            runtime=conversion.release.version,
-            driver=conversion.release.driver,
-            calls=result.calls,
-            least_bytes=least,
-            most_bytes=most,
-        ),
-        libraries={
-            **{name: version(name).partition("+")[0] for name in LIBRARIES},
-            **{f"toolkit: {n}": v.partition("+")[0] for n, v in sorted(result.versions.items())},
-        },
-    )
-
-
-def _layout(conversion: Conversion, config: Mapping[str, Any]) -> Layout:
-    """What was asked for of each linear; which a hybrid rate picks is the toolkit's secret."""
-    import torch
-
-    dtype = conversion.dtype
-    scheme = AffineScheme(dtype.weight_bits, dtype.group_size, symmetric=True)
-    linears = {
-        f"{layer_prefix(index)}{name}.weight": shape
-        for index in range(config["num_hidden_layers"])
-        for name, shape in linear_shapes(config).items()
-    }
-    return {
-        name: QuantizedSpec(linears[name], scheme)
-        if name in linears
-        else PlainSpec(shape, torch.float16)
-        for name, shape in tensor_shapes(config).items()
-    }
 
 
 def _write_json(path: Path, document: Any) -> None:

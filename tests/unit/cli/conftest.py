@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +14,8 @@ import pytest
 
 from gemquant.__main__ import main
 from gemquant.plugins import plugins
+from tests.stand_in_board import StandInBoard, make_board
+from tests.stand_in_rkllmrt import stand_in_runtime
 
 DOCS = Path(__file__).parents[3] / "docs"
 
@@ -47,6 +51,15 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
         return Result(code, streams.out, streams.err)
 
     return invoke
+
+
+@pytest.fixture
+def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandInBoard:
+    """A stand-in for a board whose runtime is a stand-in as well, its ssh first on PATH."""
+    made = make_board(tmp_path / "board")
+    shutil.copy(stand_in_runtime("1.3.0"), made.root / "usr/lib/librkllmrt.so")
+    monkeypatch.setenv("PATH", f"{made.programs}{os.pathsep}{os.environ['PATH']}")
+    return made
 
 
 @pytest.fixture

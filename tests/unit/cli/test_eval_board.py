@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,21 +19,12 @@ from gemquant.checkpoint import open_checkpoint
 from gemquant.cli import eval_request
 from gemquant.gemma.structure import tensor_shapes
 from gemquant.protocols import PlainSpec
-from tests.stand_in_board import StandInBoard, make_board
+from tests.stand_in_board import ADDRESS, StandInBoard
 from tests.stand_in_rkllmrt import random_table, stand_in_runtime, write_table
 from tests.tiny_gemma import write_tiny_gemma
 from tests.unit.cli.conftest import Run
 
-ADDRESS = "ssh://rock@rock-5b.local"
 SHORT = ("--eval-windows", "2", "--eval-slices", "english,code", "--seq-len", "24", "--json", "-q")
-
-
-@pytest.fixture
-def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandInBoard:
-    made = make_board(tmp_path / "board")
-    shutil.copy(stand_in_runtime("1.3.0"), made.root / "usr/lib/librkllmrt.so")
-    monkeypatch.setenv("PATH", f"{made.programs}{os.pathsep}{os.environ['PATH']}")
-    return made
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from gemquant.errors import WorkerError
-from gemquant.foreign.rkllm import PROGRAM, ConvertResult
+from gemquant.foreign.rkllm import PROGRAM
 from gemquant.foreign.rkllm_calls import calls, file_name
+from gemquant.foreign.rkllm_manifest import ConvertResult
 from gemquant.foreign.rkllm_rules import Conversion
 from gemquant.foreign.rkllm_toolkit import ASKED
 from gemquant.progress import Silence
