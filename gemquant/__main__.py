@@ -43,7 +43,9 @@ def main(args: Sequence[str] | None = None) -> int:
         return error.exit_code
     except (Terminated, click.Abort, KeyboardInterrupt) as stop:
         ended, code = ENDINGS[isinstance(stop, Terminated)]
-        click.echo(f"{ended}; nothing was left behind", err=True)
+        # Click turns a KeyboardInterrupt into its own exception.
+        left = _notes(stop) or _notes(stop.__cause__) or ["nothing was left behind"]
+        click.echo(f"{ended}; {left[-1]}", err=True)
         return code
     except BrokenPipeError:
         # Whoever read our output has left; what is still buffered has no reader.
@@ -64,6 +66,10 @@ def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
     raise Terminated
 
 
+def _notes(error: BaseException | None) -> list[str]:
+    return getattr(error, "__notes__", [])
+
+
 def _debugging() -> bool:
     return bool(os.environ.get("GEMQUANT_DEBUG")) or (
         logging.getLogger("gemquant").getEffectiveLevel() <= logging.DEBUG
@@ -77,6 +83,8 @@ def _trace_if_debugging() -> None:
 
 def _explain_unexpected(error: Exception) -> None:
     click.echo(f"error: this is a defect of gemquant: {type(error).__name__}: {error}", err=True)
+    for note in _notes(error):
+        click.echo(f"  note: {note}", err=True)
     if not _debugging():
         click.echo(
             "  hint: Run the same command again with -vv to see where it happened, and report\n"

@@ -38,8 +38,9 @@ class GemquantError(click.ClickException):
         return f"{self.message}\n  hint: {self.hint}" if self.hint else self.message
 
     def show(self, file: IO[Any] | None = None) -> None:
-        """Write the message, and the hint if there is one, to ``file`` (stderr by default)."""
-        click.echo(f"error: {self}", file=file, err=file is None)
+        """Write the message, its hint and its notes to ``file`` (stderr by default)."""
+        notes = [f"\n  note: {note}" for note in getattr(self, "__notes__", [])]
+        click.echo("".join([f"error: {self}", *notes]), file=file, err=file is None)
 
 
 class UsageError(GemquantError):

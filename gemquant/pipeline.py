@@ -8,7 +8,7 @@ checkpoint ──blocks──▶ trace (statistics) ──▶ quantizers ──�
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 import torch
 
@@ -24,10 +24,13 @@ from gemquant.numerics.products import fast_products
 from gemquant.plan import Job, JobPlan, plan
 from gemquant.production import Production, producing
 from gemquant.progress import Progress, Silence
+from gemquant.protocols import Resumable
 from gemquant.results import SliceResult
+from gemquant.unfinished import Resumption, RunState, Unfinished, unfinished
 
 __all__ = ["Job", "JobPlan", "plan", "run"]
 
+CALIBRATION, ORIGINAL, CANDIDATE = "calibration", "original", "candidate."
 TABLES = {EMBEDDING: "quantizing the embedding", HEAD: "quantizing the head"}
 
 
@@ -42,12 +45,15 @@ def run(
     compute_dtype: torch.dtype = torch.float32,
     calibration_dtype: torch.dtype | None = None,
     progress: Progress | None = None,
+    resumption: Resumption | None = None,
 ) -> list[Artifact]:
     """Stream the checkpoint once and finish every job, or leave nothing behind.
 
     calibration: may be None if no quantizer needs statistics. evaluation: slices for the
     certificate; none for no certificate. calibration_dtype: the type of the calibration windows'
-    activations, where it is another. All problems of all jobs are raised before any work.
+    activations, where it is another. resumption: an interrupted run keeps its finished layers, and
+    one of the same identity goes on behind them; None to keep nothing. All problems of all jobs are
+    raised before any work.
     """
     progress = progress or Silence()
     plans = plan(jobs, checkpoint)
@@ -66,16 +72,21 @@ def run(
     )
 
     with ExitStack() as stack:
+        kept = stack.enter_context(_kept(jobs, resumption, progress))
         productions = [
-            stack.enter_context(producing(made, checkpoint, skeleton, measured=bool(evaluation)))
+            stack.enter_context(
+                producing(made, checkpoint, skeleton, measured=bool(evaluation), unfinished=kept)
+            )
             for made in plans
         ]
         _write_table(EMBEDDING, productions, trace, progress)
         streams = EvaluationStreams(skeleton, evaluation) if evaluation else None
-        if streams is not None:
-            streams.embed(checkpoint, [production.embedding() for production in productions])
+        first = _begin(kept, checkpoint, trace, streams, productions)
 
         progress.start("quantizing layers", skeleton.layers)
+        if first:
+            progress.note(f"going on behind layer {first}, where the interrupted run stopped")
+            progress.advance("quantizing layers", first)
         for block in trace.blocks():
             for number, production in enumerate(productions):
                 stored = production.quantize(block)
@@ -85,7 +96,9 @@ def run(
             if streams is not None and streams.original is not None:
                 streams.original.advance(block.index, block.weights)
             progress.advance("quantizing layers")
+            finished = block.index + 1
             del block  # before the next one is read
+            _keep(kept, finished, trace, streams, productions)
 
         for production in productions:
             production.write_final_norm()
@@ -102,6 +115,63 @@ def run(
             production.close(slices, evaluation, calibration=calibration, scan=trace.scan)
     # Every file was hashed as it was sealed; only what stands in the manifest is read again.
     return [Artifact(job.out, read_manifest(job.out)) for job in jobs]
+
+
+# ---------------------------------------------------------------- interrupted and gone on with
+
+
+def _kept(
+    jobs: Sequence[Job], resumption: Resumption | None, progress: Progress
+) -> AbstractContextManager[Unfinished | None]:
+    """What an interrupted run of these jobs has kept; None where nothing is to be kept."""
+    if resumption is None or not all(isinstance(job.exporter, Resumable) for job in jobs):
+        return nullcontext()
+    return unfinished([job.out for job in jobs], resumption, progress)
+
+
+def _begin(
+    kept: Unfinished | None,
+    checkpoint: Checkpoint,
+    trace: Trace,
+    streams: EvaluationStreams | None,
+    productions: Sequence[Production],
+) -> int:
+    """Begin all streams where an interrupted run stopped, else at the embedding.
+
+    Returns the index of the first layer to quantize.
+    """
+    state = None if kept is None else kept.state
+    if state is None:
+        if streams is not None:
+            streams.embed(checkpoint, [production.embedding() for production in productions])
+        return 0
+    trace.go_on(state.layers, state.hidden.get(CALIBRATION), state.reach)
+    if streams is not None:
+        candidates = [state.hidden[f"{CANDIDATE}{n}"] for n in range(len(productions))]
+        streams.go_on(state.hidden[ORIGINAL], candidates)
+    return state.layers
+
+
+def _keep(
+    kept: Unfinished | None,
+    finished: int,
+    trace: Trace,
+    streams: EvaluationStreams | None,
+    productions: Sequence[Production],
+) -> None:
+    """Keep all that crosses from the finished layers to the next, if it is time."""
+    if kept is None or not kept.due():
+        return
+    hidden = {CALIBRATION: trace.hidden} if trace.hidden is not None else {}
+    if streams is not None and streams.original is not None:
+        hidden[ORIGINAL] = streams.original.hidden
+        hidden |= {f"{CANDIDATE}{n}": each.hidden for n, each in enumerate(streams.candidates)}
+    for production in productions:
+        production.flush()
+    kept.save(RunState(finished, hidden, trace.scan.layers))
+
+
+# ---------------------------------------------------------------- tables, statistics
 
 
 def _write_table(

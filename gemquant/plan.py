@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from gemquant.artifact.staging import output_problems
+from gemquant.artifact.staging import interrupted_bytes, output_problems
 from gemquant.checkpoint import Checkpoint
 from gemquant.errors import GemquantError, OutputError, Problems, refuse
 from gemquant.family import Substitution, Telling
@@ -113,9 +113,8 @@ def plan(jobs: Sequence[Job], checkpoint: Checkpoint) -> list[JobPlan]:
             found = list(job.exporter.problems(header))
         if not found:
             made = JobPlan(job, header, job.exporter.file_sizes(header))
-            found = output_problems(
-                job.out, force=job.force, needed_bytes=made.total_bytes + SMALL_FILES_BYTES
-            )
+            needed = made.total_bytes + SMALL_FILES_BYTES - interrupted_bytes(job.out)
+            found = output_problems(job.out, force=job.force, needed_bytes=max(0, needed))
             plans.append(made)
         else:
             found += output_problems(job.out, force=job.force, needed_bytes=0)

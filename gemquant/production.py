@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from gemquant.errors import OutputError
 from gemquant.evaluation.divergence import Table
 from gemquant.evaluation.streams import head_name, reference_runtime
 from gemquant.gemma.skeleton import Skeleton
-from gemquant.gemma.structure import EMBEDDING, FINAL_NORM
+from gemquant.gemma.structure import EMBEDDING, FINAL_NORM, layer_prefix
 from gemquant.manifest_facts import calibration_record, library_versions, source_record
 from gemquant.numerics import native
 from gemquant.numerics.narrowing import narrowed
@@ -37,6 +37,7 @@ from gemquant.protocols import (
     Block,
     QuantizedSpec,
     QuantizedWeight,
+    Resumable,
     RowChunks,
     RowRun,
     RowSource,
@@ -44,23 +45,53 @@ from gemquant.protocols import (
     Writer,
 )
 from gemquant.results import FLOAT16_LIMIT, Certificate, SliceResult
+from gemquant.unfinished import Unfinished
 from gemquant.weight_runs import WeightRuns
 
 
 @contextmanager
 def producing(
-    plan: JobPlan, checkpoint: Checkpoint, skeleton: Skeleton, *, measured: bool
+    plan: JobPlan,
+    checkpoint: Checkpoint,
+    skeleton: Skeleton,
+    *,
+    measured: bool,
+    unfinished: Unfinished | None = None,
 ) -> Iterator[Production]:
     """Open a job's writer in a scratch folder that becomes the artifact if all goes well.
 
     measured: a certificate is wanted, so what was stored of the tables is kept at hand.
+    unfinished: what an interrupted run has left, and what is to be left of this one.
     """
     needed = plan.total_bytes + SMALL_FILES_BYTES
-    with (
-        staged(plan.job.out, force=plan.job.force, needed_bytes=needed) as folder,
-        plan.job.exporter.create(folder, plan.header) as writer,
-    ):
+    staging = (
+        staged(plan.job.out, force=plan.job.force, needed_bytes=needed)
+        if unfinished is None
+        else staged(
+            plan.job.out,
+            force=plan.job.force,
+            needed_bytes=needed,
+            token=unfinished.token,
+            keeps=unfinished.keeps,
+        )
+    )
+    finished = 0 if unfinished is None or unfinished.state is None else unfinished.state.layers
+    with staging as folder, _writer(plan, folder, finished) as writer:
         yield Production(plan, checkpoint, skeleton, folder, writer, measured=measured)
+
+
+def _writer(plan: JobPlan, folder: Path, finished: int) -> AbstractContextManager[Writer]:
+    """A new writer, or that of an interrupted run which has stored the first layers."""
+    exporter = plan.job.exporter
+    if finished == 0:
+        return exporter.create(folder, plan.header)
+    assert isinstance(exporter, Resumable)
+    for path in folder.iterdir():
+        if path.name not in plan.file_sizes:  # from the end of a run, and made again
+            path.unlink()
+    prefixes = tuple(map(layer_prefix, range(finished)))
+    stored = [name for name in plan.header.layout if name.startswith(prefixes)]
+    return exporter.reopen(folder, plan.header, stored)
 
 
 class Production:
@@ -122,6 +153,11 @@ class Production:
     def decoded(self, stored: Mapping[str, Tensor | QuantizedWeight]) -> dict[str, Tensor]:
         """A layer's parameters as a loader will see them, in the compute type."""
         return {name: self._decoded(value) for name, value in stored.items()}
+
+    def flush(self) -> None:
+        """Ask the disk to keep every layer that was written; the exporter is ``Resumable``."""
+        flush = getattr(self._writer, "flush")  # noqa: B009 (its writers have it)
+        flush()
 
     def write_final_norm(self) -> None:
         """Write the norm before the head."""

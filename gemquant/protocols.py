@@ -6,7 +6,7 @@ other. Shapes are written (rows, columns); a linear layer's weight is (out, in).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -244,7 +244,11 @@ class Quantizer(Protocol):
     def quantize(
         self, block: Block, container: Container
     ) -> Mapping[str, Tensor | QuantizedWeight]:
-        """Return every tensor of the block that changes, by short name; others are copied."""
+        """Return every tensor of the block that changes, by short name; others are copied.
+
+        It depends on nothing but the options and its arguments: an interrupted run goes on behind
+        the last finished block, and must write the same bytes.
+        """
 
 
 @dataclass(frozen=True)
@@ -290,6 +294,22 @@ class Exporter(Protocol):
 
     def open(self, folder: Path) -> Weights:
         """Read a finished folder back; quantized weights decode as their runtime decodes them."""
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """An exporter that goes on where an interrupted run stopped; optional.
+
+    Its writers have ``flush``, which asks the disk to keep what has been stored.
+    """
+
+    def reopen(
+        self, folder: Path, header: ArtifactHeader, finished: Collection[str]
+    ) -> AbstractContextManager[Writer]:
+        """Open a writer again whose files hold the tensors ``finished``, and maybe parts of others.
+
+        The others all come again. OutputError where the files are not those of this header.
+        """
 
 
 @runtime_checkable

@@ -1,8 +1,8 @@
 """A Gemma 2 with trained weights, made of the Gemma 3 sample, for tools that read no Gemma 3.
 
 Gemma 2 lacks Gemma 3's norms of queries and keys and its second rope base; all else is the same. So
-each query and key projection takes over its norm's weights and the mean of what it divided by, and is
-then fitted, layer by layer, to the attention outputs of the original on calibration text. Every
+each query and key projection takes over its norm's weights and the mean of what it divided by, and
+is then fitted, layer by layer, to the attention outputs of the original on calibration text. Every
 other tensor is the sample's own. It predicts worse than the sample, which is printed; its weights
 and activations have the outliers of a trained model, which is what it is for.
 """

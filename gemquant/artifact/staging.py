@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -50,27 +51,50 @@ def place_problems(out: Path, *, needed_bytes: int) -> list[GemquantError]:
     return []
 
 
+def _nothing_is_kept(_error: BaseException) -> bool:
+    return False
+
+
+def scratch_of(out: Path, token: str) -> Path:
+    """Return the scratch folder in which ``out`` is built; token: tells runs apart."""
+    out = Path(os.path.abspath(out))  # noqa: PTH100 (resolve() would follow a link at `out`)
+    return out.with_name(f".{out.name}.{token}.partial")
+
+
 @contextmanager
-def staged(out: Path, *, force: bool, needed_bytes: int) -> Iterator[Path]:
+def staged(
+    out: Path,
+    *,
+    force: bool,
+    needed_bytes: int,
+    token: str | None = None,
+    keeps: Callable[[BaseException], bool] = _nothing_is_kept,
+) -> Iterator[Path]:
     """Yield a scratch folder beside ``out`` that becomes ``out`` if the block succeeds.
 
     On success everything is flushed to disk and renamed into place; an older artifact is moved
     aside first and removed afterwards. On any exception, an interrupt too, nothing is left behind
     and an older artifact is untouched. OutputError lists all that forbids it, before any work.
+
+    token: names the scratch folder, so that one which was kept is taken up again with all that is
+    in it; by default a new one. keeps: which exceptions leave it where it is.
     """
-    refuse(output_problems(out, force=force, needed_bytes=needed_bytes))
+    token = token or secrets.token_hex(4)
+    scratch = scratch_of(out, token)
+    held = tree_bytes(scratch)
+    refuse(output_problems(out, force=force, needed_bytes=max(0, needed_bytes - held)))
     out = Path(os.path.abspath(out))  # noqa: PTH100 (resolve() would follow a link at `out`)
-    token = secrets.token_hex(4)
-    scratch = out.with_name(f".{out.name}.{token}.partial")
     made = make_parents(out.parent)
     try:
-        _make(scratch)
+        if not scratch.is_dir():
+            _make(scratch)
         try:
             yield scratch
             flush_tree(scratch)
             _put_in_place(scratch, out, aside=out.with_name(f".{out.name}.{token}.old"))
-        except BaseException:
-            shutil.rmtree(scratch, ignore_errors=True)
+        except BaseException as error:
+            if not keeps(error):
+                shutil.rmtree(scratch, ignore_errors=True)
             raise
     except BaseException:
         for parent in reversed(made):
@@ -114,6 +138,18 @@ def make_parents(parent: Path) -> list[Path]:
             folder.rmdir()
         raise
     return made
+
+
+def interrupted_bytes(out: Path) -> int:
+    """Space that the largest scratch folder of ``out`` takes, which an interrupted run has kept."""
+    some = scratch_of(out, "*")
+    found = some.parent.glob(f".{glob.escape(out.name)}.*.partial")
+    return max(map(tree_bytes, found), default=0)
+
+
+def tree_bytes(folder: Path) -> int:
+    """Space that the files of a folder take on the disk; 0 where there is none."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _make(folder: Path) -> None:

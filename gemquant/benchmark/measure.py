@@ -65,7 +65,9 @@ def plan(
         for name in runtimes_of(subject.container):
             if runtimes is None or name in runtimes:
                 planned += _modes(subject, name, device)
-    refuse(_unknown(modes, dict.fromkeys(each.mode for each in planned if each.mode), "--modes"))
+    known = dict.fromkeys(each.mode for each in planned if each.mode)
+    if known:  # otherwise nothing can be run at all, whatever was named
+        refuse(_unknown(modes, known, "--modes"))
     chosen = [each for each in planned if modes is None or each.mode in (*modes, "")]
     if not any(each.not_run is None for each in chosen):
         reasons = "; ".join(dict.fromkeys(f"{each.runtime}: {each.not_run}" for each in chosen))

@@ -62,6 +62,7 @@ class Trace:
         self._every = _spacing(calibration) if sampled and calibration is not None else 0
         self._held = held or calibration is not None
         self._stream: Stream | None = None
+        self._first = 0
         self.scan = ActivationRangeScan()
 
     @property
@@ -69,13 +70,25 @@ class Trace:
         """How many blocks there are."""
         return self._skeleton.layers
 
+    @property
+    def hidden(self) -> Tensor | None:
+        """What is behind the last block, (windows, tokens, hidden); None without calibration."""
+        return None if self._stream is None else self._stream.hidden
+
+    def go_on(self, finished: int, hidden: Tensor | None, reach: Mapping[int, LayerReach]) -> None:
+        """Leave out the first layers, of which an earlier run has told this much."""
+        self._first = finished
+        self.scan.layers |= reach
+        if hidden is not None:
+            self._stream = Stream(self._skeleton, hidden.to(self._skeleton.device))
+
     def blocks(self) -> Iterator[Block]:
-        """Yield every decoder layer with the statistics of its inputs."""
-        if self._calibration is not None:
+        """Yield every decoder layer that is not left out with the statistics of its inputs."""
+        if self._calibration is not None and self._stream is None:
             self._stream = embed_windows(self._skeleton, self._weights, self._calibration.ids)
         structure = layer_structure(self._weights.config)
         names = layer_parameters(self._weights.config)
-        for index in range(self._skeleton.layers):
+        for index in range(self._first, self._skeleton.layers):
             prefix = layer_prefix(index)
             unheld = UnheldWeights.of_layer(self._weights, prefix, names, self._skeleton.device)
             weights: Mapping[str, Tensor] = unheld

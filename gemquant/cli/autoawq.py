@@ -68,7 +68,9 @@ def _require_shared_options(
     """Refuse options of our own search that were typed; AutoAWQ has none like them."""
     theirs = {option.name for option in options_of(AutoAwqOptions)}
     foreign = [option.name for option in options_of(ours) if option.name not in theirs]
-    problems += _of_the_other(ctx, (*foreign, "calib_dtype"), "AutoAWQ has no such option")
+    problems += _of_the_other(
+        ctx, (*foreign, "calib_dtype", "restart"), "AutoAWQ has no such option"
+    )
     if ctx.params["exporter"] not in {None, CONTAINER}:
         problems.append(
             UsageError(

@@ -26,20 +26,40 @@ from gemquant.plugins import exporter
 from gemquant.progress import Progress
 from gemquant.protocols import Quantizer
 from gemquant.recipe import Recipe
+from gemquant.run_identity import run_identity
 from gemquant.scheme import Scheme, label
+from gemquant.unfinished import Resumption, layers_kept
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Jobs that have passed every check; nothing of the weights but headers has been read."""
+    """Jobs that have passed every check; nothing of the weights but headers has been read.
+
+    restart: an interrupted run of the same is forgotten.
+    """
 
     checkpoint: Checkpoint
     plans: Sequence[JobPlan]
     calibration: TokenWindows | None
     evaluation: Sequence[TokenWindows]
+    restart: bool = False
+
+    def tell_of_interrupted(self, progress: Progress) -> None:
+        """Say how far an interrupted run of the same has come."""
+        layers = layers_kept([each.job.out for each in self.plans], self._resumption)
+        if layers:
+            progress.note(
+                f"an interrupted run is kept; layers 1 to {layers} of it need not be done again"
+            )
+
+    @property
+    def _resumption(self) -> Resumption:
+        jobs = [each.job for each in self.plans]
+        identity = run_identity(jobs, self.checkpoint, self.calibration, self.evaluation)
+        return Resumption(identity, restart=self.restart)
 
     def run(self, progress: Progress) -> Sequence[Artifact]:
-        """Make the artifacts."""
+        """Make the artifacts, or the rest of them if an interrupted run has made a part."""
         jobs = [each.job for each in self.plans]
         recipe = jobs[0].recipe
         return pipeline.run(
@@ -51,6 +71,7 @@ class Prepared:
             compute_dtype=getattr(torch, recipe.dtype),
             calibration_dtype=getattr(torch, recipe.calib_dtype),
             progress=progress,
+            resumption=self._resumption,
         )
 
 
@@ -80,7 +101,7 @@ def prepare(request: Request, progress: Progress) -> Prepared:
         progress.note(note)
     for job in jobs.value:
         warn_if_nothing_loads_it(request, job, checkpoint, progress)
-    return Prepared(checkpoint, planned.value, calibration.value, evaluation.value)
+    return Prepared(checkpoint, planned.value, calibration.value, evaluation.value, request.restart)
 
 
 def require_device(device: str) -> None:

@@ -23,7 +23,13 @@ def quantizer_command(name: str) -> click.Command:
     return command(
         name,
         quantizer=quantizer,
-        params=[model_argument(), *quantizer_flags(quantizer), *more, *common_flags(quantizer)],
+        params=[
+            model_argument(),
+            *quantizer_flags(quantizer),
+            *more,
+            restart_flag(),
+            *common_flags(quantizer),
+        ],
         help=help_of(quantizer),
         epilog=MODEL + getattr(quantizer, "examples", EXAMPLES).replace("NAME", name),
     )
@@ -57,6 +63,15 @@ def _command(name: str) -> tuple[type[QuantizerCommand], list[click.Parameter]]:
     from gemquant.cli.autoawq import AwqCommand, engine_flags
 
     return AwqCommand, engine_flags()
+
+
+def restart_flag() -> click.Parameter:
+    """``--restart``: forget what an interrupted run of the same command has kept."""
+    return click.Option(
+        ["--restart"],
+        is_flag=True,
+        help="Start again; otherwise a run goes on where the same one was interrupted.",
+    )
 
 
 def from_flag() -> click.Parameter:
@@ -99,6 +114,8 @@ class QuantizerCommand(click.Command):
 
         with reporter(quiet=ctx.params["quiet"]) as progress:
             prepared = prepare(request, progress)
+            if request.dry_run:
+                prepared.tell_of_interrupted(progress)
             made = None if request.dry_run else prepared.run(progress)
         if made is None:
             plan_tables.plans(prepared.plans, as_json=as_json)

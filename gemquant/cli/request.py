@@ -35,6 +35,7 @@ class Request:
     threads: int
     dry_run: bool
     force: bool
+    restart: bool
 
 
 def read_request(ctx: click.Context, quantizer_type: type[Any]) -> Request:
@@ -78,6 +79,7 @@ def read_request(ctx: click.Context, quantizer_type: type[Any]) -> Request:
         threads=threads,
         dry_run=given["dry_run"],
         force=given["force"],
+        restart=given.get("restart", False),
     )
 
 

@@ -49,6 +49,13 @@ class EvaluationStreams:
             for weights, dtype in candidates
         ]
 
+    def go_on(self, original: Tensor, candidates: Sequence[Tensor]) -> None:
+        """Begin all streams with the hidden states that an earlier run has kept."""
+        self.original, *self.candidates = (
+            Stream(self._skeleton, hidden.to(self._skeleton.device))
+            for hidden in (original, *candidates)
+        )
+
     def predictors(self, models: Sequence[tuple[Tensor, Table]]) -> list[Head]:
         """The original, then every candidate, at their heads; a model is (norm weight, table)."""
         assert self.original is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,12 +42,24 @@ class PackedFolder(ABC):
 
     def create(self, folder: Path, header: ArtifactHeader) -> AbstractContextManager[PackedWriter]:
         """Open a writer in an existing scratch folder."""
+        return self._writer(folder, header, None)
+
+    def reopen(
+        self, folder: Path, header: ArtifactHeader, finished: Collection[str]
+    ) -> AbstractContextManager[PackedWriter]:
+        """Open the files of an interrupted writer again; OutputError if they are others."""
+        return self._writer(folder, header, finished)
+
+    def _writer(
+        self, folder: Path, header: ArtifactHeader, finished: Collection[str] | None
+    ) -> AbstractContextManager[PackedWriter]:
         return packed_writer(
             folder,
             header.layout,
             self.packing,
             self.config(header),
             max_shard_bytes=self.max_shard_bytes,
+            finished=finished,
         )
 
     def open(self, folder: Path) -> PackedWeights:

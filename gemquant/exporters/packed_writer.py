@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,10 @@ class PackedWriter:
             else:
                 raise ValueError(f"{name} came quantized, announced as {spec.dtype}.")  # noqa: TRY004
 
+    def flush(self) -> None:
+        """Ask the disk to keep what has been stored."""
+        self._files.flush()
+
     def finish(self) -> Mapping[str, Any]:
         """Complete the files; return what config.json must hold."""
         self._files.finish()
@@ -97,13 +101,20 @@ def packed_writer(
     config: Mapping[str, Any],
     *,
     max_shard_bytes: int,
+    finished: Collection[str] | None = None,
 ) -> Iterator[PackedWriter]:
     """Open the files of a layout in an existing folder; close them whatever happens.
 
-    packing: None where nothing in the layout is quantized.
+    packing: None where nothing in the layout is quantized. finished: names in the layout that an
+    earlier run has stored in files that are there; None to begin new ones.
     """
     specs = stored_specs(layout, packing)
-    with SafetensorsWriter(folder, specs, max_shard_bytes=max_shard_bytes) as files:
+    stored = None
+    if finished is not None:
+        stored = stored_specs({name: layout[name] for name in finished}, packing)
+    with SafetensorsWriter(
+        folder, specs, max_shard_bytes=max_shard_bytes, finished=stored
+    ) as files:
         yield PackedWriter(files, layout, packing, config)
 
 

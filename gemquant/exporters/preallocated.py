@@ -37,6 +37,32 @@ def allocate(descriptor: int, size: int) -> None:
                 raise
 
 
+def begin(path: Path, head: bytes, size: int) -> FileIO:
+    """Open a new file of its final size that begins with ``head``."""
+    with reported(path):
+        file = path.open("xb", buffering=0)
+        try:
+            allocate(file.fileno(), size)
+            write_all(file, head)
+        except BaseException:
+            file.close()
+            raise
+    return file
+
+
+def reopen(path: Path, head: bytes, size: int) -> FileIO:
+    """Open a file that ``begin`` made in an earlier run; OutputError where it is another one."""
+    with reported(path):
+        file = path.open("r+b", buffering=0)
+        if path.stat().st_size == size and file.read(len(head)) == head:
+            return file
+        file.close()
+    raise OutputError(
+        f"{path} is not the file that the interrupted run was writing.",
+        hint="Start again with --restart.",
+    )
+
+
 def write_all(file: FileIO, data: bytes | memoryview) -> None:
     """Write all of it, however often the system stops short."""
     view = memoryview(data)

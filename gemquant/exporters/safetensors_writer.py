@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from gemquant.exporters.preallocated import allocate, reported, write_all
+from gemquant.exporters.preallocated import begin, reopen, reported, write_all
 from gemquant.numerics.packing import reinterpreted
 from gemquant.protocols import PlainSpec, RowChunks
 
@@ -121,6 +121,9 @@ class SafetensorsWriter:
     Wrong names, shapes and types, a tensor given twice, or one still missing at ``finish`` are
     ValueErrors: the caller contradicts what it announced. A full or unwritable disk is an
     OutputError. The files are complete only after ``finish``.
+
+    finished: names of tensors that an earlier run has stored in these files, which are then
+    opened again; None for new files.
     """
 
     def __init__(
@@ -129,10 +132,12 @@ class SafetensorsWriter:
         tensors: Mapping[str, PlainSpec],
         *,
         max_shard_bytes: int = MAX_SHARD_BYTES,
+        finished: Collection[str] | None = None,
     ) -> None:
         self._specs = dict(tensors)
         self._rows_written = dict.fromkeys(self._specs, 0)
-        self._complete: set[str] = set()
+        self._complete: set[str] = set(finished or ())
+        self._open = begin if finished is None else reopen
         self._folder = folder
         self._shards = shards(self._specs, max_shard_bytes=max_shard_bytes)
         self._places: dict[str, tuple[Path, int]] = {}
@@ -192,10 +197,14 @@ class SafetensorsWriter:
         if len(self._shards) > 1:
             with reported(self._folder / INDEX_FILE):
                 (self._folder / INDEX_FILE).write_bytes(_index(self._shards))
+        self.flush()
+        self.close()
+
+    def flush(self) -> None:
+        """Ask the disk to keep what has been stored."""
         for path, file in self._files.items():
             with reported(path):
                 os.fsync(file.fileno())
-        self.close()
 
     def close(self) -> None:
         """Close the files, finished or not."""
@@ -203,11 +212,7 @@ class SafetensorsWriter:
             self._files.popitem()[1].close()
 
     def _begin(self, path: Path, layout: _FileLayout) -> None:
-        with reported(path):
-            file = path.open("xb", buffering=0)
-            self._files[path] = file
-            allocate(file.fileno(), layout.size)
-            write_all(file, layout.head)
+        self._files[path] = self._open(path, layout.head, layout.size)
         self._places |= {name: (path, offset) for name, offset in layout.offsets.items()}
 
     def _expect(self, name: str, dtype: torch.dtype) -> PlainSpec:

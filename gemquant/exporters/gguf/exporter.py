@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -88,6 +88,13 @@ class GGUF:
         """Open a writer in an existing scratch folder."""
         layouts = self._layouts(header)
         return gguf_writer(folder, layouts, header.layout, header.config["model_type"])
+
+    def reopen(
+        self, folder: Path, header: ArtifactHeader, finished: Collection[str]
+    ) -> AbstractContextManager[GgufWriter]:
+        """Open the files of an interrupted writer again; OutputError if they are others."""
+        layouts, generation = self._layouts(header), header.config["model_type"]
+        return gguf_writer(folder, layouts, header.layout, generation, finished)
 
     def open(self, folder: Path) -> GgufWeights:
         """Read a finished folder back; ArtifactError if its structure is not this container's."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from io import FileIO
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gemquant.exporters.gguf.file_layout import FileLayout
-from gemquant.exporters.preallocated import allocate, reported, write_all
+from gemquant.exporters.preallocated import begin, reopen, reported, write_all
 from gemquant.gemma.gguf_names import stores_one_plus, to_gguf
 from gemquant.protocols import Layout, PlainSpec, QuantizedSpec, RowRun
 from gemquant.quantized_weights import BlockWeight
@@ -28,14 +28,16 @@ class GgufWriter:
         layouts: Mapping[Path, FileLayout],
         layout: Layout,
         generation: str,
+        finished: Collection[str] = (),
     ) -> None:
+        """finished: names in the layout that the files have already."""
         self._files, self._layout, self._generation = files, layout, generation
         self._places = {
             name: (path, offset)
             for path, layout in layouts.items()
             for name, offset in layout.offsets.items()
         }
-        self._rows: dict[str, int] = {}
+        self._rows = {name: layout[name].shape[0] for name in finished}
 
     def write(self, tensors: Mapping[str, Any]) -> None:
         """Store Tensor, BlockWeight or RowRun values under Gemma's full names."""
@@ -55,10 +57,14 @@ class GgufWriter:
         missing = [name for name, spec in self._layout.items() if self._lacking(name, spec)]
         if missing:
             raise ValueError(f"{len(missing)} tensors are not complete: {missing[:8]}.")
+        self.flush()
+        return {}
+
+    def flush(self) -> None:
+        """Ask the disk to keep what has been stored."""
         for path, file in self._files.items():
             with reported(path):
                 os.fsync(file.fileno())
-        return {}
 
     def _lacking(self, name: str, spec: PlainSpec | QuantizedSpec) -> bool:
         return self._rows.get(name, 0) != spec.shape[0]
@@ -95,15 +101,21 @@ class GgufWriter:
 
 @contextmanager
 def gguf_writer(
-    folder: Path, layouts: Mapping[str, FileLayout], layout: Layout, generation: str
+    folder: Path,
+    layouts: Mapping[str, FileLayout],
+    layout: Layout,
+    generation: str,
+    finished: Collection[str] | None = None,
 ) -> Iterator[GgufWriter]:
-    """Open the files in an existing folder at their final size; close them whatever happens."""
+    """Open the files in an existing folder at their final size; close them whatever happens.
+
+    finished: names in the layout that an earlier run has stored in files that are there; None to
+    begin new ones.
+    """
+    opened = begin if finished is None else reopen
     paths = {folder / name: each for name, each in layouts.items()}
     with ExitStack() as stack:
         files: dict[Path, FileIO] = {}
         for path, each in paths.items():
-            with reported(path):
-                files[path] = stack.enter_context(path.open("xb", buffering=0))
-                allocate(files[path].fileno(), each.size)
-                write_all(files[path], each.head)
-        yield GgufWriter(files, paths, layout, generation)
+            files[path] = stack.enter_context(opened(path, each.head, each.size))
+        yield GgufWriter(files, paths, layout, generation, finished or ())

@@ -13,7 +13,7 @@ from gemquant.artifact import (
     Source,
 )
 from gemquant.artifact.card import Inherited, inherited_again, inherited_from, render_card
-from gemquant.artifact.manifest import MeasurementRecord, SliceRecord
+from gemquant.artifact.certificates import MeasurementRecord, SliceRecord
 from gemquant.exporters.compressed_tensors import CompressedTensors
 from gemquant.protocols import AffineScheme
 from tests.tiny_artifact import W4, tiny_header, tiny_manifest

@@ -63,6 +63,8 @@ def test_where_nothing_can_run_the_reason_is_given(
     subject = Subject.open(str(write_tiny_gguf(tmp_path / "model.gguf")))
     with pytest.raises(RuntimeMissingError, match=r"llama\.cpp: no-such-package not installed"):
         plan([subject], device="cpu")
+    with pytest.raises(RuntimeMissingError, match=r"llama\.cpp: no-such-package not installed"):
+        plan([subject], device="cpu", modes=["default"])
 
 
 def test_a_prompt_has_its_length_and_one_bos(folder: Subject) -> None:

@@ -1,0 +1,255 @@
+"""A run that is ended in the middle goes on behind its last kept layer, to the same bytes."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from gemquant import unfinished
+from gemquant.cli import preparation
+from gemquant.production import Production
+from gemquant.unfinished import Resumption, RunState, Unfinished
+from tests.tiny_gemma import Kind, write_tiny_gemma
+from tests.tiny_gguf import LLAMACPP
+from tests.tiny_job import contents
+from tests.unit.cli.conftest import Run
+
+TEXT = ("--samples", "2", "--seq-len", "32", "--eval-windows", "1", "--eval-slices", "english")
+COMMANDS: Mapping[str, Sequence[str]] = {
+    "awq": ("awq", "--group-size", "32"),
+    "awq-gemm": ("awq", "--group-size", "32", "--exporter", "awq-gemm", "--no-eval"),
+    "mlx": ("rtn", "--target", "mps", "--group-size", "32"),
+    "nf4": ("nf4",),
+    "float16": ("cast", "--dtype", "float16"),
+    "gguf": ("gguf", "--type", "Q8_0,Q4_0", "--importance"),
+}
+
+
+class Interrupter:
+    """Lets a run keep every layer, and ends it as Ctrl-C does once so many are kept.
+
+    at: None to let it come to its end. quantized: indices of the layers that it did.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.at: int | None = None
+        self.quantized: list[int] = []
+        monkeypatch.setattr(preparation, "Resumption", partial(Resumption, every_seconds=0.0))
+        monkeypatch.setattr(unfinished, "SHARE_OF_TIME", math.inf)
+        save, quantize = Unfinished.save, Production.quantize
+
+        def saving(kept: Unfinished, state: RunState) -> None:
+            save(kept, state)
+            if state.layers == self.at:
+                raise KeyboardInterrupt
+
+        def quantizing(production, block):  # type: ignore[no-untyped-def]
+            self.quantized.append(block.index)
+            return quantize(production, block)
+
+        monkeypatch.setattr(Unfinished, "save", saving)
+        monkeypatch.setattr(Production, "quantize", quantizing)
+
+
+@pytest.fixture
+def interrupter(monkeypatch: pytest.MonkeyPatch) -> Interrupter:
+    return Interrupter(monkeypatch)
+
+
+@pytest.fixture
+def model(tiny_folders: dict[Kind, Path]) -> str:
+    """A tiny Gemma 2 of three layers."""
+    return str(tiny_folders["gemma2"])
+
+
+def rtn(model: str, *more: str) -> list[str]:
+    return ["rtn", model, "--group-size", "32", *TEXT, *more, "-o", "out"]
+
+
+@pytest.mark.parametrize("kept", [1, 3])
+@pytest.mark.parametrize("kind", COMMANDS)
+def test_an_interrupted_run_goes_on_and_writes_the_same_bytes(
+    run: Run, interrupter: Interrupter, tmp_path: Path, kind: str, kept: int
+) -> None:
+    command, *options = COMMANDS[kind]
+    write_tiny_gemma(tmp_path / "model", "gemma2", overrides=LLAMACPP["gemma2"])
+    line = [command, "model", *TEXT, *options]
+    assert run(*line, "-o", "whole").code == 0
+    interrupter.at = kept
+    ended = run(*line, "-o", "out")
+    assert ended.code == 130, ended.err
+    assert f"interrupted; layers 1 to {kept} are kept (" in ended.err
+    interrupter.at, interrupter.quantized = None, []
+    done = run(*line, "-o", "out")
+    assert done.code == 0, done.err
+    assert f"going on behind layer {kept}" in done.err
+    assert set(interrupter.quantized) == set(range(kept, 3))
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out", "whole"]
+
+
+KILLED = """
+import math, os, signal
+from functools import partial
+from gemquant import __main__, unfinished
+from gemquant.cli import preparation
+from gemquant.production import Production
+preparation.Resumption = partial(unfinished.Resumption, every_seconds=0.0)
+unfinished.SHARE_OF_TIME = math.inf
+quantize = Production.quantize
+def quantizing(production, block):
+    stored = quantize(production, block)
+    if block.index == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return stored
+Production.quantize = quantizing
+__main__.main(COMMAND)
+"""
+
+
+def test_a_run_that_was_killed_goes_on_and_writes_the_same_bytes(
+    run: Run, interrupter: Interrupter, model: str, tmp_path: Path
+) -> None:
+    whole = run(*rtn(model)[:-1], "whole")
+    assert whole.code == 0, whole.err
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED.replace("COMMAND", repr(rtn(model)))],
+        cwd=tmp_path,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+    )
+    assert killed.returncode == -signal.SIGKILL
+    interrupter.quantized = []
+    done = run(*rtn(model))
+    assert done.code == 0, done.err
+    assert interrupter.quantized == [2]
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_restart_forgets_the_interrupted_run(
+    run: Run, interrupter: Interrupter, model: str, tmp_path: Path
+) -> None:
+    interrupter.at = 2
+    run(*rtn(model))
+    interrupter.at, interrupter.quantized = None, []
+    assert run(*rtn(model, "--restart")).code == 0
+    assert interrupter.quantized == [0, 1, 2]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_dry_run_says_how_far_it_has_come_and_changes_nothing(
+    run: Run, interrupter: Interrupter, model: str, tmp_path: Path
+) -> None:
+    interrupter.at = 2
+    run(*rtn(model))
+    before = contents(tmp_path)
+    told = run(*rtn(model, "--dry-run"))
+    assert "an interrupted run is kept; layers 1 to 2 of it need not be done again" in told.err
+    assert contents(tmp_path) == before
+
+
+def test_other_settings_start_again_and_tell_of_what_is_left(
+    run: Run, interrupter: Interrupter, model: str, tmp_path: Path
+) -> None:
+    interrupter.at = 2
+    run(*rtn(model))
+    (left,) = tmp_path.glob(".out.*.partial")
+    interrupter.at, interrupter.quantized = None, []
+    done = run(*rtn(model, "--seed", "1"))
+    assert (done.code, interrupter.quantized) == (0, [0, 1, 2])
+    assert f"{left.name} and {left.stem}.unfinished beside it" in re.sub(r"\s+", " ", done.err)
+    assert left.is_dir()
+
+
+def test_a_changed_checkpoint_starts_again(
+    run: Run, interrupter: Interrupter, model: str, tmp_path: Path
+) -> None:
+    copy = tmp_path / "model"
+    copy.mkdir()
+    for path in Path(model).iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    interrupter.at = 2
+    run(*rtn(str(copy)))
+    for path in copy.glob("*.safetensors"):
+        os.utime(path, (1, 1))
+    interrupter.at, interrupter.quantized = None, []
+    assert run(*rtn(str(copy))).code == 0
+    assert interrupter.quantized == [0, 1, 2]
+
+
+def test_files_that_were_changed_in_between_are_refused(
+    run: Run, interrupter: Interrupter, model: str, tmp_path: Path
+) -> None:
+    interrupter.at = 2
+    run(*rtn(model))
+    (weights,) = tmp_path.glob(".out.*.partial/model.safetensors")
+    with weights.open("r+b") as file:
+        file.truncate(weights.stat().st_size - 1)
+    refused = run(*rtn(model))
+    assert refused.code == 7
+    assert "model.safetensors is not the file that the interrupted run was writing" in refused.err
+    assert "hint: Start again with --restart." in refused.err
+
+
+def test_a_damaged_state_starts_again(
+    run: Run, interrupter: Interrupter, model: str, tmp_path: Path
+) -> None:
+    interrupter.at = 2
+    run(*rtn(model))
+    (state,) = tmp_path.glob(".out.*.unfinished/state.safetensors")
+    state.write_bytes(state.read_bytes()[:100])
+    interrupter.at, interrupter.quantized = None, []
+    assert run(*rtn(model)).code == 0
+    assert interrupter.quantized == [0, 1, 2]
+
+
+def test_two_runs_of_the_same_do_not_write_over_each_other(
+    run: Run, interrupter: Interrupter, model: str, tmp_path: Path
+) -> None:
+    interrupter.at = 2
+    run(*rtn(model))
+    before = contents(tmp_path)
+    (folder,) = tmp_path.glob(".out.*.unfinished")
+    with FileLock(folder / "lock"):
+        refused = run(*rtn(model))
+    assert refused.code == 7
+    assert "out: another run is making it at this moment." in refused.err
+    assert contents(tmp_path) == before
+
+
+def test_an_error_of_the_input_keeps_nothing(
+    run: Run,
+    interrupter: Interrupter,
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from gemquant.errors import UnsupportedError
+
+    def refusing(production, block):  # type: ignore[no-untyped-def]
+        if block.index == 2:
+            raise UnsupportedError("layer 2 cannot be stored.")
+        return quantize(production, block)
+
+    quantize = Production.quantize
+    monkeypatch.setattr(Production, "quantize", refusing)
+    assert run(*rtn(model)).code == 4
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_short_run_keeps_no_state(
+    run: Run, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Unfinished, "save", lambda *_: pytest.fail("a state was written"))
+    assert run(*rtn(model)).code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
