@@ -86,9 +86,10 @@ class Skeleton:
     def _emptied(self) -> _Emptied:
         config_class, model_class = _classes(self._given["model_type"])
         config = config_class(**self._given)
-        # Softcapped attention scores exist only in the eager implementation.
-        softcapped = getattr(config, "attn_logit_softcapping", None) is not None
-        config._attn_implementation = "eager" if softcapped or self._eager else "sdpa"
+        # Softcapped attention scores exist only in the eager implementation; so the library has no
+        # other for Gemma 2, even where its configuration leaves them out.
+        eager = self._eager or self._given["model_type"] == "gemma2"
+        config._attn_implementation = "eager" if eager else "sdpa"
         config.use_cache = False
         with torch.device("meta"):
             model = model_class(config).eval().to(self.dtype)

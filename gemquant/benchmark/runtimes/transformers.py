@@ -54,11 +54,11 @@ class Transformers:
     def modes(self, folder: Path, device: str) -> Sequence[Mode]:
         """All modes, the impossible ones with the reason."""
         config = read_json_object(folder / "config.json")
-        softcap = config.get("text_config", config).get("attn_logit_softcapping")
+        model_type = config.get("text_config", config).get("model_type")
         on_cuda = device.startswith("cuda")
         reasons: dict[str, str] = {}
-        if softcap is not None:
-            reasons["sdpa"] = "torch's attention has no softcap, which this model needs"
+        if model_type == "gemma2":
+            reasons["sdpa"] = "transformers has no sdpa for Gemma 2: torch's has no softcap"
         if not on_cuda:
             reasons["flash-attention-2"] = "needs an NVIDIA GPU"
             reasons["compiled"] = f"transformers compiles on accelerators only, not on {device}"

@@ -15,7 +15,7 @@ from gemquant.checkpoint import Checkpoint, open_checkpoint
 from gemquant.errors import CalibrationError
 from gemquant.gemma.skeleton import Skeleton
 from gemquant.gemma.structure import FINAL_NORM, layer_parameters, layer_prefix
-from tests.tiny_gemma import Kind
+from tests.tiny_gemma import Kind, write_tiny_gemma
 from tests.tiny_windows import tiny_windows
 
 IDS = tiny_windows(3, 45, seed=5).ids
@@ -54,6 +54,18 @@ def test_final_hidden_states_are_those_of_the_whole_model(
     with torch.no_grad():
         expected = whole_model(checkpoint, dtype, attention_of(generation)).model(IDS)[0]
     assert torch.equal(found, expected)
+
+
+def test_a_gemma_2_without_soft_caps_is_computed_as_the_library_does(tmp_path: Path) -> None:
+    none = {"attn_logit_softcapping": None, "final_logit_softcapping": None}
+    checkpoint = open_checkpoint(str(write_tiny_gemma(tmp_path / "m", "gemma2", overrides=none)))
+    skeleton = Skeleton(checkpoint.config)
+    norm = checkpoint.tensor(FINAL_NORM, torch.float32)
+    found = skeleton.final_norm(norm, streamed(checkpoint, skeleton, IDS).hidden)
+    with torch.no_grad():
+        expected = whole_model(checkpoint, torch.float32, "eager").model(IDS)[0]
+    assert torch.equal(found, expected)
+    assert skeleton.logit_softcap is None
 
 
 def test_a_window_alone_and_among_others_comes_to_the_same(tiny_folder: Path) -> None:
