@@ -16,7 +16,13 @@ from gemquant.cli.eval_board import (
     prepared_problems,
     require_platforms,
 )
-from gemquant.cli.flags import evaluation_flags, machine_flags, output_flags, window_flags
+from gemquant.cli.flags import (
+    complete_suite,
+    evaluation_flags,
+    machine_flags,
+    output_flags,
+    window_flags,
+)
 from gemquant.cli.gathering import Gathering
 from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting, threads_of
@@ -41,7 +47,7 @@ class EvalCommand(click.Command):
     def invoke(self, ctx: click.Context) -> None:
         """Run the command."""
         from gemquant.artifact import Artifact
-        from gemquant.cli import evaluation_tables, render
+        from gemquant.cli import eval_plan, evaluation_tables, render
         from gemquant.cli.eval_request import (
             asked_suite,
             name_problems,
@@ -66,6 +72,10 @@ class EvalCommand(click.Command):
         gathering.attempt(lambda: refuse(shared.value.problems()))
         gathering.refuse()
         recipe = shared.value
+        if given["dry_run"]:
+            planned = eval_plan.evaluation_plan(artifacts, recipe, given)
+            eval_plan.print_plan(planned, as_json=given["as_json"])
+            return
         with reporter(quiet=given["quiet"]) as progress:
             document = measure_artifacts(artifacts, recipe, given, threads, progress)
         if given["output"] is not None:
@@ -201,12 +211,16 @@ command = EvalCommand(
             metavar="default|long|multilingual|chat|code|FILE",
             instead="the text of the artifacts' own recipe",
             help="Text to measure on: a suite's name, or a .txt or .jsonl file of your own.",
+            complete=complete_suite,
         ),
         click.Option(
             ["-o", "--output"],
             type=click.Path(dir_okay=False, path_type=Path),
             metavar="FILE",
             help="Write all that was measured, window by window, as one JSON document.",
+        ),
+        click.Option(
+            ["--dry-run"], is_flag=True, help="Say what would be measured; measure nothing."
         ),
         click.Option(
             ["--by-layer"],
@@ -237,6 +251,7 @@ Examples:
   gemquant eval gemma-2-2b-awq
   gemquant eval gemma-2-2b-awq gemma-2-2b-nf4 --suite default --output evaluation.json
   gemquant eval gemma-2-2b-awq --against google/gemma-2-2b --suite long --no-native
+  gemquant eval gemma-2-2b-awq --suite long --dry-run
   gemquant eval gemma-2-2b-awq --suite my-text.jsonl --by-layer
   gemquant eval gemma-2-2b-awq --eval-slices english,code --json
   gemquant eval gemma-2-2b-it-rkllm --board ssh://rock@rock-5b.local --seq-len 256""",

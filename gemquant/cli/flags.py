@@ -47,6 +47,19 @@ def complete_exporter(
     return [CompletionItem(name) for name in plugins("exporter") if name.startswith(incomplete)]
 
 
+def complete_suite(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Offer the names of the evaluation suites, and files."""
+    import tomllib
+
+    from gemquant.resources import data_folder
+
+    text = (data_folder("calib_data") / "suites.toml").read_text(encoding="utf-8")
+    names = [name for name in tomllib.loads(text)["suites"] if name.startswith(incomplete)]
+    return [*map(CompletionItem, names), CompletionItem(incomplete, type="file")]
+
+
 # ---------------------------------------------------------------- shared by all commands
 
 

@@ -83,13 +83,19 @@ class NativeRuntime:
     runner: Runner | None
     not_run: str | None = None
 
+    @staticmethod
+    def available(container: str) -> tuple[str, str | None]:
+        """Name the runtime of a container, and what it lacks here; nothing is loaded."""
+        kind = RUNNERS.get(container, TransformersRunner)
+        return kind.name, kind.unavailable(container)
+
     @classmethod
     def find(cls, folder: Path, container: str, *, device: str = "cpu") -> NativeRuntime:
         """Load an artifact in the runtime of its container, where what that needs is installed."""
-        kind = RUNNERS.get(container, TransformersRunner)
-        reason = kind.unavailable(container)
+        name, reason = cls.available(container)
         if reason is not None:
-            return cls(kind.name, None, reason)
+            return cls(name, None, reason)
+        kind = RUNNERS.get(container, TransformersRunner)
         try:
             runner = kind.load(folder, container, device=device)
         except RuntimeMissingError as error:

@@ -96,6 +96,23 @@ def test_tables_name_suite_slices_and_layers(run: Run, tiny_folders: dict[Kind, 
     ]
 
 
+def test_a_dry_run_names_the_very_tokens_and_writes_nothing(run: Run, rounded: str) -> None:
+    asked = (rounded, "--suite", "default", "--output", "e.json")
+    planned = evaluate(run, *asked, "--dry-run", "--json")
+    assert planned.code == 0, planned.err
+    told = json.loads(planned.out)
+    assert not Path("e.json").exists()
+    found = document(run, *asked[:-2])
+    assert told["suite"] == found.suite.model_dump(mode="json")
+    levels = [{"level": "reference", "runtime": "torch", "not_run": None}]
+    assert told["artifacts"] == [{"name": "out", "path": rounded, "levels": levels}]
+    (level,) = found.artifacts[0].levels
+    assert [(each["slice"], each["tokens"]) for each in told["slices"]] == [
+        (each.slice, sum(each.windows.tokens)) for each in level.slices
+    ]
+    assert "Nothing was measured (--dry-run)." in evaluate(run, *asked, "--dry-run").out
+
+
 def test_a_file_of_the_users_own_is_a_suite_of_one_slice(run: Run, rounded: str) -> None:
     text = "the quick brown fox jumps over the lazy dog and it is for you\n" * 3
     Path("mine.txt").write_text(text)

@@ -15,6 +15,7 @@ from gemquant.__main__ import main
         ("gemquant awq --target c", {"cpu", "cuda"}),
         ("gemquant awq --exporter a", {"awq-gemm"}),
         ("gemquant targets cu", {"cuda"}),
+        ("gemquant eval --suite c", {"c", "chat", "code"}),
     ],
 )
 def test_a_word_is_completed(
