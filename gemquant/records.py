@@ -14,6 +14,9 @@ _LIMIT_BYTES = 256_000_000
 """Largest document that is read; far above two hundred artifacts on a thousand windows each."""
 
 
+_PROBLEMS_SHOWN = 4
+
+
 class Record(BaseModel):
     """Base of all records: immutable, no unknown keys, no NaN or infinity."""
 
@@ -43,6 +46,8 @@ def read_document(kind: type[D], path: Path, *, hint: str) -> D:
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}.", hint=hint) from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the document"
-        raise UsageError(f"{path}: {where}: {first['msg']}.", hint=hint) from error
+        wrong = "; ".join(
+            f"{'.'.join(map(str, each['loc'])) or 'the document'}: {each['msg']}"
+            for each in error.errors(include_url=False)[:_PROBLEMS_SHOWN]
+        )
+        raise UsageError(f"{path}: {wrong}.", hint=hint) from error

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gemquant.artifact.staging import flush, make_parents, scratch_of, tree_bytes
+from gemquant.artifact.staging import flush, make_folder, make_parents, scratch_of, tree_bytes
 from gemquant.errors import GemquantError, OutputError
 from gemquant.progress import Progress
 from gemquant.resources import human_bytes
@@ -162,8 +162,8 @@ def unfinished(
     for other in _others(folder, token):
         progress.note(_left_over(other))
     made = make_parents(folder.parent)
-    folder.mkdir(exist_ok=True)
     try:
+        make_folder(folder, exist_ok=True)
         with _locked(folder, outs[0]):
             state = None if resumption.restart else _usable(folder, scratches, resumption)
             if state is None:

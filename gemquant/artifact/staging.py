@@ -87,7 +87,7 @@ def staged(
     made = make_parents(out.parent)
     try:
         if not scratch.is_dir():
-            _make(scratch)
+            make_folder(scratch)
         try:
             yield scratch
             flush_tree(scratch)
@@ -131,7 +131,7 @@ def make_parents(parent: Path) -> list[Path]:
     made: list[Path] = []
     try:
         for folder in reversed(missing):
-            _make(folder)
+            make_folder(folder)
             made.append(folder)
     except GemquantError:
         for folder in reversed(made):
@@ -152,9 +152,10 @@ def tree_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _make(folder: Path) -> None:
+def make_folder(folder: Path, *, exist_ok: bool = False) -> None:
+    """Make one folder; OutputError where the system refuses."""
     try:
-        folder.mkdir()
+        folder.mkdir(exist_ok=exist_ok)
     except OSError as error:
         raise OutputError(
             f"{folder.parent} cannot be written to: {error.strerror}.",

@@ -10,13 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from gemquant.errors import UsageError
-from gemquant.records import Record
+from gemquant.records import Document, Record, read_document
 
 SCHEMA_VERSION: Literal[1] = 1
-_LIMIT_BYTES = 64_000_000
 
 
 class Spread(Record):
@@ -208,7 +206,7 @@ class Board(Record):
     throttled: bool = Field(description="At some time the kernel took clocks away because of heat.")
 
 
-class Benchmark(Record):
+class Benchmark(Document):
     """All that one call of `gemquant bench` measured."""
 
     schema_version: Literal[1] = Field(
@@ -227,16 +225,6 @@ class Benchmark(Record):
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read a saved document; UsageError where it is none."""
-        hint = "Save one with: gemquant bench ARTIFACT --json > before.json"
-        try:
-            if path.stat().st_size > _LIMIT_BYTES:
-                raise UsageError(f"{path}: too large for a benchmark's JSON.", hint=hint)
-            return cls.model_validate_json(path.read_bytes())
-        except OSError as error:
-            raise UsageError(f"{path}: cannot be read ({error.strerror}).", hint=hint) from error
-        except ValidationError as error:
-            wrong = "; ".join(
-                f"{'.'.join(map(str, item['loc'])) or 'document'}: {item['msg']}"
-                for item in error.errors(include_url=False)[:4]
-            )
-            raise UsageError(f"{path}: not a benchmark's JSON: {wrong}.", hint=hint) from None
+        return read_document(
+            cls, path, hint="Save one with: gemquant bench ARTIFACT --json > before.json"
+        )
