@@ -15,7 +15,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -187,7 +187,7 @@ def unfinished(
             shutil.rmtree(folder, ignore_errors=True)
     finally:
         for parent in reversed(made):
-            if not any(parent.iterdir()):
+            with suppress(OSError):  # what is not empty stays
                 parent.rmdir()
 
 
@@ -220,7 +220,18 @@ def _others(folder: Path, token: str) -> list[Path]:
     """What interrupted runs with other settings have left of the same artifact."""
     before, after = folder.name.rsplit(token, 1)
     pattern = glob.escape(before) + "[0-9a-f]" * TOKEN_LENGTH + after
-    return [each for each in sorted(folder.parent.glob(pattern)) if each != folder]
+    found = [each for each in sorted(folder.parent.glob(pattern)) if each != folder]
+    return [each for each in found if not _in_use(each)]
+
+
+def _in_use(folder: Path) -> bool:
+    """Whether a run is still at it."""
+    lock = FileLock(folder / LOCK)
+    try:
+        with lock.acquire(timeout=0):
+            return False
+    except (OSError, Timeout):
+        return True
 
 
 def _left_over(folder: Path) -> str:

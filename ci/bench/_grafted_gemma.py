@@ -9,7 +9,6 @@ and activations have the outliers of a trained model, which is what it is for.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,9 @@ def write_grafted(source: Path, folder: Path, ids: Tensor) -> float:
     relative squared error of the fitted layers' attention outputs.
     """
     from transformers import Gemma2ForCausalLM, Gemma3ForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     original = Gemma3ForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
     grafted = Gemma2ForCausalLM(_config(original.config)).float().eval()
     tensors = original.state_dict()
@@ -112,9 +113,3 @@ def _fit(grafted: Any, original: Any, index: int, inputs: Tensor, wanted: Tensor
         loss.backward()
         optimizer.step()
     return float(loss.detach())
-
-
-def describe(folder: Path) -> str:
-    """Name what was made."""
-    config = json.loads((folder / "config.json").read_text())
-    return f"{config['model_type']} of {config['num_hidden_layers']} layers, weights of the sample"

@@ -22,6 +22,10 @@ pytestmark = [
     pytest.mark.skipif(not PYTHON, reason="GEMQUANT_AUTOAWQ_PYTHON names no environment"),
 ]
 FEW = "--threads 1 --samples 4 --seq-len 48 --eval-windows 1 --group-size 32".split()
+INPUTS = {
+    "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "pre_feedforward_layernorm": ("mlp.gate_proj",),
+}
 UP_PROJ = "model.layers.0.mlp.up_proj.weight"
 
 
@@ -52,6 +56,23 @@ def test_its_artifact_is_read_back_measured_and_verified(
     assert error.abs().mean() > 0
     embedding = "model.embed_tokens.weight"
     assert torch.equal(stored.tensor(embedding), original.tensor(embedding))
+
+
+def test_its_search_for_scales_leaves_the_weights_what_they_were(run: Run, tmp_path: Path) -> None:
+    model = write_tiny_gemma(tmp_path / "model", "gemma2")
+    assert run("awq", str(model), *FEW, *engine(), "--no-eval", "--no-clip", "-o", "out").code == 0
+    stored, original = AwqGemm().open(Path("out")), open_checkpoint(str(model))
+    for layer in range(3):
+        for norm, linears in INPUTS.items():
+            name = f"model.layers.{layer}.{norm}.weight"
+            after, before = (each.tensor(name, torch.float32) for each in (stored, original))
+            scale = (1 + after) / (1 + before)
+            for linear in linears:
+                name = f"model.layers.{layer}.{linear}.weight"
+                weight = original.tensor(name, torch.float32)
+                error = stored.tensor(name, torch.float32) * scale - weight
+                # Rounding to 4 bits leaves a tenth; what scales multiplied in remains, several.
+                assert float(error.norm() / weight.norm()) < 0.2, name
 
 
 def test_the_manifest_as_recipe_runs_autoawq_again(

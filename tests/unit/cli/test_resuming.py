@@ -171,6 +171,19 @@ def test_other_settings_start_again_and_tell_of_what_is_left(
     assert left.is_dir()
 
 
+def test_what_another_run_is_still_writing_is_not_called_left_over(
+    run: Run, interrupter: Interrupter, model: str, tmp_path: Path
+) -> None:
+    interrupter.at = 2
+    run(*rtn(model))
+    (folder,) = tmp_path.glob(".out.*.unfinished")
+    interrupter.at = None
+    with FileLock(folder / "lock"):
+        done = run(*rtn(model, "--seed", "1"))
+    assert done.code == 0
+    assert "remove them" not in done.err
+
+
 def test_a_changed_checkpoint_starts_again(
     run: Run, interrupter: Interrupter, model: str, tmp_path: Path
 ) -> None:
