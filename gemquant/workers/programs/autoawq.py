@@ -4,8 +4,8 @@ Nothing of its algorithm is changed. Calibration windows come as token ids, so t
 text that we would; under transformers 5 it computes in the folder's own type.
 
 On a processor it would lose the weights: before it tries scales it keeps ``state_dict()`` with
-``.cpu()``, which copies on a GPU and does not here, and then multiplies the same memory by one scale
-after the other. It gets copies, as on a GPU.
+``.cpu()``, which copies on a GPU and does not here, and then multiplies the same memory by one
+scale after the other. It gets copies, as on a GPU.
 """
 
 from __future__ import annotations
