@@ -60,6 +60,12 @@ class Interrupter:
         monkeypatch.setattr(Unfinished, "save", saving)
         monkeypatch.setattr(Production, "quantize", quantizing)
 
+    def interrupt(self, run: Run, model: str) -> None:
+        """Let a run end behind its second of three layers; the next is left alone."""
+        self.at = 2
+        assert run(*rtn(model)).code == 130
+        self.at, self.quantized = None, []
+
 
 @pytest.fixture
 def interrupter(monkeypatch: pytest.MonkeyPatch) -> Interrupter:
@@ -139,9 +145,7 @@ def test_a_run_that_was_killed_goes_on_and_writes_the_same_bytes(
 def test_restart_forgets_the_interrupted_run(
     run: Run, interrupter: Interrupter, model: str, tmp_path: Path
 ) -> None:
-    interrupter.at = 2
-    run(*rtn(model))
-    interrupter.at, interrupter.quantized = None, []
+    interrupter.interrupt(run, model)
     assert run(*rtn(model, "--restart")).code == 0
     assert interrupter.quantized == [0, 1, 2]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -150,8 +154,7 @@ def test_restart_forgets_the_interrupted_run(
 def test_a_dry_run_says_how_far_it_has_come_and_changes_nothing(
     run: Run, interrupter: Interrupter, model: str, tmp_path: Path
 ) -> None:
-    interrupter.at = 2
-    run(*rtn(model))
+    interrupter.interrupt(run, model)
     before = contents(tmp_path)
     told = run(*rtn(model, "--dry-run"))
     assert "an interrupted run is kept; layers 1 to 2 of it need not be done again" in told.err
@@ -161,10 +164,8 @@ def test_a_dry_run_says_how_far_it_has_come_and_changes_nothing(
 def test_other_settings_start_again_and_tell_of_what_is_left(
     run: Run, interrupter: Interrupter, model: str, tmp_path: Path
 ) -> None:
-    interrupter.at = 2
-    run(*rtn(model))
+    interrupter.interrupt(run, model)
     (left,) = tmp_path.glob(".out.*.partial")
-    interrupter.at, interrupter.quantized = None, []
     done = run(*rtn(model, "--seed", "1"))
     assert (done.code, interrupter.quantized) == (0, [0, 1, 2])
     assert f"{left.name} and {left.stem}.unfinished beside it" in re.sub(r"\s+", " ", done.err)
@@ -174,10 +175,8 @@ def test_other_settings_start_again_and_tell_of_what_is_left(
 def test_what_another_run_is_still_writing_is_not_called_left_over(
     run: Run, interrupter: Interrupter, model: str, tmp_path: Path
 ) -> None:
-    interrupter.at = 2
-    run(*rtn(model))
+    interrupter.interrupt(run, model)
     (folder,) = tmp_path.glob(".out.*.unfinished")
-    interrupter.at = None
     with FileLock(folder / "lock"):
         done = run(*rtn(model, "--seed", "1"))
     assert done.code == 0
@@ -191,11 +190,9 @@ def test_a_changed_checkpoint_starts_again(
     copy.mkdir()
     for path in Path(model).iterdir():
         (copy / path.name).write_bytes(path.read_bytes())
-    interrupter.at = 2
-    run(*rtn(str(copy)))
+    interrupter.interrupt(run, str(copy))
     for path in copy.glob("*.safetensors"):
         os.utime(path, (1, 1))
-    interrupter.at, interrupter.quantized = None, []
     assert run(*rtn(str(copy))).code == 0
     assert interrupter.quantized == [0, 1, 2]
 
@@ -203,8 +200,7 @@ def test_a_changed_checkpoint_starts_again(
 def test_files_that_were_changed_in_between_are_refused(
     run: Run, interrupter: Interrupter, model: str, tmp_path: Path
 ) -> None:
-    interrupter.at = 2
-    run(*rtn(model))
+    interrupter.interrupt(run, model)
     (weights,) = tmp_path.glob(".out.*.partial/model.safetensors")
     with weights.open("r+b") as file:
         file.truncate(weights.stat().st_size - 1)
@@ -217,11 +213,9 @@ def test_files_that_were_changed_in_between_are_refused(
 def test_a_damaged_state_starts_again(
     run: Run, interrupter: Interrupter, model: str, tmp_path: Path
 ) -> None:
-    interrupter.at = 2
-    run(*rtn(model))
+    interrupter.interrupt(run, model)
     (state,) = tmp_path.glob(".out.*.unfinished/state.safetensors")
     state.write_bytes(state.read_bytes()[:100])
-    interrupter.at, interrupter.quantized = None, []
     assert run(*rtn(model)).code == 0
     assert interrupter.quantized == [0, 1, 2]
 
@@ -229,8 +223,7 @@ def test_a_damaged_state_starts_again(
 def test_two_runs_of_the_same_do_not_write_over_each_other(
     run: Run, interrupter: Interrupter, model: str, tmp_path: Path
 ) -> None:
-    interrupter.at = 2
-    run(*rtn(model))
+    interrupter.interrupt(run, model)
     before = contents(tmp_path)
     (folder,) = tmp_path.glob(".out.*.unfinished")
     with FileLock(folder / "lock"):
