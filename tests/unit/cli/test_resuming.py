@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
@@ -251,6 +252,30 @@ def test_an_error_of_the_input_keeps_nothing(
     monkeypatch.setattr(Production, "quantize", refusing)
     assert run(*rtn(model)).code == 4
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_was_full_keeps_what_is_done(
+    run: Run, interrupter: Interrupter, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as filling:
+        # The files have their size from the start: what can fail is to flush them at the end.
+        norm = Production.write_final_norm
+
+        def writing(production: Production) -> None:
+            norm(production)
+            filling.setattr(os, "fsync", full)
+
+        filling.setattr(Production, "write_final_norm", writing)
+        failed = run(*rtn(model))
+    assert failed.code == 7
+    assert "No space left on device" in failed.err
+    assert "note: layers 1 to 3 are kept (" in failed.err
+    interrupter.quantized = []
+    done = run(*rtn(model))
+    assert (done.code, interrupter.quantized) == (0, [])
 
 
 def test_a_short_run_keeps_no_state(
