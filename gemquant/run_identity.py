@@ -28,9 +28,9 @@ def run_identity(
 ) -> str:
     """Digest everything that decides bytes, hexadecimal.
 
-    Recipes, tokens, library versions, threads and what the processor can do. Files, the weights
-    and those that an option names, by place, size and time of change: hashing a checkpoint takes
-    minutes.
+    Recipes, the model's configuration, tokens, library versions, threads and what the processor
+    can do. Files, the weights and those that an option names, by place, size and time of change:
+    hashing a checkpoint takes minutes.
     """
     adapter = checkpoint.adapter
     files = [*checkpoint.source.files, *(adapter.files if adapter is not None else ())]
@@ -40,6 +40,7 @@ def run_identity(
         "threads": torch.get_num_threads(),
         "jobs": [[job.recipe.to_dict(), repr(job.exporter), job.quantizer.name] for job in jobs],
         "revision": checkpoint.revision,
+        "config": checkpoint.config,
         "files": [
             _file(path)
             for path in [*files, *(p for job in jobs for p in _named(job.recipe.to_dict()))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import math
 import os
 import re
@@ -194,6 +195,17 @@ def test_a_changed_checkpoint_starts_again(
     interrupter.interrupt(run, str(copy))
     for path in copy.glob("*.safetensors"):
         os.utime(path, (1, 1))
+    assert run(*rtn(str(copy))).code == 0
+    assert interrupter.quantized == [0, 1, 2]
+
+
+def test_a_changed_configuration_starts_again(
+    run: Run, interrupter: Interrupter, tmp_path: Path
+) -> None:
+    copy = write_tiny_gemma(tmp_path / "model", "gemma2")
+    interrupter.interrupt(run, str(copy))
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-5}))
     assert run(*rtn(str(copy))).code == 0
     assert interrupter.quantized == [0, 1, 2]
 
