@@ -38,6 +38,7 @@ from gemquant.protocols import (
     QuantizedSpec,
     QuantizedWeight,
     Resumable,
+    ResumableWriter,
     RowChunks,
     RowRun,
     RowSource,
@@ -64,16 +65,12 @@ def producing(
     unfinished: what an interrupted run has left, and what is to be left of this one.
     """
     needed = plan.total_bytes + SMALL_FILES_BYTES
-    staging = (
-        staged(plan.job.out, force=plan.job.force, needed_bytes=needed)
-        if unfinished is None
-        else staged(
-            plan.job.out,
-            force=plan.job.force,
-            needed_bytes=needed,
-            token=unfinished.token,
-            keeps=unfinished.keeps,
-        )
+    staging = staged(
+        plan.job.out,
+        force=plan.job.force,
+        needed_bytes=needed,
+        token=None if unfinished is None else unfinished.token,
+        keeps=None if unfinished is None else unfinished.keeps,
     )
     finished = 0 if unfinished is None or unfinished.state is None else unfinished.state.layers
     with staging as folder, _writer(plan, folder, finished) as writer:
@@ -156,8 +153,8 @@ class Production:
 
     def flush(self) -> None:
         """Ask the disk to keep every layer that was written; the exporter is ``Resumable``."""
-        flush = getattr(self._writer, "flush")  # noqa: B009 (its writers have it)
-        flush()
+        assert isinstance(self._writer, ResumableWriter)
+        self._writer.flush()
 
     def write_final_norm(self) -> None:
         """Write the norm before the head."""

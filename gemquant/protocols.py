@@ -297,15 +297,20 @@ class Exporter(Protocol):
 
 
 @runtime_checkable
-class Resumable(Protocol):
-    """An exporter that goes on where an interrupted run stopped; optional.
+class ResumableWriter(Writer, Protocol):
+    """A writer whose files can be opened again; those of a ``Resumable`` exporter all are."""
 
-    Its writers have ``flush``, which asks the disk to keep what has been stored.
-    """
+    def flush(self) -> None:
+        """Ask the disk to keep what has been stored."""
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """An exporter that goes on where an interrupted run stopped; optional."""
 
     def reopen(
         self, folder: Path, header: ArtifactHeader, finished: Collection[str]
-    ) -> AbstractContextManager[Writer]:
+    ) -> AbstractContextManager[ResumableWriter]:
         """Open a writer again whose files hold the tensors ``finished``, and maybe parts of others.
 
         The others all come again. OutputError where the files are not those of this header.

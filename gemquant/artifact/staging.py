@@ -51,10 +51,6 @@ def place_problems(out: Path, *, needed_bytes: int) -> list[GemquantError]:
     return []
 
 
-def _nothing_is_kept(_error: BaseException) -> bool:
-    return False
-
-
 def scratch_of(out: Path, token: str) -> Path:
     """Return the scratch folder in which ``out`` is built; token: tells runs apart."""
     out = Path(os.path.abspath(out))  # noqa: PTH100 (resolve() would follow a link at `out`)
@@ -68,7 +64,7 @@ def staged(
     force: bool,
     needed_bytes: int,
     token: str | None = None,
-    keeps: Callable[[BaseException], bool] = _nothing_is_kept,
+    keeps: Callable[[BaseException], bool] | None = None,
 ) -> Iterator[Path]:
     """Yield a scratch folder beside ``out`` that becomes ``out`` if the block succeeds.
 
@@ -77,7 +73,7 @@ def staged(
     and an older artifact is untouched. OutputError lists all that forbids it, before any work.
 
     token: names the scratch folder, so that one which was kept is taken up again with all that is
-    in it; by default a new one. keeps: which exceptions leave it where it is.
+    in it; by default a new one. keeps: which exceptions leave it where it is; by default none.
     """
     token = token or secrets.token_hex(4)
     scratch = scratch_of(out, token)
@@ -93,7 +89,7 @@ def staged(
             flush_tree(scratch)
             _put_in_place(scratch, out, aside=out.with_name(f".{out.name}.{token}.old"))
         except BaseException as error:
-            if not keeps(error):
+            if keeps is None or not keeps(error):
                 shutil.rmtree(scratch, ignore_errors=True)
             raise
     except BaseException:
@@ -142,8 +138,11 @@ def make_parents(parent: Path) -> list[Path]:
 
 def interrupted_bytes(out: Path) -> int:
     """Space that the largest scratch folder of ``out`` takes, which an interrupted run has kept."""
-    some = scratch_of(out, "*")
-    found = some.parent.glob(f".{glob.escape(out.name)}.*.partial")
+    out = Path(os.path.abspath(out))  # noqa: PTH100 (as above)
+    if not out.name:  # the root: nothing can stand beside it
+        return 0
+    pattern = scratch_of(out.with_name(glob.escape(out.name)), "*").name
+    found = out.parent.glob(pattern)
     return max(map(tree_bytes, found), default=0)
 
 

@@ -117,6 +117,11 @@ def test_every_undividable_layer_is_named_before_work_starts(tmp_path: Path) -> 
     )
 
 
+def test_the_root_is_refused_as_any_folder_that_exists(checkpoint: Checkpoint) -> None:
+    with pytest.raises(OutputError, match=r"^/ exists\."):
+        plan([tiny_job(checkpoint, RoundToNearest(group_size=32), Path("/"))], checkpoint)
+
+
 def test_two_jobs_cannot_share_a_folder(checkpoint: Checkpoint, tmp_path: Path) -> None:
     jobs = [
         tiny_job(checkpoint, RoundToNearest(), tmp_path / "out"),
