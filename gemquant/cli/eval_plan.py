@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def evaluation_plan(
-    artifacts: Sequence[Artifact], recipe: Recipe, given: Mapping[str, Any]
+    artifacts: Sequence[Artifact], recipe: Recipe, given: dict[str, Any]
 ) -> dict[str, Any]:
     """Read the text and the original's headers, and say what would be measured."""
     from gemquant.checkpoint import open_checkpoint
@@ -23,7 +23,7 @@ def evaluation_plan(
 
     require_device(recipe.device)
     original = open_checkpoint(recipe.model, lora=recipe.lora)
-    text = evaluation_text(recipe, dict(given), original)
+    text = evaluation_text(recipe, given, original)
     return {
         "original": original.ref,
         "suite": text.record.model_dump(mode="json"),

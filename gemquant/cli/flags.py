@@ -51,7 +51,7 @@ def complete_suite(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Offer the names of the evaluation suites, and files."""
-    import tomllib
+    import tomllib  # not calibration.suites, which imports torch: too slow for a key press
 
     from gemquant.resources import data_folder
 

@@ -114,9 +114,11 @@ class QuantizerCommand(click.Command):
 
         with reporter(quiet=ctx.params["quiet"]) as progress:
             prepared = prepare(request, progress)
+            made = None
             if request.dry_run:
                 prepared.tell_of_interrupted(progress)
-            made = None if request.dry_run else prepared.run(progress)
+            else:
+                made = prepared.run(progress)
         if made is None:
             plan_tables.plans(prepared.plans, as_json=as_json)
         else:
