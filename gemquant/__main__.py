@@ -14,7 +14,7 @@ from typing import NoReturn
 import click
 
 from gemquant.cli import cli
-from gemquant.resources import yield_idle_processors
+from gemquant.core.resources import yield_idle_processors
 
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
 # 128 + SIGINT, 128 + SIGTERM, as shells report them.

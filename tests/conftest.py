@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from gemquant.resources import yield_idle_processors
+from gemquant.core.resources import yield_idle_processors
 
 yield_idle_processors()
 # The same examples every time: a failure names the change, not the day. `--hypothesis-profile
@@ -15,7 +15,7 @@ yield_idle_processors()
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
 
-from tests.tiny_gemma import GENERATIONS, KINDS, Kind, write_tiny_gemma  # noqa: E402 (torch)
+from tests.helpers.tiny_gemma import GENERATIONS, KINDS, Kind, write_tiny_gemma  # noqa: E402 (torch)
 
 
 @pytest.fixture(params=GENERATIONS)

@@ -15,15 +15,15 @@ from pathlib import Path
 import torch
 
 from gemquant.calibration.windows import TokenWindows, calibration_windows, evaluation_windows
-from gemquant.checkpoint import Checkpoint
 from gemquant.cli.preparation import calibration_dtype
-from gemquant.exporters.compressed_tensors import CompressedTensors
-from gemquant.gemma.chat import choose_template
-from gemquant.options import options_of
-from gemquant.pipeline import Job
-from gemquant.protocols import Quantizer
-from gemquant.recipe import DEFAULT_CALIBRATION, Recipe
-from gemquant.resources import default_threads
+from gemquant.convert.pipeline import Job
+from gemquant.core.options import options_of
+from gemquant.core.protocols import Quantizer
+from gemquant.core.recipe import DEFAULT_CALIBRATION, Recipe
+from gemquant.core.resources import default_threads
+from gemquant.formats.checkpoint import Checkpoint
+from gemquant.formats.compressed_tensors import CompressedTensors
+from gemquant.models.chat import choose_template
 
 SAMPLE = "sample:gemma-3-270m"
 LIBRARIES = ("gemquant", "torch", "transformers", "tokenizers")

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from _noisy_weights import NoisyWeights
 
 from gemquant.calibration.windows import TokenWindows
-from gemquant.evaluation.measure import Subject, measure
-from gemquant.evaluation.slices import level_evaluations
-from gemquant.evaluation_document import LevelEvaluation
-from gemquant.progress import Progress
-from gemquant.protocols import Weights
+from gemquant.core.artifact.evaluation import LevelEvaluation
+from gemquant.core.progress import Progress
+from gemquant.core.protocols import Weights
+from gemquant.measure.quality.measure import Subject, measure
+from gemquant.measure.quality.slices import level_evaluations
 
 ROUNDING = 0.08
 """Noise on all linears of the baseline, relative: about what 4 bits in groups of 128 leave."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gemquant.protocols import Weights
+from gemquant.core.protocols import Weights
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from gemquant.exporters.safetensors_writer import SafetensorsWriter  # noqa: E402
-from gemquant.gemma.config import text_config  # noqa: E402
-from gemquant.gemma.structure import tensor_shapes  # noqa: E402
-from gemquant.protocols import PlainSpec, RowChunks  # noqa: E402
-from tests.tiny_gemma import write_tiny_tokenizer  # noqa: E402
+from gemquant.core.protocols import PlainSpec, RowChunks  # noqa: E402
+from gemquant.formats.safetensors.writer import SafetensorsWriter  # noqa: E402
+from gemquant.models.config import text_config  # noqa: E402
+from gemquant.models.structure import tensor_shapes  # noqa: E402
+from tests.helpers.tiny_gemma import write_tiny_tokenizer  # noqa: E402
 
 SHAPE: Mapping[str, Any] = {
     "architectures": ["Gemma2ForCausalLM"],

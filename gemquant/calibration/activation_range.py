@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gemquant.results import LayerReach
+from gemquant.core.results import LayerReach
 
 
 @dataclass

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from gemquant.calibration.importance import ImportanceEntry, ImportanceMatrix
 from gemquant.calibration.trace import Trace
 from gemquant.calibration.windows import TokenWindows
-from gemquant.gemma.gguf_names import to_gguf
+from gemquant.core.progress import Progress
+from gemquant.formats.gguf.importance import ImportanceEntry, ImportanceMatrix
+from gemquant.formats.gguf.names import to_gguf
 from gemquant.numerics.products import fast_products
-from gemquant.progress import Progress
 
 
 @fast_products()

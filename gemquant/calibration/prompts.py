@@ -11,7 +11,7 @@ from gemquant.calibration.documents import Conversation, Document
 from gemquant.calibration.text import Library, largest_remainder
 from gemquant.calibration.windows import Tokenizer, own_documents, shipped_documents, shuffled
 from gemquant.errors import CalibrationError
-from gemquant.gemma import chat
+from gemquant.models import chat
 
 
 def calibration_prompts(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gemquant.core.protocols import Statistics
 from gemquant.numerics.accumulate import accumulator
 from gemquant.numerics.native.gram import add_gram, has_bfloat16_products
-from gemquant.protocols import Statistics
 
 COLUMNS_AT_ONCE = 512
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gemquant.core.protocols import PackedSource, RowSource, Weights
 from gemquant.errors import CalibrationError
-from gemquant.gemma.skeleton import Skeleton
-from gemquant.gemma.structure import EMBEDDING
-from gemquant.protocols import PackedSource, RowSource, Weights
+from gemquant.models.skeleton import Skeleton
+from gemquant.models.structure import EMBEDDING
 
 TOKENS_AT_ONCE = 1024
 ROWS_AT_ONCE = 8192

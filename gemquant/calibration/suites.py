@@ -20,8 +20,8 @@ from gemquant.calibration.windows import (
     dealt_documents,
     token_windows,
 )
+from gemquant.core.resources import data_folder
 from gemquant.errors import CalibrationError, GemquantError, UsageError, refuse
-from gemquant.resources import data_folder
 
 FILE = "suites.toml"
 OWN_SEQ_LEN = 256

@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, cast
 
 from gemquant.calibration.documents import Document, parse_lines
+from gemquant.core.resources import data_folder
 from gemquant.errors import CalibrationError, refuse
-from gemquant.resources import data_folder
 
 INDEX = "index.toml"
 VERSION = 1

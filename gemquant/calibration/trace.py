@@ -18,9 +18,11 @@ from gemquant.calibration.stream import (
     layer_weights,
 )
 from gemquant.calibration.windows import TokenWindows
+from gemquant.core.protocols import Block, Statistics, Weights
+from gemquant.core.results import LayerReach
 from gemquant.errors import CalibrationError
-from gemquant.gemma.skeleton import Skeleton
-from gemquant.gemma.structure import (
+from gemquant.models.skeleton import Skeleton
+from gemquant.models.structure import (
     EMBEDDING,
     FINAL_NORM,
     HEAD,
@@ -30,8 +32,6 @@ from gemquant.gemma.structure import (
     layer_prefix,
     layer_structure,
 )
-from gemquant.protocols import Block, Statistics, Weights
-from gemquant.results import LayerReach
 
 SAMPLED_TOKENS = 512
 

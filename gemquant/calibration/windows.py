@@ -23,8 +23,8 @@ from gemquant.calibration.hub_text import PREFIX, read_hub_dataset
 from gemquant.calibration.text import Library, Split, TextFile, largest_remainder
 from gemquant.calibration.user_text import read_user_file
 from gemquant.errors import CalibrationError, GemquantError, UsageError, refuse
-from gemquant.gemma import chat
-from gemquant.gemma.chat_templates import STOCK
+from gemquant.models import chat
+from gemquant.models.chat_templates import STOCK
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import click
 
 from gemquant import __version__
-from gemquant.plugins import plugins
+from gemquant.convert.plugins import plugins
 
 
 @dataclass(frozen=True)

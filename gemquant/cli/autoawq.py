@@ -14,15 +14,15 @@ from gemquant.cli.gathering import Gathering
 from gemquant.cli.quantize import QuantizerCommand
 from gemquant.cli.request import Request, read_request
 from gemquant.cli.settings import problems_of, setting
+from gemquant.convert.external.autoawq_options import ENGINES, AutoAwqOptions
+from gemquant.core.options import options_of
 from gemquant.errors import GemquantError, UsageError
-from gemquant.foreign.autoawq_options import ENGINES, AutoAwqOptions
-from gemquant.options import options_of
 
 if TYPE_CHECKING:
     from gemquant.calibration.windows import TokenWindows
-    from gemquant.checkpoint import Checkpoint
-    from gemquant.foreign.making import ForeignJob
-    from gemquant.progress import Progress
+    from gemquant.convert.external.build import ForeignJob
+    from gemquant.core.progress import Progress
+    from gemquant.formats.checkpoint import Checkpoint
 
 CONTAINER = "awq-gemm"
 TYPED = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
@@ -94,8 +94,6 @@ def _prepared(
     """Check everything that can be known before the first weight is read."""
     import torch
 
-    from gemquant.artifact import output_problems
-    from gemquant.checkpoint import open_checkpoint
     from gemquant.cli.preparation import (
         calibration_text,
         chat_template,
@@ -103,10 +101,12 @@ def _prepared(
         read_evaluation,
         require_device,
     )
+    from gemquant.convert.external import autoawq
+    from gemquant.convert.external.build import ForeignJob
+    from gemquant.convert.plan import linear_weights
+    from gemquant.core.artifact import output_problems
     from gemquant.errors import refuse
-    from gemquant.foreign import autoawq
-    from gemquant.foreign.making import ForeignJob
-    from gemquant.plan import linear_weights
+    from gemquant.formats.checkpoint import open_checkpoint
 
     torch.set_num_threads(request.threads)
     recipe, options = request.recipe, request.quantizer

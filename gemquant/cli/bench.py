@@ -12,12 +12,12 @@ from gemquant.cli.checks import too_small, unknown_place
 from gemquant.cli.flags import CommaList, output_flags
 from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting
+from gemquant.core.resources import default_threads
 from gemquant.errors import GemquantError, UsageError, refuse
-from gemquant.resources import default_threads
 
 if TYPE_CHECKING:
-    from gemquant.benchmark.document import Benchmark, Settings
-    from gemquant.progress import Progress
+    from gemquant.core.progress import Progress
+    from gemquant.measure.bench.document import Benchmark, Settings
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 SMALLEST = {
@@ -56,7 +56,7 @@ class BenchCommand(click.Command):
             else:
                 bench_tables.benchmark(after)
             return
-        from gemquant.benchmark.compare import compare
+        from gemquant.measure.bench.compare import compare
 
         comparison = compare(before, after)
         if given["as_json"]:
@@ -83,14 +83,14 @@ def _is_saved(name: str) -> bool:
 
 
 def _read(path: str) -> Benchmark:
-    from gemquant.benchmark.document import Benchmark
+    from gemquant.measure.bench.document import Benchmark
 
     return Benchmark.read(Path(path))
 
 
 def _after(given: dict[str, Any], progress: Progress) -> Benchmark:
     """Measure, or read what was measured."""
-    from gemquant.benchmark import measure
+    from gemquant.measure.bench import measure
 
     if _is_saved(given["artifacts"][0]):
         return _read(given["artifacts"][0])
@@ -100,15 +100,15 @@ def _after(given: dict[str, Any], progress: Progress) -> Benchmark:
 
 
 def _on_board(given: dict[str, Any]) -> Any:
-    from gemquant.benchmark.board import MODE, RUNTIME
-    from gemquant.benchmark.measure import Measurement
+    from gemquant.measure.bench.measure import Measurement
+    from gemquant.rockchip.board_bench import MODE, RUNTIME
 
     return [Measurement(each, RUNTIME, MODE) for each in bench_subjects(given)]
 
 
 def _planned(given: dict[str, Any]) -> Any:
-    from gemquant.benchmark import measure
-    from gemquant.benchmark.subject import Subject
+    from gemquant.measure.bench import measure
+    from gemquant.measure.bench.subject import Subject
 
     _require_device(given["device"])
     subjects, problems = [], []
@@ -146,7 +146,7 @@ def _require_device(device: str) -> None:
 
 
 def _settings(given: dict[str, Any]) -> Settings:
-    from gemquant.benchmark.document import Settings
+    from gemquant.measure.bench.document import Settings
 
     return Settings.model_validate({name: given[name] for name in Settings.model_fields})
 

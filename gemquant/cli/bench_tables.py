@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gemquant.cli.render import counted, print_json, print_tables, table
-from gemquant.resources import human_bytes
+from gemquant.core.resources import human_bytes
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from gemquant.benchmark.compare import Comparison
-    from gemquant.benchmark.document import Benchmark, Row, Spread
-    from gemquant.benchmark.measure import Measurement
+    from gemquant.measure.bench.compare import Comparison
+    from gemquant.measure.bench.document import Benchmark, Row, Spread
+    from gemquant.measure.bench.measure import Measurement
 
 UNKNOWN = "unknown"
 CROWDED = 0.8

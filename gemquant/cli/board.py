@@ -11,12 +11,12 @@ import click
 from gemquant.errors import GemquantError, UnsupportedError, UsageError, refuse
 
 if TYPE_CHECKING:
-    from gemquant.benchmark.board import BoardSubject
-    from gemquant.benchmark.document import Benchmark, Settings
-    from gemquant.benchmark.subject import Subject
-    from gemquant.board import BoardAddress, Survey
-    from gemquant.board.rkllm import BoardRuntime
-    from gemquant.progress import Progress
+    from gemquant.core.progress import Progress
+    from gemquant.measure.bench.document import Benchmark, Settings
+    from gemquant.measure.bench.subject import Subject
+    from gemquant.rockchip.board import BoardAddress, Survey
+    from gemquant.rockchip.board.rkllm import BoardRuntime
+    from gemquant.rockchip.board_bench import BoardSubject
 
 ADDRESS = "ssh://USER@HOST[:PORT]|adb:SERIAL"
 LEFT_TO_THE_BOARD = {
@@ -61,8 +61,8 @@ class FoundBoard:
     @classmethod
     def ask(cls, given: dict[str, Any], progress: Progress) -> FoundBoard:
         """Look at the board that was named; every problem of it at once."""
-        from gemquant.board import BoardAddress, survey
-        from gemquant.board.rkllm import BoardRuntime
+        from gemquant.rockchip.board import BoardAddress, survey
+        from gemquant.rockchip.board.rkllm import BoardRuntime
 
         address = BoardAddress.parse(given["board"])
         progress.note(f"asking {address.text}")
@@ -91,8 +91,8 @@ def bench_problems(given: dict[str, Any]) -> list[GemquantError]:
 
 def bench_subjects(given: dict[str, Any]) -> list[Subject]:
     """The files to measure; every problem of them at once."""
-    from gemquant.benchmark.subject import Subject
-    from gemquant.board.rkllm import CONTAINER
+    from gemquant.measure.bench.subject import Subject
+    from gemquant.rockchip.board.rkllm import CONTAINER
 
     subjects, problems = [], []
     for name in dict.fromkeys(given["artifacts"]):
@@ -117,7 +117,7 @@ def bench_on_board(
     given: dict[str, Any], subjects: list[Subject], settings: Settings, progress: Progress
 ) -> Benchmark:
     """Measure RKLLM files on a board."""
-    from gemquant.benchmark import board
+    from gemquant.rockchip import board_bench as board
 
     found = FoundBoard.ask(given, progress)
     prompted = [_prompted(each, given, found, settings.prompt_tokens) for each in subjects]
@@ -127,11 +127,11 @@ def bench_on_board(
 def _prompted(
     subject: Subject, given: dict[str, Any], found: FoundBoard, tokens: int
 ) -> BoardSubject:
-    from gemquant.artifact import MANIFEST_FILE, read_manifest
-    from gemquant.benchmark.board import BoardSubject
-    from gemquant.benchmark.measure import prompt_from
-    from gemquant.board.rkllm import require_platform
-    from gemquant.checkpoint import open_checkpoint
+    from gemquant.core.artifact import MANIFEST_FILE, read_manifest
+    from gemquant.formats.checkpoint import open_checkpoint
+    from gemquant.measure.bench.measure import prompt_from
+    from gemquant.rockchip.board.rkllm import require_platform
+    from gemquant.rockchip.board_bench import BoardSubject
 
     model = given["tokenizer"]
     if (Path(subject.path) / MANIFEST_FILE).is_file():

@@ -23,7 +23,7 @@ def _card(
     quiet: bool,
 ) -> None:
     from gemquant.cli import render
-    from gemquant.publication.card import make_card, refuse_stale, save_card, write_card
+    from gemquant.publish.card import make_card, refuse_stale, save_card, write_card
 
     del quiet  # it takes no time
     if check and not (output is None and evaluation is None and tasks is None):

@@ -15,11 +15,11 @@ from gemquant.cli.settings import problems_of, setting, threads_of
 from gemquant.errors import GemquantError, UsageError, refuse
 
 if TYPE_CHECKING:
-    from gemquant.conversation.engine import Message
-    from gemquant.conversation.opening import Opened, Wanted
-    from gemquant.conversation.sampling import Sampling
-    from gemquant.conversation.session import Session
-    from gemquant.progress import Progress
+    from gemquant.core.progress import Progress
+    from gemquant.runtimes.chat.engine import Message
+    from gemquant.runtimes.chat.opening import Opened, Wanted
+    from gemquant.runtimes.chat.sampling import Sampling
+    from gemquant.runtimes.chat.session import Session
 
 PRESETS = ("auto", "exact", "speed", "memory", "memory_extreme")
 HELP = """\
@@ -36,8 +36,8 @@ class ChatCommand(click.Command):
 
     def invoke(self, ctx: click.Context) -> None:
         """Run the command."""
-        from gemquant.conversation.opening import Wanted, open_engine
-        from gemquant.conversation.session import Session
+        from gemquant.runtimes.chat.opening import Wanted, open_engine
+        from gemquant.runtimes.chat.session import Session
 
         given = ctx.params
         typed = sys.stdin.isatty()
@@ -74,7 +74,7 @@ class ChatCommand(click.Command):
 
 
 def _sampling(given: dict[str, Any]) -> Sampling:
-    from gemquant.conversation.sampling import Sampling
+    from gemquant.runtimes.chat.sampling import Sampling
 
     names = ("temperature", "top_p", "top_k", "seed", "max_tokens")
     return Sampling(**{name: given[name] for name in names if given[name] is not None})
@@ -130,7 +130,7 @@ def _answer_once(session: Session, question: str, *, as_json: bool) -> None:
 
 def _converse(session: Session) -> None:
     """Read questions until there are no more."""
-    from gemquant.conversation.engine import ContextFullError
+    from gemquant.runtimes.chat.engine import ContextFullError
 
     with contextlib.suppress(ImportError):  # Windows has it built into its terminal
         import readline  # noqa: F401 - gives input() its history and its editing keys

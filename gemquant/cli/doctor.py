@@ -11,12 +11,12 @@ from gemquant.cli.flags import complete_target, output_flags
 from gemquant.errors import RuntimeMissingError
 
 if TYPE_CHECKING:
-    from gemquant.doctor import Finding
+    from gemquant.convert.doctor import Finding
 
 
 def _doctor(*, target: str | None, board: str | None, as_json: bool, quiet: bool) -> None:
     from gemquant.cli import render
-    from gemquant.doctor import examine
+    from gemquant.convert.doctor import examine
 
     del quiet  # there is no progress to silence
     findings = _board(board, target) if board else []
@@ -37,16 +37,16 @@ def _doctor(*, target: str | None, board: str | None, as_json: bool, quiet: bool
 
 
 def _target(name: str) -> list[Finding]:
-    from gemquant.foreign.rkllm_doctor import examine_target
-    from gemquant.target import load_target
+    from gemquant.core.targets.target import load_target
+    from gemquant.rockchip.rkllm_doctor import examine_target
 
     return examine_target(load_target(name))
 
 
 def _board(address: str, target: str | None) -> list[Finding]:
-    from gemquant.board import BoardAddress
-    from gemquant.doctor.board import examine_board
-    from gemquant.target import load_target
+    from gemquant.core.targets.target import load_target
+    from gemquant.rockchip.board import BoardAddress
+    from gemquant.rockchip.board_doctor import examine_board
 
     chip = None if target is None else load_target(target)
     return examine_board(BoardAddress.parse(address), chip)

@@ -29,14 +29,14 @@ from gemquant.cli.settings import problems_of, setting, threads_of
 from gemquant.errors import refuse
 
 if TYPE_CHECKING:
-    from gemquant.artifact import Artifact
-    from gemquant.checkpoint import Checkpoint
     from gemquant.cli.eval_request import EvaluationText
-    from gemquant.evaluation.measure import Measured
-    from gemquant.evaluation.native import NativeRuntime
-    from gemquant.evaluation_document import EvaluationDocument
-    from gemquant.progress import Progress
-    from gemquant.recipe import Recipe
+    from gemquant.core.artifact import Artifact
+    from gemquant.core.artifact.evaluation import EvaluationDocument
+    from gemquant.core.progress import Progress
+    from gemquant.core.recipe import Recipe
+    from gemquant.formats.checkpoint import Checkpoint
+    from gemquant.measure.quality.measure import Measured
+    from gemquant.measure.quality.native import NativeRuntime
 
 PROMPT = "The capital of France is"
 
@@ -46,7 +46,6 @@ class EvalCommand(click.Command):
 
     def invoke(self, ctx: click.Context) -> None:
         """Run the command."""
-        from gemquant.artifact import Artifact
         from gemquant.cli import eval_plan, evaluation_tables, render
         from gemquant.cli.eval_request import (
             asked_suite,
@@ -55,6 +54,7 @@ class EvalCommand(click.Command):
             shared_recipe,
             write_document,
         )
+        from gemquant.core.artifact import Artifact
 
         given = ctx.params
         threads = threads_of(given, problems_of(ctx))
@@ -97,15 +97,15 @@ def measure_artifacts(
     import torch
 
     import gemquant
-    from gemquant.benchmark.board import machine_of
-    from gemquant.benchmark.machine import machine
-    from gemquant.checkpoint import open_checkpoint
     from gemquant.cli.eval_request import evaluation_text, other_files
     from gemquant.cli.preparation import require_device
-    from gemquant.evaluation.records import artifact_evaluation, artifact_name, original_record
-    from gemquant.evaluation.slices import level_evaluations
-    from gemquant.evaluation_document import EvaluationDocument
+    from gemquant.core.artifact.evaluation import EvaluationDocument
+    from gemquant.formats.checkpoint import open_checkpoint
+    from gemquant.measure.bench.machine import machine
+    from gemquant.measure.quality.records import artifact_evaluation, artifact_name, original_record
+    from gemquant.measure.quality.slices import level_evaluations
     from gemquant.numerics.bootstrap import RESAMPLES
+    from gemquant.rockchip.board_bench import machine_of
 
     require_device(recipe.device)
     found = None if given["board"] is None else FoundBoard.ask(given, progress)
@@ -152,9 +152,9 @@ def _measured(
     """Measure artifacts whose weights are read back, and their runtimes where those are here."""
     import torch
 
-    from gemquant.evaluation.measure import Subject, measure
-    from gemquant.evaluation.records import artifact_name
-    from gemquant.plugins import exporter
+    from gemquant.convert.plugins import exporter
+    from gemquant.measure.quality.measure import Subject, measure
+    from gemquant.measure.quality.records import artifact_name
 
     subjects = [
         Subject(
@@ -179,7 +179,7 @@ def _runtime(
     artifact: Artifact, original: Checkpoint, device: str, progress: Progress
 ) -> NativeRuntime:
     """Load an artifact in the runtime it is made for, and let it continue a prompt."""
-    from gemquant.evaluation.native import NativeRuntime
+    from gemquant.measure.quality.native import NativeRuntime
 
     runtime = NativeRuntime.find(artifact.path, artifact.manifest.container, device=device)
     if runtime.not_run is None:

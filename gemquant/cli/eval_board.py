@@ -12,14 +12,14 @@ from gemquant.errors import GemquantError, UnsupportedError, UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gemquant.artifact import Artifact
     from gemquant.calibration.windows import TokenWindows
-    from gemquant.checkpoint import Checkpoint
     from gemquant.cli.board import FoundBoard
-    from gemquant.evaluation.measure import Measured
-    from gemquant.evaluation.native import NativeRuntime
-    from gemquant.progress import Progress
-    from gemquant.recipe import Recipe
+    from gemquant.core.artifact import Artifact
+    from gemquant.core.progress import Progress
+    from gemquant.core.recipe import Recipe
+    from gemquant.formats.checkpoint import Checkpoint
+    from gemquant.measure.quality.measure import Measured
+    from gemquant.measure.quality.native import NativeRuntime
 
 CONTAINER = "rkllm"
 UNREAD = "an RKLLM file's format is not published: its weights cannot be read back"
@@ -74,7 +74,7 @@ def board_problems(artifacts: Sequence[Artifact], given: dict[str, Any]) -> list
 
 def require_platforms(artifacts: Sequence[Artifact], found: FoundBoard) -> None:
     """Refuse files that are made for another chip than the board's."""
-    from gemquant.board.rkllm import require_platform
+    from gemquant.rockchip.board.rkllm import require_platform
 
     for each in artifacts:
         if each.manifest.conversion is not None:
@@ -92,8 +92,8 @@ def measured_on_board(
     """Have every artifact's predictions made on the board that was found."""
     import torch
 
-    from gemquant.evaluation.records import artifact_name
-    from gemquant.evaluation.unread import UnreadSubject, measure_unread
+    from gemquant.measure.quality.native_only import UnreadSubject, measure_unread
+    from gemquant.measure.quality.records import artifact_name
 
     return measure_unread(
         original,
@@ -115,10 +115,10 @@ def _runtime(
     artifact: Artifact, found: FoundBoard, original: Checkpoint, progress: Progress
 ) -> Iterator[NativeRuntime]:
     """Copy an artifact to the board, and let it continue a prompt."""
-    from gemquant.board.rkllm import on_board, rkllm_file
     from gemquant.cli.eval import PROMPT
-    from gemquant.evaluation.native import GENERATED_TOKENS, NativeRuntime
-    from gemquant.evaluation.runners.rkllm import RkllmRunner
+    from gemquant.measure.quality.native import GENERATED_TOKENS, NativeRuntime
+    from gemquant.rockchip.board.rkllm import on_board, rkllm_file
+    from gemquant.rockchip.board_logits import RkllmRunner
 
     tokenizer, bos = original.tokenizer(), original.config["bos_token_id"]
     prompt = [bos, *tokenizer.encode(PROMPT, add_special_tokens=False).ids]

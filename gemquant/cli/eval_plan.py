@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 from gemquant.cli.render import print_json, print_tables, table
 
 if TYPE_CHECKING:
-    from gemquant.artifact import Artifact
-    from gemquant.recipe import Recipe
+    from gemquant.core.artifact import Artifact
+    from gemquant.core.recipe import Recipe
 
 
 def evaluation_plan(
     artifacts: Sequence[Artifact], recipe: Recipe, given: dict[str, Any]
 ) -> dict[str, Any]:
     """Read the text and the original's headers, and say what would be measured."""
-    from gemquant.checkpoint import open_checkpoint
     from gemquant.cli.eval_request import evaluation_text
     from gemquant.cli.preparation import require_device
-    from gemquant.evaluation.records import artifact_name
+    from gemquant.formats.checkpoint import open_checkpoint
+    from gemquant.measure.quality.records import artifact_name
 
     require_device(recipe.device)
     original = open_checkpoint(recipe.model, lora=recipe.lora)
@@ -46,7 +46,7 @@ def evaluation_plan(
 
 def _levels(artifact: Artifact, given: Mapping[str, Any]) -> list[dict[str, str | None]]:
     """Each level that would be in the document; ``not_run`` where it would say why not."""
-    from gemquant.evaluation.native import NativeRuntime
+    from gemquant.measure.quality.native import NativeRuntime
 
     if given["board"] is not None:
         return [{"level": "native", "runtime": f"librkllmrt at {given['board']}", "not_run": None}]

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemquant.artifact.staged_files import file_problems, staged_files
+from gemquant.core.artifact.evaluation import EvaluationDocument, read_evaluation_document
+from gemquant.core.artifact.staged_files import file_problems, staged_files
+from gemquant.core.recipe import DEFAULT_EVAL_WINDOWS, Recipe
 from gemquant.errors import GemquantError, OutputError, UsageError, refuse
-from gemquant.evaluation.records import artifact_name
-from gemquant.evaluation_document import EvaluationDocument, read_evaluation_document
-from gemquant.recipe import DEFAULT_EVAL_WINDOWS, Recipe
+from gemquant.measure.quality.records import artifact_name
 
 if TYPE_CHECKING:
-    from gemquant.artifact import Artifact
     from gemquant.calibration.suites import SuiteText
     from gemquant.calibration.windows import TokenWindows
-    from gemquant.checkpoint import Checkpoint
-    from gemquant.evaluation_document import SuiteRecord
+    from gemquant.core.artifact import Artifact
+    from gemquant.core.artifact.evaluation import SuiteRecord
+    from gemquant.formats.checkpoint import Checkpoint
 
 MACHINE = ("seed", "device", "dtype")
 TEXT = ("eval_windows", "eval_slices", "seq_len")
@@ -147,7 +147,7 @@ def evaluation_text(recipe: Recipe, given: dict[str, Any], original: Checkpoint)
     from gemquant.calibration.text import VERSION
     from gemquant.calibration.windows import stream_digest
     from gemquant.cli.preparation import chat_template, read_evaluation
-    from gemquant.evaluation_document import SuiteRecord
+    from gemquant.core.artifact.evaluation import SuiteRecord
 
     template = chat_template(recipe, original)
     suite = asked_suite(given)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from gemquant.evaluation_document import (
+    from gemquant.core.artifact.evaluation import (
         ArtifactEvaluation,
         EvaluationDocument,
         Interval,

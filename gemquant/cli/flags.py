@@ -9,7 +9,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from gemquant.cli.settings import load_defaults, setting
-from gemquant.recipe import COMPUTE_DTYPES, Recipe
+from gemquant.core.recipe import COMPUTE_DTYPES, Recipe
 
 DEFAULTS = Recipe(model="", quantizer="")
 """The defaults of all settings: those of the recipe's fields."""
@@ -33,7 +33,7 @@ def complete_target(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Offer the names of the shipped targets."""
-    from gemquant.target import target_files
+    from gemquant.core.targets.target import target_files
 
     return [CompletionItem(name) for name in target_files() if name.startswith(incomplete)]
 
@@ -42,7 +42,7 @@ def complete_exporter(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Offer the names of the exporters."""
-    from gemquant.plugins import plugins
+    from gemquant.convert.plugins import plugins
 
     return [CompletionItem(name) for name in plugins("exporter") if name.startswith(incomplete)]
 
@@ -53,7 +53,7 @@ def complete_suite(
     """Offer the names of the evaluation suites, and files."""
     import tomllib  # not calibration.suites, which imports torch: too slow for a key press
 
-    from gemquant.resources import data_folder
+    from gemquant.core.resources import data_folder
 
     text = (data_folder("calib_data") / "suites.toml").read_text(encoding="utf-8")
     names = [name for name in tomllib.loads(text)["suites"] if name.startswith(incomplete)]

@@ -10,16 +10,16 @@ import click
 
 from gemquant.cli.progress import reporter
 from gemquant.cli.settings import setting
+from gemquant.core.resources import bytes_of, human_bytes, total_memory
 from gemquant.errors import GemquantError, UsageError, refuse
-from gemquant.resources import bytes_of, human_bytes, total_memory
 
 if TYPE_CHECKING:
     from gemquant.calibration.windows import TokenWindows
-    from gemquant.checkpoint import Checkpoint
     from gemquant.cli.request import Request
-    from gemquant.foreign.making import ForeignJob
-    from gemquant.progress import Progress
-    from gemquant.workers import Interpreter, Limits
+    from gemquant.convert.external.build import ForeignJob
+    from gemquant.core.progress import Progress
+    from gemquant.formats.checkpoint import Checkpoint
+    from gemquant.runtimes.worker import Interpreter, Limits
 
 TOOL_MINUTES = 600
 MEMORY_SHARE = 0.9
@@ -61,13 +61,13 @@ class ToolSettings:
     @property
     def limits(self) -> Limits:
         """As the worker takes them."""
-        from gemquant.workers import Limits
+        from gemquant.runtimes.worker import Limits
 
         return Limits(self.seconds, self.memory_bytes)
 
     def interpreter(self, packages: Sequence[str]) -> Interpreter:
         """Ask the interpreter which versions of these it has."""
-        from gemquant.workers import Interpreter
+        from gemquant.runtimes.worker import Interpreter
 
         return Interpreter.ask(self.python, packages)
 
@@ -96,9 +96,9 @@ def make_or_show(
     request: Request, tool: ToolSettings, prepare: Prepare, *, quiet: bool, as_json: bool
 ) -> None:
     """Have the tool make the artifact and print it; with ``--dry-run`` print what it would take."""
-    from gemquant.artifact import output_problems
     from gemquant.cli import render
-    from gemquant.foreign.making import make, needed_bytes
+    from gemquant.convert.external.build import make, needed_bytes
+    from gemquant.core.artifact import output_problems
 
     with reporter(quiet=quiet) as progress:
         job, checkpoint, evaluation = prepare(request, tool, progress)

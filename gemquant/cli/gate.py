@@ -19,10 +19,10 @@ from gemquant.errors import (
 )
 
 if TYPE_CHECKING:
-    from gemquant.evaluation_document import EvaluationDocument
-    from gemquant.gate.baseline import Baseline
-    from gemquant.gate.budget import Budgets
-    from gemquant.gate.verdict import Verdict
+    from gemquant.core.artifact.evaluation import EvaluationDocument
+    from gemquant.measure.gate.baseline import Baseline
+    from gemquant.measure.gate.budget import Budgets
+    from gemquant.measure.gate.verdict import Verdict
 
 
 class GateCommand(click.Command):
@@ -30,9 +30,9 @@ class GateCommand(click.Command):
 
     def invoke(self, ctx: click.Context) -> None:
         """Run the command."""
-        from gemquant.benchmark.document import Benchmark
-        from gemquant.gate.baseline import read_baseline
-        from gemquant.gate.budget import Budgets, read_budgets
+        from gemquant.measure.bench.document import Benchmark
+        from gemquant.measure.gate.baseline import read_baseline
+        from gemquant.measure.gate.budget import Budgets, read_budgets
 
         given = ctx.params
         path: Path = given["baseline"]
@@ -91,7 +91,7 @@ def _tried(problems: list[GemquantError], read: Any, path: Path) -> Any:
 
 
 def _documents(paths: list[Path], problems: list[GemquantError]) -> list[EvaluationDocument]:
-    from gemquant.evaluation_document import read_evaluation_document
+    from gemquant.core.artifact.evaluation import read_evaluation_document
 
     documents: list[EvaluationDocument] = []
     for path in paths:
@@ -107,10 +107,10 @@ def _measured(
     problems: list[GemquantError],
 ) -> list[EvaluationDocument]:
     """Measure artifacts as `gemquant eval` does, on what the baseline names."""
-    from gemquant.artifact import Artifact
     from gemquant.cli.eval import measure_artifacts
     from gemquant.cli.eval_request import name_problems, shared_recipe
     from gemquant.cli.gate_request import measuring
+    from gemquant.core.artifact import Artifact
 
     threads = threads_of(given, problems)
     refuse(problems)
@@ -142,7 +142,7 @@ def _update(
     benchmark: Any,
 ) -> None:
     from gemquant.cli import gate_tables, render
-    from gemquant.gate.update import head_commit, updated, write_baseline
+    from gemquant.measure.gate.update import head_commit, updated, write_baseline
 
     path: Path = given["baseline"]
     baseline = updated(
@@ -166,9 +166,9 @@ def _judge(
     budgets: Budgets,
     benchmark: Any,
 ) -> None:
-    from gemquant.artifact.staged_files import file_problems, staged_files
     from gemquant.cli import gate_tables, render
-    from gemquant.gate.judge import judge
+    from gemquant.core.artifact.staged_files import file_problems, staged_files
+    from gemquant.measure.gate.judge import judge
 
     output: Path | None = given["output"]
     if output is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gemquant.cli.eval_request import RECIPE
 
 if TYPE_CHECKING:
-    from gemquant.gate.baseline import Baseline
+    from gemquant.measure.gate.baseline import Baseline
 
 FIRST_SUITE = "default"
 """What a baseline is first measured on."""

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemquant.cli import render
-from gemquant.gate.reasons import amount, layer_words
-from gemquant.resources import human_bytes
+from gemquant.core.resources import human_bytes
+from gemquant.measure.gate.reasons import amount, layer_words
 
 if TYPE_CHECKING:
-    from gemquant.gate.baseline import Baseline
-    from gemquant.gate.verdict import ArtifactVerdict, Check, Metric, Verdict
+    from gemquant.measure.gate.baseline import Baseline
+    from gemquant.measure.gate.verdict import ArtifactVerdict, Check, Metric, Verdict
 
 
 METRICS: Mapping[Metric, str] = {

@@ -16,12 +16,12 @@ from gemquant.cli.flags import (
 )
 from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting, threads_of
+from gemquant.core.recipe import Recipe
 from gemquant.errors import OutputError, UsageError, refuse
-from gemquant.recipe import Recipe
 
 if TYPE_CHECKING:
-    from gemquant.calibration.importance import ImportanceMatrix
-    from gemquant.progress import Progress
+    from gemquant.core.progress import Progress
+    from gemquant.formats.gguf.importance import ImportanceMatrix
 
 SETTINGS = ("calib", "samples", "seq_len", "seed", "device", "dtype", "lora", "calib_dtype")
 
@@ -33,8 +33,8 @@ class ImatrixCommand(click.Command):
         """Run the command."""
         given = ctx.params
         recipe, out, threads = _request(ctx)
-        from gemquant.calibration.imatrix_file import write_imatrix
         from gemquant.cli import render
+        from gemquant.formats.gguf.imatrix import write_imatrix
 
         with reporter(quiet=given["quiet"]) as progress:
             matrix = _compute(recipe, threads, progress)
@@ -91,14 +91,14 @@ def _compute(recipe: Recipe, threads: int, progress: Progress) -> ImportanceMatr
 
     from gemquant.calibration.computed_importance import computed_importance
     from gemquant.calibration.trace import Trace
-    from gemquant.checkpoint import open_checkpoint
     from gemquant.cli.preparation import (
         calibration_dtype,
         calibration_text,
         chat_template,
         require_device,
     )
-    from gemquant.gemma.skeleton import Skeleton
+    from gemquant.formats.checkpoint import open_checkpoint
+    from gemquant.models.skeleton import Skeleton
 
     require_device(recipe.device)
     torch.set_num_threads(threads)

@@ -14,9 +14,9 @@ from gemquant.cli.progress import reporter
 from gemquant.errors import UsageError
 
 if TYPE_CHECKING:
-    from gemquant.llamafile.making import Made, Mode, Plan
-    from gemquant.llamafile.runtime import Runtime
-    from gemquant.progress import Progress
+    from gemquant.core.progress import Progress
+    from gemquant.formats.llamafile.build import Made, Mode, Plan
+    from gemquant.formats.llamafile.runtime import Runtime
 
 MODES = ("chat", "server", "cli")
 
@@ -36,8 +36,8 @@ def _llamafile(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    from gemquant.gguf_file import find_gguf
-    from gemquant.llamafile import making
+    from gemquant.formats.gguf.find import find_gguf
+    from gemquant.formats.llamafile import build as making
 
     with reporter(quiet=quiet) as progress:
         gathering = Gathering()
@@ -62,8 +62,8 @@ def _llamafile(
 
 def _runtime(named: str, sha256: str | None, progress: Progress) -> Runtime:
     """Open the runtime, downloading it first where it is a URL."""
-    from gemquant.llamafile.download import download, is_url, require_https
-    from gemquant.llamafile.runtime import checked_sha256, open_runtime
+    from gemquant.formats.llamafile.download import download, is_url, require_https
+    from gemquant.formats.llamafile.runtime import checked_sha256, open_runtime
 
     expected = None if sha256 is None else checked_sha256(sha256)
     if not is_url(named):
@@ -79,9 +79,9 @@ def _runtime(named: str, sha256: str | None, progress: Progress) -> Runtime:
 
 
 def _cautions(planned: Plan, progress: Progress) -> None:
-    from gemquant.llamafile.arguments import is_plain
-    from gemquant.llamafile.reading import ARGUMENTS_ENTRY
-    from gemquant.resources import human_bytes
+    from gemquant.core.resources import human_bytes
+    from gemquant.formats.llamafile.arguments import is_plain
+    from gemquant.formats.llamafile.reading import ARGUMENTS_ENTRY
 
     if planned.too_large_for_windows:
         progress.note(
@@ -98,8 +98,8 @@ def _cautions(planned: Plan, progress: Progress) -> None:
 
 def _print(planned: Plan, made: Made | None, *, as_json: bool) -> None:
     from gemquant.cli.render import print_json, print_tables, table
-    from gemquant.llamafile.record import record_path
-    from gemquant.resources import human_bytes
+    from gemquant.core.resources import human_bytes
+    from gemquant.formats.llamafile.record import record_path
 
     request = planned.request
     if as_json:

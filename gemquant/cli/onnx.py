@@ -15,13 +15,13 @@ from gemquant.cli.quantize import MODEL, help_of
 from gemquant.cli.quantizer_flags import common_flags, quantizer_flags
 from gemquant.cli.request import Request, read_request
 from gemquant.cli.settings import problems_of, setting
-from gemquant.foreign.onnx_options import OnnxOptions
+from gemquant.convert.external.onnx_options import OnnxOptions
 
 if TYPE_CHECKING:
     from gemquant.calibration.windows import TokenWindows
-    from gemquant.checkpoint import Checkpoint
-    from gemquant.foreign.making import ForeignJob
-    from gemquant.progress import Progress
+    from gemquant.convert.external.build import ForeignJob
+    from gemquant.core.progress import Progress
+    from gemquant.formats.checkpoint import Checkpoint
 
 CONTAINER = "onnx"
 NOT_HERE = {"target", "exporter", "calib", "samples", "calib_dtype"}
@@ -47,18 +47,18 @@ def _prepared(
     """Check everything that can be known before the first weight is read."""
     import torch
 
-    from gemquant.artifact import output_problems
-    from gemquant.checkpoint import open_checkpoint
     from gemquant.cli.preparation import (
         chat_template,
         default_output,
         read_evaluation,
         require_device,
     )
+    from gemquant.convert.external import onnx
+    from gemquant.convert.external.build import ForeignJob, plain_dtype
+    from gemquant.convert.plan import linear_weights
+    from gemquant.core.artifact import output_problems
     from gemquant.errors import refuse
-    from gemquant.foreign import onnx
-    from gemquant.foreign.making import ForeignJob, plain_dtype
-    from gemquant.plan import linear_weights
+    from gemquant.formats.checkpoint import open_checkpoint
 
     torch.set_num_threads(request.threads)
     recipe, options = request.recipe, request.quantizer

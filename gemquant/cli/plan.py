@@ -15,9 +15,9 @@ from gemquant.cli.settings import problems_of, setting, target_folders
 from gemquant.errors import UsageError, refuse
 
 if TYPE_CHECKING:
-    from gemquant.forecast import Forecast, Headers, Request
-    from gemquant.forecast.candidate import Candidate
-    from gemquant.target import Target
+    from gemquant.convert.estimate import Forecast, Headers, Request
+    from gemquant.convert.estimate.candidate import Candidate
+    from gemquant.core.targets.target import Target
 
 UNITS = {"M": 10**6, "MB": 10**6, "MiB": 2**20, "G": 10**9, "GB": 10**9, "GiB": 2**30}
 
@@ -27,8 +27,8 @@ class PlanCommand(click.Command):
 
     def invoke(self, ctx: click.Context) -> None:
         """Run the command."""
-        from gemquant.forecast import Request, forecast, read_headers
-        from gemquant.target import load_target
+        from gemquant.convert.estimate import Request, forecast, read_headers
+        from gemquant.core.targets.target import load_target
 
         given, gathering = ctx.params, Gathering()
         gathering.attempt(lambda: refuse(problems_of(ctx)))
@@ -90,8 +90,8 @@ def _print(
     refused: Sequence[Candidate],
 ) -> None:
     from gemquant.cli.render import print_tables, table
-    from gemquant.forecast.candidate import weight_count
-    from gemquant.resources import human_bytes
+    from gemquant.convert.estimate.candidate import weight_count
+    from gemquant.core.resources import human_bytes
 
     speed = rows[0].speed if rows else None
     at_most = "at most " if speed is not None and speed.basis == "bound" else ""
@@ -132,7 +132,7 @@ def _print(
 
 
 def _basis(target: Target, rows: Sequence[Forecast], at_most: str) -> list[str]:
-    from gemquant.resources import human_bytes
+    from gemquant.core.resources import human_bytes
 
     lines = []
     for speed in dict.fromkeys(row.speed for row in rows):
@@ -180,7 +180,7 @@ def _print_json(
     refused: Sequence[Candidate],
 ) -> None:
     from gemquant.cli.render import print_json
-    from gemquant.forecast.candidate import weight_count
+    from gemquant.convert.estimate.candidate import weight_count
 
     print_json(
         {

@@ -18,13 +18,13 @@ from gemquant.cli.render import (
     scheme_words,
     table,
 )
-from gemquant.protocols import QuantizedSpec
-from gemquant.quantized_weights import BlockScheme
-from gemquant.resources import human_bytes
+from gemquant.core.protocols import QuantizedSpec
+from gemquant.core.quantized_weights import BlockScheme
+from gemquant.core.resources import human_bytes
 
 if TYPE_CHECKING:
+    from gemquant.convert.plan import JobPlan
     from gemquant.numerics.ggml.types import GgmlType
-    from gemquant.plan import JobPlan
 
 
 def plans(planned: Sequence[JobPlan], *, as_json: bool) -> None:

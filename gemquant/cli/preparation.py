@@ -9,26 +9,26 @@ from pathlib import Path
 
 import torch
 
-from gemquant import pipeline
-from gemquant.artifact import Artifact
 from gemquant.calibration.windows import TokenWindows, calibration_windows, evaluation_windows
-from gemquant.checkpoint import Checkpoint, open_checkpoint
 from gemquant.cli.gathering import Gathering
 from gemquant.cli.request import Request
+from gemquant.convert import pipeline
+from gemquant.convert.plan import Job, JobPlan, linear_weights, plan
+from gemquant.convert.plugins import exporter
+from gemquant.convert.resume import Resumption, layers_kept
+from gemquant.convert.run_identity import run_identity
+from gemquant.core.artifact import Artifact
+from gemquant.core.family import Family, Member
+from gemquant.core.progress import Progress
+from gemquant.core.protocols import Quantizer
+from gemquant.core.recipe import Recipe
+from gemquant.core.scheme import Scheme, label
 from gemquant.errors import UsageError, refuse
-from gemquant.family import Family, Member
-from gemquant.gemma.chat import choose_template
-from gemquant.gemma.structure import EMBEDDING
+from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
+from gemquant.formats.source_model import model_name
+from gemquant.models.chat import choose_template
+from gemquant.models.structure import EMBEDDING
 from gemquant.numerics.native.gram import has_bfloat16_products
-from gemquant.origin import model_name
-from gemquant.plan import Job, JobPlan, linear_weights, plan
-from gemquant.plugins import exporter
-from gemquant.progress import Progress
-from gemquant.protocols import Quantizer
-from gemquant.recipe import Recipe
-from gemquant.run_identity import run_identity
-from gemquant.scheme import Scheme, label
-from gemquant.unfinished import Resumption, layers_kept
 
 
 @dataclass(frozen=True)

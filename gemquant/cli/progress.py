@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gemquant.progress import Progress, Silence
+from gemquant.core.progress import Progress, Silence
 
 if TYPE_CHECKING:
     import rich.progress

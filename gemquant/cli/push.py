@@ -10,11 +10,11 @@ import click
 
 from gemquant.cli.flags import output_flags
 from gemquant.cli.progress import Lines
-from gemquant.progress import Silence
+from gemquant.core.progress import Silence
 
 if TYPE_CHECKING:
-    from gemquant.publication.hub import Pushed
-    from gemquant.publication.upload import Upload
+    from gemquant.publish.hub import Pushed
+    from gemquant.publish.upload import Upload
 
 
 def _push(
@@ -31,7 +31,7 @@ def _push(
     quiet: bool,
 ) -> None:
     from gemquant.cli import render
-    from gemquant.publication.upload import Destination, prepare_upload
+    from gemquant.publish.upload import Destination, prepare_upload
 
     progress = Silence() if quiet else Lines()
     progress.note(f"verifying {artifact}")
@@ -46,7 +46,7 @@ def _push(
         import huggingface_hub
         from huggingface_hub import utils
 
-        from gemquant.publication.hub import push
+        from gemquant.publish.hub import push
 
         # Its own bars count bytes; where there is no terminal to draw on, our lines are enough.
         shown = not utils.are_progress_bars_disabled()
@@ -87,7 +87,7 @@ def _document(upload: Upload, pushed: Pushed | None) -> dict[str, object]:
 
 def _print(upload: Upload, pushed: Pushed | None) -> None:
     from gemquant.cli import render
-    from gemquant.resources import human_bytes
+    from gemquant.core.resources import human_bytes
 
     if pushed is not None:
         sent = (

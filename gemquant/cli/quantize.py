@@ -12,8 +12,8 @@ from gemquant.cli.flags import model_argument
 from gemquant.cli.progress import reporter
 from gemquant.cli.quantizer_flags import common_flags, quantizer_flags
 from gemquant.cli.request import read_request
+from gemquant.convert.plugins import quantizer_type
 from gemquant.errors import UsageError
-from gemquant.plugins import quantizer_type
 
 
 def quantizer_command(name: str) -> click.Command:

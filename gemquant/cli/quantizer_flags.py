@@ -21,7 +21,7 @@ from gemquant.cli.flags import (
     target_folder_flag,
 )
 from gemquant.cli.settings import COMPUTE_DTYPE, Setting, setting
-from gemquant.options import Option, options_of
+from gemquant.core.options import Option, options_of
 
 
 class Repeated(Setting):

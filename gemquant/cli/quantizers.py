@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from gemquant.cli.flags import output_flags
-from gemquant.options import options_of
-from gemquant.plugins import plugins, quantizer_type
+from gemquant.convert.plugins import plugins, quantizer_type
+from gemquant.core.options import options_of
 
 
 def _quantizers(*, as_json: bool, quiet: bool) -> None:

@@ -10,12 +10,12 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from gemquant.resources import human_bytes
-from gemquant.scheme import INTEGER, PER_CHANNEL, Scheme, describe
+from gemquant.core.resources import human_bytes
+from gemquant.core.scheme import INTEGER, PER_CHANNEL, Scheme, describe
 
 if TYPE_CHECKING:
-    from gemquant.artifact import Artifact, CertificateRecord, Manifest
-    from gemquant.artifact.certificates import MeasurementRecord, SliceRecord
+    from gemquant.core.artifact import Artifact, CertificateRecord, Manifest
+    from gemquant.core.artifact.certificates import MeasurementRecord, SliceRecord
 
 MATRICES_NAMED = 4
 
@@ -90,7 +90,7 @@ def artifact(made: Artifact, *, as_json: bool) -> None:
 
 def print_certificates(records: Sequence[CertificateRecord]) -> None:
     """Print a table per level; the corners of an emulation's bracket are one table."""
-    from gemquant.artifact import emulated_corners
+    from gemquant.core.artifact import emulated_corners
 
     corners = emulated_corners(records)
     for record in records:
@@ -179,7 +179,7 @@ def _facts(manifest: Manifest) -> list[Table | str]:
             f"at {seen.where}",
         )
     parts: list[Table | str] = [facts]
-    from gemquant.artifact import fallbacks_by_reason
+    from gemquant.core.artifact import fallbacks_by_reason
 
     groups = fallbacks_by_reason(manifest).items()
     return [*parts, *fallback_table((modules, *why) for why, modules in groups)]

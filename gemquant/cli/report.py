@@ -15,8 +15,8 @@ from gemquant.cli.settings import problems_of, setting
 from gemquant.errors import GemquantError, OutputError, UsageError, refuse
 
 if TYPE_CHECKING:
-    from gemquant.reports.assembling import Given
-    from gemquant.reports.document import Report, SourceKind
+    from gemquant.measure.report.assembling import Given
+    from gemquant.measure.report.document import Report, SourceKind
 
 T = TypeVar("T")
 
@@ -48,11 +48,11 @@ class ReportCommand(click.Command):
 
 
 def _report(given: Mapping[str, Any], gathering: Gathering) -> Report:
-    from gemquant.benchmark.document import Benchmark
-    from gemquant.evaluation_document import read_evaluation_document
-    from gemquant.gate.baseline import read_baseline
-    from gemquant.gate.verdict import read_verdict
-    from gemquant.reports.assembling import assemble
+    from gemquant.core.artifact.evaluation import read_evaluation_document
+    from gemquant.measure.bench.document import Benchmark
+    from gemquant.measure.gate.baseline import read_baseline
+    from gemquant.measure.gate.verdict import read_verdict
+    from gemquant.measure.report.assembling import assemble
 
     evaluations = [
         _read(gathering, "evaluation", path, read_evaluation_document)
@@ -85,8 +85,8 @@ def _read(
 def _given(kind: SourceKind, path: Path, read: Callable[[Path], T]) -> Given[T]:
     import hashlib
 
-    from gemquant.reports.assembling import Given
-    from gemquant.reports.document import SourceFile
+    from gemquant.measure.report.assembling import Given
+    from gemquant.measure.report.document import SourceFile
 
     document = read(path)
     with path.open("rb") as file:
@@ -96,8 +96,8 @@ def _given(kind: SourceKind, path: Path, read: Callable[[Path], T]) -> Given[T]:
 
 def _problems(given: Mapping[str, Any], wanted: Mapping[str, Path]) -> list[GemquantError]:
     """What is wrong with the places to write to, and with what is asked for."""
-    from gemquant.artifact.staging import place_problems
-    from gemquant.reports.markdown import SMALLEST_LIMIT_BYTES
+    from gemquant.core.artifact.staging import place_problems
+    from gemquant.measure.report.markdown import SMALLEST_LIMIT_BYTES
 
     problems: list[GemquantError] = []
     if not given["evaluations"]:
@@ -151,15 +151,15 @@ def _replacement_problems(path: Path, *, force: bool) -> list[GemquantError]:
 def _text(form: str, report: Report, limit: int | None) -> bytes:
     match form:
         case "markdown":
-            from gemquant.reports.markdown import SUMMARY_LIMIT_BYTES, to_markdown
+            from gemquant.measure.report.markdown import SUMMARY_LIMIT_BYTES, to_markdown
 
             return to_markdown(report, limit_bytes=limit or SUMMARY_LIMIT_BYTES).encode()
         case "junit":
-            from gemquant.reports.junit import to_junit
+            from gemquant.measure.report.junit import to_junit
 
             return to_junit(report)
         case "html":
-            from gemquant.reports.html import to_html
+            from gemquant.measure.report.html import to_html
 
             return to_html(report).encode()
         case _:
@@ -168,7 +168,7 @@ def _text(form: str, report: Report, limit: int | None) -> bytes:
 
 def _write(texts: Mapping[Path, bytes]) -> None:
     """Write files, those of one folder together."""
-    from gemquant.artifact.staged_files import staged_files
+    from gemquant.core.artifact.staged_files import staged_files
 
     folders: dict[Path, list[Path]] = {}
     for path in texts:

@@ -11,13 +11,13 @@ import click
 
 from gemquant.cli.flags import DEFAULTS
 from gemquant.cli.settings import COMPUTE_DTYPE, problems_of, target_folders, threads_of
+from gemquant.core.options import options_of, problems_with
+from gemquant.core.protocols import Quantizer
+from gemquant.core.recipe import Recipe
 from gemquant.errors import GemquantError, UsageError, refuse
-from gemquant.options import options_of, problems_with
-from gemquant.protocols import Quantizer
-from gemquant.recipe import Recipe
 
 if TYPE_CHECKING:
-    from gemquant.target import Target
+    from gemquant.core.targets.target import Target
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Request:
 
 def read_request(ctx: click.Context, quantizer_type: type[Any]) -> Request:
     """Read a command's parameters; raise everything that is wrong with them at once."""
-    from gemquant.target import load_target
+    from gemquant.core.targets.target import load_target
 
     given = ctx.params
     problems = problems_of(ctx)

@@ -12,7 +12,7 @@ from gemquant.cli.quantizer_flags import common_flags, quantizer_flags
 from gemquant.cli.request import read_request
 from gemquant.cli.rkllm_preparation import AUTO, checked
 from gemquant.cli.settings import problems_of, setting
-from gemquant.foreign.rkllm_options import RkllmOptions
+from gemquant.rockchip.rkllm_options import RkllmOptions
 
 NOT_HERE = {
     "exporter",
@@ -39,7 +39,7 @@ class RkllmCommand(click.Command):
         request = read_request(ctx, RkllmOptions)
 
         from gemquant.cli import render, rkllm_tables
-        from gemquant.foreign import rkllm
+        from gemquant.rockchip import rkllm
 
         with reporter(quiet=given["quiet"]) as progress:
             progress.note(f"opening {request.recipe.model}")

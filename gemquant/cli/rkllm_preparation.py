@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from gemquant.cli.gathering import Attempt, Gathering
 from gemquant.errors import GemquantError, UsageError
-from gemquant.foreign.rkllm_options import RkllmOptions
+from gemquant.rockchip.rkllm_options import RkllmOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gemquant.calibration.windows import TokenWindows
-    from gemquant.checkpoint import Checkpoint
     from gemquant.cli.foreign import ToolSettings
     from gemquant.cli.request import Request
-    from gemquant.foreign.rkllm import RkllmJob
-    from gemquant.recipe import Recipe
-    from gemquant.toolkit import Toolkit, ToolkitVersion
-    from gemquant.workers import Interpreter
+    from gemquant.core.recipe import Recipe
+    from gemquant.core.targets.toolkit import Toolkit, ToolkitVersion
+    from gemquant.formats.checkpoint import Checkpoint
+    from gemquant.rockchip.rkllm import RkllmJob
+    from gemquant.runtimes.worker import Interpreter
 
 CONTAINER = "rkllm"
 AUTO = "auto"
@@ -39,22 +39,22 @@ def checked(request: Request, tool: ToolSettings, given: dict[str, Any]) -> Prep
     """Check everything that can be known before the first weight is read."""
     import torch
 
-    from gemquant.artifact import output_problems
     from gemquant.calibration.prompts import calibration_prompts
-    from gemquant.checkpoint import open_checkpoint
     from gemquant.cli.preparation import (
         calibration_dtype,
         calibration_text,
         chat_template,
         read_evaluation,
     )
+    from gemquant.convert.estimate.candidate import weight_count
+    from gemquant.core.artifact import output_problems
+    from gemquant.core.targets.toolkit import load_toolkit
     from gemquant.errors import refuse
-    from gemquant.forecast.candidate import weight_count
-    from gemquant.foreign import rkllm, rkllm_rules
-    from gemquant.foreign.rkllm_calls import file_name, takes_prompts
-    from gemquant.foreign.rkllm_smoothing import smooths
-    from gemquant.origin import model_name
-    from gemquant.toolkit import load_toolkit
+    from gemquant.formats.checkpoint import open_checkpoint
+    from gemquant.formats.source_model import model_name
+    from gemquant.rockchip import rkllm, rkllm_rules
+    from gemquant.rockchip.rkllm_calls import file_name, takes_prompts
+    from gemquant.rockchip.rkllm_smoothing import smooths
 
     torch.set_num_threads(request.threads)
     recipe, asked = request.recipe, request.quantizer
@@ -168,7 +168,7 @@ def _interpreter(
     given: dict[str, Any], toolkit: Toolkit, able: tuple[ToolkitVersion, ...]
 ) -> Interpreter | None:
     """Find the Python that has the toolkit; None where nothing is to be converted."""
-    from gemquant.foreign.rkllm_toolkit import choose_toolkit
+    from gemquant.rockchip.rkllm_toolkit import choose_toolkit
 
     if given["prepare_only"]:
         return None
@@ -182,7 +182,7 @@ def _release(
     python: Attempt[Interpreter | None],
 ) -> ToolkitVersion:
     """Choose the release to make calls for: what was named, has been found, or is the newest."""
-    from gemquant.foreign.rkllm_toolkit import release_of
+    from gemquant.rockchip.rkllm_toolkit import release_of
 
     named = toolkit.version(number) if number else None
     if number and named is None:

@@ -8,7 +8,7 @@ from gemquant.cli import render
 
 if TYPE_CHECKING:
     from gemquant.cli.rkllm_preparation import Prepared
-    from gemquant.foreign.rkllm import Preparation, RkllmJob
+    from gemquant.rockchip.rkllm import Preparation, RkllmJob
 
 
 def print_prepared(job: RkllmJob, made: Preparation, *, as_json: bool) -> None:
@@ -40,10 +40,10 @@ def print_prepared(job: RkllmJob, made: Preparation, *, as_json: bool) -> None:
 
 def print_plan(prepared: Prepared, *, as_json: bool) -> None:
     """Print the file to expect, the space and memory that it takes, and the toolkit's calls."""
-    from gemquant.forecast.candidate import weight_count
-    from gemquant.foreign.rkllm import needed_bytes, worker_job
-    from gemquant.foreign.rkllm_file import size_range
-    from gemquant.resources import human_bytes
+    from gemquant.convert.estimate.candidate import weight_count
+    from gemquant.core.resources import human_bytes
+    from gemquant.rockchip.rkllm import needed_bytes, worker_job
+    from gemquant.rockchip.rkllm_file import size_range
 
     job, config = prepared.job, prepared.checkpoint.config
     conversion = job.conversion

@@ -16,8 +16,8 @@ from gemquant.errors import UsageError, refuse
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gemquant.checkpoint import Checkpoint
-    from gemquant.foreign.rknn import Simulation
+    from gemquant.formats.checkpoint import Checkpoint
+    from gemquant.rockchip.rknn import Simulation
 
 TOKENS, SAMPLES = 64, 8
 
@@ -30,9 +30,9 @@ class RknnSimCommand(click.Command):
         given = ctx.params
         tool = tool_settings(given, problems_of(ctx))
 
-        from gemquant.checkpoint import open_checkpoint
-        from gemquant.foreign import rkllm_rules, rknn
-        from gemquant.target import load_target
+        from gemquant.core.targets.target import load_target
+        from gemquant.formats.checkpoint import open_checkpoint
+        from gemquant.rockchip import rkllm_rules, rknn
 
         gathering = Gathering()
         gathering.attempt(lambda: refuse(problems_of(ctx)))
@@ -69,7 +69,7 @@ def _model(model: str | None) -> str:
 def _windows(given: dict[str, Any], checkpoint: Checkpoint) -> tuple[Tensor, Tensor]:
     """Text to calibrate with, and one window of another to be judged by."""
     from gemquant.calibration.windows import calibration_windows, evaluation_windows
-    from gemquant.recipe import DEFAULT_CALIBRATION
+    from gemquant.core.recipe import DEFAULT_CALIBRATION
 
     tokenizer, bos = checkpoint.tokenizer(), checkpoint.config["bos_token_id"]
     (compared,) = evaluation_windows(
@@ -95,7 +95,7 @@ def _windows(given: dict[str, Any], checkpoint: Checkpoint) -> tuple[Tensor, Ten
 
 def _print(found: Simulation, platform: str, *, as_json: bool) -> None:
     from gemquant.cli import render
-    from gemquant.foreign.rknn import NOTE, TOOLKIT
+    from gemquant.rockchip.rknn import NOTE, TOOLKIT
 
     if as_json:
         facts = {"level": "rknn-sim", "platform": platform, "note": NOTE, **found.model_dump()}

@@ -19,7 +19,7 @@ from gemquant.cli.settings import problems_of, setting, threads_of
 from gemquant.errors import GemquantError, UsageError, refuse
 
 if TYPE_CHECKING:
-    from gemquant.conversation.serving import Serving
+    from gemquant.runtimes.chat.serving import Serving
 
 SECONDS_TO_FINISH = 5.0
 """That requests under way are given when the server is told to stop."""
@@ -31,8 +31,8 @@ class ServeCommand(click.Command):
     def invoke(self, ctx: click.Context) -> None:
         """Run the command."""
         from gemquant.cli.render import print_json
-        from gemquant.conversation.opening import Wanted
-        from gemquant.conversation.serving import (
+        from gemquant.runtimes.chat.opening import Wanted
+        from gemquant.runtimes.chat.serving import (
             MAX_PARALLEL,
             Address,
             address_problems,
@@ -86,7 +86,7 @@ class ServeCommand(click.Command):
 
 def _wait(serving: Serving, *, quiet: bool) -> NoReturn:
     """Wait for a signal, then for requests under way; a second signal ends those too."""
-    from gemquant.conversation.serving import wait_until_idle
+    from gemquant.runtimes.chat.serving import wait_until_idle
 
     stopping, hurrying = threading.Event(), threading.Event()
 

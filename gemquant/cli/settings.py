@@ -13,10 +13,10 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from gemquant.convert.plugins import plugins
+from gemquant.core.recipe import SETTINGS, read_settings, suggest
+from gemquant.core.resources import default_threads
 from gemquant.errors import GemquantError, UsageError
-from gemquant.plugins import plugins
-from gemquant.recipe import SETTINGS, read_settings, suggest
-from gemquant.resources import default_threads
 
 DEFAULTS_FILE = Path("gemquant.toml")
 

@@ -10,8 +10,8 @@ from gemquant.cli.flags import output_flags
 
 
 def _show(artifact: Path, *, as_json: bool, quiet: bool) -> None:
-    from gemquant.artifact import Artifact, read_manifest
     from gemquant.cli import render
+    from gemquant.core.artifact import Artifact, read_manifest
 
     del quiet  # there is no progress to silence
     render.artifact(Artifact(artifact, read_manifest(artifact)), as_json=as_json)

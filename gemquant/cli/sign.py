@@ -23,7 +23,7 @@ def _sign(
     quiet: bool,
 ) -> None:
     from gemquant.cli import render
-    from gemquant.publication.signature import sign, signature_place
+    from gemquant.publish.signature import sign, signature_place
 
     place = signature_place(artifact) if output is None else output
     password = os.environ.get(PASSWORD)

@@ -11,8 +11,8 @@ from gemquant.cli.settings import problems_of, target_folders
 from gemquant.errors import refuse
 
 if TYPE_CHECKING:
-    from gemquant.hardware import Npu
-    from gemquant.target import Target
+    from gemquant.core.targets.device import Npu
+    from gemquant.core.targets.target import Target
 
 GENERATIONS = ("gemma", "gemma2", "gemma3_text")
 
@@ -23,7 +23,7 @@ class TargetsCommand(click.Command):
     def invoke(self, ctx: click.Context) -> None:
         """Run the command."""
         from gemquant.cli import render
-        from gemquant.target import load_target, targets
+        from gemquant.core.targets.target import load_target, targets
 
         refuse(problems_of(ctx))
         name, as_json = ctx.params["name"], ctx.params["as_json"]
@@ -44,7 +44,7 @@ class TargetsCommand(click.Command):
 
 def _describe(target: Target) -> None:
     from gemquant.cli import render
-    from gemquant.target import accepted_schemes
+    from gemquant.core.targets.target import accepted_schemes
 
     render.print_tables(f"{target.name}: {target.description}", "")
     if target.npu is not None:
@@ -73,7 +73,7 @@ def _describe(target: Target) -> None:
 
 def _describe_npu(npu: Npu) -> None:
     from gemquant.cli import render
-    from gemquant.toolkit import load_toolkit
+    from gemquant.core.targets.toolkit import load_toolkit
 
     toolkit = load_toolkit(npu.toolkit)
     matrix = render.table("quantized dtype", *GENERATIONS)

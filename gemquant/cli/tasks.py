@@ -14,8 +14,8 @@ from gemquant.cli.settings import problems_of, setting, threads_of
 from gemquant.errors import CalibrationError, GemquantError, OutputError, UsageError, refuse
 
 if TYPE_CHECKING:
-    from gemquant.tasks.document import TasksDocument
-    from gemquant.tasks.measure import Request
+    from gemquant.measure.tasks.document import TasksDocument
+    from gemquant.measure.tasks.measure import Request
 
 TASKS = ("mmlu", "hellaswag", "piqa", "winogrande", "arc_challenge", "gsm8k")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -39,7 +39,7 @@ class TasksCommand(click.Command):
 
         torch.set_num_threads(threads)
         with reporter(quiet=given["quiet"]) as progress:
-            from gemquant.tasks.measure import measure, open_subjects
+            from gemquant.measure.tasks.measure import measure, open_subjects
 
             document = measure(request, open_subjects(request), progress)
         if given["output"] is not None:
@@ -72,9 +72,9 @@ def _problems(given: dict[str, Any]) -> list[GemquantError]:
 
 
 def _request(given: dict[str, Any]) -> Request:
-    from gemquant.tasks.document import Settings
-    from gemquant.tasks.measure import Request
-    from gemquant.tasks.published import read_figures, shipped_figures
+    from gemquant.measure.tasks.document import Settings
+    from gemquant.measure.tasks.measure import Request
+    from gemquant.measure.tasks.published import read_figures, shipped_figures
 
     figures = shipped_figures()
     if given["published"] is not None:
@@ -102,7 +102,7 @@ def _request(given: dict[str, Any]) -> Request:
 
 def _require_parts(device: str) -> None:
     """Refuse where lm-eval or the device is not there, before anything is opened."""
-    from gemquant.tasks import harness
+    from gemquant.measure.tasks import harness
 
     harness.version()
     if device != "cpu":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from gemquant.cli.render import print_tables, table
 
 if TYPE_CHECKING:
-    from gemquant.tasks.document import (
+    from gemquant.measure.tasks.document import (
         Drop,
         MetricResult,
         TaskResult,

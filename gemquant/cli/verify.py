@@ -9,8 +9,8 @@ import click
 
 from gemquant.cli.flags import output_flags
 from gemquant.cli.progress import reporter
+from gemquant.core.progress import Silence
 from gemquant.errors import GemquantError, UsageError, refuse
-from gemquant.progress import Silence
 
 
 def _verify(
@@ -75,8 +75,8 @@ def _refuse_half_a_question(
 
 def _problems(path: Path) -> list[GemquantError]:
     """Check one artifact. A file is a llamafile."""
-    from gemquant.llamafile.reading import verify
-    from gemquant.publication.verification import artifact_problems
+    from gemquant.formats.llamafile.reading import verify
+    from gemquant.publish.verification import artifact_problems
 
     if not path.is_file():
         return artifact_problems(path)
@@ -90,7 +90,7 @@ def _problems(path: Path) -> list[GemquantError]:
 def _signature_problems(
     path: Path, signature: Path | None, public_key: Path
 ) -> list[GemquantError]:
-    from gemquant.publication.signature import signature_place, verify_signature
+    from gemquant.publish.signature import signature_place, verify_signature
 
     try:
         place = signature_place(path) if signature is None else signature

@@ -16,7 +16,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from gemquant.numerics.student import quantile
+from gemquant.numerics.t_distribution import quantile
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from gemquant.core.options import option
+from gemquant.core.protocols import AffineScheme
 from gemquant.errors import GemquantError
-from gemquant.gemma.structure import EMBEDDING, HEAD
-from gemquant.options import option
-from gemquant.protocols import AffineScheme
+from gemquant.models.structure import EMBEDDING, HEAD
 from gemquant.quantizers.linears import BITS, GROUP_SIZES, indivisible, is_skipped, unused_patterns
 
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from gemquant.gemma.structure import EMBEDDING, embedding_structure
-from gemquant.options import option
-from gemquant.protocols import AffineScheme, AffineWeight, Block, Container
+from gemquant.core.options import option
+from gemquant.core.protocols import AffineScheme, AffineWeight, Block, Container
+from gemquant.models.structure import EMBEDDING, embedding_structure
 from gemquant.quantizers.affine_options import AffineOptions
 from gemquant.quantizers.rounding import nearest
 

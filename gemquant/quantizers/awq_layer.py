@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from gemquant.core.protocols import AffineScheme, AffineWeight, Block, Container, Statistics
 from gemquant.errors import UnsupportedError
-from gemquant.gemma.structure import InputGroup, RowFold
+from gemquant.models.structure import InputGroup, RowFold
 from gemquant.numerics.affine import AffineRounding
+from gemquant.numerics.cholesky import GramFactor, factorise
 from gemquant.numerics.clipping import quantize_clipped
-from gemquant.numerics.compensation import CompensationPlan, quantize_compensated
-from gemquant.numerics.factor import GramFactor, factorise
+from gemquant.numerics.gptq import CompensationPlan, quantize_compensated
 from gemquant.numerics.norms import fold_into_norm
 from gemquant.numerics.scaling import ScaleProblem, search_scale
-from gemquant.protocols import AffineScheme, AffineWeight, Block, Container, Statistics
 from gemquant.quantizers.folding import per_row, shared_shape
 
 if TYPE_CHECKING:

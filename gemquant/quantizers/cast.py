@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from gemquant.core.options import option
+from gemquant.core.protocols import Block, Container
+from gemquant.core.resources import bytes_of
+from gemquant.core.results import FLOAT16_LIMIT, LayerReach
 from gemquant.errors import GemquantError, UnsupportedError, UsageError
-from gemquant.options import option
-from gemquant.protocols import Block, Container
-from gemquant.resources import bytes_of
-from gemquant.results import FLOAT16_LIMIT, LayerReach
 
 if TYPE_CHECKING:
     from torch import Tensor

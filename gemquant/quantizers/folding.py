@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gemquant.gemma.structure import NormFold, RowFold
+from gemquant.models.structure import NormFold, RowFold
 
 if TYPE_CHECKING:
     from torch import Tensor

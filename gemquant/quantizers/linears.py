@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
+from gemquant.core.protocols import PER_CHANNEL
 from gemquant.errors import GemquantError, UnsupportedError, UsageError
-from gemquant.protocols import PER_CHANNEL
 
 BITS = (2, 3, 4, 6, 8)
 GROUP_SIZES = (32, 64, 128, PER_CHANNEL)

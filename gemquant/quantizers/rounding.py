@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gemquant.protocols import AffineScheme, AffineWeight, Container
+from gemquant.core.protocols import AffineScheme, AffineWeight, Container
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,7 +15,7 @@ def nearest(weight: Tensor, scheme: AffineScheme, container: Container) -> Affin
     import torch
 
     from gemquant.numerics.affine import AffineRounding, quantize_affine
-    from gemquant.numerics.anchored import quantize_anchored, zero_points_of
+    from gemquant.numerics.mlx_affine import quantize_anchored, zero_points_of
 
     if container.biases and not scheme.symmetric:
         codes, scales, biases = quantize_anchored(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from gemquant.protocols import AffineWeight, Block, Container
+from gemquant.core.protocols import AffineWeight, Block, Container
 from gemquant.quantizers.affine_options import AffineOptions
 from gemquant.quantizers.rounding import nearest
 

@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 from gguf import GGUFReader, GGUFValueType, ReaderField
 
-from tests.sample_folder import write_sample_folder
-from tests.tiny_gemma import KINDS
-from tests.tiny_sentencepiece import Layout, tiny_sentencepiece, write_convertible_gemma
+from tests.helpers.sample_folder import write_sample_folder
+from tests.helpers.tiny_gemma import KINDS
+from tests.helpers.tiny_sentencepiece import Layout, tiny_sentencepiece, write_convertible_gemma
 
 OUTPUT = Path(__file__).with_name("gguf_metadata.json")
 LLAMA_CPP = "0c1e57098"

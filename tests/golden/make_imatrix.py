@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 from ci.bench.llama_quantize import FOLDER, LLAMA_CPP  # noqa: E402
-from tests.tiny_gguf import write_tiny_gguf  # noqa: E402
+from tests.helpers.tiny_gguf import write_tiny_gguf  # noqa: E402
 
 SOURCE = ROOT / "build/llama.cpp/source"
 OUTPUT = Path(__file__).parent

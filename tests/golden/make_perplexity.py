@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 from ci.bench.llama_quantize import FOLDER, LLAMA_CPP  # noqa: E402
 from tests.golden.make_imatrix import compiled  # noqa: E402
-from tests.tiny_perplexity import KINDS, WINDOW, text, write_models  # noqa: E402
+from tests.helpers.tiny_perplexity import KINDS, WINDOW, text, write_models  # noqa: E402
 
 OUTPUT = Path(__file__).parent / "perplexity.json"
 NUMBER = r"(-?[\d.]+(?:e[-+]\d+)?)"

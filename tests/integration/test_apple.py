@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from gemquant.exporters.mlx import MLX
-from gemquant.gemma.structure import EMBEDDING, HEAD
-from gemquant.plugins import exporter
-from gemquant.protocols import QuantizedSpec
+from gemquant.convert.plugins import exporter
+from gemquant.core.protocols import QuantizedSpec
+from gemquant.formats.mlx import MLX
+from gemquant.models.structure import EMBEDDING, HEAD
+from tests.helpers.tiny_gemma import Kind
 from tests.integration.test_command_line import make
-from tests.tiny_gemma import Kind
 from tests.unit.cli.conftest import Run
 
 
@@ -81,7 +81,7 @@ def test_the_documented_plug_in_is_stored_too(
 def test_without_mlx_the_native_level_says_what_to_install(
     run: Run, tiny_folders: dict[Kind, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gemquant.evaluation.runners.mlx._version", lambda package: None)
+    monkeypatch.setattr("gemquant.runtimes.mlx._version", lambda package: None)
     make(run, "rtn", tiny_folders["gemma2"], "--target", "mps")
     result = run("eval", "out", "--threads", "1")
     assert result.code == 0, result.err

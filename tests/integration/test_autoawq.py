@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gemquant.checkpoint import open_checkpoint
-from gemquant.exporters.awq_gemm import AwqGemm
-from tests.tiny_gemma import Kind, write_tiny_gemma
+from gemquant.formats.awq_gemm import AwqGemm
+from gemquant.formats.checkpoint import open_checkpoint
+from tests.helpers.tiny_gemma import Kind, write_tiny_gemma
 from tests.unit.cli.conftest import Run
 
 PYTHON = os.environ.get("GEMQUANT_AUTOAWQ_PYTHON")

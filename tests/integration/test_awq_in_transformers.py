@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from gemquant.evaluation.runners.transformers import TransformersRunner
-from gemquant.exporters.awq_gemm import AwqGemm
-from gemquant.protocols import AffineScheme
-from tests.packed_modules import compare_packed_linears
-from tests.tiny_artifact import W4, W4_SYMMETRIC, tiny_header, write_tiny_weights
-from tests.tiny_gemma import Kind
+from gemquant.core.protocols import AffineScheme
+from gemquant.formats.awq_gemm import AwqGemm
+from gemquant.runtimes.transformers import TransformersRunner
+from tests.helpers.packed_modules import compare_packed_linears
+from tests.helpers.tiny_artifact import W4, W4_SYMMETRIC, tiny_header, write_tiny_weights
+from tests.helpers.tiny_gemma import Kind
 
 pytestmark = [pytest.mark.peer, pytest.mark.filterwarnings("ignore")]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from gemquant.evaluation.runners.llamacpp_library import missing
-from tests.tiny_gemma import Kind
-from tests.tiny_gguf import write_tiny_gguf
+from gemquant.runtimes.llamacpp_library import missing
+from tests.helpers.tiny_gemma import Kind
+from tests.helpers.tiny_gguf import write_tiny_gguf
 from tests.unit.cli.conftest import Run
 
 SHORT = ("--prompt-tokens", "16", "--new-tokens", "4", "--threads", "1", "--repetitions", "2")

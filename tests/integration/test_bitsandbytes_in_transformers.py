@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gemquant.checkpoint import open_checkpoint
-from gemquant.evaluation.runners.transformers import TransformersRunner
-from gemquant.exporters.bitsandbytes import BitsAndBytes
-from gemquant.gemma.structure import EMBEDDING
-from tests.tiny_gemma import Kind
+from gemquant.formats.bitsandbytes import BitsAndBytes
+from gemquant.formats.checkpoint import open_checkpoint
+from gemquant.models.structure import EMBEDDING
+from gemquant.runtimes.transformers import TransformersRunner
+from tests.helpers.tiny_gemma import Kind
 from tests.unit.cli.conftest import Run
 
 pytestmark = [pytest.mark.peer, pytest.mark.filterwarnings("ignore")]

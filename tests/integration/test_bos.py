@@ -9,13 +9,13 @@ import pytest
 from transformers import AutoTokenizer
 
 from gemquant.__main__ import main
-from gemquant.checkpoint.tokenizer_files import read_tokenizer_files, with_chat_template
-from gemquant.conversation.llamacpp import LlamaCppEngine, LlamaSettings
-from gemquant.evaluation.runners import llamacpp_library
-from gemquant.gemma.chat import render
-from gemquant.gemma.chat_templates import VARIANTS
-from tests.tiny_gemma import tiny_tokenizer, write_tiny_gemma, write_tiny_tokenizer
-from tests.tiny_gguf import LLAMACPP
+from gemquant.formats.checkpoint.tokenizer_files import read_tokenizer_files, with_chat_template
+from gemquant.models.chat import render
+from gemquant.models.chat_templates import VARIANTS
+from gemquant.runtimes import llamacpp_library
+from gemquant.runtimes.chat.llamacpp import LlamaCppEngine, LlamaSettings
+from tests.helpers.tiny_gemma import tiny_tokenizer, write_tiny_gemma, write_tiny_tokenizer
+from tests.helpers.tiny_gguf import LLAMACPP
 
 BOS = 2
 TALK = [{"role": "user", "content": "Hello"}]

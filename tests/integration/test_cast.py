@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gemquant.checkpoint import open_checkpoint
-from gemquant.exporters.plain_safetensors import PlainSafetensors
+from gemquant.formats.checkpoint import open_checkpoint
+from gemquant.formats.safetensors.plain import PlainSafetensors
+from tests.helpers.tiny_gemma import Kind, write_tiny_gemma
 from tests.integration.test_pipeline import write_adapter
-from tests.tiny_gemma import Kind, write_tiny_gemma
 from tests.unit.cli.conftest import Result, Run
 
 FEW = "--threads 1 --samples 2 --seq-len 24 --eval-windows 1 --eval-slices english".split()

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gemquant.evaluation.runners import llamacpp_library
+from gemquant.runtimes import llamacpp_library
 
 pytestmark = [
     pytest.mark.real,

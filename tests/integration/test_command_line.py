@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gemquant.gemma.chat_templates import SYSTEM
-from tests.tiny_gemma import Kind
+from gemquant.models.chat_templates import SYSTEM
+from tests.helpers.tiny_gemma import Kind
 from tests.unit.cli.conftest import Result, Run
 
 FEW = "--threads 1 --samples 2 --seq-len 24 --eval-windows 2 --group-size 32".split()

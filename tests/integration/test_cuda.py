@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from gemquant import pipeline
 from gemquant.calibration.trace import Trace
-from gemquant.checkpoint import Checkpoint, open_checkpoint
-from gemquant.evaluation.compare import compare
-from gemquant.exporters.compressed_tensors import CompressedTensors
-from gemquant.gemma.skeleton import Skeleton
-from gemquant.protocols import Block
+from gemquant.convert import pipeline
+from gemquant.core.protocols import Block
+from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
+from gemquant.formats.compressed_tensors import CompressedTensors
+from gemquant.measure.quality.compare import compare
+from gemquant.models.skeleton import Skeleton
 from gemquant.quantizers.awq import AWQ
 from gemquant.quantizers.rtn import RoundToNearest
-from tests.tiny_gemma import Kind
-from tests.tiny_job import CALIBRATION, EVALUATION, tiny_job
+from tests.helpers.tiny_gemma import Kind
+from tests.helpers.tiny_job import CALIBRATION, EVALUATION, tiny_job
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from gemquant.benchmark.document import Settings
-from gemquant.benchmark.measure import plan, run
-from gemquant.benchmark.subject import Subject
-from gemquant.progress import Silence
-from tests.tiny_gemma import Kind
+from gemquant.core.progress import Silence
+from gemquant.measure.bench.document import Settings
+from gemquant.measure.bench.measure import plan, run
+from gemquant.measure.bench.subject import Subject
+from tests.helpers.tiny_gemma import Kind
 
 pytestmark = [
     pytest.mark.gpu,

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from gemquant.__main__ import main
-from gemquant.evaluation_document import EvaluationDocument, read_evaluation_document
-from tests.tiny_gemma import Kind, write_tiny_gemma
+from gemquant.core.artifact.evaluation import EvaluationDocument, read_evaluation_document
+from tests.helpers.tiny_gemma import Kind, write_tiny_gemma
 from tests.unit.cli.conftest import Result, Run
 
 SHORT = ("--eval-windows", "3", "--seq-len", "24")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.tiny_gemma import Kind
+from tests.helpers.tiny_gemma import Kind
 from tests.unit.cli.conftest import Result, Run
 
 FEW = "--threads 1 --seq-len 24 --eval-windows 8 --group-size 32 --eval-slices english,code".split()

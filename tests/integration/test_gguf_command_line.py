@@ -15,8 +15,8 @@ import gguf
 import numpy as np
 import pytest
 
-from tests.tiny_gemma import write_tiny_gemma
-from tests.tiny_gguf import LLAMACPP
+from tests.helpers.tiny_gemma import write_tiny_gemma
+from tests.helpers.tiny_gguf import LLAMACPP
 from tests.unit.cli.conftest import Run
 
 WIDE = {**LLAMACPP["gemma2"], "hidden_size": 256, "intermediate_size": 512}
@@ -130,8 +130,8 @@ def test_an_importance_matrix_of_another_model_is_refused(
 
 
 def test_what_an_importance_matrix_does_not_cover_is_told(run: Run, model: Path) -> None:
-    from gemquant.calibration.imatrix_file import read_imatrix, write_imatrix
-    from gemquant.calibration.importance import ImportanceMatrix
+    from gemquant.formats.gguf.imatrix import read_imatrix, write_imatrix
+    from gemquant.formats.gguf.importance import ImportanceMatrix
 
     run("imatrix", str(model), *FEW, "-o", "im.gguf")
     whole = read_imatrix(Path("im.gguf"))

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from gemquant.checkpoint import Checkpoint, open_checkpoint
-from gemquant.evaluation.runners.llamacpp import LlamaCppRunner
-from gemquant.exporters.gguf.metadata import converted_metadata
-from gemquant.gemma.config import text_config
-from gemquant.gemma.gguf_keys import unrepresentable
-from gemquant.gemma.gguf_names import architecture_of, stores_one_plus, to_gguf
-from tests.llama_vocabulary import why_not
-from tests.tiny_gemma import Kind, tiny_config, write_tiny_gemma
-from tests.tiny_windows import tiny_windows
+from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
+from gemquant.formats.gguf.keys import unrepresentable
+from gemquant.formats.gguf.metadata import converted_metadata
+from gemquant.formats.gguf.names import architecture_of, stores_one_plus, to_gguf
+from gemquant.models.config import text_config
+from gemquant.runtimes.llamacpp import LlamaCppRunner
+from tests.helpers.llama_vocabulary import why_not
+from tests.helpers.tiny_gemma import Kind, tiny_config, write_tiny_gemma
+from tests.helpers.tiny_windows import tiny_windows
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"llama.cpp: {why_not()}")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from gemquant.evaluation.runners.llamacpp_library import missing
-from tests.tiny_gemma import Kind, write_tiny_gemma
-from tests.tiny_gguf import LLAMACPP
+from gemquant.runtimes.llamacpp_library import missing
+from tests.helpers.tiny_gemma import Kind, write_tiny_gemma
+from tests.helpers.tiny_gguf import LLAMACPP
 from tests.unit.cli.conftest import Run
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from ci.bench.llama_quantize import Llama, QuantizeOptions, read_importance
-from tests.tiny_gemma import GENERATIONS, Kind
-from tests.tiny_sentencepiece import write_convertible_gemma
+from tests.helpers.tiny_gemma import GENERATIONS, Kind
+from tests.helpers.tiny_sentencepiece import write_convertible_gemma
 from tests.unit.cli.conftest import Run
 
 pytestmark = pytest.mark.peer
@@ -106,7 +106,7 @@ def test_quantizing_again_gives_llama_cpps_bytes(
 def test_the_sample_model_quantized_again_gives_llama_cpps_bytes(
     run: Run, llama: Llama, tmp_path: Path
 ) -> None:
-    from gemquant.checkpoint.sample import assembled, sample_named
+    from gemquant.formats.checkpoint.sample import assembled, sample_named
 
     source = assembled(sample_named("gemma-3-270m"))
     flags = ["--type", "Q4_K_M", "--type", "Q5_K_M", "--no-eval", "-o", "ours"]

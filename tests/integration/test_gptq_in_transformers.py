@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from gemquant.exporters.gptq import Gptq
-from gemquant.protocols import AffineScheme
-from tests.packed_modules import compare_packed_linears
-from tests.tiny_artifact import tiny_header, write_tiny_weights
-from tests.tiny_gemma import Kind
+from gemquant.core.protocols import AffineScheme
+from gemquant.formats.gptq import Gptq
+from tests.helpers.packed_modules import compare_packed_linears
+from tests.helpers.tiny_artifact import tiny_header, write_tiny_weights
+from tests.helpers.tiny_gemma import Kind
 
 pytestmark = [pytest.mark.peer, pytest.mark.filterwarnings("ignore")]
 

@@ -9,14 +9,14 @@ import gguf
 import numpy as np
 import pytest
 
-from gemquant.evaluation.runners import llamacpp_library
-from gemquant.evaluation.runners.llamacpp import LlamaCppRunner
-from gemquant.gguf_file import find_gguf
-from gemquant.llamafile import making
-from gemquant.llamafile.runtime import open_runtime
-from gemquant.progress import Silence
-from tests.tiny_gguf import LLAMACPP, write_tiny_gguf
-from tests.tiny_runtime import write_zip_runtime
+from gemquant.core.progress import Silence
+from gemquant.formats.gguf.find import find_gguf
+from gemquant.formats.llamafile import build as making
+from gemquant.formats.llamafile.runtime import open_runtime
+from gemquant.runtimes import llamacpp_library
+from gemquant.runtimes.llamacpp import LlamaCppRunner
+from tests.helpers.tiny_gguf import LLAMACPP, write_tiny_gguf
+from tests.helpers.tiny_runtime import write_zip_runtime
 
 needs_llamacpp = pytest.mark.skipif(
     llamacpp_library.missing() is not None, reason=str(llamacpp_library.missing())

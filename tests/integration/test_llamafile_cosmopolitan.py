@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from gemquant.gguf_file import find_gguf
-from gemquant.llamafile import making, packing
-from gemquant.llamafile.runtime import open_runtime
-from gemquant.llamafile.zip_records import Entry
-from gemquant.progress import Silence
-from tests.tiny_gguf import write_tiny_gguf
+from gemquant.core.progress import Silence
+from gemquant.formats.gguf.find import find_gguf
+from gemquant.formats.llamafile import build as making
+from gemquant.formats.llamafile import packing
+from gemquant.formats.llamafile.runtime import open_runtime
+from gemquant.formats.llamafile.zip_records import Entry
+from tests.helpers.tiny_gguf import write_tiny_gguf
 
 pytestmark = [
     pytest.mark.peer,

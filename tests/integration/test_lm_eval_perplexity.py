@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gemquant.evaluation_document import read_evaluation_document
+from gemquant.core.artifact.evaluation import read_evaluation_document
 from tests.unit.cli.conftest import Run
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra tasks)")

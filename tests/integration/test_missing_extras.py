@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from gemquant.errors import RuntimeMissingError
-from gemquant.evaluation.native import NativeRuntime
-from gemquant.evaluation.runners.onnx import OnnxRunner
-from gemquant.exporters.onnx import OnnxGraph
-from tests.tiny_gemma import Kind
+from gemquant.formats.onnx import OnnxGraph
+from gemquant.measure.quality.native import NativeRuntime
+from gemquant.runtimes.onnx import OnnxRunner
+from tests.helpers.tiny_gemma import Kind
 from tests.unit.cli.conftest import Run
 
 FEW = "--threads 1 --samples 2 --seq-len 24 --eval-windows 1 --eval-slices english".split()
-TRANSFORMERS = "gemquant.evaluation.runners.transformers._version"
-MLX = "gemquant.evaluation.runners.mlx._version"
+TRANSFORMERS = "gemquant.runtimes.transformers._version"
+MLX = "gemquant.runtimes.mlx._version"
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_without_the_extra_onnx_an_artifact_cannot_be_read_back_and_it_is_named(
 def test_without_onnxruntime_level_native_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gemquant.evaluation.runners.onnx._version", lambda: None)
+    monkeypatch.setattr("gemquant.runtimes.onnx._version", lambda: None)
     assert OnnxRunner.unavailable("onnx") == (
         "onnxruntime not installed; pip install 'gemquant[onnx]'"
     )

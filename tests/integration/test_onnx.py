@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from gemquant.checkpoint import open_checkpoint
-from gemquant.evaluation.runners.onnx import OnnxRunner
-from gemquant.exporters.onnx import Onnx
-from gemquant.gemma.structure import EMBEDDING, HEAD
-from gemquant.protocols import PlainSpec, QuantizedSpec
-from gemquant.tasks.engines.engine import Window
-from gemquant.tasks.engines.onnx import OnnxEngine
-from tests.tiny_gemma import Kind, write_tiny_gemma
+from gemquant.core.protocols import PlainSpec, QuantizedSpec
+from gemquant.formats.checkpoint import open_checkpoint
+from gemquant.formats.onnx import Onnx
+from gemquant.measure.tasks.engines.engine import Window
+from gemquant.measure.tasks.engines.onnx import OnnxEngine
+from gemquant.models.structure import EMBEDDING, HEAD
+from gemquant.runtimes.onnx import OnnxRunner
+from tests.helpers.tiny_gemma import Kind, write_tiny_gemma
 from tests.unit.cli.conftest import Result, Run
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]

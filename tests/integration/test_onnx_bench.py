@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_gemma import write_tiny_gemma
+from tests.helpers.tiny_gemma import write_tiny_gemma
 from tests.unit.cli.conftest import Run
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]

@@ -11,20 +11,20 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gemquant.artifact import Artifact, CertificateRecord
-from gemquant.checkpoint import Checkpoint, open_checkpoint
-from gemquant.evaluation.compare import compare
-from gemquant.evaluation.native import NativeRuntime
-from gemquant.evaluation.runners.transformers import TransformersRunner
-from gemquant.exporters.awq_gemm import AwqGemm
-from gemquant.exporters.compressed_tensors import CompressedTensors
-from gemquant.gemma.structure import EMBEDDING, FINAL_NORM, HEAD
-from gemquant.protocols import Exporter
+from gemquant.core.artifact import Artifact, CertificateRecord
+from gemquant.core.protocols import Exporter
+from gemquant.core.results import SliceResult
+from gemquant.formats.awq_gemm import AwqGemm
+from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
+from gemquant.formats.compressed_tensors import CompressedTensors
+from gemquant.measure.quality.compare import compare
+from gemquant.measure.quality.native import NativeRuntime
+from gemquant.models.structure import EMBEDDING, FINAL_NORM, HEAD
 from gemquant.quantizers.awq import AWQ
 from gemquant.quantizers.rtn import RoundToNearest
-from gemquant.results import SliceResult
-from tests.tiny_gemma import Kind, write_tiny_gemma
-from tests.tiny_job import EVALUATION, contents, run_tiny, tiny_job
+from gemquant.runtimes.transformers import TransformersRunner
+from tests.helpers.tiny_gemma import Kind, write_tiny_gemma
+from tests.helpers.tiny_job import EVALUATION, contents, run_tiny, tiny_job
 
 QUANTIZERS = [RoundToNearest(), AWQ(), AWQ(bits=3, group_size=32, symmetric=True)]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard, constants
 
-from tests.hub_stand_in import TOKEN, hub_stand_in
-from tests.tiny_gemma import Kind
+from tests.helpers.hub_stand_in import TOKEN, hub_stand_in
+from tests.helpers.tiny_gemma import Kind
 from tests.unit.cli.conftest import Run
 
 SHORT = ("--threads", "1", "-q", "--eval-windows", "2", "--seq-len", "24", "--eval-slices", "code")

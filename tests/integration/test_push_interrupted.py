@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from gemquant.artifact import Artifact, seal
-from gemquant.exporters.compressed_tensors import CompressedTensors
-from tests.hub_stand_in import TOKEN, StandIn, hub_stand_in
-from tests.tiny_artifact import tiny_header, tiny_manifest, write_tiny_weights
+from gemquant.core.artifact import Artifact, seal
+from gemquant.formats.compressed_tensors import CompressedTensors
+from tests.helpers.hub_stand_in import TOKEN, StandIn, hub_stand_in
+from tests.helpers.tiny_artifact import tiny_header, tiny_manifest, write_tiny_weights
 
 SECONDS = 60
 

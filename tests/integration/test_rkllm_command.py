@@ -20,14 +20,14 @@ import torch
 from safetensors.torch import load_file
 
 from gemquant.calibration.prompts import calibration_prompts
-from gemquant.checkpoint import open_checkpoint
-from gemquant.exporters.gptq import Gptq
-from gemquant.gemma.chat_templates import STOCK
-from gemquant.toolkit import ToolkitVersion, load_toolkit
-from tests.signature_checker import signature_checker
-from tests.tiny_gemma import write_tiny_gemma
-from tests.tiny_rkllm import write_npu_gemma
-from tests.tiny_sentencepiece import VOCABULARY
+from gemquant.core.targets.toolkit import ToolkitVersion, load_toolkit
+from gemquant.formats.checkpoint import open_checkpoint
+from gemquant.formats.gptq import Gptq
+from gemquant.models.chat_templates import STOCK
+from tests.helpers.signature_checker import signature_checker
+from tests.helpers.tiny_gemma import write_tiny_gemma
+from tests.helpers.tiny_rkllm import write_npu_gemma
+from tests.helpers.tiny_sentencepiece import VOCABULARY
 from tests.unit.cli.conftest import Result, Run
 
 FEW = "--threads 1 --samples 2 --seq-len 32 --calib text.jsonl --no-smooth --emulate 0".split()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_rkllm import write_npu_adapter, write_npu_gemma
+from tests.helpers.tiny_rkllm import write_npu_adapter, write_npu_gemma
 from tests.unit.cli.conftest import Run
 
 PYTHON = os.environ.get("GEMQUANT_RKLLM_PYTHON", "")

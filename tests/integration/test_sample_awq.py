@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from gemquant import pipeline
 from gemquant.calibration.windows import calibration_windows, evaluation_windows
-from gemquant.checkpoint import open_checkpoint
+from gemquant.convert import pipeline
+from gemquant.formats.checkpoint import open_checkpoint
 from gemquant.quantizers.awq import AWQ
 from gemquant.quantizers.rtn import RoundToNearest
-from tests.tiny_job import tiny_job
+from tests.helpers.tiny_job import tiny_job
 from tests.unit.cli.conftest import Run
 
 pytestmark = [

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from gemquant.calibration.windows import evaluation_windows
-from gemquant.checkpoint import open_checkpoint
-from gemquant.checkpoint.sample import assembled, sample_named
-from gemquant.evaluation.compare import compare
-from gemquant.evaluation.native import NativeRuntime
-from gemquant.evaluation.runners import llamacpp_library
-from gemquant.gemma.chat import choose_template
+from gemquant.formats.checkpoint import open_checkpoint
+from gemquant.formats.checkpoint.sample import assembled, sample_named
+from gemquant.measure.quality.compare import compare
+from gemquant.measure.quality.native import NativeRuntime
+from gemquant.models.chat import choose_template
+from gemquant.runtimes import llamacpp_library
 
 pytestmark = pytest.mark.real
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from gemquant.checkpoint import Checkpoint, open_checkpoint
+from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from tests.golden.make_published_tokenizer import digests
 
 pytestmark = [

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from gemquant.calibration.suites import SuiteText, read_suites
-from gemquant.checkpoint import Checkpoint, open_checkpoint
-from gemquant.evaluation_document import read_evaluation_document
+from gemquant.core.artifact.evaluation import read_evaluation_document
+from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from tests.unit.cli.conftest import Run
 
 pytestmark = pytest.mark.real

@@ -20,11 +20,11 @@ from pathlib import Path
 import openai
 import pytest
 
-from gemquant.evaluation.runners import llamacpp_library
-from gemquant.gemma.chat import render
-from gemquant.gemma.chat_templates import SYSTEM_IN_USER
-from tests.tiny_gemma import tiny_tokenizer
-from tests.tiny_gguf import LLAMACPP, write_tiny_gguf
+from gemquant.models.chat import render
+from gemquant.models.chat_templates import SYSTEM_IN_USER
+from gemquant.runtimes import llamacpp_library
+from tests.helpers.tiny_gemma import tiny_tokenizer
+from tests.helpers.tiny_gguf import LLAMACPP, write_tiny_gguf
 
 pytestmark = pytest.mark.skipif(
     llamacpp_library.missing() is not None, reason=str(llamacpp_library.missing())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_gemma import Kind
+from tests.helpers.tiny_gemma import Kind
 
 
 @pytest.mark.parametrize(

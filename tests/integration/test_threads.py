@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_gemma import Kind
-from tests.tiny_job import contents
+from tests.helpers.tiny_gemma import Kind
+from tests.helpers.tiny_job import contents
 
 QUICK = "--no-eval --group-size 32 --samples 2 --seq-len 64 -q".split()
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from gemquant.calibration.activation_range import ActivationRangeScan
-from gemquant.results import FLOAT16_LIMIT, LayerReach
+from gemquant.core.results import FLOAT16_LIMIT, LayerReach
 
 
 def test_the_largest_magnitude_of_all_layers_is_named_by_its_module() -> None:

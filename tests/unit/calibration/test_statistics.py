@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from gemquant.calibration.statistics import StatisticsGatherer
-from gemquant.protocols import Statistics
+from gemquant.core.protocols import Statistics
 
 
 def gathered(batches: list[Tensor], *, gram: bool = True) -> Statistics:

@@ -10,7 +10,7 @@ from gemquant.calibration.suites import SuiteText, read_suites
 from gemquant.calibration.text import Library
 from gemquant.calibration.windows import TokenWindows
 from gemquant.errors import CalibrationError, UsageError
-from tests.tiny_gemma import tiny_tokenizer
+from tests.helpers.tiny_gemma import tiny_tokenizer
 
 BOS = 2
 

@@ -11,12 +11,12 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from gemquant.calibration.trace import Trace
-from gemquant.checkpoint import Checkpoint, open_checkpoint
+from gemquant.core.protocols import Statistics
 from gemquant.errors import CalibrationError, CheckpointError
-from gemquant.gemma.skeleton import Skeleton
-from gemquant.protocols import Statistics
-from tests.tiny_gemma import Kind, tiny_config, tiny_tensors, write_shards, write_tiny_gemma
-from tests.tiny_windows import tiny_windows
+from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
+from gemquant.models.skeleton import Skeleton
+from tests.helpers.tiny_gemma import Kind, tiny_config, tiny_tensors, write_shards, write_tiny_gemma
+from tests.helpers.tiny_windows import tiny_windows
 
 CALIBRATION = tiny_windows(3, 45, seed=3)
 

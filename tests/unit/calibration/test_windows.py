@@ -10,7 +10,7 @@ import torch
 
 from gemquant.calibration.windows import TokenWindows, calibration_windows, evaluation_windows
 from gemquant.errors import CalibrationError, Problems, UsageError
-from tests.tiny_gemma import tiny_tokenizer
+from tests.helpers.tiny_gemma import tiny_tokenizer
 
 BOS = 2
 

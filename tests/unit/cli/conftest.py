@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from gemquant.__main__ import main
-from gemquant.plugins import plugins
-from tests.stand_in_board import StandInBoard, make_board
-from tests.stand_in_rkllmrt import stand_in_runtime
+from gemquant.convert.plugins import plugins
+from tests.helpers.stand_in_board import StandInBoard, make_board
+from tests.helpers.stand_in_rkllmrt import stand_in_runtime
 
 DOCS = Path(__file__).parents[3] / "docs"
 

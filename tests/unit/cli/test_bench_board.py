@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.stand_in_board import ADDRESS, StandInBoard
-from tests.stand_in_rkllmrt import greedy, random_table, write_table
-from tests.tiny_gemma import write_tiny_gemma
+from tests.helpers.stand_in_board import ADDRESS, StandInBoard
+from tests.helpers.stand_in_rkllmrt import greedy, random_table, write_table
+from tests.helpers.tiny_gemma import write_tiny_gemma
 from tests.unit.cli.conftest import Run
 
 
@@ -97,8 +97,8 @@ def test_what_is_no_rkllm_file_is_refused(run: Run, tmp_path: Path) -> None:
 def test_the_greedy_tokens_are_those_of_the_table(
     run: Run, board: StandInBoard, files: list[str], tmp_path: Path
 ) -> None:
-    from gemquant.benchmark.measure import prompt_from
-    from gemquant.checkpoint import open_checkpoint
+    from gemquant.formats.checkpoint import open_checkpoint
+    from gemquant.measure.bench.measure import prompt_from
 
     short = ("--prompt-tokens", "4", "--new-tokens", "5", "--repetitions", "1")
     done = run("bench", *files, "--board", ADDRESS, *short, "--json", "-q")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from gemquant.cli import preparation
-from gemquant.recipe import Recipe
+from gemquant.core.recipe import Recipe
 
 
 @pytest.mark.parametrize(("native", "chosen"), [(True, "bfloat16"), (False, "float32")])

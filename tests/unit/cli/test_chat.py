@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gemquant.evaluation.runners import llamacpp_library
-from tests.tiny_gguf import LLAMACPP, write_tiny_gguf
+from gemquant.runtimes import llamacpp_library
+from tests.helpers.tiny_gguf import LLAMACPP, write_tiny_gguf
 from tests.unit.cli.conftest import Run
 
 pytestmark = pytest.mark.skipif(

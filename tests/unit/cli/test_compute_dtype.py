@@ -6,7 +6,7 @@ import pytest
 
 from gemquant.cli.quantize import quantizer_command
 from gemquant.cli.request import read_request
-from gemquant.recipe import Recipe
+from gemquant.core.recipe import Recipe
 
 
 def recipe_of(quantizer: str, *args: str) -> Recipe:

@@ -13,15 +13,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from gemquant.artifact import ConversionRecord, Manifest, Source, quantization_record, seal
 from gemquant.calibration.windows import TokenWindows
-from gemquant.checkpoint import open_checkpoint
 from gemquant.cli import eval_request
-from gemquant.gemma.structure import tensor_shapes
-from gemquant.protocols import PlainSpec
-from tests.stand_in_board import ADDRESS, StandInBoard
-from tests.stand_in_rkllmrt import random_table, stand_in_runtime, write_table
-from tests.tiny_gemma import write_tiny_gemma
+from gemquant.core.artifact import ConversionRecord, Manifest, Source, quantization_record, seal
+from gemquant.core.protocols import PlainSpec
+from gemquant.formats.checkpoint import open_checkpoint
+from gemquant.models.structure import tensor_shapes
+from tests.helpers.stand_in_board import ADDRESS, StandInBoard
+from tests.helpers.stand_in_rkllmrt import random_table, stand_in_runtime, write_table
+from tests.helpers.tiny_gemma import write_tiny_gemma
 from tests.unit.cli.conftest import Run
 
 SHORT = ("--eval-windows", "2", "--eval-slices", "english,code", "--seq-len", "24", "--json", "-q")
@@ -111,7 +111,7 @@ def test_a_window_is_cut_to_what_the_board_may_hold(
     run: Run, board: StandInBoard, artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vocabulary = int(np.fromfile(artifact / "tiny.rkllm", "<i4", 2)[1])
-    monkeypatch.setattr("gemquant.board.rkllm.LOGITS_BYTES", 4 * vocabulary * 9)
+    monkeypatch.setattr("gemquant.rockchip.board.rkllm.LOGITS_BYTES", 4 * vocabulary * 9)
     done = run("eval", str(artifact), "--board", ADDRESS, *SHORT)
     assert done.code == 0, done.err
     native = json.loads(done.out)["artifacts"][0]["levels"][1]

@@ -7,9 +7,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gemquant.cli import cli
-from gemquant.evaluation_document import EvaluationDocument
-from gemquant.gate.verdict import read_verdict
-from tests.tiny_gate import divergences, measured
+from gemquant.core.artifact.evaluation import EvaluationDocument
+from gemquant.measure.gate.verdict import read_verdict
+from tests.helpers.tiny_gate import divergences, measured
 
 
 def run(folder: Path, *documents: EvaluationDocument, flags: str = "") -> Result:

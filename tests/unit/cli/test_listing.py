@@ -9,7 +9,7 @@ import click
 import pytest
 
 from gemquant.cli import COMMANDS, cli
-from gemquant.plugins import OWN, quantizer_type
+from gemquant.convert.plugins import OWN, quantizer_type
 from tests.unit.cli.conftest import Run
 
 

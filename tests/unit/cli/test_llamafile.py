@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_gguf import write_tiny_gguf
-from tests.tiny_runtime import write_zip_runtime
+from tests.helpers.tiny_gguf import write_tiny_gguf
+from tests.helpers.tiny_runtime import write_zip_runtime
 from tests.unit.cli.conftest import Run
 
 

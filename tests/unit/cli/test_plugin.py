@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gemquant.plugins import plugins, quantizer_type
-from gemquant.target import load_target
+from gemquant.convert.plugins import plugins, quantizer_type
+from gemquant.core.targets.target import load_target
 from tests.unit.cli.conftest import Run, code_blocks
 
 
@@ -45,8 +45,8 @@ def test_the_entry_point_of_the_page_is_the_one_installed_here() -> None:
 def test_it_rounds_within_half_a_step_inside_the_kept_range() -> None:
     import torch
 
-    from gemquant.gemma.structure import InputGroup, LayerStructure, NormFold
-    from gemquant.protocols import Block, Container
+    from gemquant.core.protocols import Block, Container
+    from gemquant.models.structure import InputGroup, LayerStructure, NormFold
 
     weight = torch.linspace(-1, 1, 128).repeat(2, 1)
     block = Block(

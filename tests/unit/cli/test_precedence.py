@@ -8,8 +8,8 @@ import pytest
 
 from gemquant.cli.quantize import quantizer_command
 from gemquant.cli.request import Request, read_request
+from gemquant.core.recipe import Recipe
 from gemquant.errors import Problems, UsageError
-from gemquant.recipe import Recipe
 
 
 @pytest.fixture(autouse=True)

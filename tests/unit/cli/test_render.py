@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gemquant.artifact import (
+from gemquant.cli import plan_tables, render
+from gemquant.core.artifact import (
     ActivationRange,
     Artifact,
     FileRecord,
@@ -17,9 +18,8 @@ from gemquant.artifact import (
     Source,
     certificate_record,
 )
-from gemquant.cli import plan_tables, render
-from gemquant.recipe import Recipe
-from gemquant.results import Certificate, Measurement, SliceResult
+from gemquant.core.recipe import Recipe
+from gemquant.core.results import Certificate, Measurement, SliceResult
 
 LOSS = SliceResult(
     slice="english",
@@ -120,9 +120,9 @@ def test_json_is_one_document_with_the_manifest(
 def test_a_plan_names_folder_container_and_size(capsys: pytest.CaptureFixture[str]) -> None:
     import torch
 
-    from gemquant.plan import Job, JobPlan
-    from gemquant.plugins import exporter, quantizer_type
-    from gemquant.protocols import AffineScheme, ArtifactHeader, PlainSpec, QuantizedSpec
+    from gemquant.convert.plan import Job, JobPlan
+    from gemquant.convert.plugins import exporter, quantizer_type
+    from gemquant.core.protocols import AffineScheme, ArtifactHeader, PlainSpec, QuantizedSpec
 
     layout = {
         "model.embed_tokens.weight": PlainSpec((100, 64), torch.bfloat16),

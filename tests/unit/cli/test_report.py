@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_evaluation import document
-from tests.tiny_report import check, verdict
+from tests.helpers.tiny_evaluation import document
+from tests.helpers.tiny_report import check, verdict
 from tests.unit.cli.conftest import Run
 
 

@@ -17,13 +17,13 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from gemquant import unfinished
 from gemquant.cli import preparation
-from gemquant.production import Production
-from gemquant.unfinished import Resumption, RunState, Unfinished
-from tests.tiny_gemma import Kind, write_tiny_gemma
-from tests.tiny_gguf import LLAMACPP
-from tests.tiny_job import contents
+from gemquant.convert import resume as unfinished
+from gemquant.convert.job import Production
+from gemquant.convert.resume import Resumption, RunState, Unfinished
+from tests.helpers.tiny_gemma import Kind, write_tiny_gemma
+from tests.helpers.tiny_gguf import LLAMACPP
+from tests.helpers.tiny_job import contents
 from tests.unit.cli.conftest import Run
 
 TEXT = ("--samples", "2", "--seq-len", "32", "--eval-windows", "1", "--eval-slices", "english")
@@ -111,7 +111,7 @@ import math, os, signal
 from functools import partial
 from gemquant import __main__, unfinished
 from gemquant.cli import preparation
-from gemquant.production import Production
+from gemquant.convert.job import Production
 preparation.Resumption = partial(unfinished.Resumption, every_seconds=0.0)
 unfinished.SHARE_OF_TIME = math.inf
 quantize = Production.quantize

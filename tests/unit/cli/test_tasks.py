@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from gemquant.tasks import harness
-from tests.tiny_gemma import Kind
-from tests.tiny_tasks import write_tiny_tasks
+from gemquant.measure.tasks import harness
+from tests.helpers.tiny_gemma import Kind
+from tests.helpers.tiny_tasks import write_tiny_tasks
 from tests.unit.cli.conftest import Run, code_blocks
 
 needs_lm_eval = [

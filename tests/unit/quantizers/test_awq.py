@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from gemquant.checkpoint import open_checkpoint
+from gemquant.core.options import problems_with
+from gemquant.core.protocols import AffineScheme, AffineWeight, Block, Container
 from gemquant.errors import UnsupportedError
-from gemquant.gemma.structure import head_structure
-from gemquant.options import problems_with
-from gemquant.protocols import AffineScheme, AffineWeight, Block, Container
+from gemquant.formats.checkpoint import open_checkpoint
+from gemquant.models.structure import head_structure
 from gemquant.quantizers.awq import AWQ
 from gemquant.quantizers.rtn import RoundToNearest
-from tests.tiny_gemma import Kind
-from tests.tiny_windows import tiny_windows, traced_blocks
+from tests.helpers.tiny_gemma import Kind
+from tests.helpers.tiny_windows import tiny_windows, traced_blocks
 
 CONTAINER = Container(torch.bfloat16, torch.bfloat16)
 ROUNDING_ALONE = {"scale": False, "clip": False, "compensate": False}

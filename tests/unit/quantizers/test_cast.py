@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import pytest
 
+from gemquant.core.options import problems_with
+from gemquant.core.protocols import Block
+from gemquant.core.results import LayerReach
 from gemquant.errors import UnsupportedError
-from gemquant.exporters.plain_safetensors import PlainSafetensors
-from gemquant.gemma.structure import layer_structure
-from gemquant.options import problems_with
-from gemquant.protocols import Block
+from gemquant.formats.safetensors.plain import PlainSafetensors
+from gemquant.models.structure import layer_structure
 from gemquant.quantizers.cast import Cast
-from gemquant.results import LayerReach
-from tests.tiny_gemma import tiny_config
+from tests.helpers.tiny_gemma import tiny_config
 
 CONTAINER = PlainSafetensors().container({})
 NORM = "model.layers.3.post_feedforward_layernorm"

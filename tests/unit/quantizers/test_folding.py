@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from gemquant.checkpoint import Checkpoint, open_checkpoint
-from gemquant.protocols import Block, Container
+from gemquant.core.protocols import Block, Container
+from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemquant.quantizers.awq import AWQ
 from gemquant.quantizers.awq_layer import folded_groups
-from tests.tiny_gemma import Kind, write_tiny_gemma
-from tests.tiny_windows import tiny_windows, traced_blocks
+from tests.helpers.tiny_gemma import Kind, write_tiny_gemma
+from tests.helpers.tiny_windows import tiny_windows, traced_blocks
 
 CALIBRATION = tiny_windows(4, seed=1)
 IDS = tiny_windows(2, 50, seed=2).ids

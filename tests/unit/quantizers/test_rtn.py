@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gemquant.gemma.structure import layer_structure
+from gemquant.core.protocols import AffineScheme, AffineWeight, Block, Container
+from gemquant.models.structure import layer_structure
 from gemquant.numerics.affine import AffineRounding, quantize_affine
-from gemquant.protocols import AffineScheme, AffineWeight, Block, Container
 from gemquant.quantizers.rtn import RoundToNearest
-from tests.tiny_gemma import tiny_config, tiny_tensors
+from tests.helpers.tiny_gemma import tiny_config, tiny_tensors
 
 CONTAINER = Container(torch.float16, torch.bfloat16)
 

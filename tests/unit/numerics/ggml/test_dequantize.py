@@ -9,7 +9,7 @@ from gemquant.numerics import native
 from gemquant.numerics.ggml.dequantize import dequantize_rows, own_decoder
 from gemquant.numerics.ggml.types import TYPES
 from gemquant.numerics.native import build
-from tests.native_levels import load
+from tests.helpers.native_levels import load
 
 BLOCKS = sorted(name for name, kind in TYPES.items() if not kind.is_float)
 

@@ -13,7 +13,7 @@ from gemquant.numerics.ggml.kernels import ggml_kernel, own_kernel
 from gemquant.numerics.ggml.library import ggml
 from gemquant.numerics.ggml.types import TYPES
 from gemquant.numerics.native import build
-from tests.native_levels import load
+from tests.helpers.native_levels import load
 
 OURS = [
     "IQ4_NL",

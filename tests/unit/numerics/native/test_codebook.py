@@ -6,7 +6,7 @@ import torch
 from gemquant.numerics import native
 from gemquant.numerics.blockwise import quantize_blockwise
 from gemquant.numerics.native import build, codebook
-from tests.native_levels import load
+from tests.helpers.native_levels import load
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason=str(native.status().reason))
 

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from gemquant.numerics import native
 from gemquant.numerics.affine import AffineRounding
-from gemquant.numerics.compensation import CompensationPlan, quantize_compensated
-from gemquant.numerics.factor import factorise
+from gemquant.numerics.cholesky import factorise
+from gemquant.numerics.gptq import CompensationPlan, quantize_compensated
 from gemquant.numerics.native import build
 from gemquant.numerics.native import rounding as kernels
-from tests.native_levels import load
+from tests.helpers.native_levels import load
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason=str(native.status().reason))
 

@@ -1,9 +1,0 @@
-"""A board behind ssh or adb: what it is; programs that run on it and leave nothing there."""
-
-from __future__ import annotations
-
-from gemquant.board.address import BoardAddress
-from gemquant.board.connection import ask
-from gemquant.board.survey import Survey, survey
-
-__all__ = ["BoardAddress", "Survey", "ask", "survey"]

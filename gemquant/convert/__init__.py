@@ -1,0 +1,1 @@
+"""From a checkpoint to artifacts: plan, run, resume, external converters, estimates."""

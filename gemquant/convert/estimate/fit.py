@@ -1,0 +1,124 @@
+"""Puts sizes, cache and bandwidth together: does it fit, by how much, how fast does it decode."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gemquant.convert.estimate.cache import cache_bytes
+from gemquant.convert.estimate.candidate import Candidate
+from gemquant.convert.estimate.containers import container_candidates
+from gemquant.convert.estimate.npu import npu_candidates
+from gemquant.core.targets.device import Footprint, Speed
+from gemquant.core.targets.target import Target
+from gemquant.errors import UnsupportedError, UsageError
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Request:
+    """memory_bytes: what the device has for it. device: of ``speeds``; None for the first.
+
+    gb_per_second: the memory's own bandwidth, where the user knows it.
+    """
+
+    memory_bytes: int
+    context: int
+    device: str | None = None
+    gb_per_second: float | None = None
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A candidate on a device.
+
+    memory_bytes: weights, cache of the whole context, and the runtime. spare_bytes: negative where
+    it does not fit. tokens_per_second: decoding with the cache empty, and with it full.
+    """
+
+    candidate: Candidate
+    cache_bytes: int
+    overhead_bytes: int
+    memory_bytes: int
+    spare_bytes: int
+    speed: Speed
+    tokens_per_second: float
+    tokens_per_second_full: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether the device's memory is enough."""
+        return self.spare_bytes >= 0
+
+
+def forecast(
+    target: Target, config: Mapping[str, Any], request: Request
+) -> tuple[list[Forecast], list[Candidate]]:
+    """Return every candidate of a target, the largest first; and those that cannot be made."""
+    if target.footprint is None or not target.speeds:
+        raise UnsupportedError(
+            f"target {target.name} says nothing of memory and speed.",
+            hint="Add footprint and speeds to its file; docs/new-target.md describes them.",
+        )
+    footprint = target.footprint
+    candidates = (
+        npu_candidates(target, config) if target.npu else container_candidates(target, config)
+    )
+    made = [
+        _forecast(each, footprint, speed_of(target, each.scheme, request), config, request)
+        for each in candidates
+        if each.refused is None
+    ]
+    made.sort(key=lambda each: -each.candidate.file_bytes)
+    return made, [each for each in candidates if each.refused is not None]
+
+
+def speed_of(target: Target, scheme: str, request: Request) -> Speed:
+    """Return the speed that holds for a scheme on the device asked for."""
+    if request.gb_per_second is not None:
+        return Speed(
+            device="as given",
+            gb_per_second=request.gb_per_second,
+            basis="bound",
+            sources=("--bandwidth",),
+        )
+    names = list(dict.fromkeys(speed.device for speed in target.speeds))
+    device = request.device or names[0]
+    for speed in target.speeds:
+        if speed.device.lower() == device.lower() and (
+            not speed.schemes or scheme in speed.schemes
+        ):
+            return speed
+    raise UsageError(
+        f"--device-model {device}: not one of {', '.join(names)}.",
+        hint="Or give the memory's bandwidth: --bandwidth 51.2",
+    )
+
+
+def _forecast(
+    candidate: Candidate,
+    footprint: Footprint,
+    speed: Speed,
+    config: Mapping[str, Any],
+    request: Request,
+) -> Forecast:
+    cache = cache_bytes(config, request.context, footprint.window_cache)
+    overhead = int(footprint.runtime_mib * MIB + footprint.vocabulary_bytes * config["vocab_size"])
+    memory = candidate.resident_bytes + cache + overhead
+    return Forecast(
+        candidate,
+        cache,
+        overhead,
+        memory,
+        request.memory_bytes - memory,
+        speed,
+        _rate(speed, candidate.token_bytes),
+        _rate(speed, candidate.token_bytes + cache),
+    )
+
+
+def _rate(speed: Speed, read_bytes: int) -> float:
+    seconds = read_bytes / (speed.gb_per_second * 1e9) + speed.milliseconds_per_token / 1e3
+    return 1 / seconds

@@ -1,0 +1,161 @@
+"""What a job will write, from headers alone: layout, sizes, and everything that forbids it."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from gemquant.core.artifact.staging import interrupted_bytes, output_problems
+from gemquant.core.family import Substitution, Telling
+from gemquant.core.options import problems_with
+from gemquant.core.protocols import (
+    ArtifactHeader,
+    Exporter,
+    PlainSpec,
+    QuantizedSpec,
+    Quantizer,
+    Weights,
+)
+from gemquant.core.recipe import Recipe
+from gemquant.errors import GemquantError, OutputError, Problems, refuse
+from gemquant.formats.checkpoint import Checkpoint
+from gemquant.formats.source_model import Origin
+from gemquant.models.structure import (
+    EMBEDDING,
+    HEAD,
+    layer_prefix,
+    layer_structure,
+    linear_shapes,
+    tensor_shapes,
+)
+
+# Tokenizer, card, configuration and manifest beside the weights: a generous guess.
+SMALL_FILES_BYTES = 64_000_000
+
+
+@dataclass(frozen=True)
+class Job:
+    """One artifact to make: an algorithm, a container, and a place."""
+
+    quantizer: Quantizer
+    exporter: Exporter
+    out: Path
+    recipe: Recipe
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """What a job will write, known before any weight is read.
+
+    file_sizes: bytes of each weight file. bits_per_weight: over all weights, embedding included.
+    quantized, kept: names of matrices stored as codes and in floating point.
+    """
+
+    job: Job
+    header: ArtifactHeader
+    file_sizes: Mapping[str, int]
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of all weight files."""
+        return sum(self.file_sizes.values())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits over the number of weights."""
+        return 8 * self.total_bytes / sum(prod(s.shape) for s in self.header.layout.values())
+
+    @property
+    def substitutions(self) -> Sequence[Substitution]:
+        """What will not be stored as asked."""
+        quantizer = self.job.quantizer
+        return quantizer.substitutions if isinstance(quantizer, Telling) else ()
+
+    @property
+    def quantized(self) -> Sequence[str]:
+        """Names of the weights stored as codes."""
+        return [n for n, spec in self.header.layout.items() if isinstance(spec, QuantizedSpec)]
+
+    @property
+    def kept(self) -> Sequence[str]:
+        """Names of the matrices kept in floating point."""
+        return [
+            n
+            for n, spec in self.header.layout.items()
+            if isinstance(spec, PlainSpec) and len(spec.shape) == 2
+        ]
+
+
+def linear_weights(weights: Weights) -> dict[str, tuple[int, int]]:
+    """Full names and shapes (out, in) of all decoder linears."""
+    shapes = linear_shapes(weights.config)
+    return {
+        f"{layer_prefix(index)}{linear}.weight": shapes[linear]
+        for index in range(weights.config["num_hidden_layers"])
+        for linear in layer_structure(weights.config).linears
+    }
+
+
+def plan(jobs: Sequence[Job], checkpoint: Checkpoint) -> list[JobPlan]:
+    """Lay out every job, or refuse with all problems of all jobs at once."""
+    problems: list[GemquantError] = []
+    plans = []
+    for job in jobs:
+        found = [*problems_with(job.quantizer), *job.quantizer.problems(linear_weights(checkpoint))]
+        header = _header(job, checkpoint)
+        # Sizes of a layout that cannot exist mean nothing, and would be complained of twice.
+        if not found:
+            found = list(job.exporter.problems(header))
+        if not found:
+            made = JobPlan(job, header, job.exporter.file_sizes(header))
+            needed = made.total_bytes + SMALL_FILES_BYTES - interrupted_bytes(job.out)
+            found = output_problems(job.out, force=job.force, needed_bytes=max(0, needed))
+            plans.append(made)
+        else:
+            found += output_problems(job.out, force=job.force, needed_bytes=0)
+        problems += found
+    refuse(_flat([*problems, *_shared_folders(jobs)]))
+    return plans
+
+
+def _shared_folders(jobs: Sequence[Job]) -> list[GemquantError]:
+    counts = Counter(os.path.abspath(job.out) for job in jobs)  # noqa: PTH100 (as staging does)
+    return [
+        OutputError(f"{out} is the folder of {count} jobs.", hint="Give each its own with -o.")
+        for out, count in counts.items()
+        if count > 1
+    ]
+
+
+def _header(job: Job, checkpoint: Checkpoint) -> ArtifactHeader:
+    """Every tensor in the order of the forward pass; a head that is quantized is untied first."""
+    config = dict(checkpoint.config)
+    container = job.exporter.container(config)
+    rows, columns = checkpoint.shape(EMBEDDING)
+    matrices = {EMBEDDING: (rows, columns), **linear_weights(checkpoint)}
+    layout: dict[str, PlainSpec | QuantizedSpec] = {}
+    for name, shape in tensor_shapes(config).items():
+        layout[name] = PlainSpec(shape, container.float_dtype)
+        if name in matrices:
+            scheme = job.quantizer.scheme_for(name, matrices[name])
+            if scheme is not None:
+                layout[name] = QuantizedSpec(matrices[name], scheme)
+    head_scheme = job.quantizer.scheme_for(HEAD, matrices[EMBEDDING])
+    if head_scheme is not None:
+        config["tie_word_embeddings"] = False
+        layout[HEAD] = QuantizedSpec(matrices[EMBEDDING], head_scheme)
+    origin = Origin(checkpoint, job.recipe.chat_template)
+    telling = job.quantizer if isinstance(job.quantizer, Telling) else None
+    return ArtifactHeader(config, layout, origin, telling.facts(job.recipe) if telling else {})
+
+
+def _flat(problems: Sequence[GemquantError]) -> list[GemquantError]:
+    flat: list[GemquantError] = []
+    for problem in problems:
+        flat += problem.problems if isinstance(problem, Problems) else [problem]
+    return flat

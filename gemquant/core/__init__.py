@@ -1,0 +1,1 @@
+"""What the rest is made of: protocols, weights, schemes, options, recipes, artifacts, targets."""

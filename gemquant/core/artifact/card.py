@@ -1,0 +1,246 @@
+"""The model card: README.md of an artifact, made from its manifest.
+
+Two things come from elsewhere: what the original's card said, and what was measured later.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from jinja2 import StrictUndefined
+from jinja2.sandbox import SandboxedEnvironment
+
+from gemquant.core.artifact.certificates import MeasurementRecord, emulated_corners
+from gemquant.core.artifact.loading import loaders
+from gemquant.core.artifact.manifest import Manifest, fallbacks_by_reason
+from gemquant.core.scheme import describe
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+
+NOTICE = (
+    "Gemma is provided under and subject to the Gemma Terms of Use found at "
+    "ai.google.dev/gemma/terms\n"
+)
+"""The text that section 3.1 of the Gemma Terms of Use asks every copy to carry in a NOTICE."""
+
+CARD_FILE = "README.md"
+LEVELS = {
+    "reference": "Stored weights, decoded and run in torch: what quantization alone costs.",
+    "native": "The finished artifact in the runtime that its container is made for.",
+    "emulated": "A model of the device's arithmetic; not the device.",
+    "vendor-sim": "The vendor's own simulator; not the device.",
+}
+_LIBRARIES = {"gguf": "gguf", "mlx": "mlx", "onnx": "onnx", "rkllm": "rkllm"}
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)
+_LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]{2,8})*|multilingual|code")
+# Ends our part of a card. Nothing from outside can put it there: texts are escaped, on one line.
+_ORIGINAL_FOLLOWS = re.compile(
+    r"^---\n\n\*The card of .* follows\. It describes the model before "
+    r"(?:quantization|conversion)\.\*\n\n",
+    re.MULTILINE,
+)
+_MARKDOWN = re.compile(r"([\\`*_\[\]<>|#~])")
+
+
+@dataclass(frozen=True)
+class Inherited:
+    """What a card keeps of the original's: its languages, and its text below our own."""
+
+    languages: tuple[str, ...] = ()
+    body: str = ""
+
+
+@dataclass(frozen=True)
+class Later:
+    """What was measured after sealing: for the front matter, and Markdown for the text."""
+
+    results: tuple[EvalResult, ...] = ()
+    section: str = ""
+
+
+def inherited_from(original_card: str | None) -> Inherited:
+    """Read the card of the model that was converted; its front matter goes, but for languages."""
+    card = original_card or ""
+    return Inherited(_languages(card), _FRONT_MATTER.sub("", card, count=1).strip())
+
+
+def inherited_again(card: str) -> Inherited:
+    """Read from a card of ours what it had inherited when it was made."""
+    _, *rest = _ORIGINAL_FOLLOWS.split(card, maxsplit=1)
+    return Inherited(_languages(card), rest[0].strip() if rest else "")
+
+
+def render_card(
+    manifest: Manifest, *, inherited: Inherited | None = None, later: Sequence[Later] = ()
+) -> str:
+    """Return the card's Markdown with its YAML front matter.
+
+    manifest: its own record of the card is left out. inherited: the original's text is appended.
+    Texts from outside are escaped, and nothing in them is taken for a template.
+    """
+    inherited = inherited or Inherited()
+    files = {name: file for name, file in manifest.files.items() if name != CARD_FILE}
+    matter = _front_matter(manifest, inherited, later)
+    written = yaml.safe_dump(matter, sort_keys=False, allow_unicode=True, width=100)
+    template = card_environment().from_string(
+        card_template("gemquant.core.artifact", "card.md.jinja")
+    )
+    body = template.render(
+        manifest=manifest,
+        files=files,
+        title=_title(manifest),
+        origin=_origin(manifest),
+        linears=sum(len(scheme.modules) for scheme in manifest.quantization.schemes),
+        adapter=manifest.recipe.get("lora"),
+        fallbacks=fallbacks_by_reason(manifest),
+        source_note=_source_note(manifest),
+        levels=LEVELS,
+        brackets=[corners] if (corners := emulated_corners(manifest.certificates)) else [],
+        later=[each.section.strip() for each in later if each.section],
+        loaders=loaders(manifest),
+        recipe=json.dumps(dict(manifest.recipe), indent=2, ensure_ascii=False, allow_nan=False),
+        original_body=inherited.body,
+    )
+    return f"---\n{written}---\n\n{body.rstrip()}\n"
+
+
+def card_environment() -> SandboxedEnvironment:
+    """Templates of a card: a sandbox, with filters that show texts from outside as they are."""
+    environment = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+    environment.filters |= {"md": _escaped, "code": _code, "measured": _measured, "words": describe}
+    return environment
+
+
+def card_template(package: str, name: str) -> str:
+    """The text of a template."""
+    return files(package).joinpath(name).read_text(encoding="utf-8")
+
+
+def _front_matter(
+    manifest: Manifest, inherited: Inherited, later: Sequence[Later]
+) -> Mapping[str, Any]:
+    """Metadata of the Hub, with the gating fields of Google's own Gemma cards."""
+    from huggingface_hub.repocard_data import eval_results_to_model_index
+
+    from gemquant.core.artifact.card_metrics import certificate_results
+
+    bits = sorted({scheme.bits for scheme in manifest.quantization.schemes})
+    matter: dict[str, Any] = {"license": manifest.license}
+    if manifest.license == "gemma":
+        matter["license_link"] = "https://ai.google.dev/gemma/terms"
+    if inherited.languages:
+        matter["language"] = list(inherited.languages)
+    matter |= _lineage(manifest)
+    matter |= {
+        "library_name": _LIBRARIES.get(manifest.container, "transformers"),
+        "pipeline_tag": "text-generation",
+        "tags": list(
+            dict.fromkeys(
+                (
+                    "gemma",
+                    manifest.quantization.quantizer,
+                    manifest.container,
+                    *(f"{n}-bit" for n in bits),
+                    *([manifest.conversion.platform] if manifest.conversion else []),
+                )
+            )
+        ),
+        "quantized_by": "gemquant",
+        "extra_gated_heading": "Access Gemma on Hugging Face",
+        "extra_gated_prompt": (
+            "To access Gemma on Hugging Face, you’re required to review and agree to Google’s "
+            "usage license. To do this, please ensure you’re logged in to Hugging Face and click "
+            "below. Requests are processed immediately."
+        ),
+        "extra_gated_button_content": "Acknowledge license",
+    }
+    results = certificate_results(manifest)
+    results += [result for each in later for result in each.results]
+    if results:
+        matter["model-index"] = eval_results_to_model_index(_title(manifest), results)
+    return matter
+
+
+def _lineage(manifest: Manifest) -> dict[str, Any]:
+    """The base model, and what this one is to it, in the Hub's terms.
+
+    ``adapter`` is for a repository that holds an adapter alone, which no artifact does. One that
+    was merged is a parent too; unless something was quantized after it, the relation is ``merge``.
+    A conversion to another type is ``quantized`` too: without it the Hub assumes a fine-tune.
+    """
+    adapter = str(manifest.recipe.get("lora") or "")
+    named = [manifest.base_model or "", adapter.partition("@")[0]]
+    parents = [name for name in named if _HUB_ID.fullmatch(name)]
+    if not parents or parents[0] != manifest.base_model:
+        return {}
+    merged = bool(adapter) and not manifest.quantization.schemes
+    return {
+        "base_model": parents[0] if len(parents) == 1 else parents,
+        "base_model_relation": "merge" if merged else "quantized",
+    }
+
+
+def _languages(card: str) -> tuple[str, ...]:
+    """What the front matter states, as far as it is a language's code."""
+    match = _FRONT_MATTER.match(card)
+    try:
+        matter = yaml.safe_load(match[1]) if match else None
+    except (yaml.YAMLError, RecursionError, ValueError):
+        matter = None
+    stated = matter.get("language") if isinstance(matter, dict) else None
+    several = stated if isinstance(stated, list) else [stated]
+    return tuple(each for each in several if isinstance(each, str) and _LANGUAGE.fullmatch(each))
+
+
+def _title(manifest: Manifest) -> str:
+    name = (manifest.base_model or manifest.source.ref).rstrip("/").rsplit("/", 1)[-1]
+    return f"{name}, {manifest.quantization.quantizer}"
+
+
+def _origin(manifest: Manifest) -> str:
+    """Markdown that names the base model, with a link where the Hub has it."""
+    name = manifest.base_model or manifest.source.ref
+    if _HUB_ID.fullmatch(name):
+        return f"[{_escaped(name)}](https://huggingface.co/{name})"
+    return _escaped(name)
+
+
+def _source_note(manifest: Manifest) -> str:
+    """Say so where the weights compared with had been quantized before."""
+    ref = manifest.source.ref
+    if ref.startswith("sample:") or ref.endswith(".gguf"):
+        return (
+            "The source is a GGUF file, whose weights may have been quantized before. “Before” "
+            "means those weights, decoded; not the model as first published."
+        )
+    return ""
+
+
+def _escaped(text: object) -> str:
+    """Text that Markdown shows as it is, also in a table."""
+    return _MARKDOWN.sub(r"\\\1", " ".join(str(text).split()))
+
+
+def _code(text: object) -> str:
+    """Inline code that no backtick in the text can end, also in a table."""
+    plain = " ".join(str(text).split()).replace("|", "\\|")
+    longest = max((len(run) for run in re.findall("`+", plain)), default=0)
+    fence = "`" * (longest + 1)
+    return f"{fence} {plain} {fence}" if longest else f"`{plain}`"
+
+
+def _measured(record: MeasurementRecord) -> str:
+    """A value with as many digits as its standard error warrants: 12.34 ± 0.05."""
+    if record.standard_error == 0:
+        return f"{record.value:.4g}"
+    decimals = max(0, 1 - Decimal(record.standard_error).adjusted())
+    return f"{record.value:.{decimals}f} ± {record.standard_error:.{decimals}f}"

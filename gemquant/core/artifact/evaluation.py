@@ -1,0 +1,189 @@
+"""What ``gemquant eval`` measured, as the document that ``gate`` and ``report`` read.
+
+One document holds one suite of tokens, one original, and any number of artifacts made from it. What
+was measured is stored per window, unrounded, so that a later comparison can be paired window by
+window. No dates, host names or paths: the same artifacts on the same tokens give the same bytes.
+The JSON Schema in ``docs/evaluation.schema.json`` is generated from these models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from gemquant.core.json_document import Document, Record, read_document
+from gemquant.core.results import Level
+
+SCHEMA_VERSION: Literal[1] = 1
+
+COLUMNS = ("tokens", "nll_original", "nll_quantized", "kl_mean", "top1", "top5")
+
+
+class Interval(Record):
+    """A figure over all tokens of a slice with its 95 % interval over windows."""
+
+    value: float = Field(description="Over all tokens.")
+    low: float = Field(description="Lower end; the value itself where there is one window.")
+    high: float = Field(description="Upper end; the value itself where there is one window.")
+
+
+class WindowColumns(Record):
+    """One entry per window, in the order of the token stream. Means are over a window's tokens."""
+
+    tokens: tuple[PositiveInt, ...] = Field(description="Predicted tokens.")
+    nll_original: tuple[float, ...] = Field(
+        description="Mean negative log-likelihood under the original, nats per token."
+    )
+    nll_quantized: tuple[float, ...] = Field(description="The same under the artifact.")
+    kl_mean: tuple[float, ...] = Field(
+        description="Mean Kullback-Leibler divergence from the original, nats per token."
+    )
+    top1: tuple[float, ...] = Field(
+        description="Fraction of tokens where both rank the same token first."
+    )
+    top5: tuple[float, ...] = Field(
+        description="Mean fraction of the original's five likeliest tokens that are among the "
+        "artifact's five likeliest."
+    )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        lengths = {len(getattr(self, name)) for name in COLUMNS}
+        if len(lengths) != 1 or not self.tokens:
+            raise ValueError(f"windows: columns of {sorted(lengths)} entries")
+        return self
+
+
+class SliceEvaluation(Record):
+    """Original against artifact on one slice, the same tokens for both."""
+
+    slice: str = Field(description="Name of the slice.")
+    seq_len: int = Field(ge=2, description="Tokens per window, the BOS included.")
+    token_stream: str = Field(description="`sha256:` of the slice's tokens.")
+    windows: WindowColumns = Field(description="What was measured, window by window.")
+    perplexity_original: Interval = Field(description="Perplexity before.")
+    perplexity_quantized: Interval = Field(description="Perplexity after.")
+    nll_increase: Interval = Field(
+        description="Mean negative log-likelihood after less before, paired, nats per token."
+    )
+    kl_mean: Interval = Field(description="Mean divergence, nats per token.")
+    kl_median: Interval = Field(description="Median over tokens.")
+    kl_p99: Interval = Field(description="99th percentile over tokens.")
+    kl_p999: Interval = Field(description="99.9th percentile over tokens.")
+    kl_max: float = Field(description="Largest divergence of a token.")
+    top1: Interval = Field(description="Fraction of tokens with the same first token.")
+    top5: Interval = Field(description="Mean share of the five likeliest tokens in common.")
+
+
+class LayerErrors(Record):
+    """How far a slice's hidden states lie from the original's behind each decoder layer.
+
+    Each list has one entry per layer. The BOS that opens each window is left out: its state is so
+    much larger than all others that it would hide them.
+    """
+
+    slice: str = Field(description="Name of the slice.")
+    relative: tuple[float, ...] = Field(
+        description="Norm of the difference over the norm of the original's, all tokens together."
+    )
+    cosine: tuple[float, ...] = Field(description="Mean cosine between the two, over tokens.")
+
+
+class LevelEvaluation(Record):
+    """One level of one artifact. Levels are never mixed."""
+
+    level: Level = Field(
+        description="`reference`: decoded weights in torch. `native`: in the runtime that the "
+        "container is made for. `emulated`: a model of a device's arithmetic. `vendor-sim`: the "
+        "vendor's own simulator."
+    )
+    runtime: str = Field(description="What computed the predictions, with its version.")
+    not_run: str | None = Field(
+        default=None, description="Why this level was not measured; null if it was."
+    )
+    slices: tuple[SliceEvaluation, ...] = Field(default=(), description="One per slice.")
+    kl_from_reference: Interval | None = Field(
+        default=None,
+        description="Mean divergence of this level's predictions from level `reference`'s, over "
+        "one window of every slice: what the runtime's own arithmetic changes. Nats per token.",
+    )
+    layers_accumulated: tuple[LayerErrors, ...] = Field(
+        default=(),
+        description="Behind each layer, with the errors of all layers before it; one per slice.",
+    )
+    layers_own: tuple[LayerErrors, ...] = Field(
+        default=(),
+        description="Each layer fed with the original's hidden states: its own error; one per "
+        "slice. Only where it was asked for.",
+    )
+
+
+class ArtifactEvaluation(Record):
+    """One artifact, and what was measured of it."""
+
+    name: str = Field(description="Its folder's name, or its file's.")
+    container: str = Field(description="The container format.")
+    quantizer: str = Field(description="The algorithm that decided the numbers.")
+    scheme: str = Field(description="In a few words: `w4 g128 asymmetric`, `Q4_K_M`, …")
+    digest: str = Field(
+        description="`sha256:` over the names and hashes of its files, the card and what it shows "
+        "left out."
+    )
+    size_bytes: int = Field(gt=0, description="Size of those files.")
+    bits_per_weight: float = Field(gt=0, description="As in its manifest.")
+    libraries: Mapping[str, str] = Field(
+        default_factory=dict,
+        description="Versions of the libraries that it was made with, as in its manifest; empty "
+        "where it has none.",
+    )
+    levels: tuple[LevelEvaluation, ...] = Field(description="What was measured, one per level.")
+
+    def level(self, name: Level) -> LevelEvaluation | None:
+        """One level, or None where it is not there."""
+        return next((each for each in self.levels if each.level == name), None)
+
+
+class SuiteRecord(Record):
+    """The text that was evaluated on."""
+
+    name: str = Field(description="`default`, `long`, …, or the file's name.")
+    version: int = Field(ge=1, description="Rises whenever its text or a metric changes.")
+    token_stream: str = Field(description="`sha256:` over the token streams of all slices.")
+
+
+class OriginalRecord(Record):
+    """The model that the artifacts are compared with."""
+
+    ref: str = Field(description="As the user named it.")
+    revision: str | None = Field(default=None, description="Commit of a Hub checkpoint.")
+    architecture: str = Field(description="The text model's `model_type`.")
+    base_model: str | None = Field(default=None, description="Hub id, where it is known.")
+    digest: str = Field(description="`sha256:` over the hashes of its weight files.")
+
+
+class EvaluationDocument(Document):
+    """All that one run of ``gemquant eval`` measured."""
+
+    schema_version: Literal[1] = Field(
+        default=SCHEMA_VERSION, description="Version of this document's layout."
+    )
+    gemquant: str = Field(description="The program's version.")
+    suite: SuiteRecord = Field(description="The text.")
+    original: OriginalRecord = Field(description="The model before.")
+    settings: Mapping[str, str | int | float | bool] = Field(
+        description="What else decides the figures: compute type, device, seed of the intervals."
+    )
+    machine: str = Field(description="Fingerprint of the machine, as in benchmarks.")
+    artifacts: tuple[ArtifactEvaluation, ...] = Field(description="In the order given.")
+
+
+def read_evaluation_document(path: Path) -> EvaluationDocument:
+    """Read and check a document. UsageError names the file and what is wrong in it."""
+    return read_document(
+        EvaluationDocument,
+        path,
+        hint="Evaluation documents are written by `gemquant eval ARTIFACT --output FILE`.",
+    )

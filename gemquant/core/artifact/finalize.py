@@ -1,0 +1,164 @@
+"""Closing a folder into an artifact, and checking that it is still the same."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Self
+
+from pydantic import ValidationError
+
+from gemquant.core.artifact.card import CARD_FILE, NOTICE, inherited_from, render_card
+from gemquant.core.artifact.manifest import MANIFEST_FILE, FileRecord, Manifest
+from gemquant.errors import ArtifactError, GemquantError, OutputError, refuse
+
+NOTICE_FILE = "NOTICE"
+SIGNATURE_FILE = "model.sig"
+"""A signature of the finished folder: made after the manifest, so the manifest cannot list it."""
+HUB_ATTRIBUTES = ".gitattributes"
+"""What the Hub adds to every repository, and so to every download."""
+HUB_RECORDS = ".cache/huggingface"
+"""Where `hf download` keeps its notes; nothing that loads a model looks there."""
+_MANIFEST_LIMIT_BYTES = 64_000_000
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished folder whose every file is the one that its manifest describes."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Check sizes and hashes of all files; ArtifactError lists every difference.
+
+        A signature may lie in the folder, and what a download from the Hub leaves there.
+        """
+        manifest = read_manifest(path)
+        present = {name for name in _files(path) if not _accompanies(name)}
+        problems: list[GemquantError] = [
+            ArtifactError(f"{name} is in {path}, but not in its {MANIFEST_FILE}.")
+            for name in sorted(present - set(manifest.files))
+        ]
+        for name, record in manifest.files.items():
+            if name not in present:
+                problems.append(ArtifactError(f"{name} is missing from {path}."))
+            else:
+                problems += _differences(path / name, name, record)
+        refuse(problems)
+        return cls(path, manifest)
+
+
+def seal(folder: Path, manifest: Manifest, *, original_card: str | None = None) -> Manifest:
+    """Write the model card and the Gemma notice, hash every file, write the manifest last.
+
+    manifest: complete but for ``files``.
+    original_card: the source's README.md, front matter included; its body follows ours.
+    """
+    try:
+        (folder / NOTICE_FILE).write_text(NOTICE, encoding="utf-8")
+        records = {name: _record(folder / name) for name in _files(folder)}
+        described = manifest.model_copy(update={"files": dict(sorted(records.items()))})
+        card = render_card(described, inherited=inherited_from(original_card))
+        (folder / CARD_FILE).write_text(card, encoding="utf-8")
+        records[CARD_FILE] = _record(folder / CARD_FILE)
+        sealed = manifest.model_copy(update={"files": dict(sorted(records.items()))})
+        (folder / MANIFEST_FILE).write_bytes(sealed.to_json())
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written: {error.strerror}.") from error
+    return sealed
+
+
+def resealed(manifest: Manifest, changed: Mapping[str, bytes]) -> Manifest:
+    """The manifest with other records of some files, which are to be written as these bytes."""
+    records = dict(manifest.files)
+    for name, content in changed.items():
+        digest = hashlib.sha256(content).hexdigest()
+        records[name] = FileRecord(sha256=digest, bytes=len(content))
+    return manifest.model_copy(update={"files": dict(sorted(records.items()))})
+
+
+def file_problems(path: Path, manifest: Manifest, names: Iterable[str]) -> list[GemquantError]:
+    """What is wrong with some of an artifact's files; all others are not looked at."""
+    return [
+        problem
+        for name in names
+        if name in manifest.files
+        for problem in _differences(path / name, name, manifest.files[name])
+    ]
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read ``manifest.json`` without looking at the other files."""
+    file = path / MANIFEST_FILE
+    try:
+        size = file.stat().st_size
+        if size > _MANIFEST_LIMIT_BYTES:
+            raise ArtifactError(f"{file} has {size} bytes: not a manifest.")
+        manifest = Manifest.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise ArtifactError(
+            f"{path} is no artifact: {MANIFEST_FILE} cannot be read ({error.strerror})."
+        ) from error
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(map(str, item['loc'])) or 'document'}: {item['msg']}"
+            for item in error.errors(include_url=False)[:8]
+        )
+        raise ArtifactError(f"{file} is not a manifest that this version reads: {wrong}.") from None
+    refuse([problem for name in manifest.files for problem in _name_problems(file, name)])
+    return manifest
+
+
+def _accompanies(name: str) -> bool:
+    """Whether a file may stand in an artifact that does not list it."""
+    beside = {MANIFEST_FILE, SIGNATURE_FILE, HUB_ATTRIBUTES}
+    return name in beside or name.startswith(f"{HUB_RECORDS}/")
+
+
+def _name_problems(file: Path, name: str) -> Iterator[ArtifactError]:
+    """A name must stay inside the folder on every system."""
+    parts = PurePosixPath(name)
+    if not name or "\\" in name or ":" in name or parts.is_absolute() or ".." in parts.parts:
+        yield ArtifactError(f"{file} names {name!r}, which is not a file inside the artifact.")
+
+
+def _differences(path: Path, name: str, record: FileRecord) -> Iterator[ArtifactError]:
+    if path.is_symlink() or not path.is_file():
+        yield ArtifactError(f"{name} is not a regular file.")
+        return
+    size = path.stat().st_size
+    if size != record.bytes:
+        yield ArtifactError(
+            f"{name} is not the file the manifest describes: {size} bytes, not {record.bytes}."
+        )
+        return
+    digest = _sha256(path)
+    if digest != record.sha256:
+        yield ArtifactError(
+            f"{name} is not the file the manifest describes: sha256 {digest}, not {record.sha256}."
+        )
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Names of all that is not a folder, with forward slashes, links included."""
+    for root, folders, files in os.walk(folder):
+        base = Path(root)
+        for name in (*files, *(sub for sub in folders if (base / sub).is_symlink())):
+            yield (base / name).relative_to(folder).as_posix()
+
+
+def _record(path: Path) -> FileRecord:
+    return FileRecord(sha256=_sha256(path), bytes=path.stat().st_size)
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}.") from error

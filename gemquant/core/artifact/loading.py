@@ -1,0 +1,190 @@
+"""How each container is loaded, as a card says it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from gemquant.core.artifact.manifest import Manifest
+
+_VLLM_BITS = (4, 8)
+_RKLLM = "https://github.com/airockchip/rknn-llm/tree/main"
+
+
+@dataclass(frozen=True)
+class Loader:
+    """A paragraph, and the code beneath it (none where something does not work)."""
+
+    text: str
+    language: str = ""
+    code: str = ""
+
+
+def loaders(manifest: Manifest) -> list[Loader]:
+    """Return what loads an artifact, and what does not though one might expect it."""
+    known: Mapping[str, Callable[[Manifest], list[Loader]]] = {
+        "awq-gemm": _awq_gemm,
+        "bitsandbytes": _bitsandbytes,
+        "compressed-tensors": _compressed_tensors,
+        "gguf": _gguf,
+        "gptq": _gptq,
+        "metal": _metal,
+        "mlx": _mlx,
+        "onnx": _onnx,
+        "rkllm": _rkllm,
+        "safetensors": _safetensors,
+    }
+    if manifest.container not in known:
+        return [Loader(f"See the documentation of `{manifest.container}`.")]
+    return known[manifest.container](manifest)
+
+
+def _awq_gemm(manifest: Manifest) -> list[Loader]:
+    transformers = _transformers("gptqmodel accelerate", "float16")
+    if manifest.architecture == "gemma3_text":
+        return [
+            Loader(
+                "This container is made for float16, where Gemma 3 overflows: vLLM refuses the "
+                "pair, and on a GPU transformers computes NaN. On a CPU:"
+            ),
+            _transformers("gptqmodel accelerate", "float32"),
+        ]
+    if manifest.architecture == "gemma2":
+        return [transformers, _vllm("--dtype bfloat16 --quantization awq_marlin")]
+    return [transformers, _vllm()]
+
+
+def _bitsandbytes(manifest: Manifest) -> list[Loader]:
+    del manifest  # every generation alike
+    return [_transformers("bitsandbytes accelerate", "bfloat16")]
+
+
+def _compressed_tensors(manifest: Manifest) -> list[Loader]:
+    made = [_transformers("compressed-tensors accelerate", "bfloat16")]
+    schemes = manifest.quantization.schemes
+    for scheme in schemes:
+        if scheme.bits not in _VLLM_BITS or (scheme.bits == 8 and not scheme.symmetric):
+            zero_points = "" if scheme.symmetric else " with zero points"
+            made.append(Loader(f"vLLM has no kernel for {scheme.bits} bits{zero_points}."))
+            return made
+    if len(schemes) > 1 and not all(scheme.symmetric for scheme in schemes):
+        made = [Loader("transformers 5.23 cannot load several schemes with zero points.")]
+    return [*made, _vllm()]
+
+
+def _gptq(manifest: Manifest) -> list[Loader]:
+    overflows = manifest.architecture == "gemma3_text"
+    return [_transformers("gptqmodel optimum accelerate", "float32" if overflows else "float16")]
+
+
+def _gguf(manifest: Manifest) -> list[Loader]:
+    # The first of several parts names them all.
+    name = min((name for name in manifest.files if name.endswith(".gguf")), default="MODEL.gguf")
+    code = f"""\
+llama-cli -m path/to/this/folder/{name}
+llama-server -m path/to/this/folder/{name} --port 8080"""
+    return [Loader("With llama.cpp, and whatever is built on it:", "sh", code)]
+
+
+def _metal(manifest: Manifest) -> list[Loader]:  # noqa: ARG001 (all are called alike)
+    return [
+        Loader(
+            "On the `mps` device of a Mac, transformers computes on the packed weights; on any "
+            "other it decodes them while loading, which takes the memory of the original."
+        ),
+        _transformers("'kernels>=0.18.2,<0.19' accelerate", "bfloat16"),
+    ]
+
+
+def _mlx(manifest: Manifest) -> list[Loader]:
+    code = """\
+pip install mlx-lm
+mlx_lm.generate --model path/to/this/folder --prompt "The capital of France is" --max-tokens 20"""
+    made = [Loader("With mlx-lm, on a Mac:", "sh", code)]
+    if manifest.architecture == "gemma2":
+        made.append(
+            Loader(
+                "mlx-lm lets every layer of Gemma 2 attend to everything, so its answers are right "
+                "only within the model's sliding window."
+            )
+        )
+    return made
+
+
+def _onnx(manifest: Manifest) -> list[Loader]:
+    on_gpu = manifest.quantization.float_dtype != "float32"
+    package = "onnxruntime-genai-cuda" if on_gpu else "onnxruntime-genai"
+    code = f"""\
+# pip install {package}
+import onnxruntime_genai as genai
+
+model = genai.Model("path/to/this/folder")
+tokenizer = genai.Tokenizer(model)
+parameters = genai.GeneratorParams(model)
+parameters.set_search_options(max_length=64)
+generator = genai.Generator(model, parameters)
+generator.append_tokens(tokenizer.encode("The capital of France is"))
+while not generator.is_done():
+    generator.generate_next_token()
+print(tokenizer.decode(generator.get_sequence(0)))"""
+    made = [Loader("With onnxruntime-genai:", "python", code)]
+    if not on_gpu:
+        made.append(
+            Loader(
+                "Plain onnxruntime runs `model.onnx` too, from `input_ids`, `attention_mask` and "
+                "the keys and values of every layer, empty at first, to `logits`."
+            )
+        )
+    return made
+
+
+def _rkllm(manifest: Manifest) -> list[Loader]:
+    name = next((name for name in manifest.files if name.endswith(".rkllm")), "MODEL.rkllm")
+    code = f"""\
+export LD_LIBRARY_PATH=./lib RKLLM_LOG_LEVEL=1
+./llm_demo {name} 512 4096  # new tokens, context"""
+    return [
+        Loader(
+            f"On the board, with the vendor's demo ([rkllm_api_demo]({_RKLLM}/examples/"
+            f"rkllm_api_demo), [runtime]({_RKLLM}/rkllm-runtime), "
+            f"[driver]({_RKLLM}/rknpu-driver)):",
+            "sh",
+            code,
+        ),
+        Loader(
+            "The runtime's version must be the toolkit's: structures differ between releases. "
+            "From 1.2.0 it applies the chat template to text itself: give it the bare question, or "
+            "tokens."
+        ),
+    ]
+
+
+def _safetensors(manifest: Manifest) -> list[Loader]:
+    dtype = manifest.quantization.float_dtype
+    made = [_transformers("accelerate", dtype)]
+    seen = manifest.activation_range
+    if dtype == "float16" and (seen is None or not seen.fits_float16):
+        why = "Activations were seen to overflow" if seen else "Activations may overflow"
+        caution = Loader(f"{why} in float16: compute in bfloat16.")
+        made = [caution, _transformers("accelerate", "bfloat16")]
+    if dtype == "float16" and manifest.architecture != "gemma":
+        return [*made, _vllm("--dtype bfloat16")]
+    return [*made, _vllm()]
+
+
+def _transformers(packages: str, dtype: str) -> Loader:
+    code = f"""\
+# pip install transformers {packages}
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "path/to/this/folder"
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.{dtype}, device_map="auto")
+inputs = tokenizer("The capital of France is", return_tensors="pt").to(model.device)
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))"""
+    return Loader("With transformers:", "python", code)
+
+
+def _vllm(flags: str = "") -> Loader:
+    return Loader("With vLLM, on a GPU:", "sh", f"vllm serve path/to/this/folder {flags}".rstrip())

@@ -1,0 +1,246 @@
+"""``manifest.json``: what an artifact is, where it comes from, and what was measured on it.
+
+No dates, host names or paths of this machine: the same recipe and checkpoint give the same bytes.
+The JSON Schema in ``docs/manifest.schema.json`` is generated from these models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, JsonValue
+
+from gemquant.core.artifact.certificates import CertificateRecord
+from gemquant.core.json_document import Document, Record
+from gemquant.core.scheme import INTEGER
+
+if TYPE_CHECKING:
+    from gemquant.core.protocols import Layout
+
+MANIFEST_FILE = "manifest.json"
+SCHEMA_VERSION: Literal[1] = 1
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class FileRecord(Record):
+    """One file of the artifact."""
+
+    sha256: Sha256 = Field(description="SHA-256 of the file's bytes, hexadecimal.")
+    bytes: int = Field(ge=0, description="Size of the file in bytes.")
+
+
+class Source(Record):
+    """The checkpoint that was converted."""
+
+    ref: str = Field(
+        description="The checkpoint as the user named it: a Hub id, a folder, a GGUF file or a "
+        "sample."
+    )
+    revision: str | None = Field(default=None, description="Commit hash of a Hub checkpoint.")
+    files: Mapping[str, Sha256] = Field(
+        description="SHA-256 of each weight file read; a merged LoRA's are prefixed with `lora/`."
+    )
+
+
+class SchemeRecord(Record):
+    """How some linear layers are stored: w ≈ scale · (value of the code − zero point)."""
+
+    bits: int = Field(ge=1, le=32, description="Bits per code.")
+    group_size: int = Field(
+        ge=-1, description="Input channels that share a scale; -1 for a whole output channel."
+    )
+    symmetric: bool = Field(description="The zero point is 2^(bits − 1) everywhere.")
+    codes: str = Field(
+        default=INTEGER,
+        exclude_if=lambda codes: codes == INTEGER,
+        description="What a code stands for where it is not the integer itself: `nf4`, `fp4`, "
+        "`llm.int8`, or one of ggml's formats: `Q4_K`, `F16`, …",
+    )
+    modules: tuple[str, ...] = Field(description="The layers stored so.")
+
+
+class Quantization(Record):
+    """What was stored how."""
+
+    quantizer: str = Field(description="The algorithm that decided the numbers: `awq`, `rtn`, …")
+    schemes: tuple[SchemeRecord, ...] = Field(description="Quantized layers, by scheme.")
+    unquantized: tuple[str, ...] = Field(
+        description="Matrices kept in floating point (embedding, head, layers left out)."
+    )
+    float_dtype: str = Field(description="Type of everything in floating point: `bfloat16`, …")
+    bits_per_weight: float = Field(
+        gt=0,
+        description="Bits of all stored tensors over the number of weights, embeddings included.",
+    )
+
+
+class Fallback(Record):
+    """A layer that was not stored as asked."""
+
+    module: str = Field(description="The layer.")
+    stored: str = Field(description="What it was stored as instead.")
+    reason: str = Field(description="Why.")
+
+
+class CalibrationRecord(Record):
+    """The text that statistics were gathered on."""
+
+    name: str = Field(description="Name of the mixture, or of the user's file or data set.")
+    windows: int = Field(ge=1, description="Number of windows.")
+    seq_len: int = Field(ge=1, description="Tokens per window, the BOS included.")
+    digest: str = Field(
+        description="`sha256:` of the token stream as little-endian 32-bit integers."
+    )
+
+
+class ActivationRange(Record):
+    """The largest activation seen, against what float16 can hold."""
+
+    largest: float = Field(ge=0, description="Largest absolute activation seen.")
+    where: str = Field(description="The module whose output, or input, it was.")
+    limit: float = Field(default=65504.0, description="Largest float16.")
+    fits_float16: bool = Field(description="The largest activation is below the limit.")
+
+
+class CallRecord(Record):
+    """One call of a foreign tool, as it was made."""
+
+    function: str = Field(description="The tool's function.")
+    arguments: Mapping[str, JsonValue] = Field(
+        description="Every argument that was passed; paths are relative to the tool's folder."
+    )
+    returned: int = Field(description="What it returned: 0 for success.")
+
+
+class ConversionRecord(Record):
+    """What a vendor's converter was given, not what it was meant to be given."""
+
+    tool: str = Field(description="The converter's distribution.")
+    version: str = Field(description="Its release.")
+    python: str = Field(description="The Python that it ran under.")
+    platform: str = Field(description="The chip that the file is for.")
+    dtype: str = Field(description="The quantized dtype.")
+    runtime: str = Field(description="The oldest runtime that is known to load the file.")
+    driver: str = Field(description="The oldest NPU driver.")
+    calls: tuple[CallRecord, ...] = Field(description="Its calls, in order.")
+    least_bytes: int | None = Field(
+        default=None,
+        exclude_if=lambda least: least is None,
+        description="The smallest file that such a model was expected to make.",
+    )
+    most_bytes: int | None = Field(
+        default=None,
+        exclude_if=lambda most: most is None,
+        description="The largest file that such a model was expected to make.",
+    )
+
+
+class FoldRecord(Record):
+    """Linears that read one input, and what divides that input: max|x|^a / max|w|^b."""
+
+    linears: tuple[str, ...] = Field(description="The linears, all of one layer.")
+    folded_into: str = Field(description="The norm or linear before, whose output is divided.")
+    by_activations: float = Field(description="The exponent a of the inputs' maxima.")
+    by_weights: float = Field(description="The exponent b of the weights' maxima.")
+
+
+class SmoothingRecord(Record):
+    """Outliers of activations folded into weights: the function stays, 8 bits lose less."""
+
+    folds: tuple[FoldRecord, ...] = Field(description="Every fold, layer by layer.")
+    float_dtype: str = Field(description="Type that the folded weights were handed over in.")
+
+
+class Manifest(Document):
+    """All that is known of an artifact."""
+
+    schema_version: Literal[1] = Field(
+        default=SCHEMA_VERSION, description="Version of this document's layout."
+    )
+    container: str = Field(description="The container format: `awq-gemm`, `compressed-tensors`, …")
+    architecture: Literal["gemma", "gemma2", "gemma3_text"] = Field(
+        description="The text model's `model_type`."
+    )
+    base_model: str | None = Field(
+        default=None, description="Hub id of the model that this one derives from."
+    )
+    license: str = Field(default="gemma", description="Licence identifier, as the Hub spells it.")
+    source: Source = Field(description="The checkpoint that was converted.")
+    recipe: Mapping[str, JsonValue] = Field(
+        description="Every option of the run, defaults included; `gemquant --recipe` accepts it."
+    )
+    quantization: Quantization = Field(description="What was stored how.")
+    fallbacks: tuple[Fallback, ...] = Field(
+        default=(), description="Layers that were not stored as asked."
+    )
+    calibration: CalibrationRecord | None = Field(
+        default=None, description="The calibration text; null if none was used."
+    )
+    activation_range: ActivationRange | None = Field(
+        default=None, description="Largest activation seen in the trace; null without a trace."
+    )
+    conversion: ConversionRecord | None = Field(
+        default=None,
+        exclude_if=lambda record: record is None,
+        description="How a vendor's converter was called; left out where none was.",
+    )
+    smoothing: SmoothingRecord | None = Field(
+        default=None,
+        exclude_if=lambda record: record is None,
+        description="Scales folded into the weights before they were converted; left out where "
+        "there are none.",
+    )
+    certificates: tuple[CertificateRecord, ...] = Field(
+        default=(),
+        description="What was measured, one entry per level; at level `emulated` one per corner.",
+    )
+    libraries: Mapping[str, str] = Field(
+        description="Versions of the libraries that decide bytes, gemquant's own among them; "
+        "gemquant-kernels is a digest of its C kernels, or none where they were not built."
+    )
+    files: Mapping[str, FileRecord] = Field(
+        default_factory=dict, description="Every file of the artifact but this one."
+    )
+
+
+def fallbacks_by_reason(manifest: Manifest) -> dict[tuple[str, str], list[str]]:
+    """Layers that were not stored as asked, by what they are stored as and why."""
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for each in manifest.fallbacks:
+        grouped.setdefault((each.stored, each.reason), []).append(each.module)
+    return grouped
+
+
+def quantization_record(
+    quantizer: str, layout: Layout, *, float_dtype: str, file_bytes: int
+) -> Quantization:
+    """Describe a layout; ``file_bytes`` is the size of all weight files together."""
+    modules: dict[tuple[int, int, bool, str], list[str]] = {}
+    unquantized = []
+    weights = 0
+    for name, spec in layout.items():
+        module = name.removesuffix(".weight")
+        weights += math.prod(spec.shape)
+        # The layout's types stand above this layer, so a scheme is known by its presence.
+        scheme = getattr(spec, "scheme", None)
+        if scheme is not None:
+            key = (scheme.bits, scheme.group_size, scheme.symmetric, scheme.codes)
+            modules.setdefault(key, []).append(module)
+        elif len(spec.shape) == 2:
+            unquantized.append(module)
+    schemes = tuple(
+        SchemeRecord(
+            bits=bits, group_size=size, symmetric=symmetric, codes=codes, modules=tuple(names)
+        )
+        for (bits, size, symmetric, codes), names in modules.items()
+    )
+    return Quantization(
+        quantizer=quantizer,
+        schemes=schemes,
+        unquantized=tuple(unquantized),
+        float_dtype=float_dtype,
+        bits_per_weight=8 * file_bytes / weights,
+    )

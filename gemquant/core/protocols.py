@@ -1,0 +1,325 @@
+"""All that the author of a quantizer or an exporter needs to read, with ``affine_weight``.
+
+A quantizer decides numbers; an exporter stores them; the pipeline carries blocks from one to the
+other. Shapes are written (rows, columns); a linear layer's weight is (out, in).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
+
+from gemquant.core.affine_weight import AffineScheme as AffineScheme  # noqa: PLC0414 - the contract
+from gemquant.core.affine_weight import AffineWeight as AffineWeight  # noqa: PLC0414 - part of it too
+from gemquant.core.scheme import PER_CHANNEL as PER_CHANNEL  # noqa: PLC0414
+from gemquant.core.scheme import Scheme
+from gemquant.errors import GemquantError
+
+if TYPE_CHECKING:
+    from torch import Tensor, dtype
+
+    from gemquant.core.results import LayerReach
+    from gemquant.formats.source_model import Origin
+    from gemquant.models.structure import LayerStructure
+
+# ---------------------------------------------------------------- weights, before and after
+
+
+class Weights(Protocol):
+    """A model's tensors under Gemma's own names, whatever file they come from.
+
+    A checkpoint and a finished artifact both satisfy it, so both can be streamed and compared.
+    """
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The text model's configuration, as in the ``config.json`` of a text-only Gemma."""
+
+    def names(self) -> Sequence[str]:
+        """Names of all tensors: ``model.layers.0.self_attn.q_proj.weight`` and so on."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, from headers alone."""
+
+    def stored_dtype(self, name: str) -> dtype:
+        """The floating-point type that holds the tensor without loss (packed types: float32)."""
+
+    def tensor(self, name: str, dtype: dtype | None = None) -> Tensor:
+        """The tensor, decoded; in its stored type unless ``dtype`` is given."""
+
+    def rows(self, name: str, start: int, stop: int, dtype: dtype | None = None) -> Tensor:
+        """Rows ``start`` to ``stop`` of a matrix, without decoding the others."""
+
+
+class QuantizedWeight(Protocol):
+    """A linear's weight as codes and what decodes them; the kinds differ in nothing else."""
+
+    @property
+    def scheme(self) -> Scheme:
+        """How its numbers are stored."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+
+    def rows(self, start: int, stop: int) -> QuantizedWeight:
+        """Output channels ``start`` to ``stop``."""
+
+    def dequantize(self) -> Tensor:
+        """What a loader will compute with, before it rounds: (out, in) float32."""
+
+
+@runtime_checkable
+class Stackable(QuantizedWeight, Protocol):
+    """A weight whose rows are quantized each for itself, so that a table can come in runs."""
+
+    @classmethod
+    def stacked(cls, parts: Sequence[Self]) -> Self:
+        """Stack weights of one scheme along their output channels."""
+
+
+@dataclass(frozen=True)
+class RowChunks:
+    """A matrix too large to hold, as consecutive runs of rows (an embedding table)."""
+
+    shape: tuple[int, int]
+    dtype: dtype
+    chunks: Callable[[], Iterator[Tensor]]
+
+
+@dataclass(frozen=True)
+class RowRun:
+    """Some rows of a quantized matrix too large to hold; the runs of a matrix come in order."""
+
+    start: int
+    weight: Stackable
+
+
+@dataclass(frozen=True)
+class PlainSpec:
+    """A tensor that will be stored as it is."""
+
+    shape: tuple[int, ...]
+    dtype: dtype
+
+
+@dataclass(frozen=True)
+class QuantizedSpec:
+    """A matrix that will be stored as codes and what decodes them."""
+
+    shape: tuple[int, int]
+    scheme: Scheme
+
+
+Layout = Mapping[str, "PlainSpec | QuantizedSpec"]
+"""What will be written under each of Gemma's names: known from headers, before any work."""
+
+
+# ---------------------------------------------------------------- what flows: blocks
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the unquantized activations at one linear's input say; n is the number of inputs.
+
+    tokens: how many input vectors were seen.
+    gram: Σ x xᵀ, (n, n) float32, or None if no quantizer asked for it.
+    mean_abs, max_abs: per channel, (n,) float32. sum_squares: Σ x², (n,) float64.
+    sample: some hundreds of the inputs themselves, evenly spaced, (tokens, n) float32, or None if
+        no quantizer asked for them.
+    """
+
+    tokens: int
+    sum_squares: Tensor
+    mean_abs: Tensor
+    max_abs: Tensor
+    gram: Tensor | None = None
+    sample: Tensor | None = None
+
+
+@runtime_checkable
+class RowSource(Protocol):
+    """Matrices read in runs of rows, so that none need be held."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it."""
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows ``start`` to ``stop``."""
+
+
+@runtime_checkable
+class PackedSource(Protocol):
+    """Weights that were quantized before, and can be passed on as they are."""
+
+    def blocks(self, name: str, kind: str, start: int, stop: int) -> Tensor | None:
+        """Rows as they are stored, (rows, bytes) uint8, if that is ggml's format ``kind``."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """One decoder layer, with the statistics of its inputs; or some rows of embedding or head.
+
+    prefix: ``model.layers.3.``; empty for the embedding and the head.
+    weights: short name (``self_attn.q_proj.weight``) → float32 tensor. Where nothing else needs
+        them in memory they are read anew each time: ``rows`` then holds the least.
+    statistics: linear's short module name (``self_attn.q_proj``) → its input's statistics;
+        linears that read the same input share one object.
+    reach: how large the layer's activations become; None without calibration.
+    shared: results that another job may want of the same block; forgotten with it.
+    packed: where the weights come from, by short name, if it may hold them quantized.
+    """
+
+    index: int
+    prefix: str
+    structure: LayerStructure
+    weights: Mapping[str, Tensor]
+    statistics: Mapping[str, Statistics]
+    reach: LayerReach | None = None
+    shared: dict[Hashable, Any] = field(default_factory=dict)
+    packed: PackedSource | None = None
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a weight by its short name."""
+        if isinstance(self.weights, RowSource):
+            return self.weights.shape(name)
+        return tuple(self.weights[name].shape)
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows ``start`` to ``stop`` of a weight by its short name, float32."""
+        # Many calls: asking for the attribute is quick, asking for the protocol is not.
+        read: Callable[[str, int, int], Tensor] | None = getattr(self.weights, "rows", None)
+        return self.weights[name][start:stop] if read is None else read(name, start, stop)
+
+
+@dataclass(frozen=True)
+class Container:
+    """The types a file format stores numbers in, which a quantizer must round to.
+
+    scale_dtype: type of a quantized weight's scales.
+    float_dtype: type of everything that stays floating point (norms, embeddings).
+    biases: an affine weight is stored as scale · code + bias, the bias in the scale's type. Its
+        zero points are then −bias / scale, unless the scheme is symmetric.
+    self_contained: the weight files carry configuration and tokenizer too, so that none are written
+        beside them.
+    """
+
+    scale_dtype: dtype
+    float_dtype: dtype
+    biases: bool = False
+    self_contained: bool = False
+
+
+# ---------------------------------------------------------------- plug-ins
+
+
+class Quantizer(Protocol):
+    """An algorithm that decides numbers. Implement it as a frozen dataclass.
+
+    Every field declared with ``gemquant.core.options.option`` becomes a flag, a recipe key and a
+    fact in the manifest; the first line of the docstring is the help text.
+    """
+
+    name: ClassVar[str]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Statistics to gather: some of "moments", "gram", "sample"; empty for no calibration."""
+
+    def scheme_for(self, name: str, shape: tuple[int, int]) -> Scheme | None:
+        """Scheme for a linear's weight by its full name, or None to leave it in floating point.
+
+        ``model.embed_tokens.weight`` and ``lm_head.weight`` are asked about too, a head whether it
+        is tied or not: answer None to leave them alone. A head that has no scheme of its own and is
+        tied computes with the embedding as it is stored. Both are quantized in runs of rows, which
+        ``quantize`` gets as blocks of one linear.
+        """
+
+    def problems(self, linears: Mapping[str, tuple[int, int]]) -> list[GemquantError]:
+        """Everything that would go wrong, from options and shapes alone."""
+
+    def quantize(
+        self, block: Block, container: Container
+    ) -> Mapping[str, Tensor | QuantizedWeight]:
+        """Return every tensor of the block that changes, by short name; others are copied.
+
+        It depends on nothing but the options and its arguments: an interrupted run goes on behind
+        the last finished block, and must write the same bytes.
+        """
+
+
+@dataclass(frozen=True)
+class ArtifactHeader:
+    """All that an exporter needs before the first block.
+
+    config: the text model's configuration. layout: what will be stored, in the order of writing.
+    origin: for containers that hold more than tensors. facts: what the quantizer tells them.
+    """
+
+    config: Mapping[str, Any]
+    layout: Layout
+    origin: Origin | None = None
+    facts: Mapping[str, str | int] = field(default_factory=dict)
+
+
+class Writer(Protocol):
+    """Receives tensors in any order and lays them down in the container."""
+
+    def write(self, tensors: Mapping[str, Any]) -> None:
+        """Store tensors (Tensor, QuantizedWeight, RowChunks, RowRun) under Gemma's full names."""
+
+    def finish(self) -> Mapping[str, Any]:
+        """Flush everything; return the runtime's configuration to be saved as config.json."""
+
+
+class Exporter(Protocol):
+    """Writes and reads back one container format. Knows no algorithm."""
+
+    name: ClassVar[str]
+
+    def container(self, config: Mapping[str, Any]) -> Container:
+        """Types that this format stores for this model."""
+
+    def problems(self, header: ArtifactHeader) -> list[GemquantError]:
+        """Every layer or option that the format cannot hold."""
+
+    def file_sizes(self, header: ArtifactHeader) -> Mapping[str, int]:
+        """Bytes of each weight file, from the layout alone."""
+
+    def create(self, folder: Path, header: ArtifactHeader) -> AbstractContextManager[Writer]:
+        """Open a writer in an existing scratch folder."""
+
+    def open(self, folder: Path) -> Weights:
+        """Read a finished folder back; quantized weights decode as their runtime decodes them."""
+
+
+@runtime_checkable
+class ResumableWriter(Writer, Protocol):
+    """A writer whose files can be opened again; those of a ``Resumable`` exporter all are."""
+
+    def flush(self) -> None:
+        """Ask the disk to keep what has been stored."""
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """An exporter that goes on where an interrupted run stopped; optional."""
+
+    def reopen(
+        self, folder: Path, header: ArtifactHeader, finished: Collection[str]
+    ) -> AbstractContextManager[ResumableWriter]:
+        """Open a writer again whose files hold the tensors ``finished``, and maybe parts of others.
+
+        The others all come again. OutputError where the files are not those of this header.
+        """
+
+
+@runtime_checkable
+class Configurable(Protocol):
+    """An exporter whom some of a job's options concern: the type to store, sizes of files."""
+
+    def configured(self, options: Mapping[str, Any]) -> Exporter:
+        """Another one, by the quantizer's options that it knows; it ignores the others."""

@@ -1,0 +1,169 @@
+"""What the machine and the installation offer: data folders, cache, cores, memory."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from gemquant.errors import UsageError
+
+UNITS: Mapping[str, int] = {"kB": 10**3, "MB": 10**6, "GB": 10**9}
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def data_folder(name: Literal["calib_data", "targets"]) -> Path:
+    """Folder of shipped data: beside the package in a source checkout, inside it in a wheel."""
+    checkout = PACKAGE.parent
+    if (checkout / "pyproject.toml").is_file() and (checkout / name).is_dir():
+        return checkout / name
+    return PACKAGE / "_data" / name
+
+
+def cache_folder() -> Path:
+    """Folder for files made once: $GEMQUANT_CACHE, else the user's cache folder. Not created."""
+    if chosen := os.environ.get("GEMQUANT_CACHE"):
+        return Path(chosen).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "gemquant"
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "gemquant"
+
+
+# ---------------------------------------------------------------- processor
+
+
+def default_threads() -> int:
+    """Physical cores this process may use; threads beyond them collapse the speed of matmuls."""
+    usable = usable_cpus()
+    cores = _physical_cores(usable) or len(usable)
+    quota = _cgroup_cpus()
+    return max(1, min(cores, quota) if quota else cores)
+
+
+def usable_cpus() -> set[int]:
+    """Numbers of the logical processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def _physical_cores(cpus: set[int]) -> int | None:
+    """Count distinct cores under ``cpus``, or None where the system does not tell."""
+    if sys.platform == "darwin":
+        answer = subprocess.run(
+            ["sysctl", "-n", "hw.physicalcpu"], capture_output=True, text=True, check=False
+        )
+        return int(answer.stdout) if answer.returncode == 0 else None
+    cores = set()
+    for cpu in cpus:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        try:
+            cores.add(siblings.read_text())
+        except OSError:
+            return None
+    return len(cores)
+
+
+def _cgroup_cpus() -> int | None:
+    """Whole CPUs that a container's quota allows (cgroup v2), or None without a quota."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else max(1, int(quota) // int(period))
+
+
+def free_memory_bytes() -> int | None:
+    """Memory that this process may still take; None where the system does not tell.
+
+    On Linux what the kernel holds available, or less where a container's limit (cgroup v2) is
+    nearer; on macOS the whole memory, which is what there is to share.
+    """
+    if sys.platform == "darwin":
+        answer = subprocess.run(
+            ["sysctl", "-n", "hw.memsize"], capture_output=True, text=True, check=False
+        )
+        return int(answer.stdout) if answer.returncode == 0 else None
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    available = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    left = [*available, *_cgroup_memory()]
+    return min(left) if available else None
+
+
+def _cgroup_memory() -> list[int]:
+    """Memory left under a container's limit (cgroup v2); empty without one."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+    except (OSError, ValueError):
+        return []
+    return [] if limit == "max" else [max(0, int(limit) - used)]
+
+
+def yield_idle_processors() -> None:
+    """Let torch's threads sleep soon while they wait for one another, unless the user decided.
+
+    By default GNU OpenMP's threads spin, which costs nothing on an idle machine; where another
+    program wants the same cores, a search over small groups was measured to take a hundred times as
+    long. Sleeping at once loses what a second thread gains; spinning for some ten microseconds
+    loses neither. Must be called before torch is imported.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "30000")
+
+
+# ---------------------------------------------------------------- memory
+
+
+def total_memory() -> int:
+    """Bytes of memory that this process may use: the machine's, or a container's limit."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):
+        return machine
+
+
+# ---------------------------------------------------------------- sizes
+
+
+def bytes_of(text: str, *, flag: str) -> int:
+    """Read a size with its unit, in powers of 1000; UsageError, by its flag, for anything else.
+
+    >>> bytes_of("2GB", flag="--shard-size"), bytes_of("1.5 MB", flag="--shard-size")
+    (2000000000, 1500000)
+    """
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?(kB|MB|GB)", text.strip())
+    size = int(float(match[1]) * UNITS[match[2]]) if match else 0
+    if size < UNITS["kB"]:
+        raise UsageError(
+            f"{flag} {text}: must be a number and kB, MB or GB, and at least 1kB.",
+            hint=f"As in: {flag} 2GB",
+        )
+    return size
+
+
+def human_bytes(count: int) -> str:
+    """Size with three figures, in powers of 1000.
+
+    >>> human_bytes(999), human_bytes(268_435_456), human_bytes(5_000_000_000)
+    ('999 B', '268 MB', '5.00 GB')
+    """
+    if count < 1000:
+        return f"{count} B"
+    size = float(count)
+    for unit in ("kB", "MB", "GB", "TB"):  # noqa: B007 - the unit reached is used below
+        size /= 1000
+        if size < 999.5:
+            break
+    decimals = 2 if size < 9.995 else 1 if size < 99.95 else 0
+    return f"{size:.{decimals}f} {unit}"

@@ -1,0 +1,237 @@
+"""What a device accepts, read from ``targets/*.toml``: containers, schemes, dtypes, runtimes.
+
+A target is data. Which container is the default follows from the generation of Gemma and from the
+scheme; each runtime says which schemes it loads, and where that is known from.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from gemquant.core.resources import data_folder
+from gemquant.core.scheme import BLOCK_FORMATS, INTEGER, Scheme, describe, in_words
+from gemquant.core.targets.device import Data, Footprint, NonEmpty, Npu, Speed
+from gemquant.errors import GemquantError, UnsupportedError, UsageError, refuse
+from gemquant.models.structure import Generation
+
+
+class Schemes(Data):
+    """A product of bit widths, group sizes and symmetry, for one meaning of the codes."""
+
+    bits: Annotated[tuple[int, ...], Field(min_length=1)]
+    group_sizes: Annotated[tuple[int, ...], Field(min_length=1)]
+    symmetric: Annotated[tuple[bool, ...], Field(min_length=1)]
+    codes: NonEmpty = INTEGER
+
+    def include(self, scheme: Scheme) -> bool:
+        """Whether the product contains ``scheme``."""
+        return (
+            scheme.bits in self.bits
+            and scheme.group_size in self.group_sizes
+            and scheme.symmetric in self.symmetric
+            and scheme.codes == self.codes
+        )
+
+
+class Runtime(Data):
+    """A program that loads a container, with what it needs and what it accepts.
+
+    decompresses: it runs the weights in its own dtype, whatever they were stored in.
+    """
+
+    name: NonEmpty
+    requires: Annotated[tuple[NonEmpty, ...], Field(min_length=1)]
+    dtypes: Annotated[tuple[NonEmpty, ...], Field(min_length=1)]
+    generations: Annotated[tuple[Generation, ...], Field(min_length=1)]
+    schemes: tuple[Schemes, ...]
+    sources: Annotated[tuple[NonEmpty, ...], Field(min_length=1)]
+    note: str = ""
+    decompresses: bool = False
+
+    def loads(self, generation: str, schemes: Iterable[Scheme]) -> bool:
+        """Whether this runtime loads that generation with all of those schemes.
+
+        A runtime without schemes loads what is not quantized at all, and nothing else does.
+        """
+        wanted = list(schemes)
+        return (
+            generation in self.generations
+            and bool(wanted) == bool(self.schemes)
+            and all(any(accepted.include(s) for accepted in self.schemes) for s in wanted)
+        )
+
+
+class TargetContainer(Data):
+    """A file format that the device's runtimes load."""
+
+    exporter: NonEmpty
+    description: NonEmpty
+    choose: str = ""
+    runtimes: Annotated[tuple[Runtime, ...], Field(min_length=1)]
+
+
+class Target(Data):
+    """A device: its containers, and which of them is the default for each generation.
+
+    npu: where a vendor's toolkit makes the file, and no exporter of ours. footprint, speeds: what
+    runs take beside the weights, and how fast devices of this kind read them.
+    """
+
+    name: NonEmpty
+    description: NonEmpty
+    dtypes: Annotated[tuple[NonEmpty, ...], Field(min_length=1)]
+    preference: dict[Generation, tuple[NonEmpty, ...]] = Field(default_factory=dict)
+    npu: Npu | None = None
+    containers: Annotated[tuple[TargetContainer, ...], Field(validate_default=True)] = ()
+    footprint: Footprint | None = None
+    speeds: tuple[Speed, ...] = ()
+
+    @field_validator("containers")
+    @classmethod
+    def _makes_something(
+        cls, containers: tuple[TargetContainer, ...], info: ValidationInfo
+    ) -> tuple[TargetContainer, ...]:
+        if not containers and info.data.get("npu") is None:
+            raise ValueError("needs at least one, or a table npu beside it")
+        return containers
+
+    @model_validator(mode="after")
+    def _preferences_exist(self) -> Target:
+        known = self.exporters
+        for generation, names in self.preference.items():
+            for name in names:
+                if name not in known:
+                    raise ValueError(f"preference.{generation} names {name!r}, not a container")
+        return self
+
+    @property
+    def exporters(self) -> tuple[str, ...]:
+        """Names of the exporters whose containers this target takes."""
+        return tuple(container.exporter for container in self.containers)
+
+    def container(self, exporter: str) -> TargetContainer:
+        """Return the container that ``exporter`` writes; UsageError if the target has none."""
+        for container in self.containers:
+            if container.exporter == exporter:
+                return container
+        raise UsageError(
+            f"--exporter {exporter}: not a container of target {self.name}.",
+            hint=f"Use one of: {', '.join(self.exporters)}." if self.exporters else self._npu_hint,
+        )
+
+    @property
+    def _npu_hint(self) -> str:
+        return f"Use: gemquant rkllm MODEL --target {self.name}"
+
+    def runtimes(
+        self, exporter: str, generation: str, schemes: Sequence[Scheme]
+    ) -> tuple[Runtime, ...]:
+        """Return the runtimes of this device that will load the artifact."""
+        runtimes = self.container(exporter).runtimes
+        return tuple(runtime for runtime in runtimes if runtime.loads(generation, schemes))
+
+    def default_exporter(self, generation: str, schemes: Sequence[Scheme]) -> str:
+        """Choose the preferred container of a generation that some runtime loads.
+
+        UnsupportedError if there is none; it lists what each container accepts.
+        """
+        if self.npu is not None and not self.containers:
+            raise UnsupportedError(
+                f"target {self.name} takes files of its vendor's toolkit only.",
+                hint=self._npu_hint,
+            )
+        preferred = next((names for key, names in self.preference.items() if key == generation), ())
+        for name in preferred:
+            if self.runtimes(name, generation, schemes):
+                return name
+        wanted = ", ".join(dict.fromkeys(map(describe, schemes))) or UNQUANTIZED
+        accepted = dict.fromkeys(
+            f"{container.exporter}: {words}"
+            for container in self.containers
+            if container.exporter in preferred
+            for runtime in container.runtimes
+            if generation in runtime.generations and runtime.schemes
+            for words in accepted_schemes(runtime)
+        )
+        raise UnsupportedError(
+            f"{wanted}: no runtime of target {self.name} loads that for {generation}.",
+            hint=f"Accepted are {'; '.join(accepted) or 'no schemes of that generation'}.",
+        )
+
+
+UNQUANTIZED = "weights in floating point"
+
+
+def accepted_schemes(runtime: Runtime) -> list[str]:
+    """Name in words everything that a runtime takes; formats that are but names in one line."""
+    formats = [product.codes for product in runtime.schemes if product.codes in BLOCK_FORMATS]
+    others = [describe_product(p) for p in runtime.schemes if p.codes not in BLOCK_FORMATS]
+    return [*others, *(["/".join(formats)] if formats else [])] or [UNQUANTIZED]
+
+
+def describe_product(schemes: Schemes) -> str:
+    """Name a product of schemes in words: ``3/4 bits, groups of 64/128, zero points``."""
+    return in_words(schemes.bits, schemes.group_sizes, schemes.symmetric, schemes.codes)
+
+
+# ---------------------------------------------------------------- loading
+
+
+def target_files(folders: Sequence[Path] = ()) -> dict[str, Path]:
+    """Map target names to files: the shipped ones, then those of the user's folders, which win."""
+    return {
+        file.stem: file
+        for folder in (data_folder("targets"), *folders)
+        for file in sorted(folder.glob("*.toml"))
+    }
+
+
+def targets(folders: Sequence[Path] = ()) -> list[Target]:
+    """Read every target, sorted by name; all problems of all files at once."""
+    found, problems = [], []
+    for name in sorted(files := target_files(folders)):
+        try:
+            found.append(read_target(files[name]))
+        except GemquantError as error:
+            problems.append(error)
+    refuse(problems)
+    return found
+
+
+def load_target(name: str, folders: Sequence[Path] = ()) -> Target:
+    """Read the target called ``name``; UsageError with suggestions if there is none."""
+    files = target_files(folders)
+    if name not in files:
+        close = difflib.get_close_matches(name, files, n=2) or sorted(files)
+        raise UsageError(
+            f"--target {name}: no such target.",
+            hint=f"Did you mean {' or '.join(close)}? See: gemquant targets",
+        )
+    return read_target(files[name])
+
+
+def read_target(file: Path) -> Target:
+    """Read and validate one target file; every problem in it is reported at once."""
+    try:
+        with file.open("rb") as stream:
+            data = tomllib.load(stream)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file}: not a readable TOML file: {error}.") from None
+    try:
+        return Target.model_validate({**data, "name": file.stem})
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(map(str, problem['loc'])) or 'target'}: {problem['msg']}"
+            for problem in error.errors()
+        ]
+        raise UsageError(
+            f"{file}: not a valid target.{os.linesep}    " + f"{os.linesep}    ".join(lines),
+            hint="docs/new-target.md describes every key.",
+        ) from None

@@ -1,0 +1,177 @@
+"""A folder as on the Hub: config.json, safetensors in one or several files, a tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gemquant.errors import CheckpointError, GemquantError, UnsupportedError, refuse
+from gemquant.formats.checkpoint.bounded_json import read_json_object
+from gemquant.formats.checkpoint.contained import contained
+from gemquant.formats.checkpoint.names import text_name
+from gemquant.formats.safetensors.mapped import MappedSafetensors
+from gemquant.models.structure import HEAD, tensor_shapes
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+_FLOATS = ("BF16", "F16", "F32")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_LISTED = 8
+
+
+def read_raw_config(folder: Path) -> dict[str, Any]:
+    """Return a folder's config.json as it is. Raises CheckpointError where there is none."""
+    if not (folder / "config.json").exists():
+        ggufs = sorted(folder.glob("*.gguf"))
+        raise CheckpointError(
+            f"{folder}: config.json is missing; this is not a model folder.",
+            hint=f"Open the file itself: {ggufs[0]}"
+            if ggufs
+            else "Give a folder that holds config.json, model.safetensors and tokenizer.json.",
+        )
+    return read_json_object(contained(folder, "config.json"))
+
+
+class FolderTensors:
+    """The text model's tensors of a folder, under the text-only names."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        """Read all headers; raise everything that does not fit the configuration at once."""
+        files, promised = _weight_files(folder)
+        self._mapped = MappedSafetensors(files)
+        self._stored_names, problems = _text_names(self._mapped, config)
+        problems += _promise_problems(self._mapped, promised)
+        problems += _shape_problems(self._mapped, self._stored_names, config)
+        refuse(problems)
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """The weight files, in the order of their names."""
+        return self._mapped.files
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of every tensor of the text model."""
+        return {name: self._mapped.shapes[stored] for name, stored in self._stored_names.items()}
+
+    def stored_dtype(self, name: str) -> torch.dtype:
+        """The type in the file."""
+        return self._mapped.stored_dtype(self._stored_names[name])
+
+    def read(self, name: str, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Rows ``start`` to ``stop`` in ``dtype``; aliases the file where no conversion is due."""
+        return self._mapped.read(self._stored_names[name], start, stop, dtype)
+
+
+def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """Return the weight files, and which of them the index promises each tensor to be in."""
+    if (folder / SINGLE).exists() or (folder / SINGLE).is_symlink():
+        return [contained(folder, SINGLE)], {}
+    if not (folder / INDEX).exists():
+        raise _no_weights(folder)
+    index = read_json_object(contained(folder, INDEX)).get("weight_map")
+    if not isinstance(index, dict) or not index:
+        raise CheckpointError(f"{folder / INDEX}: holds no weight_map.")
+    files: list[Path] = []
+    problems: list[GemquantError] = []
+    for name in sorted({str(name) for name in index.values()}):
+        try:
+            files.append(contained(folder, name))
+        except CheckpointError as error:
+            problems.append(error)
+    refuse(problems)
+    return files, {tensor: str(name) for tensor, name in index.items()}
+
+
+def _no_weights(folder: Path) -> GemquantError:
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickles:
+        return UnsupportedError(
+            f"{folder}: only pickled weights ({', '.join(pickles[:_LISTED])}); loading a pickle "
+            "can run any code, so only safetensors are read.",
+            hint="Save the model once with transformers: "
+            "AutoModelForCausalLM.from_pretrained(…).save_pretrained(…) writes safetensors.",
+        )
+    return CheckpointError(
+        f"{folder}: neither {SINGLE} nor {INDEX} is there.",
+        hint="Download the weights too: hf download MODEL --local-dir FOLDER",
+    )
+
+
+def _text_names(
+    mapped: MappedSafetensors, config: Mapping[str, Any]
+) -> tuple[dict[str, str], list[GemquantError]]:
+    """Map text-only names to stored names; a tied head is dropped."""
+    names: dict[str, str] = {}
+    problems: list[GemquantError] = []
+    for stored in mapped.shapes:
+        name = text_name(stored)
+        if name is None or (name == HEAD and config["tie_word_embeddings"]):
+            continue
+        if name in names:
+            problems.append(CheckpointError(f"{names[name]} and {stored} are the same tensor."))
+        names[name] = stored
+    return names, problems
+
+
+def _promise_problems(
+    mapped: MappedSafetensors, promised: Mapping[str, str]
+) -> list[GemquantError]:
+    missing = [
+        f"{tensor} ({file})" for tensor, file in promised.items() if tensor not in mapped.shapes
+    ]
+    if not missing:
+        return []
+    return [CheckpointError(f"{INDEX} lists tensors that no shard holds: {_some(missing)}.")]
+
+
+def _shape_problems(
+    mapped: MappedSafetensors, names: Mapping[str, str], config: Mapping[str, Any]
+) -> list[GemquantError]:
+    expected = tensor_shapes(config)
+    problems: list[GemquantError] = []
+    missing = [name for name in expected if name not in names]
+    if missing:
+        problems.append(
+            CheckpointError(
+                f"{len(missing)} tensors are missing: {_some(missing)}.",
+                hint="Download the checkpoint again; a shard may be absent.",
+            )
+        )
+    unexpected = [stored for name, stored in names.items() if name not in expected]
+    if unexpected:
+        problems.append(
+            UnsupportedError(
+                f"{len(unexpected)} tensors are not part of a {config['model_type']}: "
+                f"{_some(unexpected)}.",
+                hint="Adapters must be merged first, or given with --lora.",
+            )
+        )
+    for name, shape in expected.items():
+        if name not in names:
+            continue
+        stored = names[name]
+        if mapped.shapes[stored] != shape:
+            problems.append(
+                CheckpointError(
+                    f"{stored}: shape {mapped.shapes[stored]}, and config.json implies {shape}."
+                )
+            )
+        if mapped.format_dtype(stored) not in _FLOATS:
+            problems.append(
+                UnsupportedError(
+                    f"{stored}: stored as {mapped.format_dtype(stored)}; "
+                    f"read are {', '.join(_FLOATS)}."
+                )
+            )
+    return problems
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more

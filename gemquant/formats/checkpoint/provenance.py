@@ -1,0 +1,101 @@
+"""Where a model comes from and under which terms, from its card and configuration."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gemquant.errors import CheckpointError
+from gemquant.formats.checkpoint.contained import contained, hub_repository
+
+MAX_CARD_BYTES = 5_000_000
+LICENSE = "gemma"
+"""The terms of every Gemma up to 3, assumed where a checkpoint names none."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What an artifact's card must say about its origin.
+
+    base_model: Hub id where known, otherwise the folder's or file's name. license: as on a model
+    card (``gemma``). card: the source's README.md with its front matter, if it has one.
+    name: what the checkpoint itself is called where base_model is its parent.
+    """
+
+    base_model: str
+    license: str
+    card: str | None
+    name: str | None = None
+
+
+def folder_provenance(folder: Path, raw_config: Mapping[str, Any]) -> Provenance:
+    """Read a folder's origin.
+
+    The base model is the folder's own id: its place in the Hub cache, or the name under which it
+    was saved; failing that the model that its card was made from; failing that its name.
+    """
+    card = _card(folder)
+    matter = front_matter(card or "")
+    saved_as = raw_config.get("_name_or_path")
+    own = _hub_ids(hub_repository(folder), saved_as)
+    parents = _hub_ids(matter.get("base_model"))
+    name = own[0] if own else folder.resolve().name
+    declared = matter.get("license")
+    return Provenance(
+        base_model=[*own, *parents, name][0],
+        license=declared if isinstance(declared, str) else LICENSE,
+        card=card,
+        name=name if parents and not own else None,
+    )
+
+
+def _hub_ids(*candidates: object) -> list[str]:
+    return [c for c in candidates if isinstance(c, str) and _HUB_ID.fullmatch(c)]
+
+
+def gguf_provenance(path: Path, metadata: Mapping[str, Any]) -> Provenance:
+    """Read a GGUF's origin from its general metadata; failing that, the file's name."""
+    candidates = [
+        metadata.get("general.base_model.0.repo_url"),
+        metadata.get("general.repo_url"),
+        metadata.get("general.source.huggingface.repository"),
+    ]
+    ids = [c.removeprefix("https://huggingface.co/") for c in candidates if isinstance(c, str)]
+    known = [c for c in ids if _HUB_ID.fullmatch(c)]
+    declared = metadata.get("general.license")
+    return Provenance(
+        base_model=known[0] if known else path.stem,
+        license=declared if isinstance(declared, str) else LICENSE,
+        card=None,
+    )
+
+
+def front_matter(card: str) -> dict[str, Any]:
+    """Return the YAML mapping at the top of a model card; empty where there is none."""
+    match = re.match(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", card, re.DOTALL)
+    if match is None:
+        return {}
+    try:
+        matter = yaml.safe_load(match.group(1))
+    except (yaml.YAMLError, RecursionError, ValueError):
+        return {}
+    return matter if isinstance(matter, dict) else {}
+
+
+def _card(folder: Path) -> str | None:
+    if not (folder / "README.md").exists():
+        return None
+    try:
+        path = contained(folder, "README.md")
+    except CheckpointError:
+        return None  # a card is a courtesy; one that leads elsewhere is not followed
+    if path.stat().st_size > MAX_CARD_BYTES:
+        return None
+    return path.read_text(encoding="utf-8", errors="replace")

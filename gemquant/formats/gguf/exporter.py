@@ -1,0 +1,149 @@
+"""GGUF, llama.cpp's container: one file, or numbered parts, that holds all there is of a model.
+
+Matrices are in ggml's formats, norms are 1 + w in float32, a tied head is left out.
+
+Source: llama.cpp ``conversion/gemma.py``, ``src/llama-quant.cpp``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+
+from gemquant.core.protocols import ArtifactHeader, Container, Layout, QuantizedSpec
+from gemquant.core.quantized_weights import BlockScheme
+from gemquant.core.resources import bytes_of
+from gemquant.errors import GemquantError, UnsupportedError
+from gemquant.formats.checkpoint import Checkpoint
+from gemquant.formats.gguf.file_layout import FileLayout, StoredTensor, file_layouts
+from gemquant.formats.gguf.file_types import FILE_TYPES, file_type
+from gemquant.formats.gguf.keys import unrepresentable
+from gemquant.formats.gguf.metadata import converted_metadata, quantized_metadata
+from gemquant.formats.gguf.names import stored_order, to_gguf
+from gemquant.formats.gguf.values import GgufValue, Metadata, string, uint32
+from gemquant.formats.gguf.weights import GgufWeights
+from gemquant.formats.gguf.writer import GgufWriter, gguf_writer
+from gemquant.formats.limits import listed
+from gemquant.formats.source_model import Origin
+from gemquant.numerics.ggml.types import TYPES
+
+_TEMPLATE = "tokenizer.chat_template"
+_OF_A_PART = ("split.no", "split.count", "split.tensors.count")
+_TYPE_AT_END = re.compile(rf"[-._]({'|'.join(FILE_TYPES)})$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class GGUF:
+    """Exporter for llama.cpp; satisfies ``protocols.Exporter``.
+
+    type: the mixture's name, for the file's name and ``general.file_type``. max_bytes: of tensors'
+    data in one file; None for a single file.
+    """
+
+    name: ClassVar[str] = "gguf"
+    type: str = "Q4_K_M"
+    max_bytes: int | None = None
+
+    def configured(self, options: Mapping[str, Any]) -> Self:
+        """Another one, by a job's options: ``type``, a list of one, and ``split_max_size``."""
+        types, size = options.get("type") or [self.type], options.get("split_max_size")
+        limit = bytes_of(size, flag="--split-max-size") if size else None
+        return dataclasses.replace(self, type=file_type(types[0]).name, max_bytes=limit)
+
+    def container(self, config: Mapping[str, Any]) -> Container:  # noqa: ARG002 (protocol)
+        """float32 for what is no matrix."""
+        return Container(torch.float32, torch.float32, self_contained=True)
+
+    def problems(self, header: ArtifactHeader) -> list[GemquantError]:
+        """Matrices in other formats than ggml's, and what llama.cpp would compute differently."""
+        others = [
+            name
+            for name, spec in header.layout.items()
+            if len(spec.shape) == 2
+            and not (isinstance(spec, QuantizedSpec) and isinstance(spec.scheme, BlockScheme))
+        ]
+        problems: list[GemquantError] = []
+        if others:
+            problems.append(
+                UnsupportedError(
+                    f"gguf holds ggml's formats; {listed(others, 3)} are stored otherwise.",
+                    hint="Quantize with: gemquant gguf",
+                )
+            )
+        return [*problems, *unrepresentable(header.config)]
+
+    def file_sizes(self, header: ArtifactHeader) -> Mapping[str, int]:
+        """Exact bytes of every file."""
+        return {name: layout.size for name, layout in self._layouts(header).items()}
+
+    def create(self, folder: Path, header: ArtifactHeader) -> AbstractContextManager[GgufWriter]:
+        """Open a writer in an existing scratch folder."""
+        layouts = self._layouts(header)
+        return gguf_writer(folder, layouts, header.layout, header.config["model_type"])
+
+    def reopen(
+        self, folder: Path, header: ArtifactHeader, finished: Collection[str]
+    ) -> AbstractContextManager[GgufWriter]:
+        """Open the files of an interrupted writer again; OutputError if they are others."""
+        layouts, generation = self._layouts(header), header.config["model_type"]
+        return gguf_writer(folder, layouts, header.layout, generation, finished)
+
+    def open(self, folder: Path) -> GgufWeights:
+        """Read a finished folder back; ArtifactError if its structure is not this container's."""
+        return GgufWeights.open(folder)
+
+    def _layouts(self, header: ArtifactHeader) -> dict[str, FileLayout]:
+        if header.origin is None:
+            raise ValueError("a GGUF holds tokenizer and provenance; the header has no origin.")
+        tensors = stored_tensors(header.layout, header.config["model_type"])
+        metadata = self._metadata(header.origin, header.facts)
+        model = _TYPE_AT_END.sub("", header.origin.name)
+        return file_layouts(f"{model}-{self.type}", tensors, metadata, max_bytes=self.max_bytes)
+
+    def _metadata(self, origin: Origin, facts: Mapping[str, str | int]) -> Metadata:
+        number = file_type(self.type).number
+        told = {k: string(v) if isinstance(v, str) else uint32(v) for k, v in facts.items()}
+        source = _source_metadata(origin.checkpoint, origin.chosen_template)
+        return {**quantized_metadata(source, file_type=number), **told}
+
+
+@lru_cache(maxsize=2)
+def _source_metadata(checkpoint: Checkpoint, chosen_template: str | None) -> Metadata:
+    """Everything known of a model; of a GGUF what it says itself, as llama.cpp copies it.
+
+    Kept for the next file of the same model: a vocabulary takes its time.
+    """
+    origin = Origin(checkpoint, chosen_template)
+    if origin.gguf_metadata is None:
+        return converted_metadata(
+            origin.config,
+            origin.tokenizer_files,
+            origin.provenance,
+            file_type=FILE_TYPES["BF16"].number,
+        )
+    kept: dict[str, GgufValue] = {
+        key: value for key, value in origin.gguf_metadata.items() if key not in _OF_A_PART
+    }
+    if origin.template is not None:
+        kept[_TEMPLATE] = string(origin.template)
+    return kept
+
+
+def stored_tensors(layout: Layout, generation: str) -> Sequence[StoredTensor]:
+    """Every tensor of a layout as a GGUF has it, in llama.cpp's order."""
+    stored = {}
+    for name, spec in layout.items():
+        kind = TYPES["F32"]
+        if isinstance(spec, QuantizedSpec) and isinstance(spec.scheme, BlockScheme):
+            kind = spec.scheme.type
+        theirs = to_gguf(name, generation)
+        stored[theirs] = StoredTensor(theirs, spec.shape, kind)
+    return [stored[name] for name in stored_order(stored)]

@@ -1,0 +1,128 @@
+"""From what the user named to the one GGUF that a runtime opens."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gemquant.core.artifact import MANIFEST_FILE, Manifest, read_manifest
+from gemquant.errors import CheckpointError, UnsupportedError, UsageError
+from gemquant.formats.checkpoint.sample import assembled, sample_named
+from gemquant.formats.gguf.header import read_gguf_header
+
+SAMPLE = "sample:"
+SUFFIX = ".gguf"
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """A GGUF whose header was read.
+
+    metadata: the header's, by key. sha256: as the manifest records it, where the file is part of
+    an artifact; None where nobody has hashed it.
+    """
+
+    path: Path
+    metadata: Mapping[str, Any]
+    sha256: str | None
+
+    @property
+    def is_gemma(self) -> bool:
+        """Whether Gemma's terms apply to it."""
+        return str(self.metadata.get("general.architecture", "")).startswith("gemma")
+
+    @property
+    def parts(self) -> int:
+        """Files that the model is split over."""
+        return int(self.metadata.get("split.count", 1)) or 1
+
+
+def find_gguf(ref: str) -> GgufFile:
+    """Open what was named: a file, an artifact with one GGUF in it, or a sample.
+
+    Raises a GemquantError that says which command makes a GGUF, or which of several to name.
+    """
+    if ref.startswith(SAMPLE):
+        sample = sample_named(ref.removeprefix(SAMPLE))
+        return open_gguf(assembled(sample), sample.sha256)
+    path = Path(ref).expanduser()
+    if path.is_dir():
+        return _of_artifact(path) if (path / MANIFEST_FILE).is_file() else _of_folder(path)
+    if not path.is_file():
+        named = ref.lower().endswith(SUFFIX)
+        raise CheckpointError(
+            f"{ref}: no such file or folder.",
+            hint=None if named else f"Make a GGUF with: gemquant gguf {ref} --type Q4_K_M",
+        )
+    if path.suffix.lower() != SUFFIX:
+        raise CheckpointError(f"{ref}: its name does not end in {SUFFIX}.")
+    return open_gguf(path, _recorded(path))
+
+
+def open_gguf(path: Path, sha256: str | None = None) -> GgufFile:
+    """Read a GGUF's header. Raises CheckpointError where it is damaged or holds no model."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            header = read_gguf_header(path, data)
+    except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
+        raise CheckpointError(f"{path}: cannot be read: {error}.") from error
+    kind = header.metadata.get("general.type", "model")
+    if kind != "model":
+        raise UnsupportedError(f"{path}: holds no model: its general.type is {kind!r}.")
+    return GgufFile(path, header.metadata, sha256)
+
+
+def _of_artifact(folder: Path) -> GgufFile:
+    manifest = read_manifest(folder)
+    names = ggufs_of(manifest)
+    if not names:
+        raise UnsupportedError(
+            f"{folder}: its container is {manifest.container}, which no GGUF runtime reads.",
+            hint=f"Make a GGUF with: gemquant gguf {manifest.source.ref} --type Q4_K_M",
+        )
+    name = _only(folder, names, "GGUF files")
+    return open_gguf(folder / name, manifest.files[name].sha256)
+
+
+def _of_folder(folder: Path) -> GgufFile:
+    """Open the GGUF of a folder that is no artifact; one of artifacts names those in it."""
+    artifacts = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST_FILE}"))
+    if artifacts:
+        return _of_artifact(folder / _only(folder, artifacts, "artifacts"))
+    names = _loadable(path.name for path in folder.iterdir() if path.is_file())
+    if not names:
+        raise UnsupportedError(
+            f"{folder}: holds no GGUF, and is no artifact: {MANIFEST_FILE} is not in it.",
+            hint=f"Make a GGUF with: gemquant gguf {folder} --type Q4_K_M",
+        )
+    return open_gguf(folder / _only(folder, names, "GGUF files"))
+
+
+def _only(folder: Path, names: Sequence[str], what: str) -> str:
+    if len(names) > 1:
+        raise UsageError(
+            f"{folder} holds {len(names)} {what}: {', '.join(names)}.",
+            hint=f"Name one: {folder / names[0]}",
+        )
+    return names[0]
+
+
+def ggufs_of(manifest: Manifest) -> list[str]:
+    """Names of an artifact's GGUF files; of a model in parts, the first alone."""
+    return _loadable(manifest.files)
+
+
+def _loadable(names: Iterable[str]) -> list[str]:
+    ours = sorted(name for name in names if name.lower().endswith(SUFFIX))
+    return [name for name in ours if "-of-" not in name or "-00001-of-" in name]
+
+
+def _recorded(path: Path) -> str | None:
+    """Look a file up in the manifest beside it, if there is one."""
+    if not (path.parent / MANIFEST_FILE).is_file():
+        return None
+    record = read_manifest(path.parent).files.get(path.name)
+    return None if record is None else record.sha256

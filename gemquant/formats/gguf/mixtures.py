@@ -1,0 +1,150 @@
+"""Which of Gemma's tensors a file type stores in more bits than the rest, as data.
+
+The rules are llama.cpp's, spelled out for a dense model with Gemma's tensor names. For each file
+type and kind of tensor the first rule that applies decides; without one it is the default format.
+
+Source: llama.cpp ``src/llama-quant.cpp``, ``llama_tensor_get_type_impl`` and
+``tensor_type_fallback``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from gemquant.formats.gguf.file_types import FileType
+from gemquant.numerics.ggml.types import TYPES, GgmlType
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor stands among its like.
+
+    index: its turn among the tensors of its kind that these rules decide; layers: of the model.
+    heads_per_kv: query heads that share a key-value head.
+    has_importance: whether the file is quantized with an importance matrix at all.
+    """
+
+    index: int
+    layers: int
+    heads_per_kv: int
+    has_importance: bool
+
+
+Condition = Callable[[Place], bool]
+
+
+def _always(_: Place) -> bool:
+    return True
+
+
+def _first_two(place: Place) -> bool:
+    return place.index < 2
+
+
+def _first_four(place: Place) -> bool:
+    return place.index < 4
+
+
+def _first_eighth(place: Place) -> bool:
+    return place.index < place.layers // 8
+
+
+def _first_sixteenth(place: Place) -> bool:
+    return place.index < place.layers // 16
+
+
+def _first_eighth_unweighted(place: Place) -> bool:
+    return _first_eighth(place) and not place.has_importance
+
+
+def _first_eighth_weighted(place: Place) -> bool:
+    return _first_eighth(place) and place.has_importance
+
+
+def _four_heads_share(place: Place) -> bool:
+    return place.heads_per_kv >= 4
+
+
+def _first_last_and_every_third(place: Place) -> bool:
+    """The first and last eighth, and every third layer between."""
+    index, eighth = place.index, place.layers // 8
+    return index < eighth or index >= 7 * place.layers // 8 or (index - eighth) % 3 == 2
+
+
+Rules = Mapping[str, tuple[tuple[Condition, str], ...]]
+
+_MORE: Rules = {
+    "attn_v": ((_first_last_and_every_third, "Q6_K"),),
+    "ffn_down": ((_first_last_and_every_third, "Q6_K"),),
+}
+_NON_LINEAR: Rules = {
+    "attn_v": ((_four_heads_share, "Q5_K"),),
+    "ffn_down": ((_first_eighth_unweighted, "Q5_K"),),
+}
+_RULES: Mapping[str, Rules] = {
+    "Q2_K": {
+        "attn_v": ((_four_heads_share, "Q4_K"), (_always, "Q3_K")),
+        "attn_output": ((_always, "Q3_K"),),
+        "ffn_down": ((_always, "Q3_K"),),
+    },
+    "Q2_K_S": {
+        "attn_v": ((_four_heads_share, "Q4_K"),),
+        "ffn_down": ((_first_eighth, "Q4_K"),),
+    },
+    "Q3_K_M": {
+        "attn_v": ((_first_two, "Q5_K"), (_always, "Q4_K")),
+        "attn_output": ((_always, "Q4_K"),),
+        "ffn_down": ((_first_sixteenth, "Q5_K"), (_always, "Q4_K")),
+    },
+    "Q3_K_L": {
+        "attn_v": ((_always, "Q5_K"),),
+        "attn_output": ((_always, "Q5_K"),),
+        "ffn_down": ((_always, "Q5_K"),),
+    },
+    "Q4_K_S": {
+        "attn_v": ((_first_four, "Q5_K"),),
+        "ffn_down": ((_first_eighth, "Q5_K"),),
+    },
+    "Q4_K_M": _MORE,
+    "Q5_K_M": _MORE,
+    "IQ4_NL": _NON_LINEAR,
+    "IQ4_XS": _NON_LINEAR,
+    # Q4_1 and Q5_1 go astray on ffn_down without importance, says the source.
+    "Q4_0": {"ffn_down": ((_first_eighth_weighted, "Q4_1"),)},
+    "Q5_0": {"ffn_down": ((_first_eighth_weighted, "Q5_1"),)},
+}
+
+COUNTED = ("attn_v", "ffn_down")
+"""The kinds of tensor whose rules depend on their place."""
+
+
+def layer_type(file_type: FileType, kind: str, place: Place) -> GgmlType:
+    """Return the format of a linear inside a layer. kind: ``attn_v``, as in ``blk.0.attn_v``."""
+    for applies, name in _RULES.get(file_type.name, {}).get(kind, ()):
+        if applies(place):
+            return TYPES[name]
+    return file_type.default
+
+
+def head_type(file_type: FileType) -> GgmlType:
+    """Return the format of the head, or of the embedding where that is also the head."""
+    return TYPES["Q8_0"] if file_type.default.name == "Q8_0" else TYPES["Q6_K"]
+
+
+_FALLBACKS = {
+    "Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0",
+    "IQ4_XS": "IQ4_NL",
+}  # fmt: skip
+
+
+def fitting_type(wanted: GgmlType, columns: int) -> GgmlType:
+    """Return ``wanted``, or what llama.cpp takes where rows of ``columns`` are not whole blocks.
+
+    >>> fitting_type(TYPES["Q4_K"], 640).name
+    'Q5_0'
+    """
+    if columns % wanted.block == 0:
+        return wanted
+    smaller = TYPES[_FALLBACKS.get(wanted.name, wanted.name)]
+    return smaller if columns % smaller.block == 0 else TYPES["F16"]

@@ -1,0 +1,180 @@
+"""A llama.cpp GGUF of a Gemma, decoded to floating point row by row."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
+from torch import Tensor
+
+from gemquant.errors import CheckpointError, GemquantError, UnsupportedError, refuse
+from gemquant.formats.gguf.config import generation_of, gguf_config
+from gemquant.formats.gguf.header import GgufEntry
+from gemquant.formats.gguf.names import from_gguf, stores_one_plus
+from gemquant.formats.gguf.parts import open_parts
+from gemquant.formats.gguf.values import StoredArray
+from gemquant.models.structure import EMBEDDING, HEAD, tensor_shapes
+from gemquant.numerics.ggml.dequantize import dequantize_rows
+from gemquant.numerics.ggml.types import TYPES
+
+_PLAIN: Mapping[GGMLQuantizationType, torch.dtype] = {
+    GGMLQuantizationType.F32: torch.float32,
+    GGMLQuantizationType.F16: torch.float16,
+    GGMLQuantizationType.BF16: torch.bfloat16,
+}
+_IGNORED = ("rope_freqs.weight",)
+_CHUNK_VALUES = 1 << 20
+_LISTED = 8
+
+
+class GgufTensors:
+    """The tensors of a GGUF under Gemma's own names, norms as w instead of 1 + w.
+
+    Packed types are declared float32: the decoded values (scale · code, in float32) are in general
+    not those of any 16-bit type.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Map the file and read its header; raise everything that does not fit at once."""
+        self._path = path
+        parts = open_parts(path)
+        self._files = tuple(part.path for part in parts)
+        self.typed_metadata = parts[0].header.typed_metadata
+        self.metadata: Mapping[str, Any] = parts[0].header.metadata
+        generation = generation_of(self.metadata)
+        self._entries: dict[str, GgufEntry] = {}
+        self._data: dict[str, mmap.mmap] = {}
+        unknown: list[str] = []
+        for part in parts:
+            for stored, entry in part.header.tensors.items():
+                name = from_gguf(stored, generation)
+                if name is not None:
+                    self._entries[name], self._data[name] = entry, part.data
+                elif stored not in _IGNORED:
+                    unknown.append(stored)
+        if EMBEDDING not in self._entries:
+            raise CheckpointError(f"{path}: token_embd.weight is missing.")
+        self.config = gguf_config(
+            self.metadata,
+            vocab_size=self._entries[EMBEDDING].shape[0],
+            tied=HEAD not in self._entries,
+        )
+        refuse(self._problems(unknown))
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """The GGUF, or its parts."""
+        return self._files
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of every tensor."""
+        return {name: entry.shape for name, entry in self._entries.items()}
+
+    def stored_dtype(self, name: str) -> torch.dtype:
+        """Its own type where it is a plain float; float32 for packed types and for norms."""
+        if stores_one_plus(name):
+            return torch.float32
+        return _PLAIN.get(self._entries[name].type, torch.float32)
+
+    def kind(self, name: str) -> str:
+        """The format that a tensor is stored in, by ggml's name."""
+        return self._entries[name].type.name
+
+    def blocks(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows of a matrix as they are stored, (rows, bytes) uint8; they alias the file."""
+        entry = self._entries[name]
+        row_bytes = (entry.end - entry.begin) // entry.shape[0]
+        begin, count = entry.begin + start * row_bytes, (stop - start) * row_bytes
+        octets = torch.frombuffer(self._data[name], dtype=torch.uint8, count=count, offset=begin)
+        return octets.reshape(stop - start, row_bytes)
+
+    def read(self, name: str, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Rows ``start`` to ``stop`` (elements of a vector), decoded into ``dtype``."""
+        entry = self._entries[name]
+        if len(entry.shape) == 1:
+            # A vector is one row of blocks.
+            whole = self._decode(name, 0, 1).to(torch.float32)[0]
+            return (whole - 1 if stores_one_plus(name) else whole)[start:stop].to(dtype)
+        start, stop = max(start, 0), min(stop, entry.shape[0])
+        if entry.type in _PLAIN:
+            return self._decode(name, start, stop).to(dtype)
+        columns = entry.shape[1]
+        result = torch.empty((max(stop - start, 0), columns), dtype=dtype)
+        step = max(1, _CHUNK_VALUES // columns)
+        for begin in range(start, stop, step):
+            end = min(begin + step, stop)
+            result[begin - start : end - start] = self._decode(name, begin, end)
+        return result
+
+    def _decode(self, name: str, start: int, stop: int) -> Tensor:
+        """Decode rows; a vector counts as one. Plain types alias the file, others are float32."""
+        entry, data = self._entries[name], self._data[name]
+        rows = 1 if len(entry.shape) == 1 else entry.shape[0]
+        row_bytes = (entry.end - entry.begin) // rows
+        begin, count = entry.begin + start * row_bytes, (stop - start) * row_bytes
+        shape = (stop - start, entry.shape[-1])
+        plain = _PLAIN.get(entry.type)
+        if plain is not None:
+            values = torch.frombuffer(data, dtype=plain, count=prod(shape), offset=begin)
+            return values.reshape(shape)
+        # A damaged block decodes to NaN or infinity, which the checkpoint reports by name.
+        if (kind := TYPES.get(entry.type.name)) is not None:
+            blocks = torch.frombuffer(data, dtype=torch.uint8, count=count, offset=begin)
+            return dequantize_rows(blocks.reshape(stop - start, row_bytes), kind).reshape(shape)
+        packed = np.frombuffer(data, np.uint8, count, begin).reshape(stop - start, row_bytes)
+        with np.errstate(all="ignore"):
+            decoded = quants.dequantize(packed, entry.type)
+        return torch.from_numpy(np.ascontiguousarray(decoded, dtype=np.float32)).reshape(shape)
+
+    def _problems(self, unknown: Sequence[str]) -> list[GemquantError]:
+        problems: list[GemquantError] = []
+        tokens, rows = self.metadata.get("tokenizer.ggml.tokens"), self.config["vocab_size"]
+        if isinstance(tokens, StoredArray) and len(tokens) != rows:
+            problems.append(
+                CheckpointError(f"{self._path}: {len(tokens)} tokens, {rows} rows to embed them.")
+            )
+        expected = tensor_shapes(self.config)
+        missing = [name for name in expected if name not in self._entries]
+        for names, what in ((missing, "missing"), (unknown, "not part of a Gemma")):
+            if names:
+                more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+                listed = ", ".join(names[:_LISTED]) + more
+                problems.append(
+                    CheckpointError(f"{self._path}: {len(names)} tensors are {what}: {listed}.")
+                )
+        for name, shape in expected.items():
+            entry = self._entries.get(name)
+            if entry is None:
+                continue
+            if entry.shape != shape:
+                problems.append(
+                    CheckpointError(
+                        f"{self._path}: {name}: shape {entry.shape}, and the metadata implies "
+                        f"{shape}."
+                    )
+                )
+            if entry.type not in _PLAIN and not _decodable(entry.type):
+                problems.append(
+                    UnsupportedError(
+                        f"{self._path}: {name}: type {entry.type.name} cannot be decoded here."
+                    )
+                )
+        return problems
+
+
+def _decodable(kind: GGMLQuantizationType) -> bool:
+    """Whether the gguf package decodes a type, tried on one block of zeros."""
+    _, block_bytes = GGML_QUANT_SIZES[kind]
+    try:
+        with np.errstate(all="ignore"):
+            quants.dequantize(np.zeros((1, block_bytes), np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return kind.name not in {"I8", "I16", "I32", "I64", "F64"}

@@ -1,0 +1,193 @@
+"""The tokenizer inside a GGUF, rebuilt as Gemma's own tokenizer.json.
+
+A GGUF keeps SentencePiece's pieces, scores and types. The merges of the equivalent BPE are all
+splits of a piece into two other pieces; the piece with the lower id is merged first, since Gemma's
+vocabulary is laid out by falling score, and of one piece the split with the longest left part.
+Before all others come the splits of user-defined pieces, such as runs of spaces, by falling length
+of the left part, so that a run is filled up from its left.
+
+The result has the vocabulary, the merges and the added tokens, in their order and with their flags,
+of the tokenizer.json that was published with the model.
+
+Source: the tokenizer.json files of the published Gemmas.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+
+from gemquant.errors import CheckpointError, UnsupportedError
+from gemquant.formats.gguf.tokens import SPACE, TAB, as_in_tokenizer_json, looks_special
+
+_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
+_NAMED = {"bos": "bos_token", "eos": "eos_token", "padding": "pad_token", "unknown": "unk_token"}
+
+
+class GgufTokenizer:
+    """The tokenizer of a GGUF; its parts are checked at once, the merges worked out when needed.
+
+    Raises UnsupportedError where the vocabulary is not SentencePiece's, CheckpointError where its
+    parts do not fit together.
+    """
+
+    def __init__(self, metadata: Mapping[str, Any], where: str) -> None:
+        kind = metadata.get("tokenizer.ggml.model")
+        if kind != "llama":
+            raise UnsupportedError(
+                f"{where}: tokenizer.ggml.model {kind!r}: only 'llama', Gemma's SentencePiece "
+                "vocabulary, can be rebuilt.",
+                hint="Open the original folder of safetensors instead.",
+            )
+        self._metadata = metadata
+        self._pieces, self._types = _vocabulary(metadata, where)
+        self._named = _named_tokens(metadata, self._pieces, where)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer; takes about two seconds for Gemma's vocabulary."""
+        bos = self._metadata["tokenizer.ggml.bos_token_id"]
+        return _tokenizer(self._pieces, self._types, self._named, bos=bos)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source that the GGUF carries, if any."""
+        template = self._metadata.get("tokenizer.chat_template")
+        return template if isinstance(template, str) else None
+
+    @cached_property
+    def files(self) -> Mapping[str, bytes]:
+        """tokenizer.json, tokenizer_config.json and generation_config.json."""
+        config: dict[str, Any] = {
+            "tokenizer_class": "GemmaTokenizer",
+            "add_bos_token": bool(self._metadata.get("tokenizer.ggml.add_bos_token", True)),
+            "add_eos_token": False,
+            "clean_up_tokenization_spaces": False,
+            **self._named,
+        }
+        if self.chat_template is not None:
+            config["chat_template"] = self.chat_template
+        return {
+            "tokenizer.json": self.tokenizer.to_str(pretty=False).encode(),
+            "tokenizer_config.json": _json(config),
+            "generation_config.json": _json(_generation(self._metadata)),
+        }
+
+
+def _vocabulary(metadata: Mapping[str, Any], where: str) -> tuple[list[str], list[int]]:
+    pieces = metadata.get("tokenizer.ggml.tokens")
+    scores = metadata.get("tokenizer.ggml.scores")
+    types = metadata.get("tokenizer.ggml.token_type")
+    parts = (pieces, scores, types)
+    lists = [part for part in parts if isinstance(part, Sequence) and not isinstance(part, str)]
+    if len(lists) != 3 or len({len(part) for part in lists}) != 1 or not lists[0]:
+        raise CheckpointError(
+            f"{where}: tokenizer.ggml.tokens, scores and token_type must be lists of one length."
+        )
+    pieces, scores, types = map(list, lists)
+    # llama.cpp spells the runs of spaces among the user-defined pieces with real spaces.
+    spelled = [
+        piece.replace(" ", SPACE) if kind == _USER_DEFINED and not piece.strip(" ") else piece
+        for piece, kind in zip(pieces, types, strict=True)
+    ]
+    if len(set(spelled)) != len(spelled):
+        twice, _ = Counter(spelled).most_common(1)[0]
+        raise CheckpointError(f"{where}: token {twice!r} is given twice.")
+    normal = [score for score, kind in zip(scores, types, strict=True) if kind == _NORMAL]
+    if any(left < right for left, right in pairwise(normal)):
+        raise UnsupportedError(
+            f"{where}: token scores do not fall with the id, as they do in every Gemma.",
+            hint="Open the original folder of safetensors instead.",
+        )
+    return spelled, types
+
+
+def _named_tokens(metadata: Mapping[str, Any], pieces: Sequence[str], where: str) -> dict[str, str]:
+    named = {}
+    for role, ours in _NAMED.items():
+        key = f"tokenizer.ggml.{role}_token_id"
+        index = metadata.get(key)
+        if type(index) is not int or not 0 <= index < len(pieces):
+            raise CheckpointError(f"{where}: {key} {index!r}: must be a token id.")
+        named[ours] = pieces[index]
+    return named
+
+
+def _tokenizer(
+    pieces: Sequence[str], types: Sequence[int], named: Mapping[str, str], *, bos: int
+) -> Tokenizer:
+    pieces = as_in_tokenizer_json(pieces)
+    vocab = {piece: index for index, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab=vocab,
+            merges=_merges(pieces, types),
+            unk_token=named["unk_token"],
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    tokenizer.normalizer = normalizers.Replace(" ", SPACE)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    name = named["bos_token"]
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"{name} $A", pair=f"{name} $A {name}:1 $B:1", special_tokens=[(name, bos)]
+    )
+    ordinary = {piece for piece in pieces if looks_special(piece)} - set(named.values())
+    added = [
+        AddedToken(piece, normalized=False, special=kind == _CONTROL and piece not in ordinary)
+        for piece, kind in zip(pieces, types, strict=True)
+        if kind in (_CONTROL, _USER_DEFINED)
+    ]
+    tokenizer.add_tokens(added)
+    return tokenizer
+
+
+def _merges(pieces: Sequence[str], types: Sequence[int]) -> list[tuple[str, str]]:
+    """Return every split of a piece into two others, in the order of their scores."""
+    of_kind: dict[int, list[str]] = {_USER_DEFINED: [], _NORMAL: []}
+    for piece, kind in zip(pieces, types, strict=True):
+        if kind in of_kind:
+            of_kind[kind].append(piece)
+    parts = {*of_kind[_USER_DEFINED], *of_kind[_NORMAL], TAB}
+    first, others = of_kind[_NORMAL][:1], of_kind[_NORMAL][1:]
+    # SentencePiece scores these alike, zero; stable, and so by id where the lengths are the same.
+    alike = {*of_kind[_USER_DEFINED], *first}
+    unscored = [piece for piece in pieces if piece in alike]
+    by_length = sorted(_splits(unscored, parts), key=lambda split: (-len(split[0]), -len(split[1])))
+    return [*by_length, *_splits(others, parts)]
+
+
+def _splits(pieces: Sequence[str], parts: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yield every split of the pieces, in their order, the longest left part first."""
+    for piece in pieces:
+        for cut in range(len(piece) - 1, 0, -1):
+            left, right = piece[:cut], piece[cut:]
+            if left in parts and right in parts:
+                yield left, right
+
+
+def _generation(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    ends = [metadata["tokenizer.ggml.eos_token_id"]]
+    turn = metadata.get("tokenizer.ggml.eot_token_id")
+    if type(turn) is int and turn not in ends:
+        ends.append(turn)
+    return {
+        "bos_token_id": metadata["tokenizer.ggml.bos_token_id"],
+        "eos_token_id": ends if len(ends) > 1 else ends[0],
+        "pad_token_id": metadata["tokenizer.ggml.padding_token_id"],
+    }
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

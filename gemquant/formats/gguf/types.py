@@ -1,0 +1,239 @@
+"""Which format each tensor of a Gemma gets in a GGUF: llama.cpp's choice, tensor by tensor.
+
+Held equal to what ``llama_model_quantize`` wrote, by a golden file.
+
+Source: llama.cpp ``src/llama-quant.cpp``, ``llama_tensor_get_type``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gemquant.errors import GemquantError, UsageError, refuse
+from gemquant.formats.gguf.file_types import FileType
+from gemquant.formats.gguf.mixtures import COUNTED, Place, fitting_type, head_type, layer_type
+from gemquant.formats.gguf.names import to_gguf
+from gemquant.formats.gguf.overrides import TypeOverride
+from gemquant.models.structure import tensor_shapes
+from gemquant.numerics.ggml.types import TYPES, GgmlType
+
+_EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
+_FIT_ANY_ROW = "Q8_0 fits every multiple of 32 columns, F16 any."
+
+
+@dataclass(frozen=True)
+class TypeRequest:
+    """What a GGUF is to be quantized to: llama.cpp's options of the same names.
+
+    embedding_type, output_type: the embedding's and the head's format; where they are one tensor,
+    as in every published Gemma, the embedding's goes first.
+    pure: the default format for every tensor, no mixture.
+    """
+
+    file_type: FileType
+    overrides: tuple[TypeOverride, ...] = ()
+    embedding_type: GgmlType | None = None
+    output_type: GgmlType | None = None
+    pure: bool = False
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """One tensor of the file: its GGUF name, its shape (rows first) and its format.
+
+    wanted: what the rules ask for; another than ``type`` where the rows are not whole blocks.
+    needs_importance: llama.cpp refuses to write it without an importance matrix's entry.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    type: GgmlType
+    wanted: GgmlType
+    needs_importance: bool = False
+
+    @property
+    def weights(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes in the file, without padding."""
+        return self.weights // self.shape[-1] * self.type.row_bytes(self.shape[-1])
+
+    @property
+    def fallback(self) -> str | None:
+        """Why it has not the wanted format, or None."""
+        if self.type == self.wanted:
+            return None
+        block = f"{self.wanted.name}'s block of {self.wanted.block}"
+        return f"{self.shape[-1]} columns are not a multiple of {block}"
+
+
+@dataclass(frozen=True)
+class TypePlan:
+    """Every tensor in the order in which llama.cpp writes them.
+
+    without_effect: what was asked for and changes nothing, each with the reason.
+    """
+
+    request: TypeRequest
+    tensors: tuple[TensorType, ...]
+    without_effect: tuple[str, ...]
+
+
+def gguf_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Every tensor's GGUF name and shape (rows first), in the order in which llama.cpp writes them.
+
+    That is: outside of the layers first, then layer by layer, by name.
+    """
+    generation = config["model_type"]
+    named = {to_gguf(name, generation): shape for name, shape in tensor_shapes(config).items()}
+    return {name: named[name] for name in sorted(named, key=lambda name: (_layer(name), name))}
+
+
+def choose_types(
+    config: Mapping[str, Any], request: TypeRequest, *, has_importance: bool
+) -> TypePlan:
+    """Return the format of every tensor of a text model.
+
+    has_importance: whether an importance matrix will be given, however many tensors it covers.
+    Raises UsageError, or Problems, where an explicit type cannot hold a tensor's rows.
+    """
+    shapes = gguf_shapes(config)
+    taken = _taken_overrides(request, shapes)
+    places = _places(config, shapes, taken, has_importance=has_importance)
+    tied = _HEAD not in shapes
+    tensors, problems = [], list[GemquantError]()
+    for name, shape in shapes.items():
+        explicit = _explicit(request, name)
+        if len(shape) < 2:
+            wanted = fitted = TYPES["F32"]
+        elif explicit is not None:
+            wanted = fitted = explicit
+            problems += _misfit(name, shape[-1], explicit)
+        elif request.file_type.default.is_float:
+            wanted = fitted = request.file_type.default
+        else:
+            if name in taken:
+                wanted = taken[name].type
+            elif request.pure:
+                wanted = request.file_type.default
+            elif name == _HEAD or (tied and name == _EMBEDDING):
+                wanted = request.output_type or head_type(request.file_type)
+            elif name == _EMBEDDING:
+                wanted = request.file_type.default
+            else:
+                wanted = layer_type(request.file_type, _kind(name), places[name])
+            fitted = fitting_type(wanted, shape[-1])
+        # llama.cpp refuses 2-bit linears without importance in this one file type.
+        needs = request.file_type.name == "Q2_K_S" and fitted.name == "Q2_K"
+        needs = needs and name not in (_EMBEDDING, _HEAD)
+        tensors.append(TensorType(name, shape, fitted, wanted, needs))
+    refuse(problems)
+    return TypePlan(request, tuple(tensors), _without_effect(request, taken, tied=tied))
+
+
+def importance_problems(plan: TypePlan, covered: Collection[str] | None) -> list[GemquantError]:
+    """One error if tensors lack an importance matrix's entry that llama.cpp insists on.
+
+    covered: GGUF names that the importance matrix has an entry for; None without one.
+    """
+    known = () if covered is None else covered
+    missing = [t.name for t in plan.tensors if t.needs_importance and t.name not in known]
+    if not missing:
+        return []
+    what = "an importance matrix" if covered is None else "entries of the importance matrix"
+    return [
+        UsageError(
+            f"{plan.request.file_type.name} needs {what} for {len(missing)} tensors, "
+            f"{missing[0]} first: 2 bits without one are garbage.",
+            hint="Make one with `gemquant imatrix MODEL -o FILE`, or use Q2_K.",
+        )
+    ]
+
+
+def _layer(name: str) -> int:
+    return int(name.split(".")[1]) if name.startswith("blk.") else -1
+
+
+def _kind(name: str) -> str:
+    return name.split(".")[-2]
+
+
+def _taken_overrides(
+    request: TypeRequest, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, TypeOverride]:
+    """Each tensor's first matching override; none where llama.cpp does not look at them."""
+    if request.file_type.default.is_float:
+        return {}
+    taken: dict[str, TypeOverride] = {}
+    for name, shape in shapes.items():
+        if len(shape) < 2 or _explicit(request, name) is not None:
+            continue
+        matching = [override for override in request.overrides if override.matches(name)]
+        if matching:
+            taken[name] = matching[0]
+    return taken
+
+
+def _explicit(request: TypeRequest, name: str) -> GgmlType | None:
+    """The embedding's or the head's type, which llama.cpp takes as it is."""
+    if name == _EMBEDDING:
+        return request.embedding_type
+    return request.output_type if name == _HEAD else None
+
+
+def _misfit(name: str, columns: int, explicit: GgmlType) -> Sequence[GemquantError]:
+    if columns % explicit.block == 0:
+        return ()
+    rule = f"{explicit.name} needs a multiple of {explicit.block}"
+    return [UsageError(f"{name} has {columns} columns; {rule}.", hint=_FIT_ANY_ROW)]
+
+
+def _places(
+    config: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    taken: Mapping[str, TypeOverride],
+    *,
+    has_importance: bool,
+) -> dict[str, Place]:
+    """Each linear's place. llama.cpp counts only tensors that its rules decide: an override moves
+    every later layer up by one.
+    """
+    heads_per_kv = config["num_attention_heads"] // config["num_key_value_heads"]
+    turns = dict.fromkeys(COUNTED, 0)
+    places = {}
+    for name in shapes:
+        if not name.startswith("blk."):
+            continue
+        kind = _kind(name)
+        turn = turns.get(kind, 0)
+        places[name] = Place(turn, config["num_hidden_layers"], heads_per_kv, has_importance)
+        if kind in turns and name not in taken:
+            turns[kind] += 1
+    return places
+
+
+def _without_effect(
+    request: TypeRequest, taken: Mapping[str, TypeOverride], *, tied: bool
+) -> tuple[str, ...]:
+    used = set(taken.values())
+    file_type = request.file_type
+    if file_type.default.is_float:
+        reason = f"{file_type.name} files have no mixture to override"
+    else:
+        reason = "matches no tensor that is left to it"
+    notes = [f"--tensor-type {o}: {reason}." for o in request.overrides if o not in used]
+    if request.output_type is not None and tied:
+        if request.embedding_type is not None:
+            notes.append("--output-type: the head is the embedding, and --embedding-type is given.")
+        elif _EMBEDDING in taken:
+            notes.append("--output-type: the head is the embedding, and --tensor-type matches it.")
+        elif request.pure or file_type.default.is_float:
+            mode = "--pure" if request.pure else file_type.name
+            notes.append(f"--output-type: the head is the embedding, in {mode}'s own format.")
+    return tuple(notes)

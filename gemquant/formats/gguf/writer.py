@@ -1,0 +1,121 @@
+"""Writes a model's tensors into GGUF files laid out beforehand."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gemquant.core.protocols import Layout, PlainSpec, QuantizedSpec, RowRun
+from gemquant.core.quantized_weights import BlockWeight
+from gemquant.formats.gguf.file_layout import FileLayout
+from gemquant.formats.gguf.names import stores_one_plus, to_gguf
+from gemquant.formats.preallocated import begin, reopen, reported, write_all
+
+
+class GgufWriter:
+    """Satisfies ``protocols.Writer``: tensors come in any order, a table's runs in theirs."""
+
+    def __init__(
+        self,
+        files: Mapping[Path, FileIO],
+        layouts: Mapping[Path, FileLayout],
+        layout: Layout,
+        generation: str,
+        finished: Collection[str] = (),
+    ) -> None:
+        """finished: names in the layout that the files have already."""
+        self._files, self._layout, self._generation = files, layout, generation
+        self._places = {
+            name: (path, offset)
+            for path, layout in layouts.items()
+            for name, offset in layout.offsets.items()
+        }
+        self._rows = {name: layout[name].shape[0] for name in finished}
+
+    def write(self, tensors: Mapping[str, Any]) -> None:
+        """Store Tensor, BlockWeight or RowRun values under Gemma's full names."""
+        for name, value in tensors.items():
+            spec = self._layout.get(name)
+            if spec is None:
+                raise ValueError(f"{name} is not in the layout.")
+            if isinstance(spec, PlainSpec):
+                self._write_vector(name, value, spec)
+            elif isinstance(value, RowRun):
+                self._write_rows(name, value.start, value.weight, spec)
+            else:
+                self._write_rows(name, 0, value, spec)
+
+    def finish(self) -> Mapping[str, Any]:
+        """Check that everything has come and flush it; the files say all there is to say."""
+        missing = [name for name, spec in self._layout.items() if self._lacking(name, spec)]
+        if missing:
+            raise ValueError(f"{len(missing)} tensors are not complete: {missing[:8]}.")
+        self.flush()
+        return {}
+
+    def flush(self) -> None:
+        """Ask the disk to keep what has been stored."""
+        for path, file in self._files.items():
+            with reported(path):
+                os.fsync(file.fileno())
+
+    def _lacking(self, name: str, spec: PlainSpec | QuantizedSpec) -> bool:
+        return self._rows.get(name, 0) != spec.shape[0]
+
+    def _write_vector(self, name: str, value: Any, spec: PlainSpec) -> None:
+        fits = isinstance(value, Tensor) and tuple(value.shape) == spec.shape
+        if not fits or name in self._rows:
+            raise ValueError(f"{name} came as {value!r}, announced as {spec}.")
+        # Added in float32, as llama.cpp's converter does it.
+        values = value.detach().cpu().to(torch.float32)
+        stored = values + 1 if stores_one_plus(name) else values
+        self._store(name, 0, stored.view(torch.uint8))
+        self._rows[name] = spec.shape[0]
+
+    def _write_rows(self, name: str, start: int, weight: Any, spec: QuantizedSpec) -> None:
+        if not isinstance(weight, BlockWeight) or weight.scheme != spec.scheme:
+            raise ValueError(f"{name} came as {type(weight).__name__}, announced as {spec.scheme}.")
+        written = self._rows.get(name, 0)
+        rows, columns = weight.shape
+        if start != written or columns != spec.shape[1] or written + rows > spec.shape[0]:
+            raise ValueError(
+                f"{name}: rows {start} to {start + rows} of {columns} came after {written} of "
+                f"{spec.shape}."
+            )
+        self._store(name, start * weight.scheme.type.row_bytes(columns), weight.blocks)
+        self._rows[name] = written + rows
+
+    def _store(self, name: str, offset: int, octets: Tensor) -> None:
+        path, begin = self._places[to_gguf(name, self._generation)]
+        with reported(path):
+            self._files[path].seek(begin + offset)
+            write_all(self._files[path], octets.contiguous().numpy().data.cast("B"))
+
+
+@contextmanager
+def gguf_writer(
+    folder: Path,
+    layouts: Mapping[str, FileLayout],
+    layout: Layout,
+    generation: str,
+    finished: Collection[str] | None = None,
+) -> Iterator[GgufWriter]:
+    """Open the files in an existing folder at their final size; close them whatever happens.
+
+    finished: names in the layout that an earlier run has stored in files that are there; None to
+    begin new ones.
+    """
+    opened = begin if finished is None else reopen
+    paths = {folder / name: each for name, each in layouts.items()}
+    with ExitStack() as stack:
+        files: dict[Path, FileIO] = {}
+        for path, each in paths.items():
+            files[path] = stack.enter_context(opened(path, each.head, each.size))
+        yield GgufWriter(files, paths, layout, generation, finished or ())

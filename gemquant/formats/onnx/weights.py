@@ -1,0 +1,184 @@
+"""A Gemma's weights out of the graph that onnxruntime-genai's builder makes.
+
+Norms are stored as 1 + w; a float linear as (in, out); q, k and v side by side. A quantized linear
+is the operator MatMulNBits: codes (out, groups, bytes), the low nibble first, scales (out, groups),
+zero points 2^(bits − 1) unless they are stored too.
+
+Source: onnxruntime ``docs/ContribOperators.md``, MatMulNBits and GatherBlockQuantized.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gemquant.core.affine_weight import AffineScheme, AffineWeight
+from gemquant.core.protocols import Layout, PlainSpec, QuantizedSpec
+from gemquant.errors import ArtifactError, GemquantError, refuse
+from gemquant.formats.onnx.graph import Node, OnnxGraph
+from gemquant.models.structure import (
+    EMBEDDING,
+    FINAL_NORM,
+    HEAD,
+    layer_prefix,
+    layer_structure,
+    linear_shapes,
+    tensor_shapes,
+)
+
+QUANTIZED = "MatMulNBits"
+_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+
+
+@dataclass(frozen=True)
+class _Linear:
+    """Output channels ``first`` and on of a matrix product's second operand."""
+
+    node: Node
+    first: int
+
+
+class OnnxWeights:
+    """Satisfies ``protocols.Weights``; quantized weights decode as onnxruntime decodes them."""
+
+    def __init__(self, config: Mapping[str, Any], graph: OnnxGraph) -> None:
+        # A head that is stored for itself, in whatever form, is a head of its own.
+        tied = EMBEDDING not in graph.stored
+        self._config = {**config, "tie_word_embeddings": tied}
+        self._graph = graph
+        self._linears = _linears(self._config, graph)
+        self.layout: Layout = {
+            name: self._spec(name, shape) for name, shape in tensor_shapes(self._config).items()
+        }
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The text model's configuration."""
+        return self._config
+
+    def names(self) -> Sequence[str]:
+        """Names in the order of the forward pass."""
+        return list(self.layout)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape under Gemma's name."""
+        return self.layout[name].shape
+
+    def stored_dtype(self, name: str) -> torch.dtype:
+        """The stored type; float32 for quantized weights, and for norms, which are stored + 1."""
+        spec = self.layout[name]
+        matrix = isinstance(spec, PlainSpec) and len(spec.shape) == 2
+        return spec.dtype if isinstance(spec, PlainSpec) and matrix else torch.float32
+
+    def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """Return the tensor, decoded."""
+        if len(self.shape(name)) == 2:
+            return self.rows(name, 0, self.shape(name)[0], dtype)
+        return (self._graph.tensor(_norm(name, self._config)).float() - 1).to(
+            dtype or torch.float32
+        )
+
+    def rows(self, name: str, start: int, stop: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Return rows of a matrix without decoding the others."""
+        stop = min(stop, self.shape(name)[0])
+        if isinstance(self.layout[name], QuantizedSpec):
+            return self.quantized(name, start, stop).dequantize().to(dtype or torch.float32)
+        if name in self._linears:
+            linear = self._linears[name]
+            columns = slice(linear.first + start, linear.first + stop)
+            rows = self._graph.tensor(linear.node.inputs[1])[:, columns].T.contiguous()
+        else:
+            rows = self._graph.tensor(EMBEDDING)[start:stop].clone()
+        return rows.to(dtype or rows.dtype)
+
+    def quantized(self, name: str, start: int, stop: int) -> AffineWeight:
+        """Return some rows of a quantized weight as codes, scales and zero points."""
+        spec, linear = self.layout[name], self._linears[name]
+        assert isinstance(spec, QuantizedSpec)
+        assert isinstance(spec.scheme, AffineScheme)
+        bits, size = spec.scheme.bits, spec.scheme.group_size
+        chosen = slice(linear.first + start, linear.first + stop)
+        _, packed, scales, *zeros = linear.node.inputs
+        codes = _unpacked(self._graph.tensor(packed)[chosen].flatten(1), bits)
+        groups = spec.shape[1] // size
+        rows = codes.shape[0]
+        all_scales = self._graph.tensor(scales)
+        scale = all_scales.reshape(-1, groups)[chosen].clone()
+        zero = torch.full(scale.shape, 2 ** (bits - 1), dtype=torch.uint8)
+        if zeros and zeros[0]:
+            stored = self._graph.tensor(zeros[0])
+            zero = _unpacked(stored.reshape(all_scales.numel() // groups, -1)[chosen], bits)
+            zero = zero[:, :groups].contiguous()
+        return AffineWeight(spec.scheme, codes.reshape(rows, -1)[:, : spec.shape[1]], scale, zero)
+
+    def _spec(self, name: str, shape: tuple[int, ...]) -> PlainSpec | QuantizedSpec:
+        if len(shape) == 1:
+            norm = _norm(name, self._config)
+            refuse(_differing(name, self._graph.shape(norm), shape))
+            return PlainSpec(shape, self._graph.dtype(norm))
+        if name not in self._linears:
+            refuse(_differing(name, self._graph.shape(EMBEDDING), shape))
+            return PlainSpec(shape, self._graph.dtype(EMBEDDING))
+        linear = self._linears[name]
+        node = linear.node
+        if node.operator != QUANTIZED:
+            inputs, outputs = self._graph.shape(node.inputs[1])
+            refuse(_differing(name, (inputs, min(outputs - linear.first, shape[0])), shape[::-1]))
+            return PlainSpec(shape, self._graph.dtype(node.inputs[1]))
+        bits, size = node.numbers["bits"], node.numbers["block_size"]
+        found = (node.numbers["N"] - linear.first, node.numbers["K"])
+        refuse(_differing(name, (min(found[0], shape[0]), found[1]), shape))
+        if bits not in (4, 8) or size < 1 or shape[1] % size:
+            raise ArtifactError(f"{name} is stored in {bits} bits and groups of {size}.")
+        packed = (node.numbers["N"], shape[1] // size, size * bits // 8)
+        refuse(_differing(name, self._graph.shape(node.inputs[1]), packed))
+        symmetric = len(node.inputs) < 4 or not node.inputs[3]
+        return QuantizedSpec((shape[0], shape[1]), AffineScheme(bits, size, symmetric))
+
+
+def _linears(config: Mapping[str, Any], graph: OnnxGraph) -> dict[str, _Linear]:
+    """Find the operator of every linear, the head's too; and of the embedding, where it is tied."""
+    shapes = linear_shapes(config)
+    found: dict[str, _Linear] = {}
+    for index in range(config["num_hidden_layers"]):
+        layer = f"/model/layers.{index}"
+        together = any(name.startswith(f"{layer}/attn/qkv_proj/") for name in graph.nodes)
+        first = 0
+        for linear in layer_structure(config).linears:
+            part, _, projection = linear.partition(".")
+            place = f"{layer}/{part.removeprefix('self_')}/{projection}/MatMul"
+            if linear in _QKV and together:
+                node = graph.node(f"{layer}/attn/qkv_proj/MatMul")
+                found[f"{layer_prefix(index)}{linear}.weight"] = _Linear(node, first)
+                first += shapes[linear][0]
+            else:
+                found[f"{layer_prefix(index)}{linear}.weight"] = _Linear(graph.node(place), 0)
+    head = EMBEDDING if config["tie_word_embeddings"] else HEAD
+    found[head] = _Linear(graph.node("/lm_head/MatMul"), 0)
+    return found
+
+
+def _norm(name: str, config: Mapping[str, Any]) -> str:
+    """What a norm's weight is called in the graph."""
+    if name == FINAL_NORM:
+        return f"model.layers.{config['num_hidden_layers']}.final_norm_layernorm.weight"
+    if ".self_attn." in name:
+        return name.replace(".self_attn.", ".attn.").replace("_norm.", "_norm.layernorm.")
+    return name
+
+
+def _unpacked(octets: Tensor, bits: int) -> Tensor:
+    """Codes (rows, n) of bytes (rows, n · bits / 8), the low nibble first."""
+    if bits == 8:
+        return octets.clone()
+    return torch.stack([octets & 15, octets >> 4], dim=-1).flatten(1)
+
+
+def _differing(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> list[GemquantError]:
+    if found == expected:
+        return []
+    return [ArtifactError(f"{name} is stored as {found}, not as {expected}.")]

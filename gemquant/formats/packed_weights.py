@@ -1,0 +1,169 @@
+"""Reads a finished safetensors artifact back under Gemma's own names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gemquant.core.artifact import MANIFEST_FILE, read_manifest, structure_problems
+from gemquant.core.protocols import Layout, PlainSpec, QuantizedSpec, QuantizedWeight
+from gemquant.core.scheme import Scheme
+from gemquant.errors import ArtifactError, GemquantError, Problems, refuse
+from gemquant.formats.checkpoint.bounded_json import read_json_object
+from gemquant.formats.limits import listed
+from gemquant.formats.packed_linear import PackedLinear, module_of, stored_specs
+from gemquant.formats.safetensors.mapped import MappedSafetensors
+from gemquant.models.config import text_config
+from gemquant.models.structure import tensor_shapes
+
+SchemeReader = Callable[[Mapping[str, Any], MappedSafetensors, str], Scheme]
+"""(quantization_config, tensors, module) → scheme; ArtifactError where there is none."""
+
+
+class PackedWeights:
+    """Satisfies ``protocols.Weights``; quantized weights decode as their runtime decodes them.
+
+    layout: what each of Gemma's tensors is stored as.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        layout: Layout,
+        packing: PackedLinear | None,
+        stored: MappedSafetensors,
+    ) -> None:
+        self.layout = layout
+        self._config = config
+        self._packing = packing
+        self._stored = stored
+
+    @classmethod
+    def open(
+        cls, folder: Path, packing: PackedLinear | None, scheme_of: SchemeReader | None
+    ) -> PackedWeights:
+        """Read headers alone; everything that differs from what the model needs is reported.
+
+        packing, scheme_of: None for a container that holds nothing quantized.
+        Where a manifest stands beside them, each layer must be stored as it says.
+        """
+        with _as_artifact_errors():
+            runtime = _read_config(folder)
+            quantization = runtime.pop("quantization_config", None)
+            runtime.pop("quantization", None)  # mlx-lm's name for the same
+            config = text_config(runtime)
+            stored = MappedSafetensors(sorted(folder.glob("*.safetensors")))
+        layout: dict[str, PlainSpec | QuantizedSpec] = {}
+        for name, shape in tensor_shapes(config).items():
+            dtype = stored.stored_dtype(name) if name in stored.shapes else None
+            # Packed codes may stand under the weight's own name, in another shape or as integers.
+            packed = dtype is None or not dtype.is_floating_point or stored.shapes[name] != shape
+            if scheme_of is None or len(shape) != 2 or not packed:
+                layout[name] = PlainSpec(shape, dtype or torch.bfloat16)
+            else:
+                scheme = scheme_of(_mapping(folder, quantization), stored, module_of(name))
+                layout[name] = QuantizedSpec((shape[0], shape[1]), scheme)
+        refuse(_differences(folder, stored_specs(layout, packing), stored))
+        if (folder / MANIFEST_FILE).exists():
+            refuse(structure_problems(read_manifest(folder), layout))
+        return cls(config, layout, packing, stored)
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The text model's configuration."""
+        return self._config
+
+    def names(self) -> Sequence[str]:
+        """Names in the order of the forward pass."""
+        return list(self.layout)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape under Gemma's name, whatever the packed shape."""
+        return self.layout[name].shape
+
+    def stored_dtype(self, name: str) -> torch.dtype:
+        """The stored type; float32 for quantized weights."""
+        spec = self.layout[name]
+        return spec.dtype if isinstance(spec, PlainSpec) else torch.float32
+
+    def quantized(self, name: str, start: int = 0, stop: int | None = None) -> QuantizedWeight:
+        """Return a quantized weight, or some of its rows, as codes and what decodes them."""
+        spec = self.layout[name]
+        if not isinstance(spec, QuantizedSpec):
+            raise ValueError(f"{name} is not quantized.")  # noqa: TRY004
+        assert self._packing is not None, name
+        module = module_of(name)
+        parts = {
+            suffix: self._stored.tensor(f"{module}.{suffix}")
+            for suffix in self._packing.specs(spec)
+        }
+        last = spec.shape[0] if stop is None else min(stop, spec.shape[0])
+        return self._packing.unpack(parts, spec, start, last)
+
+    def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """Return the tensor, decoded; a plain one in its own type aliases the mapped file."""
+        if isinstance(self.layout[name], QuantizedSpec):
+            tensor = self.quantized(name).dequantize()
+        else:
+            tensor = self._stored.tensor(name)
+        return tensor if dtype is None else tensor.to(dtype)
+
+    def rows(self, name: str, start: int, stop: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Return rows of a matrix without decoding the others, where the container allows it."""
+        if isinstance(self.layout[name], QuantizedSpec):
+            rows = self.quantized(name, start, stop).dequantize()
+            return rows if dtype is None else rows.to(dtype)
+        return self._stored.read(name, start, stop, dtype or self.stored_dtype(name))
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        return read_json_object(path)
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _mapping(folder: Path, quantization: Any) -> Mapping[str, Any]:
+    if isinstance(quantization, dict):
+        return quantization
+    raise ArtifactError(f"{folder / 'config.json'} has no quantization_config.")
+
+
+def _differences(
+    folder: Path, expected: Mapping[str, PlainSpec], stored: MappedSafetensors
+) -> list[GemquantError]:
+    problems: list[GemquantError] = []
+    missing = [name for name in expected if name not in stored.shapes]
+    if missing:
+        problems.append(ArtifactError(f"{folder} lacks {listed(missing)}."))
+    unknown = [name for name in stored.shapes if name not in expected]
+    if unknown:
+        problems.append(ArtifactError(f"{folder} has unexpected tensors: {listed(unknown)}."))
+    for name, spec in expected.items():
+        if name in missing:
+            continue
+        found = PlainSpec(stored.shapes[name], stored.stored_dtype(name))
+        if found != spec:
+            problems.append(
+                ArtifactError(
+                    f"{name} is {found.dtype} {found.shape}, not {spec.dtype} {spec.shape}."
+                )
+            )
+    return problems
+
+
+@contextmanager
+def _as_artifact_errors() -> Iterator[None]:
+    """Report what is wrong with an artifact's files as that, not as a bad checkpoint."""
+    try:
+        yield
+    except Problems as several:
+        refuse([ArtifactError(problem.message) for problem in several.problems])
+    except GemquantError as error:
+        raise ArtifactError(error.message) from None

@@ -1,0 +1,1 @@
+"""Safetensors: headers, mapped reading, writing in one pass."""

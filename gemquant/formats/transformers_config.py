@@ -1,0 +1,63 @@
+"""The ``config.json`` of an artifact: transformers 5's keys, and the older ones beside them.
+
+transformers 5 keeps rotary embeddings in ``rope_parameters`` and layer kinds in ``layer_types``.
+vLLM, mlx-lm and transformers 4 read ``rope_theta``, ``rope_local_base_freq``, ``rope_scaling`` and
+``sliding_window_pattern``, and ``torch_dtype`` for ``dtype``. Both spellings are written, with the
+same values; transformers 5 prefers its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from gemquant.models.config import CAUSAL_LM
+
+
+def runtime_config(
+    config: Mapping[str, Any], dtype: torch.dtype | str, quantization: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return what ``config.json`` must hold for the artifact to load with no flags.
+
+    config: the text configuration as ``gemma.config.text_config`` gives it. quantization: None
+    where nothing is quantized.
+    """
+    name = str(dtype).removeprefix("torch.")
+    made = {
+        **config,
+        "architectures": [CAUSAL_LM[config["model_type"]]],
+        "dtype": name,
+        **_older_keys(config),
+        "torch_dtype": name,
+    }
+    return made if quantization is None else {**made, "quantization_config": dict(quantization)}
+
+
+def _older_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    rope = config["rope_parameters"]
+    everywhere = rope.get("full_attention", rope)
+    older = {"rope_theta": everywhere["rope_theta"]}
+    scaling = {key: value for key, value in everywhere.items() if key != "rope_theta"}
+    if scaling.get("rope_type", "default") != "default":
+        older["rope_scaling"] = scaling
+    if config["model_type"] != "gemma3_text":
+        return older
+    older["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+    pattern = _sliding_window_pattern(config["layer_types"])
+    if pattern is not None:
+        older["sliding_window_pattern"] = pattern
+    return older
+
+
+def _sliding_window_pattern(layer_types: list[str]) -> int | None:
+    """Return n if every n-th layer, and no other, attends to everything; None if irregular."""
+    if "full_attention" not in layer_types:
+        return len(layer_types) + 1
+    pattern = layer_types.index("full_attention") + 1
+    regular = [
+        "sliding_attention" if n % pattern else "full_attention"
+        for n in range(1, len(layer_types) + 1)
+    ]
+    return pattern if layer_types == regular else None

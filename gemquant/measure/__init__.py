@@ -1,0 +1,1 @@
+"""Everything that judges an artifact: quality, tasks, speed, gate, report."""

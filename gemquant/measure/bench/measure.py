@@ -1,0 +1,262 @@
+"""Plan the measurements, run each in a process of its own, gather the rows."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from gemquant.core.progress import Progress
+from gemquant.core.resources import PACKAGE
+from gemquant.errors import (
+    CalibrationError,
+    GemquantError,
+    RuntimeMissingError,
+    UsageError,
+    refuse,
+)
+from gemquant.measure.bench.document import Benchmark, Row, Settings
+from gemquant.measure.bench.job import Answer, Job
+from gemquant.measure.bench.machine import environment
+from gemquant.measure.bench.memory import PeakSampler
+from gemquant.measure.bench.runtimes import RUNTIMES, runtime, runtimes_of
+from gemquant.measure.bench.subject import Subject
+
+logger = logging.getLogger(__name__)
+
+_READ_AT_ONCE = 1 << 24
+_LINES_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One process to run, or the reason why it is not run."""
+
+    subject: Subject
+    runtime: str
+    mode: str
+    not_run: str | None = None
+
+
+def plan(
+    subjects: Sequence[Subject],
+    *,
+    device: str,
+    runtimes: Sequence[str] | None = None,
+    modes: Sequence[str] | None = None,
+) -> list[Measurement]:
+    """Every artifact in every runtime and mode, or in those that were named.
+
+    UsageError for a name that is none, RuntimeMissingError where nothing at all could be run.
+    """
+    refuse(_unknown(runtimes, RUNTIMES, "--runtimes"))
+    planned = []
+    for subject in subjects:
+        for name in runtimes_of(subject.container):
+            if runtimes is None or name in runtimes:
+                planned += _modes(subject, name, device)
+    known = dict.fromkeys(each.mode for each in planned if each.mode)
+    if known:  # otherwise nothing can be run at all, whatever was named
+        refuse(_unknown(modes, known, "--modes"))
+    chosen = [each for each in planned if modes is None or each.mode in (*modes, "")]
+    if not any(each.not_run is None for each in chosen):
+        reasons = "; ".join(dict.fromkeys(f"{each.runtime}: {each.not_run}" for each in chosen))
+        containers = ", ".join(dict.fromkeys(subject.container for subject in subjects))
+        raise RuntimeMissingError(
+            f"Nothing can be measured: {reasons or f'no runtime is known for {containers}'}.",
+            hint="gemquant doctor says what is installed, and how to install the rest.",
+        )
+    return chosen
+
+
+def _modes(subject: Subject, name: str, device: str) -> list[Measurement]:
+    kind = runtime(name)
+    reason = kind.unavailable(subject.container, device)
+    if reason is not None:
+        return [Measurement(subject, name, "", reason)]
+    found = kind.modes(subject.path, device)
+    return [Measurement(subject, name, mode.name, mode.not_run) for mode in found]
+
+
+def _unknown(
+    given: Sequence[str] | None, known: Mapping[str, object], flag: str
+) -> list[GemquantError]:
+    return [
+        UsageError(f"{flag} {name}: none of {', '.join(known)}.")
+        for name in given or ()
+        if name not in known
+    ]
+
+
+def prompt_of(subject: Subject, tokens: int) -> tuple[int, ...]:
+    """The first so many tokens of the English evaluation text, one BOS before them.
+
+    UsageError where that text has fewer.
+    """
+    tokenizer, bos = subject.tokenizer()
+    return prompt_from(tokenizer, bos, tokens)
+
+
+def prompt_from(tokenizer: Any, bos: int, tokens: int) -> tuple[int, ...]:
+    """The same of a tokenizer (of the package ``tokenizers``) and its BOS."""
+    from gemquant.calibration.windows import evaluation_windows
+
+    try:
+        (windows,) = evaluation_windows(
+            tokenizer,
+            slices=["english"],
+            windows=1,
+            seq_len=tokens,
+            seed=0,
+            bos=bos,
+            chat_template=None,
+        )
+    except CalibrationError as error:
+        raise UsageError(f"--prompt-tokens {tokens}: {error.message}") from error
+    return tuple(windows.ids[0].tolist())
+
+
+def run(planned: Sequence[Measurement], settings: Settings, progress: Progress) -> Benchmark:
+    """Measure one after the other; a measurement that fails leaves its reason in its row."""
+    prompts = {
+        subject.name: prompt_of(subject, settings.prompt_tokens)
+        for subject in {each.subject.name: each.subject for each in planned}.values()
+    }
+    packages = dict.fromkeys(
+        package for each in planned for package in runtime(each.runtime).packages
+    )
+    surroundings = environment(list(packages))
+    rows: list[Row] = []
+    progress.start("measuring", len(planned))
+    for each in planned:
+        answer = Answer(failed=each.not_run)
+        if each.not_run is None:
+            progress.note(f"{each.subject.name}: {each.runtime}, {each.mode}")
+            answer = measure(each, settings, prompts[each.subject.name])
+        rows.append(_row(each, answer, rows))
+        progress.advance("measuring")
+    return Benchmark(
+        environment=surroundings,
+        settings=settings,
+        prompts={name: digest_of(ids) for name, ids in prompts.items()},
+        rows=tuple(rows),
+    )
+
+
+def _row(each: Measurement, answer: Answer, before: Sequence[Row]) -> Row:
+    figures = answer.figures
+    firsts = [
+        row.figures.greedy_tokens
+        for row in before
+        if (row.artifact, row.runtime) == (each.subject.name, each.runtime) and row.figures
+    ]
+    same = None
+    if figures is not None and firsts:
+        pairs = zip(figures.greedy_tokens, firsts[0], strict=True)
+        same = next((n for n, (a, b) in enumerate(pairs) if a != b), len(firsts[0]))
+    return Row(
+        artifact=each.subject.name,
+        container=each.subject.container,
+        size_bytes=each.subject.size_bytes,
+        runtime=each.runtime,
+        mode=each.mode,
+        software=answer.software,
+        tokens_as_first_mode=same,
+        figures=figures,
+        not_run=answer.failed,
+    )
+
+
+def digest_of(ids: Sequence[int]) -> str:
+    """SHA-256 of token ids (int32, little-endian)."""
+    numbers = array("i", ids)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return hashlib.sha256(numbers.tobytes()).hexdigest()
+
+
+# ---------------------------------------------------------------- one process
+
+
+def measure(each: Measurement, settings: Settings, prompt: Sequence[int]) -> Answer:
+    """Run one measurement in a process that ends with it, whatever happens."""
+    for file in each.subject.files:
+        _read(file)
+    job = Job(
+        runtime=each.runtime,
+        mode=each.mode,
+        path=str(each.subject.path.resolve()),
+        container=each.subject.container,
+        device=settings.device,
+        dtype=settings.dtype,
+        threads=settings.threads,
+        prompt=tuple(prompt),
+        new_tokens=settings.new_tokens,
+        repetitions=settings.repetitions,
+        warm_up_runs=settings.warm_up_runs,
+    )
+    # -P: no module may come from the folder that the user happens to be in.
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "gemquant.measure.bench.child"],
+        env=_surroundings(settings.threads),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        sampler = PeakSampler(process.pid)
+        sampler.start()
+        try:
+            said, noise = process.communicate(job.model_dump_json().encode())
+        finally:
+            process.kill()
+            process.wait()
+            sampler.stop()
+    told = noise.decode("utf-8", errors="replace")
+    logger.debug("%s", told)
+    answer = _answer(process.returncode, said, told)
+    if answer.figures is None:
+        return answer
+    figures = answer.figures.model_copy(update={"peak_anonymous_bytes": sampler.peak})
+    return answer.model_copy(update={"figures": figures})
+
+
+def _answer(code: int, said: bytes, noise: str) -> Answer:
+    if code == 0:
+        try:
+            return Answer.model_validate_json(said)
+        except ValidationError:
+            return Answer(failed=f"the measuring process answered {said[:80]!r}")
+    last = " / ".join(noise.strip().splitlines()[-_LINES_SHOWN:])
+    ended = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
+    return Answer(failed=f"the measuring process ended {ended}: {last or 'it said nothing'}")
+
+
+def _read(file: Path) -> None:
+    """Bring a file into the system's cache, as far as it has room."""
+    with file.open("rb", buffering=0) as stream:
+        while stream.read(_READ_AT_ONCE):
+            pass
+
+
+def _surroundings(threads: int) -> dict[str, str]:
+    """Our environment, offline, with the threads that were asked for and this very gemquant."""
+    count, path = str(threads), os.environ.get("PYTHONPATH")
+    return os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": count,
+        "MKL_NUM_THREADS": count,
+        "OPENBLAS_NUM_THREADS": count,
+        "PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), *([path] if path else [])]),
+    }

@@ -1,0 +1,208 @@
+"""Compare two models' predictions without ever holding a row of logits.
+
+The vocabulary is walked in runs of rows. Each token keeps a running maximum and sum for either
+model's softmax, and the sum of p · (log p − log q) relative to the running maximum of p; that is
+enough for both cross-entropies, the Kullback-Leibler divergence and the agreement of the top token.
+The five likeliest tokens are kept as the runs go by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+from gemquant.measure.quality.top_k import Leading
+from gemquant.numerics.accumulate import accumulator
+
+VOCABULARY_AT_ONCE = 8192
+TOKENS_AT_ONCE = 512
+
+Table = Callable[[int, int], Tensor]
+"""Rows start to stop of a head, (stop − start, hidden), in the compute type on the device."""
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Per predicted token, (tokens,): two cross-entropies, a divergence, two agreements.
+
+    nll_original, nll_quantized, divergence: nats. agreement: 1 where both rank one token first.
+    shared: how many of the original's five likeliest tokens are among the other's five.
+    """
+
+    nll_original: Tensor
+    nll_quantized: Tensor
+    divergence: Tensor
+    agreement: Tensor
+    shared: Tensor
+
+    @classmethod
+    def joined(cls, parts: Sequence[TokenScores]) -> TokenScores:
+        """The scores of consecutive tokens as one."""
+        return cls(*(torch.cat(columns) for columns in zip(*map(_columns, parts), strict=True)))
+
+    def between(self, first: int, last: int) -> TokenScores:
+        """The scores of tokens ``first`` to ``last``."""
+        return TokenScores(*(column[first:last] for column in _columns(self)))
+
+
+def _columns(scores: TokenScores) -> Sequence[Tensor]:
+    return [getattr(scores, field.name) for field in fields(scores)]
+
+
+class _Softmax:
+    """A softmax over a vocabulary that arrives in pieces: one row of state per token."""
+
+    def __init__(self, tokens: int, device: torch.device) -> None:
+        self.maximum = torch.full((tokens,), -torch.inf, device=device)
+        self.total = torch.zeros(tokens, dtype=accumulator(device), device=device)
+        self.target = torch.zeros(tokens, device=device)
+        # −1 until a number is seen: what is no number has no top.
+        self.top = torch.full((tokens,), -1, dtype=torch.int64, device=device)
+        self.leading = Leading(tokens, device)
+
+    def see(self, logits: Tensor, rows: slice, start: int, targets: Tensor) -> Tensor:
+        """Add logits (tokens, run); return exp(logit − running maximum)."""
+        peak = logits.amax(-1)
+        before = self.maximum[rows]
+        # A row's maximum rises in few runs; only there is the index looked for.
+        raised = (peak > before).nonzero()[:, 0]
+        self.top[rows.start + raised] = logits[raised].argmax(-1) + start
+        self.leading.see(logits, rows, start)
+        maximum = torch.maximum(before, peak)
+        rescale = torch.exp(before - maximum)
+        weights = (logits - maximum[:, None]).exp_()
+        self.total[rows] = self.total[rows] * rescale + weights.sum(-1)
+        self.maximum[rows] = maximum
+        local = targets - start
+        inside = (local >= 0) & (local < logits.shape[-1])
+        found = logits.gather(1, local.clamp(0, logits.shape[-1] - 1)[:, None])[:, 0]
+        self.target[rows] = torch.where(inside, found, self.target[rows])
+        self._rescale = rescale
+        return weights
+
+    @property
+    def rescale(self) -> Tensor:
+        """What the last ``see`` multiplied earlier sums of its tokens by."""
+        return self._rescale
+
+    def log_total(self) -> Tensor:
+        """Logarithm of the normalizer, (tokens,)."""
+        return self.maximum + self.total.log()
+
+    def nll(self) -> Tensor:
+        """Negative log-likelihood of the targets, (tokens,) nats."""
+        return self.log_total() - self.target
+
+
+Run = Callable[[slice], Tensor]
+"""Logits of some tokens over a run of the vocabulary, (tokens, run) float32, softcap included."""
+
+
+class Predictor(Protocol):
+    """One model's predictions of consecutive tokens."""
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are predicted."""
+
+    def at(self, tokens: Tensor) -> Self:
+        """The same of some of the tokens, by number or by mask."""
+
+    def run(self, start: int, stop: int) -> Run:
+        """Logits of vocabulary entries ``start`` to ``stop``."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """A model at its head: hidden states after the final norm (tokens, hidden), and its table.
+
+    softcap: bound that logits are squeezed into by tanh, or None.
+    """
+
+    hidden: Tensor
+    table: Table
+    softcap: float | None = None
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are predicted."""
+        return self.hidden.shape[0]
+
+    def at(self, tokens: Tensor) -> Head:
+        """The same of some of the tokens, by number or by mask."""
+        return Head(self.hidden[tokens], self.table, self.softcap)
+
+    def run(self, start: int, stop: int) -> Run:
+        """Logits of vocabulary entries ``start`` to ``stop``, whose rows are read once."""
+        rows = self.table(start, stop)
+
+        def logits(tokens: slice) -> Tensor:
+            return softcapped((self.hidden[tokens] @ rows.T).float(), self.softcap)
+
+        return logits
+
+
+def softcapped(logits: Tensor, bound: float | None) -> Tensor:
+    """Squeeze logits into ±bound by tanh, where there is a bound."""
+    return logits if bound is None else torch.tanh(logits / bound) * bound
+
+
+@dataclass(frozen=True)
+class Logits:
+    """What a runtime itself computed: logits (tokens, vocabulary) float32, softcap included."""
+
+    logits: Tensor
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are predicted."""
+        return self.logits.shape[0]
+
+    def at(self, tokens: Tensor) -> Logits:
+        """The same of some of the tokens, by number or by mask."""
+        return Logits(self.logits[tokens])
+
+    def run(self, start: int, stop: int) -> Run:
+        """Logits of vocabulary entries ``start`` to ``stop``."""
+        return lambda tokens: self.logits[tokens, start:stop]
+
+
+@torch.no_grad()
+def compare_predictions(
+    original: Predictor, others: Sequence[Predictor], targets: Tensor, *, vocabulary: int
+) -> list[TokenScores]:
+    """Score every other model against the original on the same targets (tokens,).
+
+    Each run of rows is read once per model; logits exist for one run and a few tokens at a time.
+    """
+    tokens, device = targets.shape[0], targets.device
+    reference = _Softmax(tokens, device)
+    candidates = [_Softmax(tokens, device) for _ in others]
+    divergences = [torch.zeros(tokens, dtype=accumulator(device), device=device) for _ in others]
+    for start in range(0, vocabulary, VOCABULARY_AT_ONCE):
+        stop = min(start + VOCABULARY_AT_ONCE, vocabulary)
+        original_run = original.run(start, stop)
+        other_runs = [other.run(start, stop) for other in others]
+        for first in range(0, tokens, TOKENS_AT_ONCE):
+            rows = slice(first, first + TOKENS_AT_ONCE)
+            logits = original_run(rows)
+            weights = reference.see(logits, rows, start, targets[rows])
+            for other, softmax, divergence in zip(other_runs, candidates, divergences, strict=True):
+                theirs = other(rows).to(device)
+                softmax.see(theirs, rows, start, targets[rows])
+                gained = torch.linalg.vecdot(weights, logits - theirs)
+                divergence[rows] = divergence[rows] * reference.rescale + gained
+    return [
+        TokenScores(
+            nll_original=reference.nll(),
+            nll_quantized=softmax.nll(),
+            divergence=divergence / reference.total - (reference.log_total() - softmax.log_total()),
+            agreement=((reference.top == softmax.top) & (softmax.top >= 0)).float(),
+            shared=reference.leading.shared_with(softmax.leading),
+        )
+        for softmax, divergence in zip(candidates, divergences, strict=True)
+    ]

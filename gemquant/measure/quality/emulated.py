@@ -1,0 +1,249 @@
+"""Level ``emulated``: a model whose linears compute with 8-bit weights and activations, in torch.
+
+What a vendor's runtime does with activations is not published, so that what is emulated is a
+bracket: one scale per token, the finest that an integer product allows, and one for all tokens of a
+window, the coarsest; each with the head in float16 and in int8. Embedding: float16. All else
+(norms, attention scores, the residual stream) is computed in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from gemquant.calibration.stream import Stream, layer_weights
+from gemquant.calibration.windows import TokenWindows
+from gemquant.core.progress import Progress, Silence
+from gemquant.core.protocols import Weights
+from gemquant.core.results import Certificate, Emulation
+from gemquant.measure.quality.divergence import Head, Predictor, Run, Table, softcapped
+from gemquant.measure.quality.streams import (
+    EvaluationStreams,
+    final_norm,
+    head_table,
+    reference_runtime,
+)
+from gemquant.models.skeleton import Skeleton
+from gemquant.models.structure import layer_parameters, layer_prefix, layer_structure
+from gemquant.numerics import int8
+from gemquant.numerics.int8 import Granularity, Int8Activations, Int8Weight
+from gemquant.numerics.products import fast_products
+
+GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
+HEADS: tuple[Literal["float16", "int8"], ...] = ("float16", "int8")
+ALONG: Mapping[Granularity, Literal["per token", "per tensor"]] = {
+    "token": "per token",
+    "tensor": "per tensor",
+}
+CORNERS = len(GRANULARITIES) * len(HEADS)
+
+
+@dataclass(frozen=True)
+class Emulated:
+    """Weights to emulate. smoothing: whether activation outliers were folded into them."""
+
+    weights: Weights
+    smoothing: bool
+
+
+@fast_products()
+def emulate(
+    original: Weights,
+    models: Sequence[Emulated],
+    evaluation: Sequence[TokenWindows],
+    *,
+    dtype: str,
+    group_size: int,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> list[Certificate]:
+    """Measure every model at every corner of the bracket, all in one pass over the layers.
+
+    dtype: what is emulated, ``w8a8`` or ``w8a8_g128``; group_size: its input channels that share a
+    weight's scale, −1 for all. A certificate for each corner of each model, in the order of the
+    models. UnsupportedError where predictions are not finite.
+    """
+    progress = progress or Silence()
+    skeleton = Skeleton(original.config, device=device, dtype=torch.float32)
+    streams = EvaluationStreams(skeleton, evaluation)
+    pairs = [(model, granularity) for model in models for granularity in GRANULARITIES]
+    streams.embed(original, [(model.weights, torch.float16) for model in models])
+    # One for each granularity; both begin alike.
+    streams.candidates = [
+        Stream(skeleton, stream.hidden.clone())
+        for stream in streams.candidates
+        for _ in GRANULARITIES
+    ]
+    names = layer_parameters(original.config)
+    linears = layer_structure(original.config).linears
+    progress.start("emulating layers", skeleton.layers)
+    for index in range(skeleton.layers):
+        prefix = layer_prefix(index)
+        assert streams.original is not None
+        streams.original.advance(index, layer_weights(original, prefix, names, skeleton))
+        candidates = iter(streams.candidates)
+        for model in models:
+            layer = _Layer.rounded(
+                layer_weights(model.weights, prefix, names, skeleton), linears, group_size
+            )
+            for granularity in GRANULARITIES:
+                with skeleton.replacing(index, layer.functions(granularity)):
+                    next(candidates).advance(index, layer.others)
+        progress.advance("emulating layers")
+    progress.note("comparing predictions")
+    before, predictors = _predictors(streams, original, pairs, skeleton, group_size)
+    results = streams.score(before, predictors)
+    corners = [(*pair, head) for pair in pairs for head in HEADS]
+    certificates = []
+    for (model, granularity, head), slices in zip(corners, results, strict=True):
+        emulation = Emulation(dtype, ALONG[granularity], head, model.smoothing)
+        runtime = _runtime(emulation, group_size, skeleton)
+        certificates.append(
+            Certificate("emulated", runtime, slices, streams.digest, emulation=emulation)
+        )
+    return certificates
+
+
+def not_emulated(dtype: str, reason: str) -> Certificate:
+    """Why nothing was emulated."""
+    return Certificate("emulated", f"emulation of {dtype}", (), "", not_run=reason)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A decoder layer. linears: by short module name. others: norms, as they are."""
+
+    linears: Mapping[str, Int8Weight]
+    others: Mapping[str, Tensor]
+
+    @classmethod
+    def rounded(
+        cls, weights: Mapping[str, Tensor], linears: Sequence[str], group_size: int
+    ) -> _Layer:
+        """Round every linear of a layer's weights."""
+        rounded = {
+            name: Int8Weight.rounded(weights[f"{name}.weight"], group_size) for name in linears
+        }
+        others = {
+            name: weight
+            for name, weight in weights.items()
+            if name.removesuffix(".weight") not in rounded
+        }
+        return cls(rounded, others)
+
+    def functions(self, granularity: Granularity) -> dict[str, Callable[[Tensor], Tensor]]:
+        """What each linear computes."""
+        inputs = _Inputs(granularity)
+        return {
+            name: partial(_linear, weight=weight, inputs=inputs)
+            for name, weight in self.linears.items()
+        }
+
+
+class _Inputs:
+    """Rounds inputs of linears; those that read the same one share its codes."""
+
+    def __init__(self, granularity: Granularity) -> None:
+        self._granularity = granularity
+        self._last: tuple[Tensor, Int8Activations] | None = None
+
+    def rounded(self, inputs: Tensor) -> Int8Activations:
+        """Round inputs (windows, tokens, in)."""
+        if self._last is None or self._last[0] is not inputs:
+            self._last = (inputs, Int8Activations.rounded(inputs, self._granularity))
+        return self._last[1]
+
+
+def _linear(values: Tensor, *, weight: Int8Weight, inputs: _Inputs) -> Tensor:
+    return int8.linear(inputs.rounded(values), weight)
+
+
+@dataclass(frozen=True)
+class Int8Head:
+    """A head of 8 bits: hidden states (tokens, hidden) as codes, a table rounded as it is read."""
+
+    hidden: Int8Activations
+    table: Table
+    group_size: int
+    softcap: float | None = None
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are predicted."""
+        return self.hidden.codes.shape[0]
+
+    def at(self, tokens: Tensor) -> Int8Head:
+        """The same of some of the tokens, by number or by mask."""
+        hidden = Int8Activations(self.hidden.codes[tokens], self.hidden.scales[tokens])
+        return Int8Head(hidden, self.table, self.group_size, self.softcap)
+
+    def run(self, start: int, stop: int) -> Run:
+        """Logits of vocabulary entries ``start`` to ``stop``, whose rows are read once."""
+        rows = Int8Weight.rounded(self.table(start, stop), self.group_size)
+
+        def logits(tokens: slice) -> Tensor:
+            some = Int8Activations(self.hidden.codes[tokens], self.hidden.scales[tokens])
+            return softcapped(int8.linear(some, rows), self.softcap)
+
+        return logits
+
+
+def _predictors(
+    streams: EvaluationStreams,
+    original: Weights,
+    pairs: Sequence[tuple[Emulated, Granularity]],
+    skeleton: Skeleton,
+    group_size: int,
+) -> tuple[Head, list[Predictor]]:
+    """The original at its head, then every model at each granularity with each of the heads."""
+    assert streams.original is not None
+    predictors: list[Predictor] = []
+    softcap = skeleton.logit_softcap
+    tables = {id(model): _read_once(head_table(model.weights, skeleton)) for model, _ in pairs}
+    for (model, granularity), stream in zip(pairs, streams.candidates, strict=True):
+        hidden = skeleton.final_norm(final_norm(model.weights, skeleton), stream.hidden)[:, :-1]
+        codes = Int8Activations.rounded(hidden, granularity)
+        half = hidden.half().to(skeleton.dtype)
+        predictors += [
+            Head(half.flatten(0, 1), _stored_as_float16(tables[id(model)]), softcap),
+            Int8Head(
+                Int8Activations(codes.codes.flatten(0, 1), codes.scales.flatten(0, 1)),
+                tables[id(model)],
+                group_size,
+                softcap,
+            ),
+        ]
+    normed = skeleton.final_norm(final_norm(original, skeleton), streams.original.hidden)[:, :-1]
+    return Head(normed.flatten(0, 1), head_table(original, skeleton), softcap), predictors
+
+
+def _read_once(table: Table) -> Table:
+    """Keep the last run of rows: a model's corners ask for the same one after another."""
+    last: dict[tuple[int, int], Tensor] = {}
+
+    def rows(start: int, stop: int) -> Tensor:
+        if (start, stop) not in last:
+            last.clear()
+            last[start, stop] = table(start, stop)
+        return last[start, stop]
+
+    return rows
+
+
+def _stored_as_float16(table: Table) -> Table:
+    return lambda start, stop: table(start, stop).half().float()
+
+
+def _runtime(emulation: Emulation, group_size: int, skeleton: Skeleton) -> str:
+    along = "output channel" if group_size == -1 else f"{group_size} input channels"
+    smoothed = "with" if emulation.smoothing else "without"
+    return (
+        f"emulation of {emulation.dtype}: int8 weights per {along}, activations int8 "
+        f"{emulation.activations}, head {emulation.head}, {smoothed} smoothing; not the vendor's "
+        f"arithmetic; {reference_runtime(skeleton)}"
+    )

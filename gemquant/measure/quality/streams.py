@@ -1,0 +1,250 @@
+"""The evaluation windows on their way through the original and through what was made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from gemquant.calibration.stream import Stream, embed_windows
+from gemquant.calibration.windows import TokenWindows, stream_digest
+from gemquant.core.protocols import RowSource, Weights
+from gemquant.core.results import SliceResult
+from gemquant.errors import UnsupportedError
+from gemquant.measure.quality.divergence import (
+    Head,
+    Predictor,
+    Table,
+    TokenScores,
+    compare_predictions,
+)
+from gemquant.measure.quality.summary import summarise
+from gemquant.models.skeleton import Skeleton
+from gemquant.models.structure import EMBEDDING, FINAL_NORM, HEAD
+
+
+class EvaluationStreams:
+    """Hidden states of every slice's windows: one stream for the original, one per candidate.
+
+    slices: windows of one length; they travel together and are reported apart.
+    """
+
+    def __init__(self, skeleton: Skeleton, slices: Sequence[TokenWindows]) -> None:
+        self._skeleton = skeleton
+        self._slices = slices
+        self._ids = torch.cat([windows.ids for windows in slices])
+        self.original: Stream | None = None
+        self.candidates: list[Stream] = []
+
+    def embed(
+        self,
+        original: Weights,
+        candidates: Sequence[tuple[RowSource, torch.dtype | None]],
+    ) -> None:
+        """Begin all streams; a candidate's rows are first rounded to the type it stores."""
+        self.original = embed_windows(self._skeleton, original, self._ids)
+        self.candidates = [
+            embed_windows(self._skeleton, weights, self._ids, stored_as=dtype)
+            for weights, dtype in candidates
+        ]
+
+    def go_on(self, original: Tensor, candidates: Sequence[Tensor]) -> None:
+        """Begin all streams with the hidden states that an earlier run has kept."""
+        self.original, *self.candidates = (
+            Stream(self._skeleton, hidden.to(self._skeleton.device))
+            for hidden in (original, *candidates)
+        )
+
+    def predictors(self, models: Sequence[tuple[Tensor, Table]]) -> list[Head]:
+        """The original, then every candidate, at their heads; a model is (norm weight, table)."""
+        assert self.original is not None
+        streams = [self.original, *self.candidates]
+        return [
+            self._head(stream.skeleton.final_norm(norm, stream.hidden), table)
+            for stream, (norm, table) in zip(streams, models, strict=True)
+        ]
+
+    def foreign(self, hidden: Tensor, table: Table) -> Head:
+        """A runtime at its head: what it made of the same windows, (windows, tokens, hidden).
+
+        Its logits are float32, whatever type we compute in: table yields float32.
+        """
+        return self._head(hidden.to(self._skeleton.device, torch.float32), table)
+
+    def _head(self, hidden: Tensor, table: Table) -> Head:
+        return Head(_predicting(hidden), table, self._skeleton.logit_softcap)
+
+    def beginnings(self, *, tokens: int | None, window: int | None) -> EvaluationStreams:
+        """The same streams over less: the first window of every slice, cut short.
+
+        tokens: how many in all. window: the longest window; None for no bound. What is cut off
+        follows what is kept, and a causal model knows nothing of it. All windows stay where neither
+        bound is reached.
+        """
+        length = min(self._ids.shape[1], window or self._ids.shape[1])
+        if length == self._ids.shape[1] and (tokens is None or self._ids.numel() <= tokens):
+            return self
+        if tokens is not None:
+            length = max(2, min(length, tokens // len(self._slices)))
+        counts = [windows.ids.shape[0] for windows in self._slices]
+        firsts = [sum(counts[:n]) for n in range(len(counts))]
+        cut = [windows.ids[:1, :length] for windows in self._slices]
+        shorter = EvaluationStreams(
+            self._skeleton,
+            [
+                TokenWindows(ids, windows.name, stream_digest([ids]))
+                for ids, windows in zip(cut, self._slices, strict=True)
+            ],
+        )
+        assert self.original is not None
+        shorter.original = Stream(self._skeleton, self.original.hidden[firsts, :length])
+        shorter.candidates = [
+            Stream(self._skeleton, stream.hidden[firsts, :length]) for stream in self.candidates
+        ]
+        return shorter
+
+    def only(self, number: int) -> EvaluationStreams:
+        """The same streams with one of the candidates alone."""
+        fewer = EvaluationStreams(self._skeleton, self._slices)
+        fewer.original, fewer.candidates = self.original, [self.candidates[number]]
+        return fewer
+
+    @property
+    def digest(self) -> str:
+        """``sha256:`` of all windows."""
+        return stream_digest([windows.ids for windows in self._slices])
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the model knows."""
+        return int(self._skeleton.config.vocab_size)
+
+    @property
+    def ids(self) -> Tensor:
+        """All windows of all slices, (windows, tokens)."""
+        return self._ids
+
+    @property
+    def slices(self) -> Sequence[TokenWindows]:
+        """The slices, in the order in which they travel."""
+        return self._slices
+
+    def split(self, hidden: Tensor) -> Sequence[Tensor]:
+        """Hidden states (windows, tokens, hidden) of all windows, slice by slice."""
+        return torch.split(hidden, [windows.ids.shape[0] for windows in self._slices])
+
+    def score(self, original: Predictor, others: Sequence[Predictor]) -> list[list[SliceResult]]:
+        """Compare every other model with the original: for each its slices, in the order given.
+
+        UnsupportedError where predictions are not finite.
+        """
+        return [self._summaries(scores) for scores in self.compare(original, others)]
+
+    def compare(self, original: Predictor, others: Sequence[Predictor]) -> list[list[TokenScores]]:
+        """Score every other model against the original: for each, every slice's tokens."""
+        return [
+            self.by_slice(scores) for scores in self._compare(original, others, self._targets())
+        ]
+
+    def compare_foreign(
+        self, original: Predictor, ours: Predictor | None, foreign: Iterable[Predictor]
+    ) -> tuple[list[TokenScores], Tensor | None]:
+        """Compare a runtime's predictions, chunk by chunk, with the original's and with our own.
+
+        ours: what the same artifact predicts at level ``reference``; None where it cannot be read
+        back. foreign: all predicted tokens, in order; each chunk is looked at before the next is
+        asked for.
+        Returns every slice's tokens, and divergences from ours of the tokens of every slice's first
+        window, (tokens,), or None.
+        """
+        targets, first_windows = self._targets(), self._in_first_windows()
+        scores: list[TokenScores] = []
+        from_ours: list[TokenScores] = []
+        first = 0
+        for chunk in foreign:
+            rows = torch.arange(first, first + chunk.tokens, device=targets.device)
+            scores += self._compare(original.at(rows), [chunk], targets[rows])
+            first += chunk.tokens
+            chosen = first_windows[rows]
+            if ours is not None and chosen.any():
+                some = chunk if chosen.all() else chunk.at(chosen)
+                from_ours += self._compare(ours.at(rows[chosen]), [some], targets[rows[chosen]])
+        if first != len(targets):
+            raise ValueError(f"the runtime predicts {first} tokens, not {len(targets)}")
+        divergence = TokenScores.joined(from_ours).divergence if from_ours else None
+        return self.by_slice(TokenScores.joined(scores)), divergence
+
+    def by_slice(self, scores: TokenScores) -> list[TokenScores]:
+        """Cut scores of all predicted tokens into those of each slice."""
+        first, parts = 0, []
+        for windows in self._slices:
+            tokens = windows.ids.shape[0] * (windows.ids.shape[1] - 1)
+            parts.append(scores.between(first, first + tokens))
+            first += tokens
+        return parts
+
+    def _summaries(self, scores: Sequence[TokenScores]) -> list[SliceResult]:
+        """Summarise scores of every slice."""
+        slices = []
+        for windows, part in zip(self._slices, scores, strict=True):
+            if not torch.isfinite(part.divergence).all():
+                raise UnsupportedError(
+                    f"evaluation slice {windows.name}: predictions are not finite in "
+                    f"{self._skeleton.dtype}.",
+                    hint="Compute in float32: --dtype float32.",
+                )
+            slices.append(summarise(windows.name, part, windows=windows.ids.shape[0]))
+        return slices
+
+    def _targets(self) -> Tensor:
+        """The token after every predicting position, (tokens,)."""
+        return self._ids[:, 1:].reshape(-1).to(self._skeleton.device)
+
+    def _in_first_windows(self) -> Tensor:
+        """Which predicting positions lie in the first window of their slice, (tokens,) bool."""
+        first = torch.zeros(self._ids.shape[0], dtype=torch.bool, device=self._skeleton.device)
+        counts = [windows.ids.shape[0] for windows in self._slices]
+        first[[sum(counts[:n]) for n in range(len(counts))]] = True
+        return first.repeat_interleave(self._ids.shape[1] - 1)
+
+    def _compare(
+        self, original: Predictor, others: Sequence[Predictor], targets: Tensor
+    ) -> list[TokenScores]:
+        return compare_predictions(original, others, targets, vocabulary=self.vocabulary)
+
+
+def _predicting(hidden: Tensor) -> Tensor:
+    """Positions that predict a token of their window: all but the last."""
+    return hidden[:, :-1].reshape(-1, hidden.shape[-1])
+
+
+def reference_runtime(skeleton: Skeleton) -> str:
+    """What computes at level ``reference``, for a certificate."""
+    dtype = str(skeleton.dtype).removeprefix("torch.")
+    return f"torch {torch.__version__.partition('+')[0]}; {dtype} on {skeleton.device}"
+
+
+def head_name(config: Mapping[str, object]) -> str:
+    """Name of the table that makes logits: the embedding where the head is tied to it."""
+    return EMBEDDING if config["tie_word_embeddings"] else HEAD
+
+
+def head_table(
+    weights: Weights, skeleton: Skeleton, *, stored_as: torch.dtype | None = None
+) -> Table:
+    """A model's head, read in runs of rows."""
+    name = head_name(weights.config)
+
+    def rows(start: int, stop: int) -> Tensor:
+        table = weights.rows(name, start, stop)
+        if stored_as is not None:
+            table = table.to(stored_as)
+        return table.to(skeleton.device, skeleton.dtype)
+
+    return rows
+
+
+def final_norm(weights: Weights, skeleton: Skeleton) -> Tensor:
+    """Weight of the norm before the head, in the compute type on the device."""
+    return weights.tensor(FINAL_NORM, torch.float32).to(skeleton.device, skeleton.dtype)

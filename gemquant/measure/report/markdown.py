@@ -1,0 +1,192 @@
+"""The report as Markdown, for a pull request and for ``$GITHUB_STEP_SUMMARY``.
+
+The verdict comes first, then what failed, then tables, one per level. GitHub shows neither a
+summary above 1 MiB nor a comment above 65,536 characters: tables end early where a limit asks for
+it, and say how many rows they leave out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from gemquant.measure.gate.verdict import SEVERITY, ArtifactVerdict, Check, Outcome, Verdict
+from gemquant.measure.report import tables
+from gemquant.measure.report.document import Comparison, Report
+from gemquant.measure.report.tables import Table
+from gemquant.measure.report.wording import LEVELS, OUTCOMES, number, visible
+
+SUMMARY_LIMIT_BYTES = 1_048_576
+"""Largest ``$GITHUB_STEP_SUMMARY`` of one step that GitHub shows."""
+
+SMALLEST_LIMIT_BYTES = 4_096
+_LONGEST_CELL = 600
+_TAIL_BYTES = 600
+"""Kept free for the words that say what was left out."""
+
+_SIGNS = {
+    "pass": "✅",
+    "reported": "✅",
+    "inconclusive": "⚠️",
+    "not-comparable": "⚠️",
+    "regression": "❌",
+}
+_MARKDOWN = re.compile(r"([\\`*_\[\]<>|#~!$&])")
+_MENTION = re.compile(r"@|(?<=:)//|(?<=www)\.")
+
+
+def to_markdown(report: Report, *, limit_bytes: int = SUMMARY_LIMIT_BYTES) -> str:
+    """Return the report's Markdown, at most ``limit_bytes`` long in UTF-8.
+
+    Names are escaped; they neither become markup nor mention anybody.
+    """
+    page = _Page(limit_bytes)
+    _verdict(page, report.verdict)
+    for comparison in report.comparisons:
+        _comparison(page, comparison)
+    if report.benchmark is not None:
+        page.text("### Speed and memory")
+        page.table(tables.benchmark(report.benchmark))
+    if report.history is not None:
+        page.text(f"### History of {escaped(report.history.name)}")
+        for level, table in tables.history(report.history):
+            page.text(f"Level {level}:")
+            page.table(table)
+    page.folded("Provenance", tables.provenance(report))
+    return page.finish()
+
+
+def escaped(text: str, *, longest: int = 160) -> str:
+    r"""Text that Markdown shows as it is, also in a table.
+
+    >>> escaped("a|b <script>") == r"a\|b \<script\>"
+    True
+    """
+    plain = _MARKDOWN.sub(r"\\\1", visible(text, longest=longest))
+    # A zero-width space keeps GitHub from notifying people and from making links.
+    return _MENTION.sub(lambda found: found[0][:1] + "\u200b" + found[0][1:], plain)
+
+
+class _Page:
+    """Parts of a text that stay within a limit together; what does not fit is counted."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._parts: list[str] = []
+        self._left = limit_bytes - _TAIL_BYTES
+        self._missing_rows = 0
+        self._missing_texts = 0
+
+    def text(self, text: str) -> None:
+        """Add a paragraph, or leave it out whole."""
+        if not self._take(f"{text}\n\n"):
+            self._missing_texts += 1
+
+    def table(self, table: Table) -> None:
+        """Add a table, or its first rows."""
+        head = _row(escaped(column.name) for column in table.columns)
+        rule = "|" + "|".join("--:" if column.numeric else "---" for column in table.columns)
+        if not table.rows:
+            return
+        if not self._take(f"{head}{rule}|\n"):
+            self._missing_rows += len(table.rows)
+            return
+        for done, row in enumerate(table.rows):
+            if not self._take(_row(escaped(cell.text, longest=_LONGEST_CELL) for cell in row)):
+                self._missing_rows += len(table.rows) - done
+                break
+        self._take("\n")
+        for note in table.notes:
+            self.text(escaped(note, longest=400))
+
+    def folded(self, title: str, table: Table) -> None:
+        """Add a table that a reader opens."""
+        end = "</details>\n\n"
+        if self._take(f"<details><summary>{title}</summary>\n\n{end}"):
+            self._parts[-1] = self._parts[-1].removesuffix(end)
+            self.table(table)
+            self._parts.append(end)
+
+    def finish(self) -> str:
+        """Return the text, with a word on what is not in it."""
+        missing = []
+        if self._missing_rows:
+            missing.append(f"{self._missing_rows:,} rows of tables")
+        if self._missing_texts:
+            missing.append(f"{self._missing_texts:,} paragraphs")
+        if missing:
+            self._parts.append(
+                f"**Left out to stay within the size allowed: {' and '.join(missing)}.** "
+                "The HTML and JSON reports hold everything.\n"
+            )
+        return "".join(self._parts).rstrip() + "\n"
+
+    def _take(self, text: str) -> bool:
+        size = len(text.encode())
+        if size > self._left:
+            return False
+        self._left -= size
+        self._parts.append(text)
+        return True
+
+
+def _row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |\n"
+
+
+def _verdict(page: _Page, verdict: Verdict | None) -> None:
+    if verdict is None:
+        page.text("## gemquant: measured, not gated")
+        page.text("No verdict was given: nothing here was held against a baseline.")
+        return
+    page.text(f"## {_SIGNS[verdict.outcome]} gemquant: {OUTCOMES[verdict.outcome]}")
+    page.text(escaped(tables.verdict_words(verdict), longest=600))
+    for artifact in sorted(verdict.artifacts, key=lambda each: -SEVERITY[each.outcome]):
+        if SEVERITY[artifact.outcome]:
+            _failed(page, artifact)
+    for note in verdict.notes:
+        page.text(f"- {escaped(note, longest=400)}")
+
+
+def _failed(page: _Page, artifact: ArtifactVerdict) -> None:
+    sign, words = _SIGNS[artifact.outcome], OUTCOMES[artifact.outcome]
+    page.text(f"### {sign} {escaped(artifact.name)}: {words}")
+    if artifact.reasons:
+        page.text(
+            "\n".join(f"- {escaped(each, longest=_LONGEST_CELL)}" for each in artifact.reasons)
+        )
+    for level, checks in tables.by_level(_not_passed(artifact.checks)):
+        page.text(f"Level {level}:" if level else "The artifact as a whole:")
+        page.table(tables.checks(checks))
+    if artifact.layers:
+        page.text(f"- {escaped(tables.layers_words(artifact.layers), longest=_LONGEST_CELL)}")
+
+
+def _not_passed(checks: Sequence[Check]) -> list[Check]:
+    severe: dict[Outcome, int] = dict(SEVERITY)
+    return sorted(
+        (each for each in checks if severe[each.outcome]), key=lambda each: -severe[each.outcome]
+    )
+
+
+def _comparison(page: _Page, comparison: Comparison) -> None:
+    original, suite = comparison.original, comparison.suite
+    page.text(
+        f"### {escaped(original.ref)} on suite {escaped(suite.name)}, version {suite.version}"
+    )
+    for level, table in tables.by_level_figures(comparison):
+        page.text(f"**Level {level}.** {LEVELS[level]}")
+        page.table(table)
+    for words in tables.not_run(comparison):
+        page.text(f"- {escaped(words, longest=400)}")
+    fronts = [each for each in comparison.tradeoffs if each.slice is None]
+    for front in fronts:
+        if len(front.points) > 1:
+            names = ", ".join(
+                f"{escaped(each.label)} ({number(each.kl_mean)})"
+                for each in front.points
+                if each.on_front
+            )
+            page.text(
+                f"Level {front.level}: no artifact here is both smaller and closer than "
+                f"{names} (KL mean over all slices, nats/token)."
+            )

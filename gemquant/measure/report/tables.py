@@ -1,0 +1,298 @@
+"""The report's tables, the same in Markdown and HTML. A table holds figures of one level only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gemquant.core.resources import human_bytes
+from gemquant.core.results import Level
+from gemquant.measure.gate.verdict import SEVERITY, Check, LayerFinding, Verdict
+from gemquant.measure.report import wording
+from gemquant.measure.report.document import BaselineHistory, Comparison, Report
+from gemquant.measure.report.tradeoff import token_count
+from gemquant.measure.report.wording import METRICS, OUTCOMES, number, percent, spread
+
+if TYPE_CHECKING:
+    from gemquant.measure.bench.document import Benchmark, Spread
+
+
+@dataclass(frozen=True)
+class Column:
+    """Head of a column; numbers are aligned to the right and sorted by value."""
+
+    name: str
+    numeric: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is shown, and what it is sorted by."""
+
+    text: str
+    key: float | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under columns; the first cell of a row names it."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
+    notes: Sequence[str] = ()
+
+
+def _columns(words: str, numeric: str) -> list[Column]:
+    """Columns from two lists of names, separated by semicolons."""
+    return [
+        *(Column(each.strip()) for each in words.split(";")),
+        *(Column(each.strip(), numeric=True) for each in numeric.split(";")),
+    ]
+
+
+_CHECK_COLUMNS = _columns("where; metric; outcome", "baseline; now; worse by; interval; budget")
+
+# ---------------------------------------------------------------- the verdict
+
+
+def verdict_words(verdict: Verdict) -> str:
+    """Say the verdict in a sentence or two."""
+    artifacts = verdict.artifacts
+    bad = [each for each in artifacts if SEVERITY[each.outcome]]
+    counted = f"{len(artifacts)} artifact{'s' if len(artifacts) != 1 else ''}"
+    baseline = verdict.baseline
+    said = (
+        f"{counted}, all within budget"
+        if not bad
+        else f"{len(bad)} of {counted} not shown to be within budget"
+    )
+    commit = f" at commit {baseline.commit}" if baseline.commit else ""
+    return f"{said}, against baseline {baseline.name}{commit}."
+
+
+def by_level(checks: Iterable[Check]) -> Iterator[tuple[Level | None, list[Check]]]:
+    """Checks of each level apart; those without a level last."""
+    found: dict[Level | None, list[Check]] = {}
+    for check in checks:
+        found.setdefault(check.level, []).append(check)
+    for level in sorted(found, key=lambda each: each is None):
+        yield level, found[level]
+
+
+def all_checks(verdict: Verdict) -> Iterator[tuple[Level | None, Table]]:
+    """What was held against the baseline, of all artifacts, the worst first; a table per level."""
+    found = [(artifact.name, check) for artifact in verdict.artifacts for check in artifact.checks]
+    found.sort(key=lambda each: -SEVERITY[each[1].outcome])
+    for level, _ in by_level(check for _, check in found):
+        rows = [[Cell(name), *_check_cells(check)] for name, check in found if check.level == level]
+        yield level, Table([Column("artifact"), *_CHECK_COLUMNS], rows)
+
+
+def checks(found: Sequence[Check]) -> Table:
+    """What was held against the baseline, of one artifact at one level."""
+    rows = [_check_cells(check) for check in found]
+    notes = dict.fromkeys(
+        f"{wording.place(check)}, {METRICS[check.metric]}: {check.note}"
+        for check in found
+        if check.note
+    )
+    return Table(_CHECK_COLUMNS, rows, tuple(notes))
+
+
+def _check_cells(check: Check) -> list[Cell]:
+    return [
+        Cell(wording.place(check)),
+        Cell(METRICS[check.metric]),
+        Cell(OUTCOMES[check.outcome], float(SEVERITY[check.outcome])),
+        Cell(wording.measured(check, check.baseline), check.baseline),
+        Cell(wording.measured(check, check.value), check.value),
+        Cell(wording.increase(check, check.increase), check.increase),
+        Cell(wording.increase_interval(check), check.low),
+        Cell(wording.increase(check, check.budget), check.budget),
+    ]
+
+
+def layers_words(findings: Sequence[LayerFinding]) -> str:
+    """Say at which layer the hidden states' error rises, slice by slice."""
+    levels: dict[Level, list[str]] = {}
+    for each in findings:
+        levels.setdefault(each.level, []).append(f"{each.layer} on {each.slice}")
+    return "; ".join(
+        f"level {level}: the error rises at layer {', '.join(places)}"
+        for level, places in levels.items()
+    )
+
+
+# ---------------------------------------------------------------- evaluations
+
+
+def by_level_figures(comparison: Comparison) -> Iterator[tuple[Level, Table]]:
+    """What was lost, one table per level, a row per artifact and slice."""
+    rows: dict[Level, list[list[Cell]]] = {}
+    for artifact in comparison.artifacts:
+        for level in artifact.evaluation.levels:
+            rows.setdefault(level.level, []).extend(
+                [
+                    Cell(artifact.label),
+                    Cell(each.slice),
+                    Cell(f"{token_count(each):,}", float(token_count(each))),
+                    Cell(number(each.perplexity_original.value), each.perplexity_original.value),
+                    Cell(number(each.perplexity_quantized.value), each.perplexity_quantized.value),
+                    Cell(spread(each.nll_increase), each.nll_increase.value),
+                    Cell(spread(each.kl_mean), each.kl_mean.value),
+                    Cell(number(each.kl_p999.value), each.kl_p999.value),
+                    Cell(spread(each.top1, percent), each.top1.value),
+                    Cell(percent(each.top5.value), each.top5.value),
+                ]
+                for each in level.slices
+            )
+    head = _columns(
+        "artifact; slice",
+        "tokens; perplexity before; after; NLL increase; KL mean; KL 99.9 %; top-1 same; "
+        "top-5 shared",
+    )
+    for name, found in rows.items():
+        if found:
+            yield name, Table(head, found)
+
+
+def not_run(comparison: Comparison) -> Iterator[str]:
+    """Say which levels were not measured, and why."""
+    for artifact in comparison.artifacts:
+        for level in artifact.evaluation.levels:
+            if level.not_run is not None:
+                yield f"{artifact.label}, level {level.level}: not run, {level.not_run}"
+
+
+def artifacts(comparison: Comparison) -> Table:
+    """What the artifacts are."""
+    rows = [
+        [
+            Cell(each.label),
+            Cell(each.evaluation.container),
+            Cell(each.evaluation.quantizer),
+            Cell(each.evaluation.scheme),
+            Cell(human_bytes(each.evaluation.size_bytes), float(each.evaluation.size_bytes)),
+            Cell(f"{each.evaluation.bits_per_weight:.2f}", each.evaluation.bits_per_weight),
+        ]
+        for each in comparison.artifacts
+    ]
+    return Table(_columns("artifact; container; quantizer; scheme", "size; bits per weight"), rows)
+
+
+# ---------------------------------------------------------------- speed, history, provenance
+
+
+def benchmark(measured: Benchmark) -> Table:
+    """Speed and memory of artifacts in their runtimes."""
+    rows, notes = [], []
+    for row in measured.rows:
+        name = row.key[0]
+        if row.figures is None:
+            notes.append(f"{name}, {row.runtime} {row.mode}: not run, {row.not_run}")
+            continue
+        speed, peak = row.figures.measured, row.figures.peak_anonymous_bytes
+        rows.append(
+            [
+                Cell(name),
+                Cell(row.runtime),
+                Cell(row.mode),
+                Cell(human_bytes(row.size_bytes), float(row.size_bytes)),
+                _speed(speed.decode_tokens_per_second),
+                _speed(speed.prefill_tokens_per_second),
+                _speed(speed.first_token_seconds),
+                Cell("unknown") if peak is None else Cell(human_bytes(peak), float(peak)),
+            ]
+        )
+    head = _columns(
+        "artifact; runtime; mode",
+        "size; decode, tokens/s; prefill, tokens/s; first token, s; peak anonymous memory",
+    )
+    return Table(head, rows, notes)
+
+
+def _speed(repetitions: Spread) -> Cell:
+    low, high = number(repetitions.minimum, 3), number(repetitions.maximum, 3)
+    return Cell(f"{number(repetitions.median, 3)} ({low} to {high})", repetitions.median)
+
+
+def history(found: BaselineHistory) -> Iterator[tuple[Level, Table]]:
+    """Updates of a baseline, the newest first; one table per level."""
+    head = _columns("update; commit; reason; artifact", "size; NLL increase; KL mean; top-1 same")
+    rows: dict[Level, list[list[Cell]]] = {}
+    total = len(found.entries)
+    for back, entry in enumerate(reversed(found.entries)):
+        for each in entry.artifacts:
+            rows.setdefault(each.level, []).append(
+                [
+                    Cell(str(total - back), float(total - back)),
+                    Cell(entry.commit or "—"),
+                    Cell(entry.reason),
+                    Cell(each.name),
+                    Cell(human_bytes(each.size_bytes), float(each.size_bytes)),
+                    Cell(number(each.nll_increase), each.nll_increase),
+                    Cell(number(each.kl_mean), each.kl_mean),
+                    Cell(percent(each.top1), each.top1),
+                ]
+            )
+    for level, of_level in rows.items():
+        yield level, Table(head, of_level)
+
+
+def provenance(report: Report) -> Table:
+    """Every hash, version and setting that the figures depend on."""
+    rows = [("gemquant, this report", report.gemquant)]
+    rows += [(f"{each.kind} {each.name}", f"sha256:{each.sha256}") for each in report.sources]
+    for comparison in report.comparisons:
+        original, suite = comparison.original, comparison.suite
+        rows += [
+            ("original", original.ref),
+            ("original, revision", original.revision or "—"),
+            ("original, base model", original.base_model or "—"),
+            ("original, architecture", original.architecture),
+            ("original, digest", original.digest),
+            ("suite", f"{suite.name}, version {suite.version}"),
+            ("suite, tokens", suite.token_stream),
+            *((f"setting {name}", str(value)) for name, value in comparison.settings.items()),
+        ]
+        for artifact in comparison.artifacts:
+            evaluated, label = artifact.evaluation, artifact.label
+            rows += [
+                (f"{label}, digest", evaluated.digest),
+                (f"{label}, gemquant", artifact.gemquant),
+                (f"{label}, machine", artifact.machine),
+                *((f"{label}, level {each.level}", each.runtime) for each in evaluated.levels),
+                (f"{label}, made with", _versions(evaluated.libraries)),
+            ]
+    rows += _gate_provenance(report)
+    return Table([Column("what"), Column("value")], [_fact(*row) for row in rows])
+
+
+def _versions(libraries: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in libraries.items()) or "—"
+
+
+def _gate_provenance(report: Report) -> Iterator[tuple[str, str]]:
+    if report.verdict is not None:
+        verdict = report.verdict
+        yield "gate, gemquant", verdict.gemquant
+        yield "gate, baseline", f"{verdict.baseline.name}, sha256:{verdict.baseline.sha256}"
+        yield "gate, baseline's updates", str(verdict.baseline.updates)
+        yield "gate, false alarm, all checks together", str(verdict.family_error)
+        yield "gate, missing a loss of the budget's size, each check", str(verdict.error)
+    if report.benchmark is not None:
+        environment = report.benchmark.environment
+        yield "benchmark, machine", environment.machine.fingerprint
+        yield "benchmark, processor", environment.machine.processor
+        for name, setting in report.benchmark.settings.model_dump().items():
+            yield f"benchmark, {name}", str(setting)
+        for name, version in environment.libraries.items():
+            yield f"benchmark, {name}", version or "—"
+    if report.history is not None:
+        yield "baseline, original", report.history.original.digest
+        yield "baseline, tokens", report.history.suite.token_stream
+
+
+def _fact(name: str, value: str) -> list[Cell]:
+    return [Cell(name), Cell(value)]

@@ -1,0 +1,1 @@
+"""Everything for Rockchip's NPUs: the toolkit, its rules, boards, the programs that run there."""

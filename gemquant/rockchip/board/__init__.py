@@ -1,0 +1,9 @@
+"""A board behind ssh or adb: what it is; programs that run on it and leave nothing there."""
+
+from __future__ import annotations
+
+from gemquant.rockchip.board.address import BoardAddress
+from gemquant.rockchip.board.connection import ask
+from gemquant.rockchip.board.survey import Survey, survey
+
+__all__ = ["BoardAddress", "Survey", "ask", "survey"]

@@ -1,0 +1,242 @@
+"""What a board tells of itself, asked by one script of ``sh`` (``survey.sh``)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gemquant.errors import WorkerError
+from gemquant.rockchip.board.address import BoardAddress
+from gemquant.rockchip.board.connection import ask, printable
+
+SCRIPT = Path(__file__).with_name("survey.sh")
+_SECONDS = 60.0
+_DRIVER = re.compile(r"\d+\.\d+\.\d+")
+_NPU = re.compile(r"npu")
+
+
+@dataclass(frozen=True)
+class Clock:
+    """A processor cluster, or a device with a clock of its own.
+
+    kind: ``cpu`` or ``devfreq``. path: the file that tells the clock. hertz: now; None where it is
+    not told.
+    """
+
+    kind: str
+    name: str
+    governor: str
+    path: str
+    hertz: int | None
+    highest_hertz: int | None
+
+    @property
+    def governor_path(self) -> str:
+        """The file that sets the governor."""
+        name = "scaling_governor" if self.kind == "cpu" else "governor"
+        return f"{self.path.rpartition('/')[0]}/{name}"
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the clock stays at its highest, as far as the governor is concerned."""
+        return self.governor == "performance" or (
+            self.governor == "userspace" and self.hertz == self.highest_hertz
+        )
+
+    def words(self) -> str:
+        """Governor and clock: ``performance, 1000 of 1000 MHz``."""
+        now, highest = (_megahertz(each) for each in (self.hertz, self.highest_hertz))
+        return f"{self.governor}, {now} of {highest} MHz"
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """A sensor. limit: °C from which the kernel slows down, the highest passive trip; or None."""
+
+    name: str
+    path: str
+    celsius: float
+    limit: float | None
+
+
+@dataclass(frozen=True)
+class Cooling:
+    """A way of cooling. state: 0 where it is not in use; for clocks, steps that are taken away."""
+
+    name: str
+    path: str
+    state: int
+
+    @property
+    def slows(self) -> bool:
+        """Whether it takes clock away; fans do not."""
+        return "freq" in self.name and self.state > 0
+
+
+@dataclass(frozen=True)
+class Library:
+    """A ``librkllmrt.so``. versions: numbers that stand alone in it, or that it names itself."""
+
+    path: str
+    versions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A board as it told. None where it does not tell.
+
+    system: operating system and architecture. compatible: names of the device tree, the board's
+    first. driver: version of the NPU's. spaces: writable folders with their free bytes.
+    """
+
+    system: str
+    kernel: str
+    model: str | None
+    compatible: tuple[str, ...]
+    load_average: float | None
+    processors: int | None
+    memory_bytes: int | None
+    available_bytes: int | None
+    driver: str | None
+    clocks: tuple[Clock, ...]
+    temperatures: tuple[Temperature, ...]
+    cooling: tuple[Cooling, ...]
+    python: str | None
+    python_version: tuple[int, ...]
+    libraries: tuple[Library, ...]
+    spaces: tuple[tuple[str, int], ...]
+
+    @property
+    def platform(self) -> str | None:
+        """The chip, by the last name of the device tree: ``rk3588``."""
+        names = [name.partition(",")[2] for name in self.compatible if name.startswith("rockchip,")]
+        # The RK3588S is the same chip with fewer pins, to the toolkit too.
+        return re.sub(r"^(rk3588)s$", r"\1", names[-1]) if names else None
+
+    @property
+    def npu(self) -> Clock | None:
+        """The NPU's clock."""
+        return next((c for c in self.clocks if c.kind == "devfreq" and _NPU.search(c.name)), None)
+
+    @property
+    def memory_clock(self) -> Clock | None:
+        """The clock of the memory controller."""
+        return next((c for c in self.clocks if c.kind == "devfreq" and "dmc" in c.name), None)
+
+    @property
+    def hottest(self) -> Temperature | None:
+        """The sensor that shows most."""
+        return max(self.temperatures, key=lambda each: each.celsius, default=None)
+
+    def watched(self) -> dict[str, str]:
+        """Files that change while it works, by what they tell."""
+        decisive = [each for each in self.clocks if each.kind == "cpu"]
+        decisive += [each for each in (self.npu, self.memory_clock) if each is not None]
+        return {
+            **{f"clock {each.name}": each.path for each in decisive},
+            **{f"temperature {each.name}": each.path for each in self.temperatures},
+            **{f"cooling {each.name}": each.path for each in self.cooling if "freq" in each.name},
+        }
+
+
+def survey(board: BoardAddress) -> Survey:
+    """Ask a board; WorkerError where it cannot be reached or says nothing of use."""
+    said = ask(board, SCRIPT.read_text(encoding="utf-8"), seconds=_SECONDS)
+    return read_survey(said, board.text)
+
+
+def read_survey(said: str, name: str) -> Survey:
+    """Read what the script said; lines that are none of its own are left out."""
+    facts: dict[str, list[list[str]]] = {}
+    for line in said.splitlines():
+        key, *values = [printable(part).strip() for part in line.split("\t")]
+        if values:
+            facts.setdefault(key, []).append(values)
+    system = _first(facts, "system")
+    if system is None:
+        raise WorkerError(f"{name}: what it answered is not to be read: {said[:80]!r}.")
+    memory = {each[0]: each[-1] for each in facts.get("memory", ())}
+    python = next((each for each in facts.get("python", ()) if len(each) == 2), None)
+    return Survey(
+        system=system,
+        kernel=_first(facts, "kernel") or "unknown",
+        model=_first(facts, "model"),
+        compatible=tuple((_first(facts, "compatible") or "").split()),
+        load_average=_float((_first(facts, "load") or "").partition(" ")[0]),
+        processors=_int(_first(facts, "processors")),
+        memory_bytes=_bytes(memory.get("MemTotal")),
+        available_bytes=_bytes(memory.get("MemAvailable")),
+        driver=_driver(facts.get("driver", ())),
+        clocks=tuple(_clocks(facts)),
+        temperatures=tuple(_temperatures(facts.get("thermal", ()))),
+        cooling=tuple(
+            Cooling(each[0], each[1], _int(each[2]) or 0)
+            for each in facts.get("cooling", ())
+            if len(each) == 3
+        ),
+        python=python[0] if python else None,
+        python_version=tuple(int(n) for n in re.findall(r"\d+", python[1])) if python else (),
+        libraries=tuple(
+            Library(each[0], tuple(" ".join(each[1:]).split())) for each in facts.get("library", ())
+        ),
+        spaces=tuple(
+            (each[0], free)
+            for each in facts.get("space", ())
+            if len(each) == 2 and (free := _bytes(each[1])) is not None
+        ),
+    )
+
+
+def _clocks(facts: dict[str, list[list[str]]]) -> list[Clock]:
+    found = []
+    for kind, unit in (("cpu", 1000), ("devfreq", 1)):  # cpufreq tells kHz, devfreq Hz
+        for each in facts.get(kind, ()):
+            if len(each) == 5:
+                name, governor, path, now, highest = each
+                hertz, most = (None if n is None else n * unit for n in (_int(now), _int(highest)))
+                found.append(Clock(kind, name, governor, path, hertz, most))
+    return found
+
+
+def _temperatures(lines: Sequence[Sequence[str]]) -> list[Temperature]:
+    found = []
+    for each in lines:
+        if len(each) == 4 and (now := _int(each[2])) is not None:
+            limit = _int(each[3])
+            told = None if limit is None else limit / 1000
+            found.append(Temperature(each[0], each[1], now / 1000, told))
+    return found
+
+
+def _driver(lines: Sequence[Sequence[str]]) -> str | None:
+    numbers = (_DRIVER.search(" ".join(each)) for each in lines)
+    return next((match[0] for match in numbers if match), None)
+
+
+def _first(facts: dict[str, list[list[str]]], key: str) -> str | None:
+    return next((" ".join(each) for each in facts.get(key, ()) if each[0]), None)
+
+
+def _bytes(kibibytes: str | None) -> int | None:
+    number = _int(kibibytes)
+    return None if number is None else number * 1024
+
+
+def _int(text: str | None) -> int | None:
+    try:
+        return int(text) if text else None
+    except ValueError:
+        return None
+
+
+def _float(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _megahertz(hertz: int | None) -> str:
+    return "unknown" if hertz is None else f"{hertz / 1e6:.0f}"

@@ -1,0 +1,267 @@
+"""From a checkpoint through rkllm-toolkit to a sealed RKLLM artifact, or to nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from gemquant.convert import pipeline
+from gemquant.convert.external.build import plain_dtype
+from gemquant.convert.plan import SMALL_FILES_BYTES, Job, plan
+from gemquant.core.artifact import (
+    Artifact,
+    CertificateRecord,
+    SmoothingRecord,
+    certificate_record,
+    seal,
+    staged,
+)
+from gemquant.core.progress import Progress, Silence
+from gemquant.core.protocols import Quantizer
+from gemquant.core.recipe import Recipe
+from gemquant.errors import GemquantError, UnsupportedError, refuse
+from gemquant.formats.checkpoint import Checkpoint
+from gemquant.formats.checkpoint.tokenizer_files import with_chat_template
+from gemquant.formats.gptq import Gptq
+from gemquant.formats.safetensors.plain import PlainSafetensors
+from gemquant.measure.quality.runtime_logits import ForeignLogits
+from gemquant.quantizers.awq import AWQ
+from gemquant.quantizers.cast import Cast
+from gemquant.rockchip.programs import PROGRAMS
+from gemquant.rockchip.rkllm_calls import CALIBRATION, MODEL, calls
+from gemquant.rockchip.rkllm_file import file_problems
+from gemquant.rockchip.rkllm_manifest import ConvertResult, rkllm_manifest
+from gemquant.rockchip.rkllm_rules import Conversion
+from gemquant.rockchip.rkllm_simulation import FOLDER as LOGITS
+from gemquant.rockchip.rkllm_simulation import Listening, certificate, simulation_job
+from gemquant.rockchip.rkllm_smoothing import Folds, emulated, smooths
+from gemquant.runtimes.worker import Interpreter, Limits, Tool, run_tool
+
+if TYPE_CHECKING:
+    import torch
+
+    from gemquant.calibration.windows import TokenWindows
+
+PROGRAM = PROGRAMS / "rkllm_convert.py"
+JOB, CONVERT = "job.json", "convert.py"
+SMOOTHING, EMULATED = "smoothing.json", "emulated.json"
+QUANTIZE_CONFIG = "quantize_config.json"
+TOKENIZER_MODEL, TOKENIZER = "tokenizer.model", "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class RkllmJob:
+    """One file to make. template: Jinja source. prompts: for calibration, none
+    where the release takes none. file: its name. windows: calibration text for codes
+    or scales that are made here, else None. simulated: evaluation slices for the toolkit's
+    simulator. emulated: those for our own emulation.
+    """
+
+    recipe: Recipe
+    conversion: Conversion
+    out: Path
+    file: str
+    force: bool
+    template: str
+    prompts: Sequence[Mapping[str, str]]
+    windows: TokenWindows | None = None
+    simulated: Sequence[TokenWindows] = ()
+    emulated: Sequence[TokenWindows] = ()
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What was done to the weights before the toolkit, and what an emulation says of it."""
+
+    smoothing: SmoothingRecord | None
+    certificates: tuple[CertificateRecord, ...]
+
+
+def reading_problems(conversion: Conversion, checkpoint: Checkpoint) -> list[GemquantError]:
+    """What this release needs of a model's files and does not find."""
+    release = conversion.release
+    if not release.tokenizer_model or TOKENIZER_MODEL in checkpoint.tokenizer_files():
+        return []
+    return [
+        UnsupportedError(
+            f"{conversion.toolkit.name} {release.version} reads {TOKENIZER_MODEL}, and "
+            f"{checkpoint.ref} has none.",
+            hint="Start from the published folder, which has one, or use a newer release.",
+        )
+    ]
+
+
+def needed_bytes(job: RkllmJob, checkpoint: Checkpoint) -> int:
+    """Space for the plain folder and, at most as much again, the converted file."""
+    (planned,) = plan(
+        [_plain(job, checkpoint, job.out.with_name(f".{job.out.name}.p"))], checkpoint
+    )
+    return 2 * planned.total_bytes + SMALL_FILES_BYTES
+
+
+def prepare(job: RkllmJob, checkpoint: Checkpoint, folder: Path, progress: Progress) -> Preparation:
+    """Write the model folder, calibration and job that the toolkit reads.
+
+    folder: an existing one, on the file system where it is to stay.
+    """
+    progress.note("writing the folder that the toolkit reads")
+    folds = Folds(job.conversion) if smooths(job.conversion.dtype, job.conversion.options) else None
+    with TemporaryDirectory(dir=folder, prefix=".plain.") as scratch:
+        plain, model = Path(scratch) / "plain", folder / MODEL
+        pipeline.run(
+            [_plain(job, checkpoint, plain, folds)],
+            checkpoint,
+            calibration=job.windows,
+            evaluation=(),
+            calibration_dtype=None if job.windows is None else _torch_dtype(job.recipe.calib_dtype),
+            progress=Silence() if job.windows is None else progress,
+        )
+        model.mkdir()
+        for path in sorted(plain.iterdir()):
+            if path.name == "config.json" or path.name.startswith("model"):
+                os.replace(path, model / path.name)  # noqa: PTH105 (one file system)
+    for name, content in tokenizer_files(checkpoint, job).items():
+        (model / name).write_bytes(content)
+    if job.conversion.options.gptq:
+        _write_json(model / QUANTIZE_CONFIG, _quantize_config(model / "config.json"))
+    if job.prompts:
+        _write_json(folder / CALIBRATION, list(job.prompts))
+    _write_json(folder / JOB, worker_job(job, checkpoint))
+    smoothing = None if folds is None else folds.record(checkpoint)
+    if smoothing is not None:
+        _write_json(folder / SMOOTHING, smoothing.model_dump(mode="json"))
+    certificates = emulated(
+        job.conversion,
+        checkpoint,
+        model,
+        job.emulated,
+        smoothed=smoothing is not None,
+        progress=progress,
+    )
+    if any(each.slices for each in certificates):
+        _write_json(folder / EMULATED, [each.model_dump(mode="json") for each in certificates])
+    return Preparation(smoothing, certificates)
+
+
+def tokenizer_files(checkpoint: Checkpoint, job: RkllmJob) -> dict[str, bytes]:
+    """Tokenizer files with the chat template in them, in the spelling that the release reads."""
+    files = with_chat_template(checkpoint.tokenizer_files(), job.template)
+    if job.conversion.release.merges == "text" and TOKENIZER in files:
+        tokenizer = json.loads(files[TOKENIZER])
+        merges = tokenizer["model"].get("merges", [])
+        tokenizer["model"]["merges"] = [
+            merge if isinstance(merge, str) else " ".join(merge) for merge in merges
+        ]
+        files[TOKENIZER] = json.dumps(tokenizer, ensure_ascii=False).encode()
+    return files
+
+
+def worker_job(job: RkllmJob, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The job that the program takes, here and on another machine."""
+    dtype = "float16" if job.conversion.options.gptq else plain_dtype(checkpoint)
+    return {
+        "imports": job.conversion.toolkit.imports,
+        "calls": calls(job.conversion, dtype=dtype, file=job.file),
+        "file": job.file,
+    }
+
+
+def prepare_only(job: RkllmJob, checkpoint: Checkpoint, progress: Progress) -> Preparation:
+    """Leave everything that the toolkit needs, and the program that calls it, in ``job.out``."""
+    with staged(job.out, force=False, needed_bytes=needed_bytes(job, checkpoint)) as folder:
+        prepared = prepare(job, checkpoint, folder, progress)
+        shutil.copyfile(PROGRAM, folder / CONVERT)
+    return prepared
+
+
+def convert(
+    job: RkllmJob,
+    checkpoint: Checkpoint,
+    *,
+    interpreter: Interpreter,
+    limits: Limits,
+    threads: int,
+    progress: Progress,
+) -> Artifact:
+    """Prepare, convert, verify, seal; whatever happens, nothing unfinished stays."""
+    needed = needed_bytes(job, checkpoint)
+    with staged(job.out, force=job.force, needed_bytes=needed) as folder:
+        with TemporaryDirectory(
+            dir=folder.parent, prefix=f".{job.out.name}.", suffix=".tool"
+        ) as scratch:
+            prepared = prepare(job, checkpoint, Path(scratch), progress)
+            told, heard = worker_job(job, checkpoint), progress
+            expected: ForeignLogits | None = None
+            if job.simulated:
+                expected = ForeignLogits(checkpoint, job.simulated, progress=progress)
+                told["simulation"] = simulation_job(job.conversion.release, expected)
+                heard = Listening(progress, Path(scratch) / LOGITS, expected)
+            result = run_tool(
+                Tool(job.conversion.toolkit.name, PROGRAM),
+                told,
+                ConvertResult,
+                interpreter=interpreter,
+                limits=limits,
+                folder=Path(scratch),
+                threads=threads,
+                progress=heard,
+            )
+            refuse(file_problems(Path(scratch) / job.file, job.conversion, checkpoint.config))
+            os.replace(Path(scratch) / job.file, folder / job.file)  # noqa: PTH105
+        certificates = prepared.certificates
+        if expected is not None:
+            conversion = job.conversion
+            measured = certificate(conversion.toolkit.name, conversion.release, expected)
+            certificates = (*certificates, certificate_record(measured))
+        manifest = rkllm_manifest(
+            job.recipe,
+            job.conversion,
+            checkpoint,
+            result,
+            file_bytes=(folder / job.file).stat().st_size,
+            windows=job.windows,
+            smoothing=prepared.smoothing,
+            certificates=certificates,
+        )
+        seal(folder, manifest, original_card=checkpoint.provenance.card)
+    return Artifact.open(job.out)
+
+
+def _plain(job: RkllmJob, checkpoint: Checkpoint, out: Path, folds: Folds | None = None) -> Job:
+    """The job of writing the model that the toolkit reads: plain, or as a GPTQ checkpoint.
+
+    folds: collects what is folded into a plain one; none for nothing.
+    """
+    conversion = job.conversion
+    if conversion.options.gptq:
+        quantizer = AWQ(bits=8, group_size=conversion.dtype.group_size, symmetric=True, scale=False)
+        recipe = Recipe(model=job.recipe.model, quantizer="awq", exporter="gptq")
+        return Job(quantizer, Gptq(), out, recipe)
+    dtype = plain_dtype(checkpoint)
+    deciding: Quantizer = Cast(dtype) if folds is None else folds.quantizer
+    recipe = Recipe(model=job.recipe.model, quantizer=deciding.name, exporter="safetensors")
+    return Job(deciding, PlainSafetensors(_torch_dtype(dtype)), out, recipe)
+
+
+def _quantize_config(config: Path) -> dict[str, Any]:
+    """What AutoGPTQ's own loader reads, beside the same in config.json for transformers."""
+    quantization: dict[str, Any] = json.loads(config.read_text())["quantization_config"]
+    return {**quantization, "model_name_or_path": None, "model_file_base_name": "model"}
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    import torch
+
+    made: torch.dtype = getattr(torch, name)
+    return made
+
+
+def _write_json(path: Path, document: Any) -> None:
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,91 @@
+"""Level ``vendor-sim``: the toolkit's own simulator predicts the evaluation windows.
+
+Its logits come as files of some positions each. The program waits while a few lie unread, and each
+is removed as soon as it is scored: neither memory nor disk grows with the number of windows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gemquant.core.progress import Progress
+from gemquant.core.results import Certificate
+from gemquant.errors import WorkerError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gemquant.core.targets.toolkit import ToolkitVersion
+    from gemquant.measure.quality.runtime_logits import ForeignLogits
+
+FOLDER, TASK = "logits", "simulating"
+CHUNK_BYTES = 64_000_000
+HEADER_BYTES = 1024
+WAYS = {
+    "get_logits": "get_logits, the vendor's simulator",
+    "evaluator": "its Evaluator: int8 rows, activations quantized as they come, head included",
+}
+
+
+def simulation_job(release: ToolkitVersion, expected: ForeignLogits) -> dict[str, Any]:
+    """What the program is told: how to simulate, what, and how many positions to a file."""
+    return {
+        "way": release.simulator,
+        "windows": expected.windows.tolist(),
+        "positions": max(1, CHUNK_BYTES // (4 * expected.vocabulary)),
+        "folder": FOLDER,
+    }
+
+
+def certificate(toolkit: str, release: ToolkitVersion, scored: ForeignLogits) -> Certificate:
+    """What the simulator's predictions differ by."""
+    assert release.simulator is not None
+    runtime = f"{toolkit} {release.version}, {WAYS[release.simulator]}"
+    return Certificate("vendor-sim", runtime, scored.results(), scored.digest)
+
+
+@dataclass
+class Listening:
+    """Progress that scores each file of logits when the program says that it is complete."""
+
+    progress: Progress
+    folder: Path
+    expected: ForeignLogits
+    number: int = 0
+
+    def start(self, task: str, total: int) -> None:
+        """Pass on."""
+        self.progress.start(task, total)
+
+    def advance(self, task: str, amount: int = 1) -> None:
+        """Score as many files as were written."""
+        if task == TASK:
+            for _ in range(amount):
+                path = self.folder / f"{self.number}.npy"
+                self.expected.add(_read(path, self.expected.vocabulary))
+                path.unlink()
+                self.number += 1
+        self.progress.advance(task, amount)
+
+    def note(self, text: str) -> None:
+        """Pass on."""
+        self.progress.note(text)
+
+
+def _read(path: Path, vocabulary: int) -> Tensor:
+    """Logits of one file, (positions, vocabulary) float32."""
+    import numpy as np
+    import torch
+
+    most = max(CHUNK_BYTES, 4 * vocabulary) + HEADER_BYTES
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > most:
+        raise WorkerError(f"{path.name}: not the logits that were announced.")
+    try:
+        logits = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise WorkerError(f"{path.name}: not logits: {error}.") from None
+    if logits.dtype != np.float32:
+        raise WorkerError(f"{path.name}: logits in {logits.dtype}, not float32.")
+    return torch.from_numpy(logits)

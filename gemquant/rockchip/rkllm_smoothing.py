@@ -1,0 +1,103 @@
+"""What is folded into a model before the toolkit rounds it to 8 bits, and what that is worth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gemquant.convert.external.build import plain_dtype
+from gemquant.core.artifact import (
+    CertificateRecord,
+    FoldRecord,
+    SmoothingRecord,
+    certificate_record,
+)
+from gemquant.core.progress import Progress
+from gemquant.core.targets.device import NpuDtype
+from gemquant.formats.checkpoint import Checkpoint
+from gemquant.formats.safetensors.plain import PlainSafetensors
+from gemquant.measure.quality.emulated import Emulated, emulate, not_emulated
+from gemquant.models.structure import InputGroup, RowFold
+from gemquant.quantizers.smoothquant import Smoothing
+from gemquant.rockchip.rkllm_options import RkllmOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gemquant.calibration.windows import TokenWindows
+    from gemquant.numerics.smoothquant import Smoothed
+    from gemquant.rockchip.rkllm_rules import Conversion
+
+
+def smooths(dtype: NpuDtype, options: RkllmOptions) -> bool:
+    """Whether outliers are folded away: of no use unless the toolkit rounds both to 8 bits."""
+    return options.smooth and not _reason(dtype, options)
+
+
+def _reason(dtype: NpuDtype, options: RkllmOptions) -> str:
+    """Why neither smoothing nor its emulation concerns a conversion; empty where they do."""
+    if dtype.activation_bits != 8 or dtype.weight_bits != 8:
+        return f"{dtype.name} is not 8 bits for both weights and activations"
+    return "--gptq makes the codes here; only plain rounding is emulated" if options.gptq else ""
+
+
+class Folds:
+    """Collects what a model's layers are smoothed by."""
+
+    def __init__(self, conversion: Conversion) -> None:
+        self.quantizer = Smoothing(conversion.dtype.group_size, self._add)
+        self._folds: list[FoldRecord] = []
+
+    def _add(self, prefix: str, group: InputGroup, found: Smoothed) -> None:
+        if not found.by_activations:
+            return
+        fold = group.fold
+        assert fold is not None
+        self._folds.append(
+            FoldRecord(
+                linears=tuple(prefix + linear for linear in group.linears),
+                folded_into=prefix + (fold.linear if isinstance(fold, RowFold) else fold.norm),
+                by_activations=found.by_activations,
+                by_weights=found.by_weights,
+            )
+        )
+
+    def record(self, checkpoint: Checkpoint) -> SmoothingRecord:
+        """All of them."""
+        return SmoothingRecord(folds=tuple(self._folds), float_dtype=plain_dtype(checkpoint))
+
+
+def emulated(
+    conversion: Conversion,
+    checkpoint: Checkpoint,
+    model: Path,
+    evaluation: Sequence[TokenWindows],
+    *,
+    smoothed: bool,
+    progress: Progress,
+) -> tuple[CertificateRecord, ...]:
+    """Emulate the folder that the toolkit will read, and where it is smoothed the original too.
+
+    model: that folder. Empty where no evaluation text is given.
+    """
+    if not evaluation:
+        return ()
+    dtype = conversion.dtype
+    if reason := _reason(dtype, conversion.options):
+        return (certificate_record(not_emulated(dtype.name, reason)),)
+    models = [Emulated(PlainSafetensors().open(model), smoothing=smoothed)]
+    if smoothed:
+        models.append(Emulated(checkpoint, smoothing=False))
+    return tuple(
+        map(
+            certificate_record,
+            emulate(
+                checkpoint,
+                models,
+                evaluation,
+                dtype=dtype.name,
+                group_size=dtype.group_size,
+                progress=progress,
+            ),
+        )
+    )

@@ -1,0 +1,271 @@
+"""Tiny random Gemmas of every generation, as folders like those on the Hub.
+
+Shapes are chosen to expose transposed or confused axes: the vocabulary size differs from every
+other dimension, heads · head_dim ≠ hidden, queries share key-value heads, the sliding window (8) is
+shorter than any test's windows, and every linear's input is divisible by 128.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+from torch import Tensor
+
+from gemquant.models.structure import EMBEDDING, HEAD, tensor_shapes
+
+Kind = Literal["gemma", "gemma2", "gemma3_text", "gemma3"]
+GENERATIONS: tuple[Kind, ...] = ("gemma", "gemma2", "gemma3_text")
+KINDS: tuple[Kind, ...] = (*GENERATIONS, "gemma3")
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
+    "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+
+_WORDS = (
+    "the of and to in is that for with as on it was by this are from not have be at which "
+    "def return import self user model hello world quick brown fox jumps over lazy dog"
+)
+_SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
+
+
+def _merges() -> list[tuple[str, str]]:
+    """Every prefix of every word, shortest first within a word, so that whole words are tokens."""
+    merges: dict[tuple[str, str], None] = {}
+    for word in _WORDS.split():
+        piece = "▁"
+        for letter in word:
+            merges[(piece, letter)] = None
+            piece += letter
+    return list(merges)
+
+
+def tiny_tokenizer() -> Tokenizer:
+    """Return a BPE with byte fallback, laid out like Gemma's: specials, merged pieces, letters."""
+    merges = _merges()
+    pieces = [*_SPECIAL, "\n", *(f"<0x{byte:02X}>" for byte in range(256))]
+    pieces += ["".join(pair) for pair in merges]
+    pieces += ["▁", *(chr(code) for code in range(33, 127))]
+    vocab = {piece: index for index, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(
+        models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A <bos>:1 $B:1", special_tokens=[("<bos>", 2)]
+    )
+    tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in _SPECIAL])
+    tokenizer.add_tokens([AddedToken("\n", normalized=False)])
+    return tokenizer
+
+
+def write_tiny_tokenizer(folder: Path) -> None:
+    """Write tokenizer.json and a tokenizer_config.json that carries the chat template."""
+    tiny_tokenizer().save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "GemmaTokenizer",
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "pad_token": "<pad>",
+        "eos_token": "<eos>",
+        "bos_token": "<bos>",
+        "unk_token": "<unk>",
+        "chat_template": CHAT_TEMPLATE,
+        "clean_up_tokenization_spaces": False,
+    }
+    _write_json(folder / "tokenizer_config.json", config)
+
+
+_COMMON: dict[str, Any] = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_attention_heads": 8,
+    "head_dim": 32,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-6,
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "initializer_range": 0.02,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "bos_token_id": 2,
+    "use_cache": True,
+    "torch_dtype": "bfloat16",
+}
+
+_OWN: dict[str, dict[str, Any]] = {
+    "gemma": {
+        "architectures": ["GemmaForCausalLM"],
+        "model_type": "gemma",
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 1,
+        "hidden_act": "gelu",
+        "hidden_activation": None,
+        "rope_theta": 10000.0,
+        "rope_scaling": None,
+    },
+    "gemma2": {
+        "architectures": ["Gemma2ForCausalLM"],
+        "model_type": "gemma2",
+        "num_hidden_layers": 3,
+        "num_key_value_heads": 2,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "rope_theta": 10000.0,
+        "sliding_window": 8,
+        "query_pre_attn_scalar": 24,
+        "attn_logit_softcapping": 5.0,
+        "final_logit_softcapping": 3.0,
+        "cache_implementation": "hybrid",
+    },
+    "gemma3_text": {
+        "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 3,
+        "num_key_value_heads": 2,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "rope_theta": 1000000.0,
+        "rope_local_base_freq": 10000.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        "sliding_window": 8,
+        "sliding_window_pattern": 2,
+        "query_pre_attn_scalar": 24,
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+    },
+}
+
+
+def tiny_config(kind: Kind) -> dict[str, Any]:
+    """Return a ``config.json`` as published: the flat, older spelling, or nested for "gemma3"."""
+    own = _OWN["gemma3_text" if kind == "gemma3" else kind]
+    text = copy.deepcopy({**_COMMON, **own, "vocab_size": tiny_tokenizer().get_vocab_size()})
+    if kind != "gemma3":
+        return text
+    del text["architectures"], text["torch_dtype"]
+    return {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "model_type": "gemma3",
+        "text_config": text,
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        "mm_tokens_per_image": 4,
+        "image_token_index": 7,
+        "torch_dtype": "bfloat16",
+    }
+
+
+def tiny_tensors(
+    config: Mapping[str, Any],
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.bfloat16,
+    tied: bool = True,
+) -> dict[str, Tensor]:
+    """Return seeded weights under the text model's names.
+
+    Norm gains spread over two orders of magnitude with a few outliers, as in real Gemmas, so that
+    some input channels matter much more than others; linears have heavier tails than a normal.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shapes = tensor_shapes({**config, "tie_word_embeddings": tied})
+    tensors = {}
+    for name, shape in shapes.items():
+        values = torch.randn(shape, generator=generator)
+        if name in (EMBEDDING, HEAD):
+            values /= shape[1] ** 0.5
+        elif len(shape) == 2:
+            values *= (1 + values.square()) / (3.9 * shape[1] ** 0.5)
+        else:
+            values = torch.exp(0.5 * values)
+            values[:: max(shape[0] // 4, 1)] *= 6
+            values -= 1
+        tensors[name] = values.to(dtype)
+    return tensors
+
+
+def _vision_tensors(seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Tensors named like a vision tower and projector; no model, only something to be ignored."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    shapes = {
+        "vision_tower.vision_model.embeddings.patch_embedding.weight": (16, 3, 14, 14),
+        "vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight": (24, 16),
+        "vision_tower.vision_model.encoder.layers.0.mlp.fc1.bias": (24,),
+        "multi_modal_projector.mm_input_projection_weight": (16, 128),
+        "multi_modal_projector.mm_soft_emb_norm.weight": (16,),
+    }
+    return {
+        name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()
+    }
+
+
+def write_tiny_gemma(
+    folder: Path,
+    kind: Kind = "gemma2",
+    *,
+    seed: int = 0,
+    shards: int = 1,
+    dtype: torch.dtype = torch.bfloat16,
+    tied: bool = True,
+    overrides: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write config, weights and tokenizer into ``folder`` (created) and return it.
+
+    shards: one ``model.safetensors``, or several with an index. tied: whether the head shares the
+    embedding's weights. overrides: keys of the text configuration to change first.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = tiny_config(kind)
+    text = config["text_config"] if kind == "gemma3" else config
+    text.update(overrides or {})
+    if not tied:
+        config["tie_word_embeddings"] = text["tie_word_embeddings"] = False
+    _write_json(folder / "config.json", config)
+    tensors = tiny_tensors(text, seed=seed, dtype=dtype, tied=tied)
+    if kind == "gemma3":
+        tensors = {f"language_model.{name}": tensor for name, tensor in tensors.items()}
+        tensors |= _vision_tensors(seed, dtype)
+    write_shards(folder, tensors, shards)
+    write_tiny_tokenizer(folder)
+    return folder
+
+
+def write_shards(folder: Path, tensors: Mapping[str, Tensor], shards: int = 1) -> None:
+    """Write tensors as one file, or as several of about the same count with an index."""
+    if shards == 1:
+        save_file(dict(tensors), folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    names = list(tensors)
+    weight_map = {}
+    for shard in range(shards):
+        file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
+        chosen = names[shard * len(names) // shards : (shard + 1) * len(names) // shards]
+        save_file({n: tensors[n] for n in chosen}, folder / file, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(chosen, file))
+    size = sum(t.numel() * t.element_size() for t in tensors.values())
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    _write_json(folder / "model.safetensors.index.json", index)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from gemquant.core.artifact import (
+    ActivationRange,
+    CertificateRecord,
+    Manifest,
+    Source,
+)
+from gemquant.core.artifact.card import Inherited, inherited_again, inherited_from, render_card
+from gemquant.core.artifact.certificates import MeasurementRecord, SliceRecord
+from gemquant.core.protocols import AffineScheme
+from gemquant.formats.compressed_tensors import CompressedTensors
+from tests.helpers.tiny_artifact import W4, tiny_header, tiny_manifest
+
+
+@pytest.fixture
+def manifest() -> Manifest:
+    return tiny_manifest(tiny_header(CompressedTensors()), "compressed-tensors")
+
+
+def changed(manifest: Manifest, **fields: Any) -> Manifest:
+    return manifest.model_copy(update=fields)
+
+
+def matter(card: str) -> dict[str, Any]:
+    front: dict[str, Any] = yaml.safe_load(card.split("---\n")[1])
+    return front
+
+
+def measured(level: str) -> CertificateRecord:
+    value = MeasurementRecord(value=0.12345, standard_error=0.0123)
+    slice_record = SliceRecord(
+        slice="english",
+        windows=8,
+        tokens=4088,
+        perplexity_original=MeasurementRecord(value=19.2345, standard_error=0.512),
+        perplexity_quantized=MeasurementRecord(value=21.118, standard_error=0.68),
+        kl_mean=value,
+        kl_p999=value,
+        top1_agreement=value,
+    )
+    return CertificateRecord(level=level, runtime="torch", slices=(slice_record,))
+
+
+def test_the_front_matter_says_what_the_hub_needs_to_know(manifest: Manifest) -> None:
+    front = matter(render_card(manifest))
+    assert {key: front[key] for key in list(front)[:8]} == {
+        "license": "gemma",
+        "license_link": "https://ai.google.dev/gemma/terms",
+        "base_model": "google/gemma-2-2b",
+        "base_model_relation": "quantized",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["gemma", "rtn", "compressed-tensors", "4-bit"],
+        "quantized_by": "gemquant",
+    }
+
+
+def test_access_is_gated_as_on_googles_cards(manifest: Manifest) -> None:
+    front = matter(render_card(manifest))
+    assert front["extra_gated_heading"] == "Access Gemma on Hugging Face"
+    assert front["extra_gated_button_content"] == "Acknowledge license"
+    assert "review and agree to Google’s usage license" in front["extra_gated_prompt"]
+
+
+def test_a_folder_is_no_base_model_of_the_hub(manifest: Manifest) -> None:
+    card = render_card(changed(manifest, base_model="my: folder"))
+    assert "base_model" not in matter(card)
+    assert "# my: folder, rtn" in card
+
+
+def test_the_notices_that_the_terms_require_are_there(manifest: Manifest) -> None:
+    card = render_card(manifest)
+    assert "This is a modified version of [google/gemma-2-2b]" in card
+    assert "https://ai.google.dev/gemma/terms" in card
+    assert "https://ai.google.dev/gemma/prohibited_use_policy" in card
+
+
+def test_each_level_has_a_table_of_its_own(manifest: Manifest) -> None:
+    card = render_card(
+        changed(manifest, certificates=(measured("reference"), measured("emulated")))
+    )
+    reference, emulated = card.split("### Level `")[1:3]
+    assert reference.startswith("reference`")
+    assert emulated.startswith("emulated`")
+    row = "| english | 8 | 4088 | 19.23 ± 0.51 | 21.12 ± 0.68 | 0.123 ± 0.012 |"
+    assert row in reference
+    assert row in emulated
+
+
+def test_a_level_that_was_not_run_says_why(manifest: Manifest) -> None:
+    assert "Not run (transformers): not installed" in render_card(manifest)
+
+
+def test_overflow_is_said_plainly(manifest: Manifest) -> None:
+    seen = ActivationRange(largest=120000.0, where="model.layers.1.mlp", fits_float16=False)
+    card = render_card(changed(manifest, activation_range=seen))
+    assert "largest activation 120,000 at `model.layers.1.mlp`: **does not fit**" in card
+
+
+def test_a_source_that_was_quantized_before_is_named_as_such(manifest: Manifest) -> None:
+    sample = Source(ref="sample:gemma-3-270m", files={})
+    assert "may have been quantized before" in render_card(changed(manifest, source=sample))
+    assert "may have been quantized before" not in render_card(manifest)
+
+
+def test_the_original_card_follows_without_its_front_matter(manifest: Manifest) -> None:
+    original = "---\nlicense: gemma\nsecret: yes\n---\n# Gemma 2 model card\n\nBody.\n"
+    card = render_card(manifest, inherited=inherited_from(original))
+    assert card.endswith("# Gemma 2 model card\n\nBody.\n")
+    assert "secret" not in card
+
+
+def test_nothing_in_an_original_card_is_taken_for_a_template(manifest: Manifest) -> None:
+    card = render_card(manifest, inherited=inherited_from("{{ manifest.recipe }} {% raise %}"))
+    assert card.endswith("{{ manifest.recipe }} {% raise %}\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a|b", r"# a\|b, rtn"),
+        ("<script>", r"# \<script\>, rtn"),
+        ("x\n# y", r"# x \# y, rtn"),
+        ("[a](b)", r"# \[a\](b), rtn"),
+        ("{{ 7 * 7 }}", r"# {{ 7 \* 7 }}, rtn"),
+    ],
+)
+def test_names_from_outside_are_shown_as_they_are(
+    manifest: Manifest, name: str, shown: str
+) -> None:
+    assert shown in render_card(changed(manifest, base_model=name)).splitlines()
+
+
+def test_a_reference_with_backticks_stays_inline_code(manifest: Manifest) -> None:
+    source = Source(ref="a`b", files={})
+    assert "Source: `` a`b ``." in render_card(changed(manifest, source=source))
+
+
+def loading(container: str, architecture: str, scheme: AffineScheme = W4) -> str:
+    header = tiny_header(CompressedTensors(), scheme=scheme)
+    manifest = changed(tiny_manifest(header, container), architecture=architecture)
+    return render_card(manifest).split("## How to load it")[1].split("## How it was made")[0]
+
+
+def test_compressed_tensors_loads_everywhere() -> None:
+    text = loading("compressed-tensors", "gemma3_text")
+    assert "pip install transformers compressed-tensors accelerate" in text
+    assert "vllm serve path/to/this/folder\n" in text
+
+
+def test_three_bits_are_not_promised_for_vllm() -> None:
+    text = loading("compressed-tensors", "gemma2", AffineScheme(3, 32, symmetric=False))
+    assert "vLLM has no kernel for 3 bits with zero points." in text
+    assert "vllm serve" not in text
+
+
+def test_awq_of_gemma_2_asks_vllm_for_bfloat16() -> None:
+    flags = "vllm serve path/to/this/folder --dtype bfloat16 --quantization awq_marlin"
+    assert flags in loading("awq-gemm", "gemma2")
+
+
+def test_awq_of_gemma_3_warns_of_float16() -> None:
+    text = loading("awq-gemm", "gemma3_text")
+    assert "where Gemma 3 overflows" in text
+    assert "vllm serve" not in text
+
+
+def lineage(manifest: Manifest) -> tuple[object, object]:
+    front = matter(render_card(manifest))
+    return front.get("base_model"), front.get("base_model_relation")
+
+
+def unquantized(manifest: Manifest) -> Manifest:
+    plain = manifest.quantization.model_copy(update={"quantizer": "cast", "schemes": ()})
+    return changed(manifest, quantization=plain)
+
+
+def test_a_converted_model_is_no_finetune(manifest: Manifest) -> None:
+    assert lineage(unquantized(manifest)) == ("google/gemma-2-2b", "quantized")
+
+
+def test_a_merged_adapter_of_the_hub_is_a_parent_too(manifest: Manifest) -> None:
+    merged = changed(manifest, recipe={**manifest.recipe, "lora": "me/my-lora@main"})
+    parents = ["google/gemma-2-2b", "me/my-lora"]
+    assert lineage(merged) == (parents, "quantized")
+    assert lineage(unquantized(merged)) == (parents, "merge")
+
+
+def test_a_merged_adapter_from_a_folder_is_not_named_as_a_parent(manifest: Manifest) -> None:
+    merged = changed(manifest, recipe={**manifest.recipe, "lora": "./my-lora"})
+    assert lineage(unquantized(merged)) == ("google/gemma-2-2b", "merge")
+
+
+def test_measurements_are_read_back_by_the_hubs_own_classes(manifest: Manifest) -> None:
+    card = render_card(changed(manifest, certificates=(measured("reference"),)))
+    read = ModelCard(card).data
+    assert (read.model_name, len(read.eval_results)) == ("gemma-2-2b, rtn", 5)
+    first = read.eval_results[0]
+    assert (first.metric_type, first.metric_value) == ("perplexity", 21.118)
+    assert first.metric_name == "Perplexity after quantization (level reference)"
+    assert (first.dataset_config, first.dataset_args) == ("english", {"windows": 8, "tokens": 4088})
+    assert first.metric_args == {"runtime": "torch", "standard_error": 0.68}
+
+
+def test_what_was_not_measured_is_no_result(manifest: Manifest) -> None:
+    assert "model-index" not in matter(render_card(manifest))
+
+
+@pytest.mark.parametrize(
+    ("stated", "kept"),
+    [
+        ("language: en", ["en"]),
+        ("language: [en, de, zh-Hant, multilingual]", ["en", "de", "zh-Hant", "multilingual"]),
+        ("language: [no]", None),  # YAML reads this as false
+        ("language: {a: b}", None),
+        ("language: '<script>'", None),
+        ("licence: [", None),
+    ],
+)
+def test_languages_are_taken_over_where_they_are_codes(
+    manifest: Manifest, stated: str, kept: list[str] | None
+) -> None:
+    card = render_card(manifest, inherited=inherited_from(f"---\n{stated}\n---\nBody.\n"))
+    assert matter(card).get("language") == kept
+
+
+@pytest.mark.parametrize(
+    "original",
+    [
+        None,
+        "",
+        "Body.",
+        "---\nlanguage: [en, 'no']\n---\n# Title\n\n---\n\n*The card of x follows.*\n\nBody.\n",
+        "\n\n  indented\r\nand {{ braces }} é \n",
+    ],
+)
+def test_a_card_keeps_what_it_had_inherited(manifest: Manifest, original: str | None) -> None:
+    inherited = inherited_from(original)
+    card = render_card(manifest, inherited=inherited)
+    assert inherited_again(card) == inherited
+    assert render_card(manifest, inherited=inherited_again(card)) == card
+
+
+def test_a_card_of_ours_in_a_card_of_ours_stays_whole(manifest: Manifest) -> None:
+    inner = render_card(manifest, inherited=inherited_from("Body."))
+    inherited = inherited_from(inner)
+    assert inherited_again(render_card(manifest, inherited=inherited)) == inherited
+
+
+def test_a_name_cannot_pass_for_the_end_of_our_part(manifest: Manifest) -> None:
+    name = "x\n---\n\n*The card of y follows. It describes the model before quantization.*\n\nEvil"
+    card = render_card(changed(manifest, base_model=name), inherited=Inherited((), "Body."))
+    assert inherited_again(card) == Inherited((), "Body.")

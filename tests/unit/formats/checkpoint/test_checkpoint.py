@@ -1,0 +1,155 @@
+"""A folder's tensors come back as they were written, under the text model's names."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from gemquant.errors import CheckpointError
+from gemquant.formats.checkpoint import open_checkpoint
+from tests.helpers.tiny_gemma import (
+    CHAT_TEMPLATE,
+    Kind,
+    tiny_config,
+    tiny_tensors,
+    write_tiny_gemma,
+)
+
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+def test_every_tensor_is_read_as_written(generation: Kind, tiny_folder: Path) -> None:
+    checkpoint = open_checkpoint(str(tiny_folder))
+    written = tiny_tensors(tiny_config(generation))
+    assert list(checkpoint.names()) == list(written)
+    for name, tensor in written.items():
+        assert checkpoint.shape(name) == tuple(tensor.shape)
+        assert checkpoint.stored_dtype(name) == torch.bfloat16
+        assert torch.equal(checkpoint.tensor(name), tensor)
+
+
+def test_shards_hold_the_same_as_one_file(tmp_path: Path, tiny_folders: dict[Kind, Path]) -> None:
+    sharded = open_checkpoint(str(write_tiny_gemma(tmp_path / "m", "gemma2", shards=3)))
+    single = open_checkpoint(str(tiny_folders["gemma2"]))
+    assert all(torch.equal(sharded.tensor(n), single.tensor(n)) for n in single.names())
+
+
+def test_the_text_model_is_taken_out_of_a_multimodal_gemma(tiny_folders: dict[Kind, Path]) -> None:
+    whole = open_checkpoint(str(tiny_folders["gemma3"]))
+    text = open_checkpoint(str(tiny_folders["gemma3_text"]))
+    assert whole.config == text.config
+    assert all(torch.equal(whole.tensor(n), text.tensor(n)) for n in text.names())
+
+
+def test_the_newer_multimodal_naming_is_read_too(
+    tmp_path: Path, tiny_folders: dict[Kind, Path]
+) -> None:
+    folder = write_tiny_gemma(tmp_path / "m", "gemma3")
+    renamed = {
+        name.replace("language_model.model.", "model.language_model.").replace(
+            "vision_tower.", "model.vision_tower."
+        ): tensor
+        for name, tensor in load_file(folder / "model.safetensors").items()
+    }
+    save_file(renamed, folder / "model.safetensors")
+    text = open_checkpoint(str(tiny_folders["gemma3_text"]))
+    assert torch.equal(open_checkpoint(str(folder)).tensor(UP), text.tensor(UP))
+
+
+def test_a_head_of_its_own_is_read(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(str(write_tiny_gemma(tmp_path / "m", "gemma2", tied=False)))
+    assert checkpoint.names()[-1] == "lm_head.weight"
+
+
+def test_a_tied_head_is_dropped(tmp_path: Path) -> None:
+    folder = write_tiny_gemma(tmp_path / "m", "gemma2")
+    tensors = load_file(folder / "model.safetensors")
+    copy = tensors["model.embed_tokens.weight"].clone()
+    save_file({**tensors, "lm_head.weight": copy}, folder / "model.safetensors")
+    assert "lm_head.weight" not in open_checkpoint(str(folder)).names()
+
+
+def test_rows_are_those_of_the_tensor(tiny_folder: Path) -> None:
+    checkpoint = open_checkpoint(str(tiny_folder))
+    assert torch.equal(checkpoint.rows(UP, 5, 9), checkpoint.tensor(UP)[5:9])
+
+
+def test_a_conversion_is_as_torch_converts(tiny_folder: Path) -> None:
+    checkpoint = open_checkpoint(str(tiny_folder))
+    assert torch.equal(checkpoint.tensor(UP, torch.float32), checkpoint.tensor(UP).float())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_tensor_with_nan_or_infinity_is_named(tmp_path: Path, value: float) -> None:
+    folder = write_tiny_gemma(tmp_path / "m", "gemma2")
+    tensors = load_file(folder / "model.safetensors")
+    tensors[UP][3, 4] = value
+    save_file(tensors, folder / "model.safetensors")
+    checkpoint = open_checkpoint(str(folder))
+    with pytest.raises(CheckpointError, match=f"{UP}: 1 of 49152 values are NaN or infinite"):
+        checkpoint.tensor(UP)
+    assert checkpoint.rows(UP, 0, 3).isfinite().all()
+
+
+def test_reading_leaves_the_file_alone(tmp_path: Path) -> None:
+    folder = write_tiny_gemma(tmp_path / "m", "gemma2")
+    before = (folder / "model.safetensors").read_bytes()
+    open_checkpoint(str(folder)).tensor(UP).zero_()
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_the_digest_is_that_of_the_weight_file(tiny_folder: Path) -> None:
+    digest = hashlib.sha256((tiny_folder / "model.safetensors").read_bytes()).hexdigest()
+    assert open_checkpoint(str(tiny_folder)).source_digest() == {"model.safetensors": digest}
+
+
+def test_the_tokenizer_adds_no_bos_unless_asked(tiny_folder: Path) -> None:
+    tokenizer = open_checkpoint(str(tiny_folder)).tokenizer()
+    plain = tokenizer.encode(" hello", add_special_tokens=False).ids
+    assert tokenizer.encode(" hello").ids == [2, *plain]
+    assert tokenizer.decode(plain) == " hello"
+
+
+def test_a_tokenizer_that_truncates_is_made_whole(tmp_path: Path) -> None:
+    folder = write_tiny_gemma(tmp_path / "m", "gemma2")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["truncation"] = {
+        "direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0,
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    assert len(open_checkpoint(str(folder)).tokenizer().encode("a b c d e f g").ids) > 4
+
+
+def test_a_damaged_tokenizer_is_an_error(tmp_path: Path) -> None:
+    folder = write_tiny_gemma(tmp_path / "m", "gemma2")
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read"):
+        open_checkpoint(str(folder)).tokenizer()
+
+
+def test_tokenizer_files_are_passed_on_as_they_are(tiny_folder: Path) -> None:
+    files = open_checkpoint(str(tiny_folder)).tokenizer_files()
+    assert sorted(files) == ["tokenizer.json", "tokenizer_config.json"]
+    assert files["tokenizer.json"] == (tiny_folder / "tokenizer.json").read_bytes()
+
+
+def test_the_chat_template_is_that_of_the_configuration(tiny_folder: Path) -> None:
+    assert open_checkpoint(str(tiny_folder)).chat_template() == CHAT_TEMPLATE
+
+
+def test_a_template_file_goes_before_the_configuration(tmp_path: Path) -> None:
+    folder = write_tiny_gemma(tmp_path / "m", "gemma2")
+    (folder / "chat_template.jinja").write_text("{{ bos_token }}")
+    assert open_checkpoint(str(folder)).chat_template() == "{{ bos_token }}"
+
+
+def test_the_default_of_several_templates_is_chosen(tmp_path: Path) -> None:
+    folder = write_tiny_gemma(tmp_path / "m", "gemma2")
+    named = [{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}]
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    assert open_checkpoint(str(folder)).chat_template() == "d"

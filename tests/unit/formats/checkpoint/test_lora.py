@@ -1,0 +1,221 @@
+"""A merged adapter is the one that peft merges; anything else is refused by name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from gemquant.errors import CheckpointError, GemquantError, Problems, UnsupportedError
+from gemquant.formats.checkpoint import open_checkpoint
+from tests.helpers.tiny_gemma import Kind, write_tiny_gemma
+
+UP = "model.layers.1.mlp.up_proj.weight"
+UP_A = "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight"
+UP_B = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
+
+
+@pytest.fixture
+def folder(tiny_folders: dict[Kind, Path]) -> str:
+    return str(tiny_folders["gemma2"])
+
+
+def write_adapter(
+    folder: Path, *, tensors: dict[str, torch.Tensor] | None = None, **config: Any
+) -> str:
+    """A rank-2 adapter of one linear; ``config`` changes or adds keys."""
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(3)
+    own = {
+        UP_A: torch.randn(2, 128, generator=generator),
+        UP_B: torch.randn(384, 2, generator=generator),
+    }
+    save_file(own if tensors is None else tensors, folder / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "bias": "none", **config}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return str(folder)
+
+
+def refusal(folder: str, adapter: str) -> GemquantError:
+    with pytest.raises(GemquantError) as caught:
+        open_checkpoint(folder, lora=adapter)
+    return caught.value
+
+
+# peft reads an attribute that transformers is about to rename.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:The following alpha_pattern keys did not match:RuntimeWarning")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"lora_alpha": 12}, id="plain"),
+        pytest.param({"use_rslora": True}, id="rslora"),
+        pytest.param(
+            {
+                "rank_pattern": {"q_proj": 3, "model.layers.0.mlp.up_proj": 2},
+                "alpha_pattern": {
+                    "^model.layers.1.self_attn.q_proj": 40,
+                    "^up_proj": 70,  # anchored: no whole name
+                    "up_proj": 5,
+                },
+            },
+            id="patterns",
+        ),
+    ],
+)
+def test_the_merge_equals_pefts(
+    tmp_path: Path, generation: Kind, tiny_folder: Path, settings: dict[str, Any]
+) -> None:
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    targets = ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
+    model = peft.get_peft_model(
+        base,
+        peft.LoraConfig(r=4, target_modules=targets, init_lora_weights=False, **settings),
+    )
+    model.save_pretrained(tmp_path / "adapter")
+    merged = model.merge_and_unload().state_dict()
+    checkpoint = open_checkpoint(str(tiny_folder), lora=str(tmp_path / "adapter"))
+    for name in checkpoint.names():
+        ours = checkpoint.tensor(name, torch.float32)
+        assert torch.allclose(ours, merged[name], rtol=0, atol=1e-5), name
+
+
+def test_rows_of_a_merged_tensor_are_its_rows(folder: str, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(folder, lora=write_adapter(tmp_path / "a"))
+    assert torch.equal(checkpoint.rows(UP, 7, 30), checkpoint.tensor(UP)[7:30])
+
+
+def test_a_merged_tensor_is_declared_float32(folder: str, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(folder, lora=write_adapter(tmp_path / "a"))
+    assert checkpoint.stored_dtype(UP) == torch.float32
+    assert checkpoint.stored_dtype("model.norm.weight") == torch.bfloat16
+
+
+def test_an_adapter_of_the_multimodal_model_is_understood(
+    tiny_folders: dict[Kind, Path], tmp_path: Path
+) -> None:
+    module = "base_model.model.model.language_model.layers.1.mlp.up_proj"
+    tensors = {f"{module}.lora_A.weight": torch.ones(2, 128)}
+    tensors[f"{module}.lora_B.weight"] = torch.ones(384, 2)
+    adapter = write_adapter(tmp_path / "a", tensors=tensors)
+    plain = open_checkpoint(str(tiny_folders["gemma3"]))
+    merged = open_checkpoint(str(tiny_folders["gemma3"]), lora=adapter)
+    difference = merged.tensor(UP) - plain.tensor(UP, torch.float32)
+    assert torch.allclose(difference, torch.tensor(6.0), atol=1e-5)
+
+
+def test_the_digest_covers_the_adapter(folder: str, tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "a")
+    digest = open_checkpoint(folder, lora=adapter).source_digest()
+    assert sorted(digest) == [
+        "lora/adapter_config.json",
+        "lora/adapter_model.safetensors",
+        "model.safetensors",
+    ]
+    content = (tmp_path / "a" / "adapter_model.safetensors").read_bytes()
+    assert digest["lora/adapter_model.safetensors"] == hashlib.sha256(content).hexdigest()
+
+
+def test_an_adapter_of_another_model_lists_its_modules(folder: str, tmp_path: Path) -> None:
+    foreign = "base_model.model.model.layers.77.mlp.fc1"
+    tensors = {f"{foreign}.lora_{part}.weight": torch.ones(2, 2) for part in "AB"}
+    adapter = write_adapter(tmp_path / "a", tensors=tensors, base_model_name_or_path="other/model")
+    error = refusal(folder, adapter)
+    assert isinstance(error, CheckpointError)
+    assert "1 modules are not in this model: model.layers.77.mlp.fc1.weight" in error.message
+    assert error.hint == "The adapter was made for other/model."
+
+
+def test_an_adapter_of_another_size_is_refused_with_both_shapes(
+    folder: str, tmp_path: Path
+) -> None:
+    tensors = {UP_A: torch.ones(2, 64), UP_B: torch.ones(384, 2)}
+    error = refusal(folder, write_adapter(tmp_path / "a", tensors=tensors))
+    assert f"{UP}: lora_A has shape (2, 64); rank 2 and this model need (2, 128)" in error.message
+
+
+def test_another_base_models_name_alone_is_a_warning(
+    folder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    adapter = write_adapter(tmp_path / "a", base_model_name_or_path="other/model")
+    with caplog.at_level(logging.WARNING):
+        open_checkpoint(folder, lora=adapter)
+    assert "The adapter names other/model as its base" in caplog.text
+
+
+def test_half_an_update_is_refused(folder: str, tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "a", tensors={UP_A: torch.ones(2, 128)})
+    assert f"{UP}: lora_B is missing" in refusal(folder, adapter).message
+
+
+def test_tensors_that_are_no_update_are_listed(folder: str, tmp_path: Path) -> None:
+    stranger = "base_model.model.model.embed_tokens.lora_embedding_A"
+    tensors = {
+        UP_A: torch.ones(2, 128), UP_B: torch.ones(384, 2), stranger: torch.ones(2, 2),
+    }  # fmt: skip
+    error = refusal(folder, write_adapter(tmp_path / "a", tensors=tensors))
+    assert isinstance(error, UnsupportedError)
+    assert f"are not LoRA weights of linears: {stranger}" in error.message
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        pytest.param({"peft_type": "IA3"}, "peft_type 'IA3'", id="kind"),
+        pytest.param({"bias": "all"}, "bias 'all'", id="bias"),
+        pytest.param({"use_dora": True}, "use_dora True", id="dora"),
+        pytest.param({"modules_to_save": ["lm_head"]}, "modules_to_save", id="modules"),
+        pytest.param({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4'", id="pissa"),
+        pytest.param({"layer_replication": [[0, 2]]}, "layer_replication", id="replication"),
+        pytest.param({"rank_pattern": {"(a+)+$": 2}}, r"rank_pattern '(a+)+$'", id="expression"),
+        pytest.param({"r": 0}, "r 0: must be from 1", id="rank"),
+        pytest.param({"lora_alpha": "x"}, "lora_alpha 'x'", id="alpha"),
+    ],
+)
+def test_what_is_more_than_a_low_rank_update_is_refused(
+    folder: str, tmp_path: Path, settings: dict[str, Any], words: str
+) -> None:
+    assert words in refusal(folder, write_adapter(tmp_path / "a", **settings)).message
+
+
+def test_all_unsupported_settings_come_at_once(folder: str, tmp_path: Path) -> None:
+    error = refusal(folder, write_adapter(tmp_path / "a", use_dora=True, bias="all", r=0))
+    assert isinstance(error, Problems)
+    assert len(error.problems) == 3
+
+
+def test_a_folder_that_is_no_adapter_is_refused(folder: str, tmp_path: Path) -> None:
+    assert "adapter_config.json is missing" in refusal(folder, str(tmp_path)).message
+
+
+def test_a_pickled_adapter_is_refused(folder: str, tmp_path: Path) -> None:
+    adapter = Path(write_adapter(tmp_path / "a"))
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    assert "only pickled weights" in refusal(folder, str(adapter)).message
+
+
+def test_nan_in_an_adapter_is_named(folder: str, tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "a")
+    path = tmp_path / "a" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    tensors[UP_A][0, 0] = float("nan")
+    save_file(tensors, path)
+    assert f"{UP_A}: 1 of 256 values are NaN" in refusal(folder, adapter).message
+
+
+def test_problems_of_base_and_adapter_come_together(tmp_path: Path) -> None:
+    folder = write_tiny_gemma(tmp_path / "m", "gemma2")
+    (folder / "tokenizer.json").unlink()
+    error = refusal(str(folder), write_adapter(tmp_path / "a", bias="all"))
+    assert "tokenizer.json is missing" in str(error)
+    assert "bias 'all'" in str(error)

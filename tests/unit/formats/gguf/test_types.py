@@ -1,0 +1,195 @@
+"""Every tensor gets the type that llama.cpp's quantize gave it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gemquant.errors import UsageError
+from gemquant.formats.gguf.file_types import FILE_TYPES, file_type, tensor_type
+from gemquant.formats.gguf.overrides import parse_override
+from gemquant.formats.gguf.types import (
+    TypePlan,
+    TypeRequest,
+    choose_types,
+    gguf_shapes,
+    importance_problems,
+)
+
+GOLDEN = json.loads(
+    (Path(__file__).parents[3] / "golden" / "gguf_types.json").read_text(encoding="utf-8")
+)
+
+
+def config(model: str) -> dict[str, Any]:
+    return {"vocab_size": 512, **GOLDEN["models"][model]}
+
+
+def request(file_type_name: str, asked: dict[str, Any]) -> TypeRequest:
+    types = {k: tensor_type(asked[k]) for k in ("embedding_type", "output_type") if k in asked}
+    overrides = tuple(parse_override(f"{p}={t}") for p, t in asked.get("overrides", ()))
+    pure = asked.get("pure", False)
+    return TypeRequest(file_type(file_type_name), overrides=overrides, pure=pure, **types)
+
+
+def expected(layout: int) -> dict[str, str]:
+    """A layout of the golden file, tensor by tensor."""
+    types = {}
+    for runs, kinds in GOLDEN["layouts"][layout].items():
+        counts, names = runs.split()[::2], runs.split()[1::2]
+        each = [n for count, n in zip(counts, names, strict=True) for _ in range(int(count))]
+        for kind, (layer, name) in itertools.product(kinds.split(), enumerate(each)):
+            outside = kind in ("token_embd", "output")
+            types[f"{kind}.weight" if outside else f"blk.{layer}.{kind}.weight"] = name
+    return types
+
+
+def chosen(plan: TypePlan) -> dict[str, str]:
+    return {t.name: t.type.name for t in plan.tensors if len(t.shape) > 1}
+
+
+def runs(model: str) -> Iterator[tuple[str, int | None, TypePlan]]:
+    for key, layout in GOLDEN["runs"].items():
+        of, file_type_name, importance, asked = key.split("|")
+        if of == model:
+            wanted = request(file_type_name, GOLDEN["asked"].get(asked, {}))
+            yield key, layout, choose_types(config(of), wanted, has_importance=bool(importance))
+
+
+@pytest.mark.parametrize("model", GOLDEN["models"])
+def test_every_tensor_has_llama_cpps_type(model: str) -> None:
+    compared = 0
+    for key, layout, plan in runs(model):
+        if layout is not None:
+            assert chosen(plan) == expected(layout), key
+            compared += 1
+    assert compared >= 59
+
+
+def test_only_what_llama_cpp_refuses_without_importance_is_a_problem() -> None:
+    for key, layout, plan in runs("gemma-3-270m"):
+        covered = None if "|importance|" not in key else [t.name for t in plan.tensors]
+        assert bool(importance_problems(plan, covered)) == (layout is None), key
+
+
+def test_a_tensor_without_an_entry_is_named() -> None:
+    plan = choose_types(config("short"), request("Q2_K_S", {}), has_importance=True)
+    covered = {t.name for t in plan.tensors} - {"blk.1.ffn_up.weight"}
+    (problem,) = importance_problems(plan, covered)
+    assert problem.message.startswith(
+        "Q2_K_S needs entries of the importance matrix for 1 tensors, blk.1.ffn_up.weight first"
+    )
+
+
+@pytest.mark.parametrize("pattern", GOLDEN["patterns"])
+def test_a_pattern_matches_what_std_regex_matches(pattern: str) -> None:
+    wanted = request("Q4_0", {"pure": True, "overrides": [(pattern, "F16")]})
+    plan = choose_types(config("gemma-2-2b"), wanted, has_importance=False)
+    assert chosen(plan) == expected(GOLDEN["patterns"][pattern])
+
+
+@pytest.mark.parametrize("pattern", GOLDEN["refused_patterns"])
+def test_a_pattern_that_std_regex_refuses_is_refused(pattern: str) -> None:
+    with pytest.raises(UsageError):
+        parse_override(f"{pattern}=F16")
+
+
+def test_file_types_have_llama_cpps_numbers() -> None:
+    assert {name: made.number for name, made in FILE_TYPES.items()} == GOLDEN["file_types"]
+
+
+def test_norms_stay_in_float32() -> None:
+    plan = choose_types(config("gemma-3-1b"), request("Q4_K_M", {}), has_importance=False)
+    assert {t.type.name for t in plan.tensors if len(t.shape) == 1} == {"F32"}
+
+
+def test_tensors_outside_of_layers_come_first_and_layers_in_order() -> None:
+    names = list(gguf_shapes(config("gemma-2-2b")))
+    assert names[:4] == [
+        "output_norm.weight",
+        "token_embd.weight",
+        "blk.0.attn_k.weight",
+        "blk.0.attn_norm.weight",
+    ]
+    layers = [int(name.split(".")[1]) for name in names[2:]]
+    assert layers == sorted(layers)
+
+
+def test_a_fallback_says_what_was_wanted_and_why() -> None:
+    plan = choose_types(config("gemma-3-270m"), request("Q4_K_M", {}), has_importance=False)
+    by_name = {t.name: t for t in plan.tensors}
+    query = by_name["blk.0.attn_q.weight"]
+    assert (query.type.name, query.wanted.name) == ("Q5_0", "Q4_K")
+    assert query.fallback == "640 columns are not a multiple of Q4_K's block of 256"
+    assert by_name["token_embd.weight"].wanted.name == "Q6_K"
+    assert by_name["blk.0.ffn_down.weight"].fallback is None
+
+
+def test_an_explicit_type_that_does_not_fit_is_refused() -> None:
+    wanted = request("Q4_K_M", {"embedding_type": "Q6_K"})
+    with pytest.raises(UsageError, match="640 columns; Q6_K needs a multiple of 256"):
+        choose_types(config("gemma-3-270m"), wanted, has_importance=False)
+
+
+@pytest.mark.parametrize(
+    ("file_type_name", "asked", "note"),
+    [
+        ("F16", {"overrides": [("attn_v", "Q8_0")]}, "F16 files have no mixture"),
+        ("Q4_0", {"overrides": [("attn", "Q8_0"), ("attn_v", "F16")]}, "attn_v=F16: matches no"),
+        ("Q4_0", {"overrides": [("attn_x", "Q8_0")]}, "matches no tensor"),
+        ("Q4_0", {"output_type": "Q8_0", "pure": True}, "in --pure's own format"),
+        ("F16", {"output_type": "Q8_0"}, "in F16's own format"),
+        ("Q4_0", {"output_type": "Q8_0", "embedding_type": "Q8_0"}, "--embedding-type is given"),
+        (
+            "Q4_0",
+            {"output_type": "Q8_0", "overrides": [("embd", "F16")]},
+            "--tensor-type matches it",
+        ),
+    ],
+)
+def test_what_changes_nothing_is_said(
+    file_type_name: str, asked: dict[str, Any], note: str
+) -> None:
+    plan = choose_types(config("short"), request(file_type_name, asked), has_importance=False)
+    (only,) = plan.without_effect
+    assert note in only
+
+
+def test_a_mixtures_name_is_no_tensors_type() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_override("attn_v=Q4_K_M")
+    assert caught.value.hint == (
+        "Q4_K_M is a mixture for a whole file; a tensor has one format, such as Q4_K."
+    )
+
+
+@pytest.mark.parametrize("text", ["attn_v", "=Q8_0", "attn_v="])
+def test_an_override_without_pattern_or_type_shows_the_form(text: str) -> None:
+    with pytest.raises(UsageError, match="must be PATTERN=TYPE"):
+        parse_override(text)
+
+
+def test_an_escape_in_upper_case_is_refused() -> None:
+    with pytest.raises(UsageError, match="lower case"):
+        parse_override(r"blk\.\D=Q8_0")
+
+
+@pytest.mark.parametrize("pattern", ["a**", "a*+", r"(a)\1", "[[:alpha:]]", "[]a]", "^*", r"\x61"])
+def test_what_python_and_ecmascript_read_differently_is_refused(pattern: str) -> None:
+    with pytest.raises(UsageError, match="not understood alike"):
+        parse_override(f"{pattern}=Q8_0")
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "q4_k_m"])
+def test_a_file_type_has_an_alias_and_any_case(name: str) -> None:
+    assert file_type(name).name == "Q4_K_M"
+
+
+def test_an_unknown_file_type_lists_the_known() -> None:
+    with pytest.raises(UsageError, match=r"'IQ1_S': known are F32, F16, BF16, Q8_0"):
+        file_type("IQ1_S")

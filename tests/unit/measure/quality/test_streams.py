@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from gemquant.calibration.windows import TokenWindows, stream_digest
+from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
+from gemquant.measure.quality.divergence import Head, Logits
+from gemquant.measure.quality.streams import EvaluationStreams, final_norm, head_table
+from gemquant.models.skeleton import Skeleton
+from gemquant.models.structure import layer_parameters, layer_prefix
+from tests.helpers.tiny_gemma import Kind
+
+
+def windows(name: str, count: int, seed: int) -> TokenWindows:
+    ids = torch.randint(3, 300, (count, 20), generator=torch.Generator().manual_seed(seed))
+    return TokenWindows(ids, name, stream_digest([ids]))
+
+
+@pytest.fixture
+def finished(tiny_folders: dict[Kind, Path]) -> EvaluationStreams:
+    """Three windows of two slices, at the end of a Gemma 3."""
+    checkpoint = open_checkpoint(str(tiny_folders["gemma3_text"]))
+    skeleton = Skeleton(checkpoint.config)
+    streams = EvaluationStreams(skeleton, [windows("a", 2, 0), windows("b", 1, 1)])
+    return run(streams, checkpoint, skeleton)
+
+
+def run(
+    streams: EvaluationStreams, checkpoint: Checkpoint, skeleton: Skeleton
+) -> EvaluationStreams:
+    streams.embed(checkpoint, [(checkpoint, None)])
+    for index in range(skeleton.layers):
+        weights = {
+            name: checkpoint.tensor(layer_prefix(index) + name, torch.float32)
+            for name in layer_parameters(checkpoint.config)
+        }
+        assert streams.original is not None
+        streams.original.advance(index, weights)
+        streams.candidates[0].advance(index, weights)
+    return streams
+
+
+def test_no_bound_leaves_the_streams_as_they_are(finished: EvaluationStreams) -> None:
+    assert finished.beginnings(tokens=None, window=None) is finished
+    assert finished.beginnings(tokens=60, window=20) is finished
+
+
+def test_a_bound_on_tokens_is_shared_by_the_first_windows_of_all_slices(
+    finished: EvaluationStreams,
+) -> None:
+    shorter = finished.beginnings(tokens=25, window=None)
+    assert torch.equal(shorter.ids, finished.ids[[0, 2], :12])
+    assert shorter.digest == stream_digest([shorter.ids])
+
+
+def test_a_bound_on_windows_cuts_them(finished: EvaluationStreams) -> None:
+    assert finished.beginnings(tokens=None, window=8).ids.shape == (2, 8)
+
+
+def test_beginnings_are_what_running_them_alone_would_give(
+    finished: EvaluationStreams, tiny_folders: dict[Kind, Path]
+) -> None:
+    shorter = finished.beginnings(tokens=20, window=None)
+    checkpoint = open_checkpoint(str(tiny_folders["gemma3_text"]))
+    skeleton = Skeleton(checkpoint.config)
+    slices = [
+        TokenWindows(ids[None], name, "") for ids, name in zip(shorter.ids, "ab", strict=True)
+    ]
+    alone = run(EvaluationStreams(skeleton, slices), checkpoint, skeleton)
+    assert shorter.original is not None
+    assert alone.original is not None
+    expected = alone.original.hidden
+    torch.testing.assert_close(shorter.original.hidden, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.fixture
+def heads(finished: EvaluationStreams, tiny_folders: dict[Kind, Path]) -> tuple[Head, Head]:
+    """The original at its head, and the same a little off."""
+    checkpoint = open_checkpoint(str(tiny_folders["gemma3_text"]))
+    skeleton = Skeleton(checkpoint.config)
+    model = (final_norm(checkpoint, skeleton), head_table(checkpoint, skeleton))
+    original, same = finished.predictors([model, model])
+    noise = torch.randn(same.hidden.shape, generator=torch.Generator().manual_seed(3))
+    return original, Head(same.hidden + 0.05 * same.hidden.std() * noise, same.table)
+
+
+@pytest.mark.parametrize("at_once", [57, 19, 8, 1])
+def test_a_runtimes_chunks_score_as_one_model_would(
+    finished: EvaluationStreams, heads: tuple[Head, Head], at_once: int
+) -> None:
+    original, other = heads
+    (expected,) = finished.compare(original, [other])
+    logits = other.hidden @ other.table(0, finished.vocabulary).T
+    chunks = map(Logits, logits.split(at_once))
+    found, from_ours = finished.compare_foreign(original, original, chunks)
+    assert [scores.divergence.shape for scores in found] == [(38,), (19,)]
+    for mine, theirs in zip(expected, found, strict=True):
+        torch.testing.assert_close(theirs.divergence, mine.divergence, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(theirs.nll_quantized, mine.nll_quantized)
+        assert torch.equal(theirs.agreement, mine.agreement)
+        assert torch.equal(theirs.shared, mine.shared)
+    # One window of every slice: the first of a's two, and b's only one.
+    first = finished.beginnings(tokens=40, window=None)
+    assert first.ids.shape == (2, 20)
+    chosen = torch.cat([torch.arange(19), torch.arange(38, 57)])
+    pair = [Head(head.hidden[chosen], head.table) for head in heads]
+    (of_first,) = first.compare(pair[0], [pair[1]])
+    expected_from_ours = torch.cat([scores.divergence for scores in of_first])
+    torch.testing.assert_close(from_ours, expected_from_ours, rtol=1e-3, atol=1e-5)
+
+
+def test_a_runtime_that_stops_short_is_a_defect(
+    finished: EvaluationStreams, heads: tuple[Head, Head]
+) -> None:
+    original, other = heads
+    short = Head(other.hidden[:-1], other.table)
+    with pytest.raises(ValueError, match="predicts 56 tokens, not 57"):
+        finished.compare_foreign(original, original, [short])
+
+
+def test_a_runtime_keeps_its_float32_where_we_compute_in_bfloat16(
+    tiny_folders: dict[Kind, Path],
+) -> None:
+    checkpoint = open_checkpoint(str(tiny_folders["gemma3_text"]))
+    skeleton = Skeleton(checkpoint.config, dtype=torch.bfloat16)
+    streams = EvaluationStreams(skeleton, [windows("a", 2, 0)])
+    hidden = torch.randn(2, 20, 3, generator=torch.Generator().manual_seed(0))
+    table = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
+    head = streams.foreign(hidden.bfloat16(), lambda start, stop: table[start:stop])
+    expected = hidden[:, :-1].reshape(38, 3).bfloat16().float() @ table.T
+    assert torch.equal(head.run(0, 5)(slice(0, 38)), expected)
