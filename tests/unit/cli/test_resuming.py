@@ -109,7 +109,8 @@ def test_an_interrupted_run_goes_on_and_writes_the_same_bytes(
 KILLED = """
 import math, os, signal
 from functools import partial
-from gemquant import __main__, unfinished
+from gemquant import __main__
+from gemquant.convert import resume as unfinished
 from gemquant.cli import preparation
 from gemquant.convert.job import Production
 preparation.Resumption = partial(unfinished.Resumption, every_seconds=0.0)
