@@ -18,6 +18,7 @@ from gemquant.cli.eval_board import (
 )
 from gemquant.cli.flags import (
     complete_suite,
+    document_flag,
     evaluation_flags,
     machine_flags,
     output_flags,
@@ -50,11 +51,11 @@ class EvalCommand(click.Command):
         from gemquant.cli.eval_request import (
             asked_suite,
             name_problems,
-            output_problems,
             shared_recipe,
-            write_document,
         )
         from gemquant.core.artifact import Artifact
+        from gemquant.core.artifact.evaluation import EvaluationDocument
+        from gemquant.core.artifact.staged_files import document_problems, write_document
 
         given = ctx.params
         threads = threads_of(given, problems_of(ctx))
@@ -62,7 +63,7 @@ class EvalCommand(click.Command):
         refuse(prepared_problems(given["artifacts"]))
         gathering = Gathering()
         opened = [gathering.attempt(partial(Artifact.open, path)) for path in given["artifacts"]]
-        gathering.attempt(lambda: refuse(output_problems(given["output"])))
+        gathering.attempt(lambda: refuse(document_problems(given["output"], EvaluationDocument)))
         gathering.attempt(lambda: asked_suite(given))
         artifacts = [each.value for each in opened if each.succeeded]
         gathering.attempt(
@@ -213,12 +214,7 @@ command = EvalCommand(
             help="Text to measure on: a suite's name, or a .txt or .jsonl file of your own.",
             complete=complete_suite,
         ),
-        click.Option(
-            ["-o", "--output"],
-            type=click.Path(dir_okay=False, path_type=Path),
-            metavar="FILE",
-            help="Write all that was measured, window by window, as one JSON document.",
-        ),
+        document_flag("all figures, window by window,"),
         click.Option(
             ["--dry-run"], is_flag=True, help="Say what would be measured; measure nothing."
         ),

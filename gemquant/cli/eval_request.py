@@ -5,13 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemquant.core.artifact.evaluation import EvaluationDocument, read_evaluation_document
-from gemquant.core.artifact.staged_files import file_problems, staged_files
 from gemquant.core.recipe import DEFAULT_EVAL_WINDOWS, Recipe
-from gemquant.errors import GemquantError, OutputError, UsageError, refuse
+from gemquant.errors import GemquantError, UsageError, refuse
 from gemquant.measure.quality.records import artifact_name
 
 if TYPE_CHECKING:
@@ -28,9 +25,6 @@ TEXT = ("eval_windows", "eval_slices", "seq_len")
 SHARED = ("model", "lora", "chat_template", *MACHINE)
 RECIPE = "recipe"
 """Name of the suite that an artifact's own recipe describes."""
-
-DOCUMENT_BYTES = 50_000_000
-"""Room that a document is given on the disk; far above what it needs."""
 
 
 def name_problems(artifacts: Sequence[Artifact]) -> list[GemquantError]:
@@ -169,26 +163,3 @@ def evaluation_text(recipe: Recipe, given: dict[str, Any], original: Checkpoint)
         )
     digest = stream_digest([windows.ids for windows in slices])
     return EvaluationText(slices, SuiteRecord(name=name, version=version, token_stream=digest))
-
-
-def output_problems(output: Path | None) -> list[GemquantError]:
-    """What forbids a document at this place. An earlier document there is replaced."""
-    if output is None:
-        return []
-    if output.is_file():
-        try:
-            read_evaluation_document(output)
-        except UsageError:
-            return [
-                OutputError(
-                    f"{output} exists, and is no evaluation document that could be replaced.",
-                    hint="Choose another --output.",
-                )
-            ]
-    return file_problems([output], replaceable=[output], needed_bytes=DOCUMENT_BYTES)
-
-
-def write_document(output: Path, document: EvaluationDocument) -> None:
-    """Write a document whole, or not at all."""
-    with staged_files([output]) as scratch:
-        (scratch / output.name).write_bytes(document.to_json())

@@ -89,6 +89,19 @@ def output_flags() -> list[click.Parameter]:
     ]
 
 
+def document_flag(contents: str) -> click.Parameter:
+    """``-o``, ``--output``: save one JSON document, staged by ``write_document``.
+
+    contents: what the document holds, in words.
+    """
+    return click.Option(
+        ["-o", "--output"],
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help=f"Save {contents} as one JSON document.",
+    )
+
+
 def _use_recipe(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
     load_defaults(ctx, value)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gemquant.cli.flags import output_flags
+from gemquant.cli.flags import document_flag, output_flags
 from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting, threads_of
 from gemquant.errors import (
@@ -167,16 +167,15 @@ def _judge(
     benchmark: Any,
 ) -> None:
     from gemquant.cli import gate_tables, render
-    from gemquant.core.artifact.staged_files import file_problems, staged_files
+    from gemquant.core.artifact.staged_files import document_problems, write_document
     from gemquant.measure.gate.judge import judge
+    from gemquant.measure.gate.verdict import Verdict
 
     output: Path | None = given["output"]
-    if output is not None:
-        refuse(file_problems([output], replaceable=[output], needed_bytes=1 << 20))
+    refuse(document_problems(output, Verdict))
     verdict = judge(documents, baseline, budgets, file=str(given["baseline"]), benchmark=benchmark)
     if output is not None:
-        with staged_files([output]) as scratch:
-            (scratch / output.name).write_bytes(verdict.to_json())
+        write_document(output, verdict)
     if given["as_json"]:
         render.print_json(verdict.model_dump(mode="json"))
     else:
@@ -236,12 +235,7 @@ command = GateCommand(
             help="Judge nothing; put what was measured into the baseline.",
         ),
         click.Option(["--reason"], metavar="TEXT", help="Why, for the baseline's history."),
-        click.Option(
-            ["--output"],
-            metavar="FILE",
-            type=click.Path(dir_okay=False, path_type=Path),
-            help="Write the verdict as JSON, for `gemquant report`.",
-        ),
+        document_flag("the verdict, for `gemquant report`,"),
         setting(
             "--threads",
             type=int,

@@ -31,6 +31,8 @@ class ReportCommand(click.Command):
 
     def invoke(self, ctx: click.Context) -> None:
         """Run the command."""
+        from gemquant.core.artifact.staged_files import write_files
+
         given = ctx.params
         wanted = {form: given[form] for form in FORMS if given[form] is not None}
         with reporter(quiet=given["quiet"]) as progress:
@@ -41,7 +43,7 @@ class ReportCommand(click.Command):
             gathering.refuse()
             texts = {form: _text(form, report, given["markdown_limit"]) for form in wanted}
             written = {form: path for form, path in wanted.items() if path != STDOUT}
-            _write({path: texts[form] for form, path in written.items()})
+            write_files({path: texts[form] for form, path in written.items()})
             for form, path in written.items():
                 progress.note(f"{path}: {form.replace('report_', '')}, {len(texts[form])} bytes")
         _print(report, wanted, texts, as_json=given["as_json"])
@@ -164,19 +166,6 @@ def _text(form: str, report: Report, limit: int | None) -> bytes:
             return to_html(report).encode()
         case _:
             return report.to_json()
-
-
-def _write(texts: Mapping[Path, bytes]) -> None:
-    """Write files, those of one folder together."""
-    from gemquant.core.artifact.staged_files import staged_files
-
-    folders: dict[Path, list[Path]] = {}
-    for path in texts:
-        folders.setdefault(path.absolute().parent, []).append(path)
-    for files in folders.values():
-        with staged_files(files) as scratch:
-            for path in files:
-                (scratch / path.name).write_bytes(texts[path])
 
 
 def _print(

@@ -1,10 +1,10 @@
-"""What every JSON document of ours is made of, how it is written, and how measurements are read."""
+"""The base of all JSON documents: how they are checked, written and read."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -24,7 +24,9 @@ class Record(BaseModel):
 
 
 class Document(Record):
-    """Base of the records that are files."""
+    """Base of the records that are files. noun: what a file of this kind is called."""
+
+    noun: ClassVar[str] = "document"
 
     def to_json(self) -> bytes:
         """Canonical bytes: keys in the order of this document, two spaces, a newline."""

@@ -135,7 +135,7 @@ def test_a_file_of_the_users_own_is_a_suite_of_one_slice(run: Run, rounded: str)
         (("--suite", "default", "--eval-windows", "0"), 2, "6 slices of 0 windows are no text"),
         (("--eval-windows", "0"), 2, "an empty suite; nothing would be measured"),
         (("--suite", "code", "--eval-slices", "cobol"), 2, "suite code has python, go, typescript"),
-        (("--output", "short.txt"), 7, "short.txt exists, and is no evaluation document"),
+        (("--output", "short.txt"), 7, "short.txt exists and is not an earlier evaluation"),
     ],
 )
 def test_bad_input_is_refused(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -166,6 +166,8 @@ class OriginalRecord(Record):
 
 class EvaluationDocument(Document):
     """All that one run of ``gemquant eval`` measured."""
+
+    noun: ClassVar[str] = "evaluation"
 
     schema_version: Literal[1] = Field(
         default=SCHEMA_VERSION, description="Version of this document's layout."

@@ -1,16 +1,20 @@
-"""Complete or absent, for files that are no folder of their own: all of them, or none."""
+"""Complete or absent, for files outside an artifact: all of them, or none."""
 
 from __future__ import annotations
 
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gemquant.core.artifact.staging import flush, flush_tree, make_parents, place_problems
-from gemquant.errors import GemquantError, OutputError
+from gemquant.core.json_document import Document, read_document
+from gemquant.errors import GemquantError, OutputError, UsageError
+
+DOCUMENT_BYTES = 50_000_000
+"""Free space that a document needs on the disk; far above its size."""
 
 
 def file_problems(
@@ -68,6 +72,42 @@ def staged_files(files: Sequence[Path]) -> Iterator[Path]:
             with suppress(OSError):
                 parent.rmdir()
         raise
+
+
+def write_files(contents: Mapping[Path, bytes]) -> None:
+    """Write files, those of one folder together: all of a folder's, or none."""
+    folders: dict[Path, list[Path]] = {}
+    for path in contents:
+        folders.setdefault(path.absolute().parent, []).append(path)
+    for files in folders.values():
+        with staged_files(files) as scratch:
+            for path in files:
+                (scratch / path.name).write_bytes(contents[path])
+
+
+def document_problems(output: Path | None, kind: type[Document]) -> list[GemquantError]:
+    """Return everything that forbids a document at a place; touches nothing.
+
+    kind: of the document. An earlier one of the same kind is replaced, no other file is.
+    """
+    if output is None:
+        return []
+    if output.is_file():
+        try:
+            read_document(kind, output, hint="")
+        except UsageError:
+            return [
+                OutputError(
+                    f"{output} exists and is not an earlier {kind.noun}: only those are replaced.",
+                    hint="Choose another -o.",
+                )
+            ]
+    return file_problems([output], replaceable=[output], needed_bytes=DOCUMENT_BYTES)
+
+
+def write_document(output: Path, document: Document) -> None:
+    """Write a document whole, or not at all. Ask ``document_problems`` first."""
+    write_files({output: document.to_json()})
 
 
 def _put_in_place(scratch: Path, places: Sequence[Path]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gemquant import __version__
 from gemquant.core.artifact.evaluation import ArtifactEvaluation, EvaluationDocument
-from gemquant.core.artifact.staged_files import file_problems, staged_files
+from gemquant.core.artifact.staged_files import file_problems, write_files
 from gemquant.errors import GemquantError, NotComparableError, UsageError, refuse
 from gemquant.measure.bench.document import Benchmark
 from gemquant.measure.gate.baseline import Baseline, BaselineEntry, Headline, HistoryEntry
@@ -88,8 +88,7 @@ def write_baseline(path: Path, baseline: Baseline) -> None:
     """Write a baseline, or leave what stands there as it is."""
     content = baseline.to_json()
     refuse(file_problems([path], replaceable=[path], needed_bytes=len(content)))
-    with staged_files([path]) as scratch:
-        (scratch / path.name).write_bytes(content)
+    write_files({path: content})
 
 
 def head_commit(folder: Path) -> str | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -134,6 +134,8 @@ class BaselineReference(Record):
 
 class Verdict(Document):
     """All that one run of ``gemquant gate`` decided."""
+
+    noun: ClassVar[str] = "verdict"
 
     schema_version: Literal[1] = Field(
         default=SCHEMA_VERSION, description="Version of this document's layout."
