@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
@@ -61,6 +62,19 @@ def complete_suite(
 
 
 # ---------------------------------------------------------------- shared by all commands
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def flags(*params: click.Parameter) -> Callable[[Function], Function]:
+    """Add shared parameters to a command's function, as ``click.option`` adds one."""
+
+    def add(function: Function) -> Function:
+        vars(function).setdefault("__click_params__", []).extend(reversed(params))
+        return function
+
+    return add
 
 
 def _set_verbosity(ctx: click.Context, param: click.Parameter, count: int) -> int:

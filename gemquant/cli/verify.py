@@ -75,7 +75,7 @@ def _refuse_half_a_question(
 
 def _problems(path: Path) -> list[GemquantError]:
     """Check one artifact. A file is a llamafile."""
-    from gemquant.formats.llamafile.reading import verify
+    from gemquant.formats.llamafile.record import verify
     from gemquant.publish.verification import artifact_problems
 
     if not path.is_file():

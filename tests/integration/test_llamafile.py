@@ -11,7 +11,7 @@ import pytest
 
 from gemquant.core.progress import Silence
 from gemquant.formats.gguf.find import find_gguf
-from gemquant.formats.llamafile import build as making
+from gemquant.formats.llamafile import build
 from gemquant.formats.llamafile.runtime import open_runtime
 from gemquant.runtimes import llamacpp_library
 from gemquant.runtimes.llamacpp import LlamaCppRunner
@@ -27,9 +27,9 @@ PROMPT = [2, 5, 9, 40, 17]
 def packed_and_taken_out(model: str, folder: Path) -> Path:
     """Pack a GGUF, and take it out of the llamafile again with the standard library."""
     runtime = open_runtime(write_zip_runtime(folder / "runtime"), origin="runtime", sha256=None)
-    request = making.Request(find_gguf(model), runtime, folder / "packed.llamafile")
-    made = making.make(
-        making.plan(request, force=False, progress=Silence()), run=True, progress=Silence()
+    request = build.LlamafileRequest(find_gguf(model), runtime, folder / "packed.llamafile")
+    made = build.build_llamafile(
+        build.plan_llamafile(request, force=False, progress=Silence()), run=True, progress=Silence()
     )
     with zipfile.ZipFile(made.path) as archive:
         return Path(archive.extract(made.record.weights.name, folder / "out"))

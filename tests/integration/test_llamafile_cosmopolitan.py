@@ -14,10 +14,9 @@ import pytest
 
 from gemquant.core.progress import Silence
 from gemquant.formats.gguf.find import find_gguf
-from gemquant.formats.llamafile import build as making
-from gemquant.formats.llamafile import packing
+from gemquant.formats.llamafile import archive, build
+from gemquant.formats.llamafile.archive import Entry
 from gemquant.formats.llamafile.runtime import open_runtime
-from gemquant.formats.llamafile.zip_records import Entry
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
 pytestmark = [
@@ -51,9 +50,9 @@ def test_the_weights_open_under_zip_from_the_first_byte_to_the_last(
 ) -> None:
     source = write_tiny_gguf(tmp_path / "tiny.gguf")
     runtime = open_runtime(program, origin="file", sha256=None)
-    request = making.Request(find_gguf(str(source)), runtime, tmp_path / "packed")
-    planned = making.plan(request, force=False, progress=Silence())
-    made = making.make(planned, run=True, progress=Silence())
+    request = build.LlamafileRequest(find_gguf(str(source)), runtime, tmp_path / "packed")
+    planned = build.plan_llamafile(request, force=False, progress=Silence())
+    made = build.build_llamafile(planned, run=True, progress=Silence())
     content = source.read_bytes()
     rules = tmp_path / "rules"
     rules.write_text(
@@ -74,11 +73,11 @@ def test_what_lies_past_4_gib_opens_too(program: Path, tmp_path: Path) -> None:
     with weights.open("r+b") as file:
         file.truncate(size)
     members = [
-        packing.Member(Entry("big.gguf", size, 0), weights, packing.ALIGNMENT),
-        packing.Member(Entry("after", 6, zlib.crc32(b"hello\n")), b"hello\n"),
+        archive.Member(Entry("big.gguf", size, 0), weights, archive.ALIGNMENT),
+        archive.Member(Entry("after", 6, zlib.crc32(b"hello\n")), b"hello\n"),
     ]
-    layout = packing.lay_out(runtime.bytes, runtime.entries, members)
-    packing.write(tmp_path / "packed", program, members, layout)
+    layout = archive.lay_out(runtime.bytes, runtime.entries, members)
+    archive.write(tmp_path / "packed", program, members, layout)
     rules = tmp_path / "rules"
     rules.write_text("0 string GGUF the weights\n")
     assert kind_of(tmp_path / "packed", "big.gguf", rules) == "the weights"

@@ -1,4 +1,4 @@
-"""From weights, runtime and arguments to a finished llamafile, or to nothing at all."""
+"""Plan and write a llamafile from weights, a runtime and default arguments."""
 
 from __future__ import annotations
 
@@ -15,40 +15,44 @@ from gemquant.core.artifact.staged_files import file_problems, staged_files
 from gemquant.core.progress import Progress
 from gemquant.errors import ArtifactError, GemquantError, OutputError, UnsupportedError, refuse
 from gemquant.formats.gguf.find import SUFFIX, GgufFile
-from gemquant.formats.llamafile.arguments import arguments_file
-from gemquant.formats.llamafile.digests import Digests, digests_of, sha256_of
-from gemquant.formats.llamafile.packing import ALIGNMENT, Layout, Member, lay_out, write
-from gemquant.formats.llamafile.reading import ARGUMENTS_ENTRY, read_back
+from gemquant.formats.llamafile.archive import ALIGNMENT, Entry, Layout, Member, lay_out, write
 from gemquant.formats.llamafile.record import (
+    ARGUMENTS_ENTRY,
     LlamafileRecord,
     PartRecord,
     RuntimeRecord,
     WeightsRecord,
+    arguments_file,
+    read_back,
     read_record,
     record_path,
 )
-from gemquant.formats.llamafile.runtime import Runtime
-from gemquant.formats.llamafile.trial import Trial, ask_version
-from gemquant.formats.llamafile.zip_records import Entry
+from gemquant.formats.llamafile.runtime import (
+    Digests,
+    Runtime,
+    Trial,
+    ask_version,
+    digests_of,
+    sha256_of,
+)
 
 WINDOWS_LIMIT = 1 << 32
 """Windows starts no executable of 4 GiB or more."""
 
 Mode = Literal["chat", "server", "cli"]
-MODES: tuple[Mode, ...] = ("chat", "server", "cli")
 
 NOTICE_ENTRY = "gemma/NOTICE"
-"""What Gemma's terms ask every copy to carry; a name that no runtime uses for its own."""
+"""Required by Gemma's terms in every copy; no runtime has an entry of this name."""
 
 _FORBIDDEN_IN_NAMES = frozenset("@/\\'\"$# \t\r\n:")
-"""``@`` divides an archive from a name in the runtime's own paths; the others need quotes."""
+"""``@`` separates archive and entry in the runtime's paths; the others need quotes."""
 
 
 @dataclass(frozen=True)
-class Request:
-    """What to make. mode: None for the runtime's own default; external: weights in their own file.
+class LlamafileRequest:
+    """What to pack. mode: None for the runtime's default. extra: further default arguments.
 
-    extra: arguments that follow those that name the weights and the mode.
+    external: leave the weights in a separate file.
     """
 
     weights: GgufFile
@@ -60,13 +64,13 @@ class Request:
 
     @property
     def weights_name(self) -> str:
-        """Name of the weights, in the zip or beside the executable."""
+        """Name of the weights, in the zip or next to the executable."""
         name = self.weights.path.name
         return "".join("-" if sign in _FORBIDDEN_IN_NAMES else sign for sign in name)
 
     @property
     def weights_place(self) -> Path:
-        """Where external weights stand."""
+        """Path of external weights."""
         return self.out.with_name(self.weights_name)
 
     @property
@@ -78,14 +82,14 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A request with everything at its place; nothing has been written.
+class LlamafilePlan:
+    """The layout of a requested file; nothing is written yet.
 
-    digests: of the weights. offset: of their data, or None where they are external. copied: whether
-    external weights must be copied.
+    digests: of the weights. offset: of their data, None if external. copied: external weights must
+    be copied next to the executable.
     """
 
-    request: Request
+    request: LlamafileRequest
     members: Sequence[Member]
     layout: Layout
     digests: Digests
@@ -94,21 +98,21 @@ class Plan:
 
     @property
     def too_large_for_windows(self) -> bool:
-        """Whether Windows will refuse to start the file."""
+        """Whether Windows refuses to start the file."""
         return self.layout.size >= WINDOWS_LIMIT
 
 
 @dataclass(frozen=True)
-class Made:
-    """A finished llamafile. trial: what running it showed, or None where that was not asked for."""
+class Llamafile:
+    """A finished llamafile. trial: outcome of running it; None if it was not to be run."""
 
     path: Path
     record: LlamafileRecord
     trial: Trial | None
 
 
-def plan(request: Request, *, force: bool, progress: Progress) -> Plan:
-    """Check everything, hash the weights, and lay the file out; raise all that is wrong at once."""
+def plan_llamafile(request: LlamafileRequest, *, force: bool, progress: Progress) -> LlamafilePlan:
+    """Check everything, hash the weights and compute the layout; raise all problems together."""
     refuse(_problems(request))
     digests = digests_of(request.weights.path, task="hashing weights", progress=progress)
     if request.weights.sha256 not in {None, digests.sha256}:
@@ -123,30 +127,30 @@ def plan(request: Request, *, force: bool, progress: Progress) -> Plan:
         entry = Entry(request.weights_name, digests.bytes, digests.crc32)
         members.append(Member(entry, request.weights.path, ALIGNMENT))
     layout = lay_out(request.runtime.bytes, request.runtime.entries, members)
-    copied = request.external and not _stands_already(request, digests)
+    copied = request.external and not _is_in_place(request, digests)
     needed = layout.size + digests.bytes * copied
     refuse(_output_problems(request, force=force, copied=copied, needed_bytes=needed))
     offset = None if request.external else layout.places[-1].data_offset
-    return Plan(request, members, layout, digests, offset, copied)
+    return LlamafilePlan(request, members, layout, digests, offset, copied)
 
 
-def make(planned: Plan, *, run: bool, progress: Progress) -> Made:
-    """Write the file, read it back, run it if asked to, and only then put it in its place."""
-    request = planned.request
+def build_llamafile(plan: LlamafilePlan, *, run: bool, progress: Progress) -> Llamafile:
+    """Write the file, read it back, run it if ``run``, then move it to its path."""
+    request = plan.request
     files = [record_path(request.out), request.out]
-    if planned.copied:
+    if plan.copied:
         files.insert(0, request.weights_place)
     with staged_files(files) as scratch:
         packed = scratch / request.out.name
         progress.note(f"writing {request.out}")
-        write(packed, request.runtime.path, planned.members, planned.layout)
-        if planned.copied:
+        write(packed, request.runtime.path, plan.members, plan.layout)
+        if plan.copied:
             shutil.copyfile(request.weights.path, scratch / request.weights_name)
-        record = _record(planned, packed)
+        record = _record(plan, packed)
         read_back(
             packed,
             record,
-            weights_folder=scratch if planned.copied else request.out.parent,
+            weights_folder=scratch if plan.copied else request.out.parent,
             progress=progress,
         )
         trial = ask_version(packed) if run else None
@@ -154,35 +158,35 @@ def make(planned: Plan, *, run: bool, progress: Progress) -> Made:
             runtime = record.runtime.model_copy(update={"version": trial.version})
             record = record.model_copy(update={"runtime": runtime})
         record_path(packed).write_bytes(record.to_json())
-    return Made(request.out, record, trial)
+    return Llamafile(request.out, record, trial)
 
 
 # ---------------------------------------------------------------- checks
 
 
-def _problems(request: Request) -> list[GemquantError]:
+def _problems(request: LlamafileRequest) -> list[GemquantError]:
     problems: list[GemquantError] = []
     weights = request.weights
     if weights.parts > 1:
         problems.append(
             UnsupportedError(
-                f"{weights.path} is one of {weights.parts} parts; a llamafile holds one file.",
+                f"{weights.path} is one of {weights.parts} parts; a llamafile holds one GGUF file.",
                 hint="Merge them first: llama-gguf-split --merge FIRST-PART OUT.gguf",
             )
         )
-    own = [e.name for e in request.runtime.entries if e.name.lower().endswith(SUFFIX)]
-    if own:
+    bundled = [e.name for e in request.runtime.entries if e.name.lower().endswith(SUFFIX)]
+    if bundled:
         problems.append(
             UnsupportedError(
-                f"the runtime {request.runtime.origin} holds weights already: {', '.join(own)}.",
-                hint="Give the bare runtime: github.com/mozilla-ai/llamafile/releases",
+                f"{request.runtime.origin} already holds weights: {', '.join(bundled)}.",
+                hint="Use a runtime without weights: github.com/mozilla-ai/llamafile/releases",
             )
         )
     return problems
 
 
 def _output_problems(
-    request: Request, *, force: bool, copied: bool, needed_bytes: int
+    request: LlamafileRequest, *, force: bool, copied: bool, needed_bytes: int
 ) -> list[GemquantError]:
     ours = [request.out, record_path(request.out)]
     problems: list[GemquantError] = []
@@ -195,7 +199,7 @@ def _output_problems(
             problems.append(
                 OutputError(
                     f"{request.out}: --force replaces llamafiles only: {error.message}",
-                    hint="Choose another place with -o.",
+                    hint="Choose another path with -o.",
                 )
             )
             return problems
@@ -203,7 +207,7 @@ def _output_problems(
     return problems + file_problems(files, replaceable=replaceable, needed_bytes=needed_bytes)
 
 
-def _stands_already(request: Request, digests: Digests) -> bool:
+def _is_in_place(request: LlamafileRequest, digests: Digests) -> bool:
     place = request.weights_place
     return (
         place.is_file()
@@ -219,9 +223,9 @@ def _member(name: str, content: bytes) -> Member:
     return Member(Entry(name, len(content), zlib.crc32(content)), content)
 
 
-def _record(planned: Plan, packed: Path) -> LlamafileRecord:
-    request, weights = planned.request, planned.request.weights
-    ours = {member.entry.name for member in planned.members}
+def _record(plan: LlamafilePlan, packed: Path) -> LlamafileRecord:
+    request, weights = plan.request, plan.request.weights
+    ours = {member.entry.name for member in plan.members}
     license_ = weights.metadata.get("general.license")
     return LlamafileRecord(
         file=PartRecord(
@@ -236,9 +240,9 @@ def _record(planned: Plan, packed: Path) -> LlamafileRecord:
         ),
         weights=WeightsRecord(
             name=request.weights_name,
-            bytes=planned.digests.bytes,
-            sha256=planned.digests.sha256,
-            offset=planned.offset,
+            bytes=plan.digests.bytes,
+            sha256=plan.digests.sha256,
+            offset=plan.offset,
             architecture=str(weights.metadata.get("general.architecture", "unknown")),
             license=license_ if isinstance(license_, str) else None,
         ),

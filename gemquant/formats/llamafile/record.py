@@ -1,11 +1,15 @@
-"""``NAME.llamafile.json``: what a llamafile was put together from, written beside it.
+"""``NAME.llamafile.json``: what a llamafile was built from, and the check of a file against it.
 
-No dates, host names or paths of this machine. ``docs/llamafile.md`` describes each key.
+The record has no dates, host names or paths. ``docs/llamafile.md`` describes each key. Files are
+read back with the standard library's zip reader, not with the code that wrote them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -13,14 +17,17 @@ from pydantic import Field, ValidationError
 
 from gemquant.core.artifact.manifest import Sha256
 from gemquant.core.json_document import Document, Record
-from gemquant.errors import ArtifactError
+from gemquant.core.progress import Progress
+from gemquant.errors import ArtifactError, GemquantError, UsageError, refuse
+from gemquant.formats.llamafile.archive import ALIGNMENT, LOCAL_HEADER_BYTES, data_offset
+from gemquant.formats.llamafile.runtime import digests_of, sha256_of
 
 SUFFIX = ".json"
 _MAX_BYTES = 16_000_000
 
 
 class PartRecord(Record):
-    """A file, or a stretch of one."""
+    """A file, or a part of one."""
 
     name: str = Field(description="Name of the file or of the zip entry, without folders.")
     bytes: int = Field(ge=0, description="Size.")
@@ -28,7 +35,7 @@ class PartRecord(Record):
 
 
 class RuntimeRecord(Record):
-    """The executable at the beginning, byte for byte."""
+    """The executable that the llamafile begins with, byte for byte."""
 
     origin: str = Field(description="The URL that it was downloaded from, or its file's name.")
     bytes: int = Field(ge=1, description="Size: the llamafile begins with as many bytes of it.")
@@ -53,7 +60,7 @@ class WeightsRecord(PartRecord):
 
 
 class LlamafileRecord(Document):
-    """All that a llamafile was put together from."""
+    """Everything that a llamafile was built from."""
 
     schema_version: Literal[1] = Field(default=1, description="Version of this document's layout.")
     kind: Literal["llamafile"] = Field(default="llamafile", description="What this describes.")
@@ -65,16 +72,16 @@ class LlamafileRecord(Document):
 
 
 def record_path(llamafile: Path) -> Path:
-    """Where the record of a llamafile stands."""
+    """Path of a llamafile's record."""
     return llamafile.with_name(llamafile.name + SUFFIX)
 
 
 def read_record(llamafile: Path) -> LlamafileRecord:
-    """Read the record beside a llamafile; ArtifactError where it is missing or none."""
+    """Read a llamafile's record; ArtifactError if it is missing or invalid."""
     path = record_path(llamafile)
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise ArtifactError(f"{path} has more than {_MAX_BYTES} bytes: not a record.")
+            raise ArtifactError(f"{path} is larger than {_MAX_BYTES} bytes; a record is not.")
         return LlamafileRecord.model_validate_json(path.read_bytes())
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read ({error.strerror}).") from error
@@ -84,3 +91,155 @@ def read_record(llamafile: Path) -> LlamafileRecord:
         raise ArtifactError(
             f"{path} does not describe a llamafile: {where}: {first['msg']}."
         ) from None
+
+
+USERS_ARGUMENTS = "..."
+"""Where the runtime inserts the arguments of the call."""
+
+# From 0.10 the runtime splits .args as a shell would (cosmopolitan's cosmo_args: quotes,
+# backslashes, # and $NAME mean something); before, each line was one argument. Both read a plain
+# argument on its own line alike; 0.10 and later also read quoted ones.
+_PLAIN = re.compile(r"(?!\.\.\.)[^\s'\"$#\\\x00-\x1f]+")
+
+
+def is_plain(argument: str) -> bool:
+    """Whether an argument needs no quotes.
+
+    >>> is_plain("--host=127.0.0.1"), is_plain("Be brief.")
+    (True, False)
+    """
+    return _PLAIN.fullmatch(argument) is not None
+
+
+def arguments_file(arguments: Sequence[str]) -> bytes:
+    r"""Write ``.args``, the default arguments; those of the call follow them.
+
+    >>> arguments_file(["-m", "/zip/gemma.gguf", "-p", "It's short."]).decode().splitlines()
+    ['-m', '/zip/gemma.gguf', '-p', "'It'\\''s short.'", '...']
+    """
+    for argument in arguments:
+        if "\0" in argument:
+            raise UsageError(f"--arg {argument!r}: a NUL byte cannot be in an argument.")
+    lines = [*map(_line, arguments), USERS_ARGUMENTS]
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _line(argument: str) -> str:
+    if is_plain(argument):
+        return argument
+    # Nothing is special between single quotes.
+    return "'" + argument.replace("'", r"'\''") + "'"
+
+
+ARGUMENTS_ENTRY = ".args"
+
+
+@dataclass(frozen=True)
+class StoredEntry:
+    """An entry as the file holds it. offset: of its data. stored: not compressed."""
+
+    name: str
+    offset: int
+    size: int
+    crc32: int
+    stored: bool
+
+
+def entries_in(path: Path) -> dict[str, StoredEntry]:
+    """List a llamafile's entries with where their data begins.
+
+    Raises ArtifactError where the zip directory, or a local header that it points to, is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+            entries: dict[str, StoredEntry] = {}
+            for info in archive.infolist():
+                archive.open(info).close()
+                file.seek(info.header_offset)
+                offset = data_offset(file.read(LOCAL_HEADER_BYTES), info.header_offset)
+                stored = info.compress_type == zipfile.ZIP_STORED
+                entries[info.filename] = StoredEntry(
+                    info.filename, offset, info.file_size, info.CRC, stored
+                )
+            return entries
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, OSError) as error:
+        raise ArtifactError(f"{path}: its zip directory cannot be read: {error}.") from None
+
+
+def read_back(
+    path: Path, record: LlamafileRecord, *, weights_folder: Path, progress: Progress
+) -> None:
+    """Compare the runtime, its entries, the arguments and the weights with the record.
+
+    weights_folder: the folder of external weights. ArtifactError lists every difference.
+    """
+    entries = entries_in(path)
+    problems: list[GemquantError] = []
+    runtime = digests_of(path, size=record.runtime.bytes, task="reading runtime", progress=progress)
+    if runtime.sha256 != record.runtime.sha256:
+        problems.append(
+            ArtifactError(f"{path} does not begin with the runtime that the record names.")
+        )
+    problems += [
+        ArtifactError(f"{path}: the entry {name} is missing.")
+        for name in (*record.runtime.entries, ARGUMENTS_ENTRY)
+        if name not in entries
+    ]
+    if ARGUMENTS_ENTRY in entries:
+        with zipfile.ZipFile(path) as archive:
+            written = archive.read(ARGUMENTS_ENTRY)
+        if written != arguments_file(record.arguments):
+            problems.append(ArtifactError(f"{path}: {ARGUMENTS_ENTRY} differs from the record."))
+    if record.weights.offset is None:
+        problems += _beside(weights_folder / record.weights.name, record, progress)
+    else:
+        problems += _inside(path, entries, record, progress)
+    refuse(problems)
+
+
+def verify(path: Path, *, progress: Progress) -> LlamafileRecord:
+    """Check a llamafile against its record file; ArtifactError lists every difference."""
+    record = read_record(path)
+    read_back(path, record, weights_folder=path.parent, progress=progress)
+    if sha256_of(path) != record.file.sha256:
+        raise ArtifactError(f"{path} is not the file that {record_path(path).name} describes.")
+    return record
+
+
+def _inside(
+    path: Path, entries: dict[str, StoredEntry], record: LlamafileRecord, progress: Progress
+) -> Sequence[GemquantError]:
+    weights = record.weights
+    entry = entries.get(weights.name)
+    if entry is None:
+        return [ArtifactError(f"{path}: the entry {weights.name} is missing.")]
+    if not entry.stored:
+        return [
+            ArtifactError(
+                f"{path}: {weights.name} is compressed; runtimes map stored entries only."
+            )
+        ]
+    if entry.offset % ALIGNMENT or entry.offset != weights.offset:
+        return [
+            ArtifactError(
+                f"{path}: the data of {weights.name} begins at byte {entry.offset}, not at "
+                f"{weights.offset}, a multiple of {ALIGNMENT}."
+            )
+        ]
+    digests = digests_of(
+        path, offset=entry.offset, size=entry.size, task="reading weights", progress=progress
+    )
+    if digests.sha256 != weights.sha256 or digests.crc32 != entry.crc32:
+        return [ArtifactError(f"{path}: {weights.name} is not the file that was packed.")]
+    return []
+
+
+def _beside(path: Path, record: LlamafileRecord, progress: Progress) -> Sequence[GemquantError]:
+    if not path.is_file():
+        return [
+            ArtifactError(f"{path} is missing; the llamafile loads its weights from this file.")
+        ]
+    digests = digests_of(path, task="reading weights", progress=progress)
+    if digests.sha256 != record.weights.sha256:
+        return [ArtifactError(f"{path} is not the file that the record describes.")]
+    return []

@@ -64,7 +64,10 @@ def test_json_holds_the_record(run: Run, tmp_path: Path) -> None:
 def test_an_argument_that_older_runtimes_misread_is_pointed_out(run: Run) -> None:
     arguments = ["--arg", "-p", "--arg", "Be brief.", "--no-run"]
     result = run("llamafile", "tiny.gguf", "--runtime", "runtime", *arguments)
-    assert "caution: an argument with spaces or quotes is read by llamafile 0.10" in result.err
+    assert (
+        "caution: only llamafile 0.10 and later reads an argument with spaces or quotes"
+        in result.err
+    )
 
 
 @pytest.mark.usefixtures("files")

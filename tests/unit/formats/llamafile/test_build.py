@@ -14,15 +14,15 @@ import pytest
 from gemquant.core.progress import Silence
 from gemquant.errors import ArtifactError, OutputError, UnsupportedError
 from gemquant.formats.gguf.find import open_gguf
-from gemquant.formats.llamafile import build as making
-from gemquant.formats.llamafile import packing
-from gemquant.formats.llamafile.build import Made, Mode, Request
-from gemquant.formats.llamafile.reading import entries_in, verify
+from gemquant.formats.llamafile import archive, build
+from gemquant.formats.llamafile.build import Llamafile, LlamafileRequest, Mode
 from gemquant.formats.llamafile.record import (
     LlamafileRecord,
     RuntimeRecord,
     WeightsRecord,
+    entries_in,
     read_record,
+    verify,
 )
 from gemquant.formats.llamafile.runtime import open_runtime
 from tests.helpers.tiny_gguf import write_tiny_gguf
@@ -49,8 +49,8 @@ def pack(
     external: bool = False,
     force: bool = False,
     run: bool = False,
-) -> Made:
-    request = Request(
+) -> Llamafile:
+    request = LlamafileRequest(
         weights=open_gguf(weights),
         runtime=open_runtime(runtime, origin=runtime.name, sha256=None),
         out=out,
@@ -58,8 +58,8 @@ def pack(
         extra=extra,
         external=external,
     )
-    planned = making.plan(request, force=force, progress=Silence())
-    return making.make(planned, run=run, progress=Silence())
+    planned = build.plan_llamafile(request, force=force, progress=Silence())
+    return build.build_llamafile(planned, run=run, progress=Silence())
 
 
 def run(path: Path, *arguments: str) -> dict[str, object]:
@@ -236,20 +236,20 @@ def test_the_windows_limit_is_known_before_anything_is_written(
 ):
     big = tmp_path / "runtime"
     big.write_bytes(b"#!/bin/sh\n")
-    request = Request(
+    request = LlamafileRequest(
         open_gguf(weights), open_runtime(big, origin="r", sha256=None), tmp_path / "o"
     )
-    planned = making.plan(request, force=False, progress=Silence())
+    planned = build.plan_llamafile(request, force=False, progress=Silence())
     assert not planned.too_large_for_windows
-    just = making.Plan(
-        *(request, planned.members, packing.Layout([], b"", 1 << 32), planned.digests, 0, False)
+    just = build.LlamafilePlan(
+        *(request, planned.members, archive.Layout([], b"", 1 << 32), planned.digests, 0, False)
     )
     assert just.too_large_for_windows
 
 
 def test_a_runtime_that_holds_weights_is_refused(weights: Path, runtime: Path, tmp_path: Path):
     pack(weights, runtime, tmp_path / "first")
-    with pytest.raises(UnsupportedError, match=r"holds weights already: tiny\.gguf"):
+    with pytest.raises(UnsupportedError, match=r"already holds weights: tiny\.gguf"):
         pack(weights, tmp_path / "first", tmp_path / "second")
     assert not (tmp_path / "second").exists()
 
@@ -286,7 +286,7 @@ def test_a_failure_leaves_what_stood_there(
     def interrupted(path: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(making, "ask_version", interrupted)
+    monkeypatch.setattr(build, "ask_version", interrupted)
     with pytest.raises(KeyboardInterrupt):
         pack(weights, runtime, folder / "out", mode="cli", force=True, run=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
@@ -312,7 +312,7 @@ def test_a_failure_between_two_files_takes_the_first_back(
 def test_a_file_that_is_written_wrongly_never_appears(
     weights: Path, runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    honest = packing.write
+    honest = archive.write
 
     def damaging(path: Path, *others: object) -> None:
         honest(path, *others)
@@ -320,8 +320,8 @@ def test_a_file_that_is_written_wrongly_never_appears(
             file.seek(65536 + 1000)
             file.write(b"\xff\xff\xff\xff")
 
-    monkeypatch.setattr(making, "write", damaging)
-    with pytest.raises(ArtifactError, match=r"tiny\.gguf is not the file that was put in"):
+    monkeypatch.setattr(build, "write", damaging)
+    with pytest.raises(ArtifactError, match=r"tiny\.gguf is not the file that was packed"):
         pack(weights, runtime, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -338,7 +338,7 @@ def flip(path: Path, offset: int) -> None:
     ("offset", "message"),
     [
         (3, "does not begin with the runtime"),
-        (65536 + 5, "is not the file that was put in"),
+        (65536 + 5, "is not the file that was packed"),
         (65535, "cannot be read"),
         (60000, "is not the file that out.json describes"),
     ],

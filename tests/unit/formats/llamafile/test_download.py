@@ -16,8 +16,8 @@ import pytest
 
 from gemquant.core.progress import Silence
 from gemquant.errors import ArtifactError, RuntimeMissingError, UsageError
-from gemquant.formats.llamafile import download as module
-from gemquant.formats.llamafile.download import cached_runtime, download
+from gemquant.formats.llamafile import runtime as module
+from gemquant.formats.llamafile.runtime import cached_runtime, download
 
 CONTENT = b"#!/bin/sh\necho a runtime\n" * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -103,7 +103,7 @@ def test_a_damaged_copy_in_the_cache_is_not_used(server: tuple[str, list[str]]):
 
 def test_a_file_with_another_hash_is_not_used(server: tuple[str, list[str]]):
     address, _ = server
-    with pytest.raises(ArtifactError, match=f"sha256 {SHA256}, not 0+; it was not used"):
+    with pytest.raises(ArtifactError, match=f"sha256 {SHA256}, not 0+; the download was discarded"):
         download(f"{address}/runtime", "0" * 64, Silence())
     assert list(cached_runtime(SHA256).parent.iterdir()) == []
 

@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 
 from gemquant.errors import ArtifactError, UnsupportedError, UsageError
-from gemquant.formats.llamafile.runtime import bundled_entries, checked_sha256, open_runtime
-from gemquant.formats.llamafile.trial import ask_version
+from gemquant.formats.llamafile.runtime import (
+    ask_version,
+    bundled_entries,
+    checked_sha256,
+    open_runtime,
+)
 from tests.helpers.tiny_runtime import write_script_runtime, write_zip_runtime
 
 
@@ -49,7 +53,7 @@ def test_a_damaged_local_header_is_found(tmp_path: Path):
     content = bytearray(path.read_bytes())
     content[content.index(b"PK\x03\x04")] = 0
     path.write_bytes(content)
-    with pytest.raises(UnsupportedError, match="cannot be carried over"):
+    with pytest.raises(UnsupportedError, match="cannot be copied"):
         bundled_entries(path)
 
 
@@ -58,7 +62,7 @@ def test_a_truncated_directory_is_found(tmp_path: Path):
     content = path.read_bytes()
     begin = content.index(b"PK\x01\x02")
     path.write_bytes(content[:begin] + content[begin + 40 :])
-    with pytest.raises(UnsupportedError, match="cannot be carried over"):
+    with pytest.raises(UnsupportedError, match="cannot be copied"):
         bundled_entries(path)
 
 
@@ -93,14 +97,14 @@ def test_an_answer_without_a_number_is_no_version(tmp_path: Path):
     path.write_text("#!/bin/sh\necho illegal option\n")
     path.chmod(0o755)
     trial = ask_version(path)
-    assert (trial.version, trial.not_run) == (None, "--version answered 'illegal option'")
+    assert (trial.version, trial.not_run) == (None, "--version printed 'illegal option'")
 
 
 def test_a_runtime_that_hangs_is_stopped(tmp_path: Path):
     path = tmp_path / "runtime"
     path.write_text("#!/bin/sh\nexec sleep 60\n")
     path.chmod(0o755)
-    assert ask_version(path, seconds=0.2).not_run == "no answer to --version within 0.2 s"
+    assert ask_version(path, seconds=0.2).not_run == "no output of --version within 0.2 s"
 
 
 def test_a_runtime_for_another_system_is_not_run(tmp_path: Path):

@@ -8,16 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from gemquant.formats.llamafile import packing
-from gemquant.formats.llamafile.packing import Member, lay_out
-from gemquant.formats.llamafile.reading import entries_in
-from gemquant.formats.llamafile.zip_records import (
+from gemquant.formats.llamafile.archive import (
+    ALIGNMENT,
     Entry,
+    Member,
     directory_entry,
     end_records,
+    lay_out,
     local_header,
     moved_entry,
+    write,
 )
+from gemquant.formats.llamafile.record import entries_in
 
 GIB = 1 << 30
 
@@ -91,7 +93,7 @@ def test_a_move_past_4_gib_without_a_field_for_it_is_refused():
 def test_the_data_begins_at_a_multiple_of_65536(runtime_bytes: int):
     members = [
         Member(Entry(".args", 4, 0), b"...\n"),
-        Member(Entry("g.gguf", 9, 0), b"123456789", packing.ALIGNMENT),
+        Member(Entry("g.gguf", 9, 0), b"123456789", ALIGNMENT),
     ]
     place = lay_out(runtime_bytes, [], members).places[-1]
     assert place.data_offset % 65536 == 0
@@ -115,10 +117,10 @@ def test_a_file_past_4_gib_is_read_back_by_the_standard_library(tmp_path: Path):
     # The sum of the whole is not computed here: nobody reads four gigabytes of zeros.
     members = [
         Member(Entry(".args", 4, zlib.crc32(b"...\n")), b"...\n"),
-        Member(Entry("w.gguf", size, 0xDEADBEEF), weights, packing.ALIGNMENT),
+        Member(Entry("w.gguf", size, 0xDEADBEEF), weights, ALIGNMENT),
         Member(Entry("after", 5, zlib.crc32(b"after")), b"after"),
     ]
-    packing.write(out, runtime, members, lay_out(1004, [], members))
+    write(out, runtime, members, lay_out(1004, [], members))
     found = entries_in(out)
     assert (found["w.gguf"].offset, found["w.gguf"].size) == (65536, size)
     assert found["w.gguf"].crc32 == 0xDEADBEEF
