@@ -19,10 +19,13 @@ An error names the thing, its value and the rule; its ``hint`` is the next comma
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import IO, Any, ClassVar
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import IO, Any, ClassVar, Generic, TypeVar
 
 import click
+
+T = TypeVar("T")
 
 
 class GemquantError(click.ClickException):
@@ -36,6 +39,16 @@ class GemquantError(click.ClickException):
 
     def __str__(self) -> str:
         return f"{self.message}\n  hint: {self.hint}" if self.hint else self.message
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """What makes two errors the same problem: the class and every field."""
+        return type(self), self.message, self.hint
+
+    @property
+    def parts(self) -> Sequence[GemquantError]:
+        """The single problems that the error stands for."""
+        return (self,)
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Write the message, its hint and its notes to ``file`` (stderr by default)."""
@@ -103,7 +116,7 @@ class NotComparableError(GemquantError):
     exit_code = 11
 
 
-class Problems(GemquantError):  # noqa: N818 - it holds errors, it is not one more
+class Problems(GemquantError):  # noqa: N818 - it holds errors
     """Several errors reported together; exits with the code of the first."""
 
     def __init__(self, problems: Sequence[GemquantError]) -> None:
@@ -115,10 +128,57 @@ class Problems(GemquantError):  # noqa: N818 - it holds errors, it is not one mo
         lines = [f"  {n}. {problem}" for n, problem in enumerate(self.problems, 1)]
         return os.linesep.join([self.message, *(line.replace("\n", "\n   ") for line in lines)])
 
+    @property
+    def parts(self) -> Sequence[GemquantError]:
+        """The errors that are reported together."""
+        return self.problems
 
-def refuse(problems: Sequence[GemquantError]) -> None:
-    """Raise everything that is wrong at once; return quietly when nothing is."""
-    if len(problems) == 1:
-        raise problems[0]
-    if problems:
-        raise Problems(problems)
+
+def refuse(problems: Iterable[GemquantError]) -> None:
+    """Raise all different problems at once; return if there is none."""
+    different = {part.identity: part for problem in problems for part in problem.parts}
+    match list(different.values()):
+        case []:
+            return
+        case [problem]:
+            raise problem
+        case several:
+            raise Problems(several)
+
+
+@dataclass(frozen=True)
+class Attempt(Generic[T]):
+    """The outcome of one step of a check: its result or its error."""
+
+    outcome: T | GemquantError
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the step returned."""
+        return not isinstance(self.outcome, GemquantError)
+
+    @property
+    def value(self) -> T:
+        """The step's result; raises the step's error if it failed.
+
+        A later step that needs this result then fails with the same error, which is reported once.
+        """
+        if isinstance(self.outcome, GemquantError):
+            raise self.outcome
+        return self.outcome
+
+
+class ProblemCollector(list[GemquantError]):
+    """A list of problems; runs the steps of a check and adds the errors that they raise."""
+
+    def attempt(self, step: Callable[[], T]) -> Attempt[T]:
+        """Run one step. A GemquantError is collected; every other exception passes."""
+        try:
+            return Attempt(step())
+        except GemquantError as error:
+            self.append(error)
+            return Attempt(error)
+
+    def refuse(self) -> None:
+        """Raise everything collected so far."""
+        refuse(self)

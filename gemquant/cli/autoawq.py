@@ -10,13 +10,12 @@ import click
 from click.core import ParameterSource
 
 from gemquant.cli.foreign import ToolSettings, make_or_show, tool_flags, tool_settings
-from gemquant.cli.gathering import Gathering
 from gemquant.cli.quantize import QuantizerCommand
 from gemquant.cli.request import Request, read_request
 from gemquant.cli.settings import problems_of, setting
 from gemquant.convert.external.autoawq_options import ENGINES, AutoAwqOptions
 from gemquant.core.options import options_of
-from gemquant.errors import GemquantError, UsageError
+from gemquant.errors import GemquantError, ProblemCollector, UsageError
 
 if TYPE_CHECKING:
     from gemquant.calibration.windows import TokenWindows
@@ -113,19 +112,19 @@ def _prepared(
     assert isinstance(options, AutoAwqOptions)
     progress.note(f"opening {recipe.model}")
     checkpoint = open_checkpoint(recipe.model, lora=recipe.lora)
-    gathering, config = Gathering(), checkpoint.config
-    named = gathering.attempt(lambda: refuse(autoawq.python_problems(tool.python)))
-    interpreter = gathering.attempt(lambda: (named.value, tool.interpreter(autoawq.PACKAGES))[1])
-    gathering.attempt(lambda: refuse(autoawq.interpreter_problems(interpreter.value)))
-    gathering.attempt(lambda: refuse(autoawq.problems(config, linear_weights(checkpoint), options)))
-    gathering.attempt(lambda: require_device(recipe.device))
-    template = gathering.attempt(lambda: chat_template(recipe, checkpoint))
-    calibration = gathering.attempt(lambda: calibration_text(recipe, checkpoint, template.value))
-    evaluation = gathering.attempt(lambda: read_evaluation(recipe, checkpoint, template.value))
+    problems, config = ProblemCollector(), checkpoint.config
+    named = problems.attempt(lambda: refuse(autoawq.python_problems(tool.python)))
+    interpreter = problems.attempt(lambda: (named.value, tool.interpreter(autoawq.PACKAGES))[1])
+    problems.attempt(lambda: refuse(autoawq.interpreter_problems(interpreter.value)))
+    problems.attempt(lambda: refuse(autoawq.problems(config, linear_weights(checkpoint), options)))
+    problems.attempt(lambda: require_device(recipe.device))
+    template = problems.attempt(lambda: chat_template(recipe, checkpoint))
+    calibration = problems.attempt(lambda: calibration_text(recipe, checkpoint, template.value))
+    evaluation = problems.attempt(lambda: read_evaluation(recipe, checkpoint, template.value))
     label = [f"w{options.bits}-g{options.group_size}"]
     out = request.output or Path(default_output(checkpoint.ref, "autoawq", label))
-    gathering.attempt(lambda: refuse(output_problems(out, force=request.force, needed_bytes=0)))
-    gathering.refuse()
+    problems.attempt(lambda: refuse(output_problems(out, force=request.force, needed_bytes=0)))
+    problems.refuse()
     job = ForeignJob(
         recipe=dataclasses.replace(recipe, exporter=CONTAINER),
         quantizer="autoawq",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from gemquant.cli.flags import CommaList, output_flags
 from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting
 from gemquant.core.resources import default_threads
-from gemquant.errors import GemquantError, UsageError, refuse
+from gemquant.errors import GemquantError, ProblemCollector, UsageError, refuse
 
 if TYPE_CHECKING:
     from gemquant.core.progress import Progress
@@ -111,13 +112,10 @@ def _planned(given: dict[str, Any]) -> Any:
     from gemquant.measure.bench.subject import Subject
 
     _require_device(given["device"])
-    subjects, problems = [], []
-    for name in dict.fromkeys(given["artifacts"]):
-        try:
-            subjects.append(Subject.open(name))
-        except GemquantError as error:
-            problems.append(error)
-    refuse(problems)
+    problems, names = ProblemCollector(), dict.fromkeys(given["artifacts"])
+    opened = [problems.attempt(partial(Subject.open, name)) for name in names]
+    problems.refuse()
+    subjects = [each.value for each in opened]
     _require_board(subjects)
     return measure.plan(
         subjects, device=given["device"], runtimes=given["runtimes"], modes=given["modes"]

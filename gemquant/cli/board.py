@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from gemquant.errors import GemquantError, UnsupportedError, UsageError, refuse
+from gemquant.errors import GemquantError, ProblemCollector, UnsupportedError, UsageError, refuse
 
 if TYPE_CHECKING:
     from gemquant.core.progress import Progress
@@ -94,13 +95,12 @@ def bench_subjects(given: dict[str, Any]) -> list[Subject]:
     from gemquant.measure.bench.subject import Subject
     from gemquant.rockchip.board.rkllm import CONTAINER
 
-    subjects, problems = [], []
+    subjects, problems = [], ProblemCollector()
     for name in dict.fromkeys(given["artifacts"]):
-        try:
-            subject = Subject.open(name)
-        except GemquantError as error:
-            problems.append(error)
+        opened = problems.attempt(partial(Subject.open, name))
+        if not opened.succeeded:
             continue
+        subject = opened.value
         if subject.container != CONTAINER:
             problems.append(
                 UnsupportedError(

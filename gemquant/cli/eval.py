@@ -24,10 +24,9 @@ from gemquant.cli.flags import (
     output_flags,
     window_flags,
 )
-from gemquant.cli.gathering import Gathering
 from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting, threads_of
-from gemquant.errors import refuse
+from gemquant.errors import ProblemCollector, refuse
 
 if TYPE_CHECKING:
     from gemquant.cli.eval_request import EvaluationText
@@ -61,17 +60,15 @@ class EvalCommand(click.Command):
         threads = threads_of(given, problems_of(ctx))
         refuse(problems_of(ctx))
         refuse(prepared_problems(given["artifacts"]))
-        gathering = Gathering()
-        opened = [gathering.attempt(partial(Artifact.open, path)) for path in given["artifacts"]]
-        gathering.attempt(lambda: refuse(document_problems(given["output"], EvaluationDocument)))
-        gathering.attempt(lambda: asked_suite(given))
+        problems = ProblemCollector()
+        opened = [problems.attempt(partial(Artifact.open, path)) for path in given["artifacts"]]
+        problems += document_problems(given["output"], EvaluationDocument)
+        problems.attempt(lambda: asked_suite(given))
         artifacts = [each.value for each in opened if each.succeeded]
-        gathering.attempt(
-            lambda: refuse([*name_problems(artifacts), *board_problems(artifacts, given)])
-        )
-        shared = gathering.attempt(partial(shared_recipe, artifacts, given))
-        gathering.attempt(lambda: refuse(shared.value.problems()))
-        gathering.refuse()
+        problems += [*name_problems(artifacts), *board_problems(artifacts, given)]
+        shared = problems.attempt(partial(shared_recipe, artifacts, given))
+        problems.attempt(lambda: refuse(shared.value.problems()))
+        problems.refuse()
         recipe = shared.value
         if given["dry_run"]:
             planned = eval_plan.evaluation_plan(artifacts, recipe, given)

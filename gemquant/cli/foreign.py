@@ -11,7 +11,7 @@ import click
 from gemquant.cli.progress import reporter
 from gemquant.cli.settings import setting
 from gemquant.core.resources import bytes_of, human_bytes, total_memory
-from gemquant.errors import GemquantError, UsageError, refuse
+from gemquant.errors import ProblemCollector, UsageError, refuse
 
 if TYPE_CHECKING:
     from gemquant.calibration.windows import TokenWindows
@@ -72,17 +72,15 @@ class ToolSettings:
         return Interpreter.ask(self.python, packages)
 
 
-def tool_settings(given: dict[str, Any], problems: list[GemquantError]) -> ToolSettings:
+def tool_settings(given: dict[str, Any], problems: ProblemCollector) -> ToolSettings:
     """Read the flags; append what is wrong with them."""
     minutes = given["tool_minutes"] if given["tool_minutes"] is not None else TOOL_MINUTES
     if minutes < 1:
         problems.append(UsageError(f"--tool-minutes {minutes}: must be at least 1."))
     memory = int(MEMORY_SHARE * total_memory())
     if given["tool_memory"] is not None:
-        try:
-            memory = bytes_of(given["tool_memory"], flag="--tool-memory")
-        except UsageError as error:
-            problems.append(error)
+        parsed = problems.attempt(lambda: bytes_of(given["tool_memory"], flag="--tool-memory"))
+        memory = parsed.value if parsed.succeeded else memory
     return ToolSettings(given["python"], minutes * 60.0, memory)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from gemquant.cli.settings import problems_of, setting, threads_of
 from gemquant.errors import (
     GemquantError,
     NotComparableError,
+    ProblemCollector,
     RegressionError,
     UsageError,
     refuse,
@@ -37,24 +39,29 @@ class GateCommand(click.Command):
         given = ctx.params
         path: Path = given["baseline"]
         refuse(_problems(given))
-        problems: list[GemquantError] = []
-        baseline = budgets = benchmark = None
-        if path.exists() or not given["update_baseline"]:
-            baseline = _tried(problems, read_baseline, path)
-        budgets = _tried(problems, read_budgets, given["budget"]) if given["budget"] else Budgets()
-        if given["bench"]:
-            benchmark = _tried(problems, Benchmark.read, given["bench"])
+        problems = ProblemCollector()
+        needs_baseline = path.exists() or not given["update_baseline"]
+        read = problems.attempt(lambda: read_baseline(path) if needs_baseline else None)
+        allowed = problems.attempt(
+            lambda: read_budgets(given["budget"]) if given["budget"] else Budgets()
+        )
+        speeds = problems.attempt(
+            lambda: Benchmark.read(given["bench"]) if given["bench"] else None
+        )
+        baseline = read.value if read.succeeded else None
         folders = [path for path in dict.fromkeys(given["artifacts"]) if path.is_dir()]
         files = [path for path in dict.fromkeys(given["artifacts"]) if not path.is_dir()]
         documents = _documents(files, problems)
         if folders and not problems:
             documents += _measured(folders, baseline, given, problems_of(ctx))
         problems += _name_problems(documents)
-        if not problems and budgets is not None:
+        if not problems:
             known = [each.evaluation for each in baseline.artifacts] if baseline else []
-            problems += budgets.problems([*known, *(a for d in documents for a in d.artifacts)])
-        refuse(problems)
-        assert budgets is not None
+            problems += allowed.value.problems(
+                [*known, *(a for d in documents for a in d.artifacts)]
+            )
+        problems.refuse()
+        budgets, benchmark = allowed.value, speeds.value
         if given["update_baseline"]:
             _update(given, documents, baseline, benchmark)
             return
@@ -81,23 +88,11 @@ def _problems(given: dict[str, Any]) -> list[GemquantError]:
     return problems
 
 
-def _tried(problems: list[GemquantError], read: Any, path: Path) -> Any:
-    """Read a file; keep the complaint about it for later."""
-    try:
-        return read(path)
-    except GemquantError as error:
-        problems.append(error)
-        return None
-
-
-def _documents(paths: list[Path], problems: list[GemquantError]) -> list[EvaluationDocument]:
+def _documents(paths: list[Path], problems: ProblemCollector) -> list[EvaluationDocument]:
     from gemquant.core.artifact.evaluation import read_evaluation_document
 
-    documents: list[EvaluationDocument] = []
-    for path in paths:
-        found = _tried(problems, read_evaluation_document, path)
-        documents += [found] if found is not None else []
-    return documents
+    attempts = [problems.attempt(partial(read_evaluation_document, path)) for path in paths]
+    return [attempt.value for attempt in attempts if attempt.succeeded]
 
 
 def _measured(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from gemquant.cli.flags import flags, output_flags
-from gemquant.cli.gathering import Gathering
 from gemquant.cli.progress import reporter
+from gemquant.errors import ProblemCollector
 
 if TYPE_CHECKING:
     from gemquant.core.progress import Progress
@@ -102,10 +102,10 @@ def command(
     from gemquant.formats.llamafile.runtime import find_runtime
 
     with reporter(quiet=quiet) as progress:
-        gathering = Gathering()
-        weights = gathering.attempt(lambda: find_gguf(model))
-        opened = gathering.attempt(lambda: find_runtime(runtime, sha256, progress))
-        gathering.refuse()
+        problems = ProblemCollector()
+        weights = problems.attempt(lambda: find_gguf(model))
+        opened = problems.attempt(lambda: find_runtime(runtime, sha256, progress))
+        problems.refuse()
         request = LlamafileRequest(
             weights=weights.value,
             runtime=opened.value,

@@ -10,12 +10,12 @@ import click
 
 from gemquant.cli.flags import model_argument
 from gemquant.cli.foreign import ToolSettings, make_or_show, tool_flags, tool_settings
-from gemquant.cli.gathering import Gathering
 from gemquant.cli.quantize import MODEL, help_of
 from gemquant.cli.quantizer_flags import common_flags, quantizer_flags
 from gemquant.cli.request import Request, read_request
 from gemquant.cli.settings import problems_of, setting
 from gemquant.convert.external.onnx_options import OnnxOptions
+from gemquant.errors import ProblemCollector
 
 if TYPE_CHECKING:
     from gemquant.calibration.windows import TokenWindows
@@ -65,19 +65,19 @@ def _prepared(
     assert isinstance(options, OnnxOptions)
     progress.note(f"opening {recipe.model}")
     checkpoint = open_checkpoint(recipe.model, lora=recipe.lora)
-    gathering = Gathering()
-    interpreter = gathering.attempt(lambda: tool.interpreter(onnx.PACKAGES))
-    gathering.attempt(lambda: refuse(onnx.missing(interpreter.value, tool.python)))
-    provider = gathering.attempt(lambda: onnx.provider_of(request.target.name))
-    gathering.attempt(lambda: require_device(recipe.device))
+    problems = ProblemCollector()
+    interpreter = problems.attempt(lambda: tool.interpreter(onnx.PACKAGES))
+    problems.attempt(lambda: refuse(onnx.missing(interpreter.value, tool.python)))
+    provider = problems.attempt(lambda: onnx.provider_of(request.target.name))
+    problems.attempt(lambda: require_device(recipe.device))
     config, linears = checkpoint.config, linear_weights(checkpoint)
-    gathering.attempt(lambda: refuse(onnx.problems(config, linears, options, provider.value)))
-    template = gathering.attempt(lambda: chat_template(recipe, checkpoint))
-    evaluation = gathering.attempt(lambda: read_evaluation(recipe, checkpoint, template.value))
+    problems.attempt(lambda: refuse(onnx.problems(config, linears, options, provider.value)))
+    template = problems.attempt(lambda: chat_template(recipe, checkpoint))
+    evaluation = problems.attempt(lambda: read_evaluation(recipe, checkpoint, template.value))
     labels = [f"w{options.bits}", *([f"g{options.group_size}"] if options.quantized else [])]
     out = request.output or Path(default_output(checkpoint.ref, CONTAINER, labels))
-    gathering.attempt(lambda: refuse(output_problems(out, force=request.force, needed_bytes=0)))
-    gathering.refuse()
+    problems.attempt(lambda: refuse(output_problems(out, force=request.force, needed_bytes=0)))
+    problems.refuse()
     job = ForeignJob(
         recipe=dataclasses.replace(recipe, exporter=CONTAINER),
         quantizer="onnx",

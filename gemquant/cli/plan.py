@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gemquant.cli.flags import complete_target, defaults_flag, output_flags, target_folder_flag
-from gemquant.cli.gathering import Gathering
 from gemquant.cli.settings import problems_of, setting, target_folders
-from gemquant.errors import UsageError, refuse
+from gemquant.errors import UsageError
 
 if TYPE_CHECKING:
     from gemquant.convert.estimate import Forecast, Headers, Request
@@ -30,15 +29,14 @@ class PlanCommand(click.Command):
         from gemquant.convert.estimate import Request, forecast, read_headers
         from gemquant.core.targets.target import load_target
 
-        given, gathering = ctx.params, Gathering()
-        gathering.attempt(lambda: refuse(problems_of(ctx)))
-        memory = gathering.attempt(lambda: memory_bytes(given["memory"]))
-        context = gathering.attempt(lambda: _context(given["context"]))
-        target = gathering.attempt(
+        given, problems = ctx.params, problems_of(ctx)
+        memory = problems.attempt(lambda: memory_bytes(given["memory"]))
+        context = problems.attempt(lambda: _context(given["context"]))
+        target = problems.attempt(
             lambda: load_target(given["target"], target_folders(given["target_folder"]))
         )
-        headers = gathering.attempt(lambda: read_headers(_model(given["model"])))
-        gathering.refuse()
+        headers = problems.attempt(lambda: read_headers(_model(given["model"])))
+        problems.refuse()
         request = Request(memory.value, context.value, given["device_model"], given["bandwidth"])
         rows, refused = forecast(target.value, headers.value.config, request)
         if given["as_json"]:

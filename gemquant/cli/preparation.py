@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from gemquant.calibration.windows import TokenWindows, calibration_windows, evaluation_windows
-from gemquant.cli.gathering import Gathering
 from gemquant.cli.request import Request
 from gemquant.convert import pipeline
 from gemquant.convert.plan import Job, JobPlan, linear_weights, plan
@@ -23,7 +22,7 @@ from gemquant.core.progress import Progress
 from gemquant.core.protocols import Quantizer
 from gemquant.core.recipe import Recipe
 from gemquant.core.scheme import Scheme, label
-from gemquant.errors import UsageError, refuse
+from gemquant.errors import ProblemCollector, UsageError, refuse
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemquant.formats.source_model import model_name
 from gemquant.models.chat import choose_template
@@ -85,18 +84,18 @@ def prepare(request: Request, progress: Progress) -> Prepared:
             f"caution: {request.recipe.model} was quantized before "
             f"({', '.join(checkpoint.packed_formats)}); what that lost stays lost."
         )
-    gathering = Gathering()
-    gathering.attempt(lambda: require_device(request.recipe.device))
-    gathering.attempt(lambda: refuse(request.quantizer.problems(linear_weights(checkpoint))))
-    members = gathering.attempt(lambda: members_of(request, checkpoint))
-    jobs = gathering.attempt(lambda: jobs_for(request, members.value, checkpoint))
-    planned = gathering.attempt(lambda: plan(jobs.value, checkpoint))
-    template = gathering.attempt(lambda: chat_template(request.recipe, checkpoint))
-    calibration = gathering.attempt(lambda: read_calibration(request, checkpoint, template.value))
-    evaluation = gathering.attempt(
+    problems = ProblemCollector()
+    problems.attempt(lambda: require_device(request.recipe.device))
+    problems.attempt(lambda: refuse(request.quantizer.problems(linear_weights(checkpoint))))
+    members = problems.attempt(lambda: members_of(request, checkpoint))
+    jobs = problems.attempt(lambda: jobs_for(request, members.value, checkpoint))
+    planned = problems.attempt(lambda: plan(jobs.value, checkpoint))
+    template = problems.attempt(lambda: chat_template(request.recipe, checkpoint))
+    calibration = problems.attempt(lambda: read_calibration(request, checkpoint, template.value))
+    evaluation = problems.attempt(
         lambda: read_evaluation(request.recipe, checkpoint, template.value)
     )
-    gathering.refuse()
+    problems.refuse()
     for note in dict.fromkeys(note for member in members.value for note in member.notes):
         progress.note(note)
     for job in jobs.value:

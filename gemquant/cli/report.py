@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from gemquant.cli.flags import output_flags
-from gemquant.cli.gathering import Attempt, Gathering
 from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting
-from gemquant.errors import GemquantError, OutputError, UsageError, refuse
+from gemquant.errors import (
+    Attempt,
+    GemquantError,
+    OutputError,
+    ProblemCollector,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from gemquant.measure.report.assembling import Given
@@ -36,11 +41,10 @@ class ReportCommand(click.Command):
         given = ctx.params
         wanted = {form: given[form] for form in FORMS if given[form] is not None}
         with reporter(quiet=given["quiet"]) as progress:
-            gathering = Gathering()
-            gathering.attempt(lambda: refuse(problems_of(ctx)))
-            gathering.attempt(lambda: refuse(_problems(given, wanted)))
-            report = _report(given, gathering)
-            gathering.refuse()
+            problems = problems_of(ctx)
+            problems += _problems(given, wanted)
+            report = _report(given, problems)
+            problems.refuse()
             texts = {form: _text(form, report, given["markdown_limit"]) for form in wanted}
             written = {form: path for form, path in wanted.items() if path != STDOUT}
             write_files({path: texts[form] for form, path in written.items()})
@@ -49,7 +53,7 @@ class ReportCommand(click.Command):
         _print(report, wanted, texts, as_json=given["as_json"])
 
 
-def _report(given: Mapping[str, Any], gathering: Gathering) -> Report:
+def _report(given: Mapping[str, Any], problems: ProblemCollector) -> Report:
     from gemquant.core.artifact.evaluation import read_evaluation_document
     from gemquant.measure.bench.document import Benchmark
     from gemquant.measure.gate.baseline import read_baseline
@@ -57,13 +61,13 @@ def _report(given: Mapping[str, Any], gathering: Gathering) -> Report:
     from gemquant.measure.report.assembling import assemble
 
     evaluations = [
-        _read(gathering, "evaluation", path, read_evaluation_document)
+        _read(problems, "evaluation", path, read_evaluation_document)
         for path in given["evaluations"]
     ]
-    verdict = _read_named(gathering, "verdict", given["verdict"], read_verdict)
-    benchmark = _read_named(gathering, "benchmark", given["bench"], Benchmark.read)
-    baseline = _read_named(gathering, "baseline", given["baseline"], read_baseline)
-    gathering.refuse()
+    verdict = _read_named(problems, "verdict", given["verdict"], read_verdict)
+    benchmark = _read_named(problems, "benchmark", given["bench"], Benchmark.read)
+    baseline = _read_named(problems, "baseline", given["baseline"], read_baseline)
+    problems.refuse()
     return assemble(
         [each.value for each in evaluations],
         verdict=None if verdict is None else verdict.value,
@@ -73,15 +77,15 @@ def _report(given: Mapping[str, Any], gathering: Gathering) -> Report:
 
 
 def _read_named(
-    gathering: Gathering, kind: SourceKind, path: Path | None, read: Callable[[Path], T]
+    problems: ProblemCollector, kind: SourceKind, path: Path | None, read: Callable[[Path], T]
 ) -> Attempt[Given[T]] | None:
-    return None if path is None else _read(gathering, kind, path, read)
+    return None if path is None else _read(problems, kind, path, read)
 
 
 def _read(
-    gathering: Gathering, kind: SourceKind, path: Path, read: Callable[[Path], T]
+    problems: ProblemCollector, kind: SourceKind, path: Path, read: Callable[[Path], T]
 ) -> Attempt[Given[T]]:
-    return gathering.attempt(lambda: _given(kind, path, read))
+    return problems.attempt(lambda: _given(kind, path, read))
 
 
 def _given(kind: SourceKind, path: Path, read: Callable[[Path], T]) -> Given[T]:

@@ -6,8 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemquant.cli.gathering import Attempt, Gathering
-from gemquant.errors import GemquantError, UsageError
+from gemquant.errors import Attempt, GemquantError, ProblemCollector, UsageError
 from gemquant.rockchip.rkllm_options import RkllmOptions
 
 if TYPE_CHECKING:
@@ -59,50 +58,50 @@ def checked(request: Request, tool: ToolSettings, given: dict[str, Any]) -> Prep
     torch.set_num_threads(request.threads)
     recipe, asked = request.recipe, request.quantizer
     assert isinstance(asked, RkllmOptions)
-    gathering = Gathering()
-    npu = gathering.attempt(lambda: rkllm_rules.npu_of(request.target))
-    gathering.refuse()
+    problems = ProblemCollector()
+    npu = problems.attempt(lambda: rkllm_rules.npu_of(request.target))
+    problems.refuse()
     options = rkllm_rules.resolved(asked, npu.value)
-    gathering.attempt(lambda: refuse(rkllm_rules.option_problems(options, npu.value)))
-    opened = gathering.attempt(lambda: open_checkpoint(recipe.model, lora=recipe.lora))
+    problems.attempt(lambda: refuse(rkllm_rules.option_problems(options, npu.value)))
+    opened = problems.attempt(lambda: open_checkpoint(recipe.model, lora=recipe.lora))
     toolkit = load_toolkit(npu.value.toolkit)
     # An unknown dtype has been told; the others' rules are checked with the target's own.
     dtype = npu.value.dtype(options.quantized_dtype) or npu.value.dtype(npu.value.default_dtype)
     assert dtype is not None
-    config = gathering.attempt(lambda: opened.value.config)
-    able = gathering.attempt(
+    config = problems.attempt(lambda: opened.value.config)
+    able = problems.attempt(
         lambda: toolkit.converting(npu.value.platform, config.value["model_type"], dtype.name)
     )
-    python = gathering.attempt(lambda: _interpreter(given, toolkit, able.value))
-    release = gathering.attempt(lambda: _release(given["toolkit_version"], toolkit, able, python))
-    made = gathering.attempt(
+    python = problems.attempt(lambda: _interpreter(given, toolkit, able.value))
+    release = problems.attempt(lambda: _release(given["toolkit_version"], toolkit, able, python))
+    made = problems.attempt(
         lambda: rkllm_rules.Conversion(npu.value, toolkit, release.value, dtype, options)
     )
-    gathering.attempt(lambda: refuse(rkllm_rules.release_problems(made.value, config.value)))
-    gathering.attempt(lambda: refuse(rkllm.reading_problems(made.value, opened.value)))
+    problems.attempt(lambda: refuse(rkllm_rules.release_problems(made.value, config.value)))
+    problems.attempt(lambda: refuse(rkllm.reading_problems(made.value, opened.value)))
     if not given["prepare_only"]:
-        gathering.attempt(
+        problems.attempt(
             lambda: refuse(
                 rkllm_rules.memory_problems(
                     toolkit, weight_count(config.value), host_bytes=tool.memory_bytes
                 )
             )
         )
-    template = gathering.attempt(lambda: chat_template(recipe, opened.value))
+    template = problems.attempt(lambda: chat_template(recipe, opened.value))
     traced = options.gptq or smooths(dtype, options)
-    windows = gathering.attempt(
+    windows = problems.attempt(
         lambda: calibration_text(recipe, opened.value, template.value) if traced else None
     )
-    emulated = gathering.attempt(
+    emulated = problems.attempt(
         lambda: read_evaluation(
             dataclasses.replace(recipe, eval_windows=options.emulate), opened.value, template.value
         )
     )
-    simulated = gathering.attempt(
+    simulated = problems.attempt(
         lambda: _simulated(options, recipe, opened.value, template.value, given)
     )
     takes_none = made.succeeded and not takes_prompts(made.value)
-    prompts = gathering.attempt(
+    prompts = problems.attempt(
         lambda: (
             []
             if takes_none
@@ -116,12 +115,12 @@ def checked(request: Request, tool: ToolSettings, given: dict[str, Any]) -> Prep
             )
         )
     )
-    name = gathering.attempt(lambda: file_name(model_name(recipe.model), made.value))
-    out = gathering.attempt(lambda: request.output or Path(name.value.removesuffix(".rkllm")))
-    gathering.attempt(
+    name = problems.attempt(lambda: file_name(model_name(recipe.model), made.value))
+    out = problems.attempt(lambda: request.output or Path(name.value.removesuffix(".rkllm")))
+    problems.attempt(
         lambda: refuse(output_problems(out.value, force=request.force, needed_bytes=0))
     )
-    gathering.refuse()
+    problems.refuse()
     job = rkllm.RkllmJob(
         recipe=dataclasses.replace(
             recipe,

@@ -8,10 +8,9 @@ import click
 
 from gemquant.cli.flags import complete_target, defaults_flag, output_flags
 from gemquant.cli.foreign import tool_flags, tool_settings
-from gemquant.cli.gathering import Gathering
 from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting
-from gemquant.errors import UsageError, refuse
+from gemquant.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,16 +33,15 @@ class RknnSimCommand(click.Command):
         from gemquant.formats.checkpoint import open_checkpoint
         from gemquant.rockchip import rkllm_rules, rknn
 
-        gathering = Gathering()
-        gathering.attempt(lambda: refuse(problems_of(ctx)))
-        npu = gathering.attempt(lambda: rkllm_rules.npu_of(load_target(given["target"])))
-        python = gathering.attempt(lambda: rknn.rknn_interpreter(tool.python))
-        opened = gathering.attempt(lambda: open_checkpoint(_model(given["model"])))
-        layers = gathering.attempt(
+        problems = problems_of(ctx)
+        npu = problems.attempt(lambda: rkllm_rules.npu_of(load_target(given["target"])))
+        python = problems.attempt(lambda: rknn.rknn_interpreter(tool.python))
+        opened = problems.attempt(lambda: open_checkpoint(_model(given["model"])))
+        layers = problems.attempt(
             lambda: rknn.chosen_layers(given["layers"], opened.value.config["num_hidden_layers"])
         )
-        text = gathering.attempt(lambda: _windows(given, opened.value))
-        gathering.refuse()
+        text = problems.attempt(lambda: _windows(given, opened.value))
+        problems.refuse()
         calibration, compared = text.value
         with reporter(quiet=given["quiet"]) as progress:
             found = rknn.simulate(

@@ -16,7 +16,7 @@ from gemquant.cli.chat import PRESETS
 from gemquant.cli.flags import output_flags
 from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting, threads_of
-from gemquant.errors import GemquantError, UsageError, refuse
+from gemquant.errors import UsageError, refuse
 
 if TYPE_CHECKING:
     from gemquant.runtimes.chat.serving import Serving
@@ -47,13 +47,9 @@ class ServeCommand(click.Command):
         if not 1 <= parallel <= MAX_PARALLEL:
             problems.append(UsageError(f"--parallel {parallel}: must be from 1 to {MAX_PARALLEL}."))
         address = Address(given["host"], given["port"], given["public"])
-        key = None
-        try:
-            key = read_key(given["api_key_file"])
-            problems += address_problems(address, key)
-        except GemquantError as error:
-            problems.append(error)
-        refuse(problems)
+        key = problems.attempt(lambda: read_key(given["api_key_file"]))
+        problems.attempt(lambda: refuse(address_problems(address, key.value)))
+        problems.refuse()
         wanted = Wanted(
             model=given["artifact"],
             preset=given["preset"],
@@ -64,7 +60,7 @@ class ServeCommand(click.Command):
         )
         with reporter(quiet=given["quiet"]) as progress:
             progress.note(f"loading {wanted.model}")
-            serving = serve(wanted, address, key=key, parallel=parallel)
+            serving = serve(wanted, address, key=key.value, parallel=parallel)
             progress.note(f"preset {serving.choice.preset.name}: {serving.choice.reason}")
             if not address.loopback:
                 progress.note("caution: plain http; put a proxy with TLS before it")
@@ -75,7 +71,7 @@ class ServeCommand(click.Command):
                     "model": serving.model,
                     "context": serving.context,
                     "parallel": serving.parallel,
-                    "needs_key": key is not None,
+                    "needs_key": key.value is not None,
                 }
             )
         else:

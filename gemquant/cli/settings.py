@@ -16,7 +16,7 @@ from click.shell_completion import CompletionItem
 from gemquant.convert.plugins import plugins
 from gemquant.core.recipe import SETTINGS, read_settings, suggest
 from gemquant.core.resources import default_threads
-from gemquant.errors import GemquantError, UsageError
+from gemquant.errors import GemquantError, ProblemCollector, UsageError
 
 DEFAULTS_FILE = Path("gemquant.toml")
 
@@ -37,10 +37,10 @@ PROBLEMS = "gemquant.problems"
 """Key of ``Context.meta`` under which problems gather until the command refuses them together."""
 
 
-def problems_of(ctx: click.Context) -> list[GemquantError]:
-    """Return the list of what is wrong with the command line so far."""
-    found: list[GemquantError] = ctx.meta.setdefault(PROBLEMS, [])
-    return found
+def problems_of(ctx: click.Context) -> ProblemCollector:
+    """Return the problems of the command line so far."""
+    problems: ProblemCollector = ctx.meta.setdefault(PROBLEMS, ProblemCollector())
+    return problems
 
 
 def threads_of(given: Mapping[str, Any], problems: list[GemquantError]) -> int:

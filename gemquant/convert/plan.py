@@ -21,7 +21,7 @@ from gemquant.core.protocols import (
     Weights,
 )
 from gemquant.core.recipe import Recipe
-from gemquant.errors import GemquantError, OutputError, Problems, refuse
+from gemquant.errors import GemquantError, OutputError, refuse
 from gemquant.formats.checkpoint import Checkpoint
 from gemquant.formats.source_model import Origin
 from gemquant.models.structure import (
@@ -119,7 +119,7 @@ def plan(jobs: Sequence[Job], checkpoint: Checkpoint) -> list[JobPlan]:
         else:
             found += output_problems(job.out, force=job.force, needed_bytes=0)
         problems += found
-    refuse(_flat([*problems, *_shared_folders(jobs)]))
+    refuse([*problems, *_shared_folders(jobs)])
     return plans
 
 
@@ -152,10 +152,3 @@ def _header(job: Job, checkpoint: Checkpoint) -> ArtifactHeader:
     origin = Origin(checkpoint, job.recipe.chat_template)
     telling = job.quantizer if isinstance(job.quantizer, Telling) else None
     return ArtifactHeader(config, layout, origin, telling.facts(job.recipe) if telling else {})
-
-
-def _flat(problems: Sequence[GemquantError]) -> list[GemquantError]:
-    flat: list[GemquantError] = []
-    for problem in problems:
-        flat += problem.problems if isinstance(problem, Problems) else [problem]
-    return flat

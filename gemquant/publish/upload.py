@@ -11,7 +11,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from gemquant.core.artifact import MANIFEST_FILE, SIGNATURE_FILE, Artifact, read_manifest
-from gemquant.errors import ArtifactError, GemquantError, UsageError, refuse
+from gemquant.errors import ArtifactError, GemquantError, ProblemCollector, UsageError
 from gemquant.publish.licence import licence_problems
 from gemquant.publish.signature import signature_place, verify_signature
 from gemquant.publish.verification import artifact_problems
@@ -66,19 +66,17 @@ def prepare_upload(
     Raises for a bad destination, an artifact that ``gemquant verify`` rejects, missing licence
     files, a signature that does not hold.
     """
-    problems = [*_destination_problems(destination), *artifact_problems(artifact)]
-    refuse(problems)
+    problems = ProblemCollector()
+    problems += [*_destination_problems(destination), *artifact_problems(artifact)]
+    problems.refuse()
     opened = Artifact(artifact, read_manifest(artifact))
     problems += licence_problems(opened)
     if not message.strip():
         problems.append(UsageError("The commit message is empty."))
     place = signature_place(artifact)
     if public_key is not None:
-        try:
-            verify_signature(artifact, signature=place, public_key=public_key)
-        except GemquantError as error:
-            problems.append(error)
-    refuse(problems)
+        problems.attempt(lambda: verify_signature(artifact, signature=place, public_key=public_key))
+    problems.refuse()
     files = [
         UploadFile(name, artifact / name, record.bytes, record.sha256)
         for name, record in opened.manifest.files.items()

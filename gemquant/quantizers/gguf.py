@@ -13,7 +13,7 @@ from gemquant.core.family import Member
 from gemquant.core.options import option, options_of
 from gemquant.core.protocols import Block, Container
 from gemquant.core.resources import bytes_of
-from gemquant.errors import GemquantError, Problems, UsageError, refuse
+from gemquant.errors import GemquantError, ProblemCollector, UsageError, refuse
 from gemquant.formats.gguf.file_types import FILE_TYPES, FileType, file_type, tensor_type
 from gemquant.formats.gguf.overrides import parse_override
 from gemquant.formats.gguf.types import TypeRequest, choose_types, importance_problems
@@ -73,28 +73,26 @@ Examples:
         """One for each type. Raises everything that is wrong with the options and the model."""
         refuse(self.problems({}))
         weighting = self._weighting(config)
-        made: list[Member] = []
-        problems: list[GemquantError] = []
-        for kind in self._file_types():
-            try:
-                made.append(self._member(kind, config, weighting))
-            except GemquantError as error:
-                problems += error.problems if isinstance(error, Problems) else [error]
-        refuse(list({str(problem): problem for problem in problems}.values()))
-        return made
+        problems = ProblemCollector()
+        members = [
+            problems.attempt(partial(self._member, kind, config, weighting))
+            for kind in self._file_types()
+        ]
+        problems.refuse()
+        return [member.value for member in members]
 
     def problems(self, linears: Mapping[str, tuple[int, int]]) -> list[GemquantError]:  # noqa: ARG002
         """Options that mean nothing, whatever the model."""
-        found: list[GemquantError] = []
+        found = ProblemCollector()
         for name in self._type_names():
-            found += _complaints(partial(_known, file_type, "--type", name, FILE_TYPES))
+            found.attempt(partial(_known, file_type, "--type", name, FILE_TYPES))
         for text in self.tensor_type:
-            found += _complaints(partial(parse_override, text))
+            found.attempt(partial(parse_override, text))
         for flag, name in (("embedding", self.embedding_type), ("output", self.output_type)):
             if name:
-                found += _complaints(partial(_known, tensor_type, f"--{flag}-type", name, TYPES))
+                found.attempt(partial(_known, tensor_type, f"--{flag}-type", name, TYPES))
         if self.split_max_size:
-            found += _complaints(partial(bytes_of, self.split_max_size, flag="--split-max-size"))
+            found.attempt(partial(bytes_of, self.split_max_size, flag="--split-max-size"))
         if self.imatrix and self.importance:
             found.append(
                 UsageError(
@@ -157,15 +155,6 @@ Examples:
             options={**own, "type": [kind.name]},
             notes=[*(weighting.notes if weighting else ()), *plan.without_effect],
         )
-
-
-def _complaints(step: Callable[[], object]) -> Sequence[GemquantError]:
-    """What a step complains about, if anything."""
-    try:
-        step()
-    except GemquantError as error:
-        return [error]
-    return []
 
 
 def _known(parse: Callable[[str], object], flag: str, name: str, known: Collection[str]) -> None:

@@ -10,6 +10,7 @@ from gemquant.errors import (
     CheckpointError,
     GemquantError,
     OutputError,
+    ProblemCollector,
     Problems,
     RuntimeMissingError,
     UnsupportedError,
@@ -55,3 +56,23 @@ def test_several_problems_are_numbered_and_exit_with_the_code_of_the_first() -> 
 
 def test_no_problem_is_no_error() -> None:
     refuse([])
+
+
+def test_a_problem_is_reported_once_and_another_class_of_the_same_words_is_another() -> None:
+    with pytest.raises(Problems) as raised:
+        refuse([UsageError("a."), Problems([UsageError("a."), OutputError("a.")])])
+    assert [type(problem) for problem in raised.value.problems] == [UsageError, OutputError]
+
+
+def test_a_step_that_needs_a_failed_one_adds_no_second_problem() -> None:
+    problems = ProblemCollector()
+    model = problems.attempt(lambda: refuse([CheckpointError("no model.")]))
+    layers = problems.attempt(lambda: model.value)
+    assert not layers.succeeded
+    with pytest.raises(CheckpointError, match="no model"):
+        problems.refuse()
+
+
+def test_an_unexpected_error_is_not_collected() -> None:
+    with pytest.raises(ZeroDivisionError):
+        ProblemCollector().attempt(lambda: 1 // 0)

@@ -10,6 +10,7 @@ import difflib
 import os
 import tomllib
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from gemquant.core.resources import data_folder
 from gemquant.core.scheme import BLOCK_FORMATS, INTEGER, Scheme, describe, in_words
 from gemquant.core.targets.device import Data, Footprint, NonEmpty, Npu, Speed
-from gemquant.errors import GemquantError, UnsupportedError, UsageError, refuse
+from gemquant.errors import ProblemCollector, UnsupportedError, UsageError
 from gemquant.models.structure import Generation
 
 
@@ -195,14 +196,10 @@ def target_files(folders: Sequence[Path] = ()) -> dict[str, Path]:
 
 def targets(folders: Sequence[Path] = ()) -> list[Target]:
     """Read every target, sorted by name; all problems of all files at once."""
-    found, problems = [], []
-    for name in sorted(files := target_files(folders)):
-        try:
-            found.append(read_target(files[name]))
-        except GemquantError as error:
-            problems.append(error)
-    refuse(problems)
-    return found
+    problems, files = ProblemCollector(), target_files(folders)
+    attempts = [problems.attempt(partial(read_target, files[name])) for name in sorted(files)]
+    problems.refuse()
+    return [attempt.value for attempt in attempts]
 
 
 def load_target(name: str, folders: Sequence[Path] = ()) -> Target:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gemquant.errors import CheckpointError, GemquantError, UnsupportedError, refuse
+from gemquant.errors import (
+    CheckpointError,
+    GemquantError,
+    ProblemCollector,
+    UnsupportedError,
+    refuse,
+)
 from gemquant.formats.checkpoint.bounded_json import read_json_object
 from gemquant.formats.checkpoint.contained import contained
 from gemquant.formats.checkpoint.names import text_name
@@ -77,15 +84,11 @@ def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
     index = read_json_object(contained(folder, INDEX)).get("weight_map")
     if not isinstance(index, dict) or not index:
         raise CheckpointError(f"{folder / INDEX}: holds no weight_map.")
-    files: list[Path] = []
-    problems: list[GemquantError] = []
-    for name in sorted({str(name) for name in index.values()}):
-        try:
-            files.append(contained(folder, name))
-        except CheckpointError as error:
-            problems.append(error)
-    refuse(problems)
-    return files, {tensor: str(name) for tensor, name in index.items()}
+    problems = ProblemCollector()
+    names = sorted({str(name) for name in index.values()})
+    files = [problems.attempt(partial(contained, folder, name)) for name in names]
+    problems.refuse()
+    return [file.value for file in files], {tensor: str(name) for tensor, name in index.items()}
 
 
 def _no_weights(folder: Path) -> GemquantError:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
-from gemquant.errors import CheckpointError, GemquantError, refuse
+from gemquant.errors import CheckpointError, ProblemCollector
 from gemquant.formats.checkpoint.checkpoint import Checkpoint
 from gemquant.formats.checkpoint.folder import FolderTensors, read_raw_config
 from gemquant.formats.checkpoint.hub import (
@@ -78,32 +78,27 @@ def _from_hub(ref: str, files: tuple[str, ...]) -> tuple[Path, str]:
 def _open_folder(folder: Path, ref: str, revision: str | None, lora: str | None) -> Checkpoint:
     raw = read_raw_config(folder)
     config = text_config(raw)
-    problems: list[GemquantError] = []
+    problems = ProblemCollector()
     provenance = folder_provenance(folder, raw)
-    tensors = _attempt(lambda: FolderTensors(folder, config), problems)
-    tokenizer = _attempt(lambda: read_tokenizer_files(folder), problems)
-    adapter = _attempt(lambda: _adapter(lora, config, provenance), problems)
-    refuse(problems)
-    return Checkpoint(ref, revision, config, provenance, tensors, tokenizer, adapter)
-
-
-def _attempt(step: Callable[[], T], problems: list[GemquantError]) -> T:
-    """Return what a step returns; note its error instead, and then nothing that may be used."""
-    try:
-        return step()
-    except GemquantError as error:
-        problems.append(error)
-        return cast("T", None)
+    tensors = problems.attempt(lambda: FolderTensors(folder, config))
+    tokenizer = problems.attempt(lambda: read_tokenizer_files(folder))
+    adapter = problems.attempt(lambda: _adapter(lora, config, provenance))
+    problems.refuse()
+    return Checkpoint(
+        ref, revision, config, provenance, tensors.value, tokenizer.value, adapter.value
+    )
 
 
 def _open_gguf(path: Path, ref: str, lora: str | None, origin: Provenance | None) -> Checkpoint:
     tensors = GgufTensors(path)
     provenance = origin or gguf_provenance(path, tensors.metadata)
-    problems: list[GemquantError] = []
-    tokenizer = _attempt(lambda: GgufTokenizer(tensors.metadata, ref), problems)
-    adapter = _attempt(lambda: _adapter(lora, tensors.config, provenance), problems)
-    refuse(problems)
-    return Checkpoint(ref, None, tensors.config, provenance, tensors, tokenizer, adapter)
+    problems = ProblemCollector()
+    tokenizer = problems.attempt(lambda: GgufTokenizer(tensors.metadata, ref))
+    adapter = problems.attempt(lambda: _adapter(lora, tensors.config, provenance))
+    problems.refuse()
+    return Checkpoint(
+        ref, None, tensors.config, provenance, tensors, tokenizer.value, adapter.value
+    )
 
 
 def _adapter(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from gemquant.errors import CheckpointError, GemquantError, refuse
+from gemquant.errors import CheckpointError, ProblemCollector
 from gemquant.formats.safetensors.header import TensorEntry, read_header
 
 TORCH_DTYPES: Mapping[str, torch.dtype] = {
@@ -45,20 +45,16 @@ class MappedSafetensors:
         self._files = tuple(files)
         self._entries: dict[str, tuple[Path, TensorEntry]] = {}
         self._maps: dict[Path, mmap.mmap] = {}
-        problems: list[GemquantError] = []
-        for file in self._files:
-            try:
-                entries = read_header(file)
-            except GemquantError as error:
-                problems.append(error)
-                continue
-            for name, entry in entries.items():
+        problems = ProblemCollector()
+        headers = {file: problems.attempt(partial(read_header, file)) for file in self._files}
+        for file, header in headers.items():
+            for name, entry in header.value.items() if header.succeeded else ():
                 if name in self._entries:
                     first = self._entries[name][0].name
                     problems.append(CheckpointError(f"{name} is in both {first} and {file.name}."))
                 else:
                     self._entries[name] = (file, entry)
-        refuse(problems)
+        problems.refuse()
 
     @property
     def files(self) -> Sequence[Path]:

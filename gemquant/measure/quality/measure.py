@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -201,7 +202,7 @@ class _Track:
 
 def _refuse(problems: Iterable[Iterator[GemquantError]]) -> None:
     """Raise what is wrong, once: the original's faults are seen beside every artifact."""
-    refuse(list({each.message: each for found in problems for each in found}.values()))
+    refuse(chain.from_iterable(problems))
 
 
 def _level(

@@ -8,12 +8,13 @@ that someone was handed is data: all of that is refused unless the user allows i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from gemquant.errors import GemquantError, UnsupportedError, UsageError
+from gemquant.errors import GemquantError, ProblemCollector, UnsupportedError, UsageError
 
 ALLOW = "--allow-task-code"
 _LIMIT_BYTES = 4_000_000
@@ -56,18 +57,17 @@ def folder_problems(
                 f"--task-folder {folder}: holds no .yaml file.", hint="docs/tasks.md shows one."
             )
         ]
-    problems: list[GemquantError] = []
+    problems = ProblemCollector()
     seen: set[Path] = set()
     while found:
         path = found.pop(0)
         if path.resolve() in seen:
             continue
         seen.add(path.resolve())
-        try:
-            read = _read(path, folder)
-        except GemquantError as error:
-            problems.append(error)
+        attempt = problems.attempt(partial(_read, path, folder))
+        if not attempt.succeeded:
             continue
+        read = attempt.value
         included = list(_included(read, path))
         found += included
         if not code_allowed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,7 +11,7 @@ from gemquant import __version__
 from gemquant.core.artifact import MANIFEST_FILE, read_manifest
 from gemquant.core.progress import Progress
 from gemquant.core.recipe import Recipe
-from gemquant.errors import GemquantError, UsageError, refuse
+from gemquant.errors import Attempt, ProblemCollector, UsageError
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemquant.measure.bench.subject import Subject
 from gemquant.measure.tasks import harness
@@ -54,35 +54,25 @@ def open_subjects(request: Request) -> Subjects:
     """Open an artifact and its original; every problem of both at once."""
     from gemquant.measure.tasks.opening import require_runtime
 
-    problems: list[GemquantError] = []
-    artifact = _attempt(lambda: Subject.open(request.artifact), problems)
-    if artifact is not None:
-        _attempt(lambda: require_runtime(artifact), problems)
-    original = None
-    if request.with_original:
-        original = _attempt(lambda: _original(request, artifact), problems)
-    refuse(problems)
-    assert artifact is not None
+    problems = ProblemCollector()
+    subject = problems.attempt(lambda: Subject.open(request.artifact))
+    problems.attempt(lambda: require_runtime(subject.value))
+    checkpoint = problems.attempt(
+        lambda: _original(request, subject) if request.with_original else None
+    )
+    problems.refuse()
+    artifact, original = subject.value, checkpoint.value
     base_model = original.provenance.base_model if original is not None else None
     if (artifact.path / MANIFEST_FILE).is_file():
         base_model = read_manifest(artifact.path).base_model or base_model
     return Subjects(artifact, base_model, original)
 
 
-def _attempt(step: Callable[[], T], problems: list[GemquantError]) -> T | None:
-    try:
-        return step()
-    except GemquantError as error:
-        problems.append(error)
-        return None
-
-
-def _original(request: Request, artifact: Subject | None) -> Checkpoint | None:
+def _original(request: Request, subject: Attempt[Subject]) -> Checkpoint:
     """The checkpoint that an artifact is compared with; UsageError where nothing says which."""
     if request.against is not None:
         return open_checkpoint(request.against)
-    if artifact is None:
-        return None
+    artifact = subject.value
     if not (artifact.path / MANIFEST_FILE).is_file():
         raise UsageError(
             f"{artifact.name}: has no manifest that names what it was made from.",

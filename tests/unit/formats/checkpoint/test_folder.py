@@ -166,7 +166,7 @@ def test_all_problems_come_at_once(single: Path) -> None:
     (single / "tokenizer.json").unlink()
     error = refusal(single)
     assert isinstance(error, Problems)
-    assert str(error).startswith("2 problems:")
+    assert str(error).startswith("3 problems:")
     for words in ("model.norm.weight", "shape (2, 2)", "tokenizer.json is missing"):
         assert words in str(error)
 
