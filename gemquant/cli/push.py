@@ -8,16 +8,52 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gemquant.cli.flags import output_flags
+from gemquant.cli.flags import flags, output_flags
 from gemquant.cli.progress import Lines
 from gemquant.core.progress import Silence
 
 if TYPE_CHECKING:
-    from gemquant.publish.hub import Pushed
-    from gemquant.publish.upload import Upload
+    from gemquant.publish.push import Pushed, Upload
 
 
-def _push(
+@click.command(
+    "push",
+    epilog="""\b
+Examples:
+  gemquant push gemma-2-2b-awq me/gemma-2-2b-awq --dry-run
+  gemquant push gemma-2-2b-awq me/gemma-2-2b-awq
+  gemquant push gemma-2-2b-awq me/gemma-2-2b --revision w4-g128 --public""",
+)
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("repository", metavar="OWNER/NAME")
+@click.option(
+    "--private/--public",
+    default=True,
+    show_default=True,
+    help="Visibility of a new repository; an existing one must have it already.",
+)
+@click.option(
+    "--revision",
+    default="main",
+    show_default=True,
+    metavar="BRANCH",
+    help="Branch to commit to; created if missing.",
+)
+@click.option("--message", metavar="TEXT", help="Commit message.  [default: Upload NAME]")
+@click.option(
+    "--public-key",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Include ARTIFACT/model.sig, which must be from this key's private half.",
+)
+@click.option(
+    "--replace",
+    is_flag=True,
+    help="Make the branch exactly this artifact: overwrite files and delete all others.",
+)
+@click.option("--dry-run", is_flag=True, help="List the files to send, and send nothing.")
+@flags(*output_flags())
+def command(
     artifact: Path,
     repository: str,
     *,
@@ -30,8 +66,17 @@ def _push(
     as_json: bool,
     quiet: bool,
 ) -> None:
+    """Upload an artifact to the Hugging Face Hub, in one commit.
+
+    Verifies the artifact, then sends manifest.json and the files that it lists, nothing else;
+    refuses an artifact without the Gemma notice and terms. Rerun it after an interruption: files
+    that the Hub has are not sent twice. The token is that of `hf auth login`, or HF_TOKEN.
+    """
+    import huggingface_hub
+    from huggingface_hub import utils
+
     from gemquant.cli import render
-    from gemquant.publish.upload import Destination, prepare_upload
+    from gemquant.publish.push import Destination, prepare_upload, push
 
     progress = Silence() if quiet else Lines()
     progress.note(f"verifying {artifact}")
@@ -43,19 +88,14 @@ def _push(
     )
     pushed = None
     if not dry_run:
-        import huggingface_hub
-        from huggingface_hub import utils
-
-        from gemquant.publish.hub import push
-
-        # Its own bars count bytes; where there is no terminal to draw on, our lines are enough.
-        shown = not utils.are_progress_bars_disabled()
+        # Without a terminal our lines replace the library's progress bars.
+        had_bars = not utils.are_progress_bars_disabled()
         if quiet or not sys.stderr.isatty():
             utils.disable_progress_bars()
         try:
             pushed = push(upload, huggingface_hub.HfApi(), replace=replace, progress=progress)
         finally:
-            if shown:
+            if had_bars:
                 utils.enable_progress_bars()
     if as_json:
         render.print_json(_document(upload, pushed))
@@ -64,12 +104,12 @@ def _push(
 
 
 def _document(upload: Upload, pushed: Pushed | None) -> dict[str, object]:
-    to = upload.destination
+    destination = upload.destination
     return {
         "path": str(upload.artifact.path),
-        "repository": to.repository,
-        "revision": to.revision,
-        "private": to.private,
+        "repository": destination.repository,
+        "revision": destination.revision,
+        "private": destination.private,
         "message": upload.message,
         "files": [
             {"name": file.name, "bytes": file.bytes, "sha256": file.sha256} for file in upload.files
@@ -96,62 +136,14 @@ def _print(upload: Upload, pushed: Pushed | None) -> None:
         deleted = f", {len(pushed.deleted)} deleted" if pushed.deleted else ""
         click.echo(f"{pushed.url}: {sent}{deleted}, commit {pushed.commit}")
         return
-    to = upload.destination
+    destination = upload.destination
     listing = render.table("file", "bytes", "sha256", numbers=("bytes",))
     for file in upload.files:
         listing.add_row(file.name, str(file.bytes), file.sha256)
-    seen = "private" if to.private else "public"
+    visibility = "private" if destination.private else "public"
     render.print_tables(
-        f"Would push to {to.repository}, branch {to.revision}, {seen}: {upload.message}",
+        f"Would push to {destination.repository}, branch {destination.revision}, {visibility}: "
+        f"{upload.message}",
         listing,
         f"{len(upload.files)} files, {human_bytes(upload.total_bytes)}. Nothing was sent.",
     )
-
-
-command = click.Command(
-    "push",
-    callback=_push,
-    params=[
-        click.Argument(["artifact"], type=click.Path(path_type=Path)),
-        click.Argument(["repository"], metavar="OWNER/NAME"),
-        click.Option(
-            ["--private/--public"],
-            default=True,
-            show_default=True,
-            help="Who may see a repository that is made; one that exists must be so already.",
-        ),
-        click.Option(
-            ["--revision"],
-            default="main",
-            show_default=True,
-            metavar="BRANCH",
-            help="Branch to commit to; made where it is not there.",
-        ),
-        click.Option(["--message"], metavar="TEXT", help="Commit message; 'Upload NAME' if none."),
-        click.Option(
-            ["--public-key"],
-            metavar="FILE",
-            type=click.Path(path_type=Path),
-            help="Take ARTIFACT/model.sig along, if it was made with this key's private half.",
-        ),
-        click.Option(
-            ["--replace"],
-            is_flag=True,
-            help="Make the branch exactly this artifact: overwrite, and delete what is not in it.",
-        ),
-        click.Option(
-            ["--dry-run"], is_flag=True, help="List what would be sent, and send nothing."
-        ),
-        *output_flags(),
-    ],
-    help="""Upload an artifact to the Hugging Face Hub, in one commit.
-
-    Sends manifest.json and the files that it lists, nothing else, after verifying them; refuses an
-    artifact without the Gemma notice and terms. Run it again after an interruption: what the Hub
-    has is not sent twice. The token is that of `hf auth login`, or HF_TOKEN.""",
-    epilog="""\b
-Examples:
-  gemquant push gemma-2-2b-awq me/gemma-2-2b-awq --dry-run
-  gemquant push gemma-2-2b-awq me/gemma-2-2b-awq
-  gemquant push gemma-2-2b-awq me/gemma-2-2b --revision w4-g128 --public""",
-)

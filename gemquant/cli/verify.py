@@ -7,13 +7,35 @@ from typing import Any
 
 import click
 
-from gemquant.cli.flags import output_flags
+from gemquant.cli.flags import flags, output_flags
 from gemquant.cli.progress import reporter
-from gemquant.core.progress import Silence
 from gemquant.errors import GemquantError, UsageError, refuse
 
 
-def _verify(
+@click.command(
+    "verify",
+    epilog="""\b
+Examples:
+  gemquant verify gemma-2-2b-awq
+  gemquant verify build/* --json
+  gemquant verify gemma-2-2b-awq --public-key signing.pub
+  gemquant verify gemma.llamafile""",
+)
+@click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--public-key",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Also check the signature: it must be from this key's private half.",
+)
+@click.option(
+    "--signature",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The signature.  [default: ARTIFACT/model.sig]",
+)
+@flags(*output_flags())
+def command(
     artifacts: tuple[Path, ...],
     *,
     signature: Path | None,
@@ -21,21 +43,30 @@ def _verify(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    from gemquant.cli import render
+    """Hash artifacts again and check their structure.
 
-    _refuse_half_a_question(artifacts, signature, public_key)
-    problems: list[GemquantError] = []
+    Every file must be the one that the manifest describes, and the container must hold every
+    tensor of the model. A model.sig and the Hub's .gitattributes and .cache/huggingface may be in
+    the folder too. With --public-key the signature must be valid for the manifest and all files
+    (extra signing). A llamafile is compared with its record. Exits with 6 if anything differs.
+    """
+    from gemquant.cli import render
+    from gemquant.publish.verify import artifact_problems, signature_problems
+
+    refuse(_usage_problems(artifacts, signature, public_key))
+    all_problems: list[GemquantError] = []
     results: list[dict[str, Any]] = []
     with reporter(quiet=quiet) as progress:
         for path in artifacts:
             progress.note(f"verifying {path}")
-            found = _problems(path)
+            problems = artifact_problems(path)
             if public_key is not None:
-                found += _signature_problems(path, signature, public_key)
-            problems += found
-            result = {"path": str(path), "valid": not found, "problems": [str(p) for p in found]}
+                problems += signature_problems(path, signature, public_key)
+            all_problems += problems
+            texts = [str(problem) for problem in problems]
+            result = {"path": str(path), "valid": not problems, "problems": texts}
             if public_key is not None:
-                result["signed_by"] = None if found else str(public_key)
+                result["signed_by"] = None if problems else str(public_key)
             results.append(result)
     if as_json:
         render.print_json(results)
@@ -43,17 +74,17 @@ def _verify(
         for result in results:
             signed = f", signed by {result['signed_by']}" if result.get("signed_by") else ""
             click.echo(f"{result['path']}: {'valid' if result['valid'] else 'not valid'}{signed}")
-    refuse(problems)
+    refuse(all_problems)
 
 
-def _refuse_half_a_question(
+def _usage_problems(
     artifacts: tuple[Path, ...], signature: Path | None, public_key: Path | None
-) -> None:
+) -> list[GemquantError]:
     problems: list[GemquantError] = []
     if signature is not None and public_key is None:
         problems.append(
             UsageError(
-                "--signature without --public-key: a signature says nothing without the key.",
+                "--signature without --public-key: a signature proves nothing without the key.",
                 hint="gemquant verify ARTIFACT --signature FILE --public-key KEY",
             )
         )
@@ -61,7 +92,7 @@ def _refuse_half_a_question(
         problems.append(
             UsageError(
                 f"--signature names one file for {len(artifacts)} artifacts.",
-                hint="Leave it out where each artifact carries its own model.sig.",
+                hint="Omit it if each artifact has its own model.sig.",
             )
         )
     if public_key is not None:
@@ -70,66 +101,4 @@ def _refuse_half_a_question(
             for path in artifacts
             if path.is_file()
         ]
-    refuse(problems)
-
-
-def _problems(path: Path) -> list[GemquantError]:
-    """Check one artifact. A file is a llamafile."""
-    from gemquant.formats.llamafile.record import verify
-    from gemquant.publish.verification import artifact_problems
-
-    if not path.is_file():
-        return artifact_problems(path)
-    try:
-        verify(path, progress=Silence())
-    except GemquantError as error:
-        return [error]
-    return []
-
-
-def _signature_problems(
-    path: Path, signature: Path | None, public_key: Path
-) -> list[GemquantError]:
-    from gemquant.publish.signature import signature_place, verify_signature
-
-    try:
-        place = signature_place(path) if signature is None else signature
-        verify_signature(path, signature=place, public_key=public_key)
-    except GemquantError as error:
-        return [error]
-    return []
-
-
-command = click.Command(
-    "verify",
-    callback=_verify,
-    params=[
-        click.Argument(["artifacts"], nargs=-1, required=True, type=click.Path(path_type=Path)),
-        click.Option(
-            ["--public-key"],
-            metavar="FILE",
-            type=click.Path(path_type=Path),
-            help="Check the signature too: it must have been made with this key's private half.",
-        ),
-        click.Option(
-            ["--signature"],
-            metavar="FILE",
-            type=click.Path(path_type=Path),
-            help="The signature, where it is not ARTIFACT/model.sig.",
-        ),
-        *output_flags(),
-    ],
-    help="""Hash artifacts again and check their structure.
-
-    Every file must be the one that the manifest describes, and the container must hold every
-    tensor of the model; a model.sig and the Hub's own .gitattributes and .cache/huggingface may
-    stand beside them. With --public-key the signature must hold for the manifest and all files
-    (extra signing). A llamafile is compared with the record beside it. Exits with 6 if anything
-    differs.""",
-    epilog="""\b
-Examples:
-  gemquant verify gemma-2-2b-awq
-  gemquant verify build/* --json
-  gemquant verify gemma-2-2b-awq --public-key signing.pub
-  gemquant verify gemma.llamafile""",
-)
+    return problems

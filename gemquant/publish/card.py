@@ -1,8 +1,8 @@
-"""The model card of a finished artifact, made again, with what was measured since.
+"""Regenerate the model card of an artifact, including later measurements.
 
-The card is a function of the folder: of its manifest, of the documents beside it that measured
-it, and of what the original's card said. So a document that a card shows is kept in the
-artifact, and card, document and manifest change together or not at all.
+The card is a function of the folder: its manifest, its evaluation and task documents, and the
+original's card. So a document that the card shows is stored in the artifact, and card, document and
+manifest change together or not at all.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gemquant.publish.measured_tasks import shown_tasks
 
 @dataclass(frozen=True)
 class Card:
-    """A card, and what must change with it. changed: files by name, the manifest last."""
+    """A card. changed: all files to replace, by name, the manifest last."""
 
     artifact: Path
     manifest: Manifest
@@ -33,33 +33,33 @@ class Card:
 
     @property
     def is_current(self) -> bool:
-        """Whether the artifact has this very card already."""
+        """Whether the artifact already has this card."""
         return not self.changed
 
 
 def make_card(artifact: Path, *, evaluation: Path | None = None, tasks: Path | None = None) -> Card:
-    """Make the card anew; writes nothing.
+    """Render the card; writes nothing.
 
-    evaluation, tasks: documents that measured this artifact; without one, that in the artifact is
-    shown, if there is one. Raises where the artifact's own card or document is not the manifest's.
+    evaluation, tasks: documents that measured this artifact; by default those in the artifact.
+    ArtifactError if the artifact's card or documents differ from the manifest.
     """
     manifest = read_manifest(artifact)
     if CARD_FILE not in manifest.files:
-        raise ArtifactError(f"{artifact} has no {CARD_FILE}.", hint="Make the artifact again.")
+        raise ArtifactError(f"{artifact} has no {CARD_FILE}.", hint="Quantize again.")
     refuse(changed_files(artifact, manifest, ABOUT_FILES))
     old = (artifact / CARD_FILE).read_bytes()
     changed: dict[str, bytes] = {}
     later: list[Later] = []
-    for name, given, shown in (
+    for name, document, show in (
         (EVALUATION_FILE, evaluation, shown_evaluation),
         (TASKS_FILE, tasks, shown_tasks),
     ):
-        if given is None and name not in manifest.files:
+        if document is None and name not in manifest.files:
             continue
-        kept, section = shown(given or artifact / name, manifest)
+        content, section = show(document or artifact / name, manifest)
         later.append(section)
-        if given is not None and resealed(manifest, {name: kept}) != manifest:
-            changed[name] = kept
+        if document is not None and resealed(manifest, {name: content}) != manifest:
+            changed[name] = content
     text = render_card(
         resealed(manifest, changed),
         inherited=inherited_again(old.decode(errors="replace")),
@@ -73,30 +73,30 @@ def make_card(artifact: Path, *, evaluation: Path | None = None, tasks: Path | N
 
 
 def write_card(card: Card) -> None:
-    """Put card, document and manifest in their places: all of them, or none.
+    """Replace card, documents and manifest: all of them, or none.
 
-    Raises OutputError for a signed artifact, whose signature would no longer hold.
+    OutputError for a signed artifact, whose signature would become invalid.
     """
     if card.is_current:
         return
     if (card.artifact / SIGNATURE_FILE).exists():
         raise OutputError(
-            f"{card.artifact} is signed: another card would break its signature.",
-            hint=f"Remove {card.artifact / SIGNATURE_FILE}, run this again, then sign it again.",
+            f"{card.artifact} is signed; another card would invalidate the signature.",
+            hint=f"Remove {card.artifact / SIGNATURE_FILE}, rerun this command, then sign again.",
         )
-    places = [card.artifact / name for name in card.changed]
+    paths = [card.artifact / name for name in card.changed]
     needed = sum(map(len, card.changed.values()))
-    refuse(file_problems(places, replaceable=places, needed_bytes=needed))
-    with staged_files(places) as scratch:
+    refuse(file_problems(paths, replaceable=paths, needed_bytes=needed))
+    with staged_files(paths) as scratch:
         for name, content in card.changed.items():
             (scratch / name).write_bytes(content)
 
 
 def save_card(card: Card, output: Path, *, force: bool) -> None:
-    """Write the card alone, outside the artifact, which stays as it is."""
+    """Write only the card, outside the artifact."""
     if output.resolve().is_relative_to(card.artifact.resolve()):
         raise OutputError(
-            f"{output} lies in the artifact.", hint="Leave --output out to renew the card there."
+            f"{output} lies in the artifact.", hint="Omit --output to update the card there."
         )
     content = card.text.encode()
     replaceable = [output] if force else []
@@ -106,9 +106,9 @@ def save_card(card: Card, output: Path, *, force: bool) -> None:
 
 
 def refuse_stale(card: Card) -> None:
-    """Raise ArtifactError unless the artifact has this very card."""
+    """Raise ArtifactError unless the artifact has this card."""
     if not card.is_current:
         raise ArtifactError(
-            f"{card.artifact / CARD_FILE} is not the card that this version makes of the manifest.",
+            f"{card.artifact / CARD_FILE} is not the card that this version renders.",
             hint=f"gemquant card {card.artifact}",
         )

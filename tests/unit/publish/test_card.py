@@ -62,7 +62,7 @@ def test_an_older_versions_card_is_stale_and_is_renewed_with_its_record(
     artifact: Artifact, tmp_path: Path
 ) -> None:
     older(artifact)
-    with pytest.raises(ArtifactError, match=r"is not the card that this version makes") as caught:
+    with pytest.raises(ArtifactError, match=r"is not the card that this version renders") as caught:
         refuse_stale(make_card(artifact.path))
     assert caught.value.hint == f"gemquant card {artifact.path}"
     write_card(make_card(artifact.path))
@@ -165,7 +165,7 @@ def test_a_card_or_document_that_was_tampered_with_is_not_built_on(
 def test_a_signed_artifact_keeps_its_card(artifact: Artifact, evaluation: Path) -> None:
     (artifact.path / "model.sig").write_text("{}")
     before = text(artifact)
-    with pytest.raises(OutputError, match="another card would break its signature"):
+    with pytest.raises(OutputError, match="another card would invalidate the signature"):
         write_card(make_card(artifact.path, evaluation=evaluation))
     assert text(artifact) == before
 

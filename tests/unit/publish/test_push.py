@@ -13,8 +13,7 @@ from gemquant.core.artifact import Artifact, Manifest
 from gemquant.core.artifact.finalize import seal
 from gemquant.core.progress import Silence
 from gemquant.errors import ArtifactError, OutputError, UsageError
-from gemquant.publish.hub import Pushed, push
-from gemquant.publish.upload import Destination, Upload, prepare_upload
+from gemquant.publish.push import Destination, Pushed, Upload, prepare_upload, push
 from tests.helpers.hub_stand_in import TOKEN, Refusal, StandIn, hub_stand_in
 
 REPOSITORY = "me/gemma-awq"
@@ -153,7 +152,7 @@ def test_a_connection_that_breaks_says_to_run_it_again(artifact: Artifact, hub: 
             raise ConnectionResetError  # the handler dies; the client sees the connection close
 
     hub.fault = fault
-    with pytest.raises(OutputError, match="cannot be reached, or broke off") as caught:
+    with pytest.raises(OutputError, match="cannot be reached, or closed the connection") as caught:
         pushed(artifact, hub)
     assert "sends only what is missing" in str(caught.value.hint)
     assert list(hub.repositories[REPOSITORY].files()) == [".gitattributes"]
@@ -185,7 +184,7 @@ def test_a_public_repository_is_not_filled_by_a_private_push(
     artifact: Artifact, hub: StandIn
 ) -> None:
     hub.repository(REPOSITORY, private=False)
-    with pytest.raises(OutputError, match="exists and is public; the push was to be private"):
+    with pytest.raises(OutputError, match="exists and is public; this push is private"):
         pushed(artifact, hub)
 
 
@@ -197,7 +196,7 @@ def test_somebody_elses_commit_during_the_push_stops_it(artifact: Artifact, hub:
             theirs.commit("main", dict(theirs.commits[theirs.branches["main"]]), "theirs")
 
     hub.fault = fault
-    with pytest.raises(OutputError, match="was changed during the push"):
+    with pytest.raises(OutputError, match="changed during the push"):
         pushed(artifact, hub)
     assert theirs.messages == ["initial commit", "theirs"]
 
@@ -259,9 +258,9 @@ def test_without_a_token_the_command_to_log_in_is_named(
 ) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
-    with pytest.raises(OutputError, match="Nobody is logged in") as caught:
+    with pytest.raises(OutputError, match="Not logged in to the Hugging Face Hub") as caught:
         push(prepared(artifact), HfApi(endpoint=hub.url), replace=False, progress=Silence())
-    assert str(caught.value.hint).startswith("hf auth login, or HF_TOKEN")
+    assert str(caught.value.hint).startswith("Run hf auth login, or set HF_TOKEN")
     assert hub.requests == []
 
 
@@ -295,19 +294,19 @@ def resealed(artifact: Artifact, **changed: str) -> Artifact:
 @pytest.mark.parametrize("name", ["NOTICE", "README.md"])
 def test_without_the_licence_files_nothing_is_pushed(artifact: Artifact, name: str) -> None:
     (artifact.path / name).unlink()
-    with pytest.raises(ArtifactError, match=f"has no {name}, without which the Gemma terms"):
+    with pytest.raises(ArtifactError, match=f"has no {name}; the Gemma terms require it"):
         prepared(resealed(artifact))
 
 
 def test_an_emptied_notice_is_refused(artifact: Artifact) -> None:
-    with pytest.raises(ArtifactError, match="NOTICE does not say: Gemma is provided under"):
+    with pytest.raises(ArtifactError, match="NOTICE must contain: Gemma is provided under"):
         prepared(resealed(artifact, NOTICE="\n"))
 
 
 def test_a_card_without_the_terms_is_refused(artifact: Artifact) -> None:
     card = (artifact.path / "README.md").read_text()
     card = card.replace("ai.google.dev/gemma/prohibited_use_policy", "example.org")
-    with pytest.raises(ArtifactError, match=r"does not link to .*prohibited_use_policy"):
+    with pytest.raises(ArtifactError, match=r"has no link to .*prohibited_use_policy"):
         prepared(resealed(artifact, **{"README.md": card}))
 
 
@@ -319,11 +318,11 @@ def test_a_card_of_another_licence_is_refused(artifact: Artifact) -> None:
 
 @pytest.mark.parametrize("name", ["gemma", "a/b/c", "../x", "me/..", "me/a b", ""])
 def test_a_repository_has_an_owner_and_a_name(artifact: Artifact, name: str) -> None:
-    with pytest.raises(UsageError, match="is no repository of the Hub"):
+    with pytest.raises(UsageError, match="is not the name of a Hub repository"):
         prepared(artifact, Destination(name))
 
 
 @pytest.mark.parametrize("revision", ["", "refs/pr/1", "a..b", "-x", "a b"])
 def test_a_revision_is_a_branch(artifact: Artifact, revision: str) -> None:
-    with pytest.raises(UsageError, match="is no branch's name"):
+    with pytest.raises(UsageError, match="is not a valid branch name"):
         prepared(artifact, Destination(REPOSITORY, revision))

@@ -86,7 +86,7 @@ def test_a_signature_goes_along_only_when_its_key_is_named(
     artifact: Artifact,
 ) -> None:
     pytest.importorskip("model_signing", reason="the extra signing is not installed")
-    from tests.unit.publish.test_signature import make_keys
+    from tests.unit.publish.test_sign import make_keys
 
     keys = make_keys(artifact.path.parent, "signing")
     assert run("sign", str(artifact.path), "--private-key", str(keys.private)).code == 0
@@ -104,7 +104,7 @@ def test_a_signature_goes_along_only_when_its_key_is_named(
 
 def test_verify_says_who_signed(run: Run, artifact: Artifact) -> None:  # noqa: F811
     pytest.importorskip("model_signing", reason="the extra signing is not installed")
-    from tests.unit.publish.test_signature import make_keys
+    from tests.unit.publish.test_sign import make_keys
 
     keys = make_keys(artifact.path.parent, "signing")
     run("sign", str(artifact.path), "--private-key", str(keys.private))
@@ -117,4 +117,4 @@ def test_a_signature_without_a_key_is_half_a_question(
     artifact: Artifact,
 ) -> None:
     result = run("verify", str(artifact.path), "--signature", "model.sig")
-    assert (result.code, "says nothing without the key" in result.err) == (2, True)
+    assert (result.code, "proves nothing without the key" in result.err) == (2, True)

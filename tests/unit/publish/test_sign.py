@@ -13,7 +13,8 @@ import pytest
 
 from gemquant.core.artifact import Artifact
 from gemquant.errors import ArtifactError, OutputError, RuntimeMissingError, UsageError
-from gemquant.publish.signature import sign, signature_place, verify_signature
+from gemquant.publish.sign import sign
+from gemquant.publish.verify import signature_path, verify_signature
 
 pytest.importorskip("model_signing", reason="the extra signing is not installed")
 
@@ -54,14 +55,12 @@ def keys(tmp_path: Path) -> Keys:
 
 @pytest.fixture
 def signed(artifact: Artifact, keys: Keys) -> Artifact:
-    sign(artifact.path, private_key=keys.private, signature=signature_place(artifact.path))
+    sign(artifact.path, private_key=keys.private, signature=signature_path(artifact.path))
     return artifact
 
 
 def check(artifact: Artifact, keys: Keys) -> None:
-    verify_signature(
-        artifact.path, signature=signature_place(artifact.path), public_key=keys.public
-    )
+    verify_signature(artifact.path, signature=signature_path(artifact.path), public_key=keys.public)
 
 
 def test_what_was_signed_verifies(signed: Artifact, keys: Keys) -> None:
@@ -90,7 +89,7 @@ def test_what_the_hub_adds_to_a_download_does_not_break_a_signature(
 
 
 def test_another_key_is_refused(signed: Artifact, tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"does not hold for .*Key mismatch"):
+    with pytest.raises(ArtifactError, match=r"does not match .*Key mismatch"):
         check(signed, make_keys(tmp_path, "other"))
 
 
@@ -98,7 +97,7 @@ def test_another_key_is_refused_though_it_claims_to_be_the_same(
     signed: Artifact, keys: Keys, tmp_path: Path
 ) -> None:
     other = make_keys(tmp_path, "other")
-    verify = signature_place(signed.path)
+    verify = signature_path(signed.path)
     mine = json.loads(verify.read_text())
     verify.unlink()
     sign(signed.path, private_key=other.private, signature=verify)
@@ -131,7 +130,7 @@ def test_a_missing_file_is_refused(signed: Artifact, keys: Keys) -> None:
 
 
 def test_a_signed_payload_cannot_be_edited(signed: Artifact, keys: Keys) -> None:
-    path = signature_place(signed.path)
+    path = signature_path(signed.path)
     bundle = json.loads(path.read_text())
     payload = base64.b64decode(bundle["dsseEnvelope"]["payload"]).replace(b"NOTICE", b"N0TICE")
     bundle["dsseEnvelope"]["payload"] = base64.b64encode(payload).decode()
@@ -146,7 +145,7 @@ def test_a_true_signature_that_leaves_the_weights_out_is_refused(
     import model_signing.hashing
     import model_signing.signing
 
-    place = signature_place(artifact.path)
+    place = signature_path(artifact.path)
     partial = model_signing.hashing.Config().set_ignored_paths(
         paths=["model.sig", "model.safetensors"]
     )
@@ -160,26 +159,26 @@ def test_a_true_signature_that_leaves_the_weights_out_is_refused(
     "content", [b"", b"{}", b"\xff\xfe", b'{"dsseEnvelope": 1}', b"[" * 5000], ids=range(5)
 )
 def test_what_is_no_signature_is_refused(artifact: Artifact, keys: Keys, content: bytes) -> None:
-    signature_place(artifact.path).write_bytes(content)
-    with pytest.raises(ArtifactError, match="does not hold for"):
+    signature_path(artifact.path).write_bytes(content)
+    with pytest.raises(ArtifactError, match="does not match"):
         check(artifact, keys)
 
 
 def test_a_missing_signature_says_how_to_name_one(artifact: Artifact, keys: Keys) -> None:
-    with pytest.raises(ArtifactError, match="no signature can be read") as caught:
+    with pytest.raises(ArtifactError, match="cannot be read as a signature") as caught:
         check(artifact, keys)
-    assert caught.value.hint == "Name it with --signature."
+    assert caught.value.hint == "Pass its path with --signature."
 
 
 def test_a_broken_artifact_is_not_signed(artifact: Artifact, keys: Keys) -> None:
     (artifact.path / "config.json").write_text("{}")
     with pytest.raises(ArtifactError, match="is not the file the manifest describes"):
-        sign(artifact.path, private_key=keys.private, signature=signature_place(artifact.path))
-    assert not signature_place(artifact.path).exists()
+        sign(artifact.path, private_key=keys.private, signature=signature_path(artifact.path))
+    assert not signature_path(artifact.path).exists()
 
 
 def test_a_signature_is_replaced_only_when_asked(signed: Artifact, keys: Keys) -> None:
-    place = signature_place(signed.path)
+    place = signature_path(signed.path)
     with pytest.raises(OutputError, match="exists"):
         sign(signed.path, private_key=keys.private, signature=place)
     sign(signed.path, private_key=keys.private, signature=place, force=True)
@@ -199,7 +198,7 @@ def test_a_signature_may_lie_elsewhere(artifact: Artifact, keys: Keys, tmp_path:
 
 def test_an_encrypted_key_needs_its_password(artifact: Artifact, tmp_path: Path) -> None:
     keys = make_keys(tmp_path, "locked", password=b"open sesame")
-    place = signature_place(artifact.path)
+    place = signature_path(artifact.path)
     with pytest.raises(UsageError, match="is encrypted") as caught:
         sign(artifact.path, private_key=keys.private, signature=place)
     assert "GEMQUANT_KEY_PASSWORD" in str(caught.value.hint)
@@ -219,16 +218,16 @@ def test_a_key_of_another_kind_is_named_with_the_command_that_makes_one(
         )
     )
     with pytest.raises(UsageError, match="not the private half of an elliptic curve") as caught:
-        sign(artifact.path, private_key=place, signature=signature_place(artifact.path))
+        sign(artifact.path, private_key=place, signature=signature_path(artifact.path))
     assert "openssl ecparam -genkey -name prime256v1" in str(caught.value.hint)
 
 
 def test_a_missing_key_is_named(artifact: Artifact, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no private key: No such file"):
+    with pytest.raises(UsageError, match="not a private key: No such file"):
         sign(
             artifact.path,
             private_key=tmp_path / "none",
-            signature=signature_place(artifact.path),
+            signature=signature_path(artifact.path),
         )
 
 
@@ -248,7 +247,7 @@ def model_signing_program(*args: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_program_of_the_standard_verifies_our_signature(signed: Artifact, keys: Keys) -> None:
-    place = str(signature_place(signed.path))
+    place = str(signature_path(signed.path))
     command = ["verify", "key", str(signed.path), "--signature", place]
     done = model_signing_program(*command, "--public_key", str(keys.public))
     assert done.returncode == 0, done.stderr
@@ -258,7 +257,7 @@ def test_the_program_of_the_standard_verifies_our_signature(signed: Artifact, ke
 
 
 def test_we_verify_what_the_program_of_the_standard_signed(artifact: Artifact, keys: Keys) -> None:
-    place = str(signature_place(artifact.path))
+    place = str(signature_path(artifact.path))
     command = ["sign", "key", str(artifact.path), "--signature", place]
     done = model_signing_program(*command, "--private_key", str(keys.private))
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,437 @@
+"""Uploading an artifact to the Hugging Face Hub: checks, one commit, errors with a next step.
+
+Every file is sent first, then one commit adds them all; until then nobody sees anything. The Hub
+recognizes sent files by their hash, so an interrupted push sends only what is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub import errors as hub_errors
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import validate_repo_id
+
+from gemquant.core.artifact import MANIFEST_FILE, SIGNATURE_FILE, Artifact, read_manifest
+from gemquant.core.artifact.card import CARD_FILE, NOTICE
+from gemquant.core.artifact.finalize import HUB_ATTRIBUTES, NOTICE_FILE
+from gemquant.core.progress import Progress
+from gemquant.core.resources import human_bytes
+from gemquant.errors import ArtifactError, GemquantError, OutputError, ProblemCollector, UsageError
+from gemquant.publish.verify import artifact_problems, signature_path, signature_problems
+
+MAIN = "main"
+_REVISION = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)*")
+
+
+@dataclass(frozen=True)
+class Destination:
+    """A model repository on the Hub, and a branch of it.
+
+    private: visibility of a new repository; an existing one must have it already.
+    """
+
+    repository: str
+    revision: str = MAIN
+    private: bool = True
+
+
+@dataclass(frozen=True)
+class UploadFile:
+    """One file. name: in the repository, as in the artifact."""
+
+    name: str
+    path: Path
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Upload:
+    """An artifact to upload, with the hashes of all files."""
+
+    artifact: Artifact
+    destination: Destination
+    message: str
+    files: tuple[UploadFile, ...]
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.bytes for file in self.files)
+
+
+def prepare_upload(
+    artifact: Path, destination: Destination, *, message: str, public_key: Path | None = None
+) -> Upload:
+    """Check everything without the network and list the files to send.
+
+    public_key: include the artifact's signature, which must be from this key's private half. Raises
+    for an invalid destination, artifact or signature, and for missing licence files.
+    """
+    problems = ProblemCollector()
+    problems += [*_destination_problems(destination), *artifact_problems(artifact)]
+    problems.refuse()
+    opened = Artifact(artifact, read_manifest(artifact))
+    problems += _licence_problems(opened)
+    if not message.strip():
+        problems.append(UsageError("The commit message is empty."))
+    signature = signature_path(artifact)
+    if public_key is not None:
+        problems += signature_problems(artifact, signature, public_key)
+    problems.refuse()
+    files = [
+        UploadFile(name, artifact / name, record.bytes, record.sha256)
+        for name, record in opened.manifest.files.items()
+    ]
+    files.append(_hashed(MANIFEST_FILE, artifact / MANIFEST_FILE))
+    if public_key is not None:
+        files.append(_hashed(SIGNATURE_FILE, signature))
+    return Upload(opened, destination, message.strip(), tuple(files))
+
+
+def _content(file: UploadFile) -> bytes:
+    """A file's bytes; ArtifactError if they changed since they were verified."""
+    try:
+        content = file.path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{file.path} cannot be read: {error.strerror}.") from error
+    _refuse_changed(file, hashlib.sha256(content).hexdigest())
+    return content
+
+
+def _refuse_changed(file: UploadFile, sha256: str) -> None:
+    """Raise ArtifactError if a file changed since it was verified."""
+    if sha256 != file.sha256:
+        raise ArtifactError(
+            f"{file.path} changed while it was uploaded: sha256 {sha256}, not {file.sha256}. "
+            "Nothing was committed.",
+            hint="gemquant verify ARTIFACT",
+        )
+
+
+def _hashed(name: str, path: Path) -> UploadFile:
+    content = path.read_bytes()
+    return UploadFile(name, path, len(content), hashlib.sha256(content).hexdigest())
+
+
+def _destination_problems(destination: Destination) -> list[GemquantError]:
+    problems: list[GemquantError] = []
+    name = destination.repository
+    reason = "" if name.count("/") == 1 else "it must be OWNER/NAME"
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        reason = str(error)
+    if reason:
+        problems.append(UsageError(f"{name!r} is not the name of a Hub repository: {reason}."))
+    revision = destination.revision
+    if not _REVISION.fullmatch(revision) or ".." in revision or revision.startswith("refs/"):
+        problems.append(UsageError(f"{revision!r} is not a valid branch name."))
+    return problems
+
+
+HELD_BYTES = 10_000_000
+"""Files up to this size are sent from memory; larger ones are streamed."""
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """The state of the Hub after a push. sent: files that it did not have before."""
+
+    url: str
+    commit: str
+    sent: tuple[str, ...]
+    deleted: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """A branch before the push. created: by this push."""
+
+    head: str
+    files: dict[str, RepoFile]
+    created: bool
+
+
+def push(upload: Upload, api: HfApi, *, replace: bool, progress: Progress) -> Pushed:
+    """Create the repository if missing, send missing files, commit once, compare.
+
+    replace: delete other files of the branch and overwrite differing ones, in the same commit;
+    without it, either is an error. OutputError for everything that the Hub refuses.
+    """
+    destination = upload.destination
+    with _explained(destination, api):
+        api.whoami()
+        _ensure_repository(destination, api, progress)
+        branch = _branch(destination, api)
+        lacking = [file for file in upload.files if not _same(file, branch.files.get(file.name))]
+        names = {file.name for file in upload.files}
+        foreign = sorted(set(branch.files) - names - {HUB_ATTRIBUTES})
+        differing = sorted(file.name for file in lacking if file.name in branch.files)
+        if not (replace or branch.created):
+            _refuse_other_content(destination, foreign, differing)
+        url = f"{api.endpoint}/{destination.repository}/tree/{destination.revision}"
+        if not lacking and not foreign:
+            return Pushed(url, branch.head, (), ())
+        operations = _send(lacking, destination, api, progress)
+        progress.note(f"committing {len(lacking)} files to {destination.repository}")
+        commit = api.create_commit(
+            destination.repository,
+            [*operations, *(CommitOperationDelete(name) for name in foreign)],
+            commit_message=upload.message,
+            revision=destination.revision,
+            parent_commit=branch.head,
+        )
+        _compare(upload, api, commit.oid)
+    return Pushed(url, commit.oid, tuple(file.name for file in lacking), tuple(foreign))
+
+
+def _ensure_repository(destination: Destination, api: HfApi, progress: Progress) -> None:
+    name = destination.repository
+    try:
+        private = bool(api.repo_info(name).private)
+    except RepositoryNotFoundError:
+        progress.note(f"creating {name}, {'private' if destination.private else 'public'}")
+        api.create_repo(name, private=destination.private)
+        return
+    if private != destination.private:
+        actual, requested = ("private", "public") if private else ("public", "private")
+        raise OutputError(
+            f"{name} exists and is {actual}; this push is {requested}.",
+            hint=f"Use --{actual}, choose another repository, or change it on "
+            f"{api.endpoint}/{name}/settings .",
+        )
+
+
+def _branch(destination: Destination, api: HfApi) -> _Branch:
+    """The branch's head and files; a missing branch is created from main."""
+    name, revision = destination.repository, destination.revision
+    created = False
+    try:
+        info = api.repo_info(name, revision=revision)
+    except RevisionNotFoundError:
+        if revision == MAIN:
+            raise
+        api.create_branch(name, branch=revision)
+        info, created = api.repo_info(name, revision=revision), True
+    return _Branch(str(info.sha), _files(api, name, str(info.sha)), created)
+
+
+def _files(api: HfApi, repository: str, revision: str) -> dict[str, RepoFile]:
+    tree = api.list_repo_tree(repository, recursive=True, revision=revision)
+    return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+
+
+def _same(file: UploadFile, remote: RepoFile | None) -> bool:
+    """Whether the Hub has this content: by SHA-256 for large files, else by git's hash."""
+    if remote is None or remote.size != file.bytes:
+        return False
+    if remote.lfs is not None:
+        return remote.lfs.sha256 == file.sha256
+    return remote.blob_id == _git_hash(_content(file))
+
+
+def _git_hash(content: bytes) -> str:
+    # Git's name for a blob; not a security boundary, since the Hub chose it.
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def _refuse_other_content(
+    destination: Destination, foreign: list[str], differing: list[str]
+) -> None:
+    conflicts = [
+        f"{what}: {', '.join(names[:5])}{f' and {len(names) - 5} more' if names[5:] else ''}"
+        for what, names in (("other files", foreign), ("other content", differing))
+        if names
+    ]
+    if conflicts:
+        raise OutputError(
+            f"{destination.repository} has other content on {destination.revision} "
+            f"({'; '.join(conflicts)}).",
+            hint="--replace makes the branch exactly this artifact and deletes all other files; "
+            "--revision chooses another branch.",
+        )
+
+
+def _send(
+    files: list[UploadFile], destination: Destination, api: HfApi, progress: Progress
+) -> list[CommitOperationAdd]:
+    """Upload one by one, smallest first, so that a rerun sends as little as possible."""
+    operations = []
+    for file in sorted(files, key=lambda each: each.bytes):
+        progress.note(f"uploading {file.name}, {human_bytes(file.bytes)}")
+        content = _content(file) if file.bytes <= HELD_BYTES else str(file.path)
+        operation = CommitOperationAdd(file.name, content)
+        api.preupload_lfs_files(
+            destination.repository,
+            [operation],
+            revision=destination.revision,
+            free_memory=False,
+            gitignore_content="",  # a rule in the repository must not leave a file out
+        )
+        # The library hashed the content that it sent.
+        _refuse_changed(file, operation.upload_info.sha256.hex())
+        operations.append(operation)
+    return operations
+
+
+def _compare(upload: Upload, api: HfApi, commit: str) -> None:
+    """Raise OutputError unless the Hub has exactly the artifact's files."""
+    remote = _files(api, upload.destination.repository, commit)
+    wrong = [file.name for file in upload.files if not _same(file, remote.get(file.name))]
+    wrong += sorted(set(remote) - {file.name for file in upload.files} - {HUB_ATTRIBUTES})
+    if wrong:
+        raise OutputError(
+            f"{upload.destination.repository} at {commit} is not the artifact: "
+            f"{', '.join(wrong[:5])}.",
+            hint="Push again with --replace.",
+        )
+
+
+@contextmanager
+def _explained(destination: Destination, api: HfApi) -> Iterator[None]:
+    try:
+        yield
+    except FAILURES as error:
+        raise _hub_error(error, destination.repository, endpoint=api.endpoint) from None
+
+
+FAILURES = (hub_errors.HTTPError, OSError, ValueError, RuntimeError)
+"""Base classes of what huggingface_hub and its HTTP client raise."""
+
+TOKENS = "https://huggingface.co/settings/tokens"
+_QUERY = re.compile(r"(https?://[^\s'\"?]+)\?[^\s'\"]*")
+_TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}")
+_SHOWN = 300
+
+
+def _hub_error(error: Exception, repository: str, *, endpoint: str) -> GemquantError:
+    """Translate an upload error; shows no token and no signed address."""
+    cause = _cause(error)
+    if isinstance(cause, hub_errors.LocalTokenNotFoundError):
+        return OutputError(
+            "Not logged in to the Hugging Face Hub.",
+            hint=f"Run hf auth login, or set HF_TOKEN, with a token that may write: {TOKENS}",
+        )
+    if isinstance(cause, hub_errors.OfflineModeIsEnabled):
+        return OutputError(
+            "HF_HUB_OFFLINE disables connections to the Hub.",
+            hint="Unset it, or list the files with --dry-run.",
+        )
+    if isinstance(cause, hub_errors.HfHubHTTPError):
+        return _http_error(cause, repository)
+    if isinstance(cause, hub_errors.HTTPError | ConnectionError | TimeoutError):
+        return OutputError(
+            f"{endpoint} cannot be reached, or closed the connection: {_shown(cause)}",
+            hint="Rerun the command when the network is back; it sends only what is missing.",
+        )
+    if isinstance(cause, ValueError) and "README.md" in str(cause):
+        return ArtifactError(f"The Hub does not accept the card: {_shown(cause)}")
+    return OutputError(
+        f"{repository}: the upload failed: {_shown(cause)}",
+        hint="Rerun the command; it sends only what is missing.",
+    )
+
+
+def _http_error(error: hub_errors.HfHubHTTPError, repository: str) -> GemquantError:
+    status = error.response.status_code
+    known = {
+        401: (
+            "The Hub does not accept the token.",
+            f"hf auth login --force, with a token that may write: {TOKENS} . HF_TOKEN goes first.",
+        ),
+        403: (
+            f"The token may not write to {repository}.",
+            f"Use one with write access to {repository.partition('/')[0]}: {TOKENS}",
+        ),
+        404: (f"{repository} does not exist, or this token cannot see it.", "Check OWNER/NAME."),
+        409: (f"Someone else is changing {repository}.", "Rerun the command."),
+        412: (f"{repository} changed during the push.", "Rerun the command."),
+        413: (f"{repository} is too large for the Hub: {_shown(error)}", None),
+        429: ("Too many requests.", "Rerun the command in a few minutes."),
+    }
+    if status in known:
+        message, hint = known[status]
+        return OutputError(f"{message} (HTTP {status})", hint=hint)
+    return OutputError(
+        f"{repository}: the Hub answered HTTP {status}: {_shown(error)}",
+        hint="Rerun the command; it sends only what is missing.",
+    )
+
+
+def _cause(error: Exception) -> Exception:
+    """The original error: the library wraps failed uploads."""
+    while isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return error
+
+
+def _shown(error: Exception) -> str:
+    """The message without tokens and without query strings, which may sign an address."""
+    text = _QUERY.sub(r"\1", " ".join(str(error).split())) or type(error).__name__
+    token = get_token()
+    if token:
+        text = text.replace(token, "…")
+    return _TOKEN.sub("hf_…", text)[:_SHOWN]
+
+
+TERMS = "ai.google.dev/gemma/terms"
+PROHIBITED_USE = "ai.google.dev/gemma/prohibited_use_policy"
+
+
+def _licence_problems(artifact: Artifact) -> list[GemquantError]:
+    """Whether the notice is present, and the card names licence, terms and prohibited uses.
+
+    Source: Gemma Terms of Use, section 3.1.
+    """
+    problems: list[GemquantError] = [
+        ArtifactError(
+            f"{artifact.path} has no {name}; the Gemma terms require it in every copy.",
+            hint="Quantize again; gemquant writes it.",
+        )
+        for name in (NOTICE_FILE, CARD_FILE)
+        if name not in artifact.manifest.files
+    ]
+    if problems:
+        return problems
+    notice = (artifact.path / NOTICE_FILE).read_text(encoding="utf-8", errors="replace")
+    if NOTICE.strip() not in notice:
+        problems.append(ArtifactError(f"{NOTICE_FILE} must contain: {NOTICE.strip()}"))
+    card = (artifact.path / CARD_FILE).read_text(encoding="utf-8", errors="replace")
+    licence = _front_matter(card).get("license")
+    hint = f"gemquant card {artifact.path}"
+    if licence != artifact.manifest.license:
+        problems.append(
+            ArtifactError(
+                f"{CARD_FILE} states the licence {licence!r}, the manifest "
+                f"{artifact.manifest.license!r}.",
+                hint=hint,
+            )
+        )
+    problems += [
+        ArtifactError(f"{CARD_FILE} has no link to https://{link}.", hint=hint)
+        for link in (TERMS, PROHIBITED_USE)
+        if link not in card
+    ]
+    return problems
+
+
+def _front_matter(card: str) -> dict[str, object]:
+    head, _, rest = card.partition("---\n")
+    matter, closed, _ = rest.partition("\n---\n")
+    if head or not closed:
+        return {}
+    try:
+        metadata = yaml.safe_load(matter)
+    except (yaml.YAMLError, RecursionError, ValueError):
+        return {}
+    return metadata if isinstance(metadata, dict) else {}

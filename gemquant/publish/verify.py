@@ -1,0 +1,179 @@
+"""Whether an artifact is what its manifest describes, and who signed it.
+
+Signatures are OpenSSF model signatures with a key pair, over the manifest and every file that it
+lists. The package ``model-signing`` reads and writes them; the format is a Sigstore bundle, so that
+its own program and this one verify each other's signatures. Source: https://sigstore.dev and
+https://github.com/sigstore/model-transparency.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from gemquant.convert.plugins import exporter
+from gemquant.core.artifact import MANIFEST_FILE, SIGNATURE_FILE, Artifact, read_manifest
+from gemquant.core.progress import Silence
+from gemquant.errors import (
+    ArtifactError,
+    GemquantError,
+    RuntimeMissingError,
+    UsageError,
+    refuse,
+)
+from gemquant.formats.llamafile import record as llamafile
+from gemquant.rockchip.rkllm_file import sealed_problems
+
+INSTALL = "pip install 'gemquant[signing]'"
+CREATE_KEYS = (
+    "openssl ecparam -genkey -name prime256v1 -noout -out signing.key && "
+    "openssl ec -in signing.key -pubout -out signing.pub"
+)
+_REJECTED = (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError)
+"""What the package raises for an invalid signature, or one that differs."""
+_SIGNATURE_LIMIT_BYTES = 64_000_000
+_KEY_LIMIT_BYTES = 100_000
+
+
+def artifact_problems(path: Path) -> list[GemquantError]:
+    """Everything wrong with an artifact: hashes of all files, then the structure.
+
+    path: a folder, or a llamafile.
+    """
+    try:
+        if path.is_file():
+            llamafile.verify(path, progress=Silence())
+            return []
+        artifact = Artifact.open(path)
+        if artifact.manifest.conversion is not None:
+            return [*sealed_problems(path, artifact.manifest)]
+        exporter(artifact.manifest.container).open(path)
+    except GemquantError as error:
+        return list(error.parts)
+    return []
+
+
+# ---------------------------------------------------------------- signatures
+
+
+def signature_path(artifact: Path) -> Path:
+    """Default path of a signature: in the folder, under the one name that no manifest lists."""
+    return artifact / SIGNATURE_FILE
+
+
+def signature_problems(
+    artifact: Path, signature: Path | None, public_key: Path
+) -> list[GemquantError]:
+    """Everything wrong with a signature. signature: None for the artifact's own."""
+    try:
+        verify_signature(
+            artifact, signature=signature or signature_path(artifact), public_key=public_key
+        )
+    except GemquantError as error:
+        return list(error.parts)
+    return []
+
+
+def verify_signature(artifact: Path, *, signature: Path, public_key: Path) -> None:
+    """Raise ArtifactError unless the key signed exactly this folder.
+
+    A signature lists the files that it ignores; it must cover the manifest and all files in it.
+    """
+    signing = signing_library()
+    config = signing.verifying.Config()
+    problems: list[GemquantError] = [*key_problems(public_key, "public")]
+    if not problems:
+        try:
+            config.use_elliptic_key_verifier(public_key=public_key)
+        except (ValueError, TypeError, AttributeError) as error:
+            problems.append(bad_key(public_key, "public", error))
+    refuse(problems)
+    content = _read(signature)
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # it prints a note about old signatures
+            config.verify(artifact, signature)
+    except InvalidSignature as error:
+        raise ArtifactError(f"{signature} was not made with the key of {public_key}.") from error
+    except _REJECTED as error:
+        raise ArtifactError(f"{signature} does not match {artifact}: {error}") from error
+    required = {MANIFEST_FILE, *read_manifest(artifact).files}
+    uncovered = sorted(required - _covered(signature, content))
+    if uncovered:
+        raise ArtifactError(
+            f"{signature} leaves out {', '.join(uncovered[:5])}: it must cover {MANIFEST_FILE} and "
+            "every file in it."
+        )
+
+
+def _covered(signature: Path, content: bytes) -> set[str]:
+    """Names of the signed files; parts of a file are NAME:FROM:TO."""
+    try:
+        payload = base64.b64decode(json.loads(content)["dsseEnvelope"]["payload"])
+        statement: Any = json.loads(payload)
+        names = {each["name"] for each in statement["predicate"]["resources"]}
+        if statement["predicate"]["serialization"]["method"] == "shards":
+            names = {name.rsplit(":", 2)[0] for name in names}
+    except (ValueError, KeyError, TypeError, binascii.Error) as error:
+        raise ArtifactError(
+            f"{signature} does not list the files that it covers.", hint="Sign the artifact again."
+        ) from error
+    return names
+
+
+def _read(signature: Path) -> bytes:
+    try:
+        if signature.stat().st_size > _SIGNATURE_LIMIT_BYTES:
+            raise ArtifactError(f"{signature}: too large for a signature.")
+        return signature.read_bytes()
+    except OSError as error:
+        raise ArtifactError(
+            f"{signature}: cannot be read as a signature ({error.strerror}).",
+            hint="Pass its path with --signature.",
+        ) from error
+
+
+def key_problems(path: Path, kind: str) -> list[GemquantError]:
+    """Problems of a key file: missing, not a file, too large."""
+    try:
+        if path.stat().st_size <= _KEY_LIMIT_BYTES and path.is_file():
+            return []
+        reason = f"not a PEM file of at most {_KEY_LIMIT_BYTES} bytes"
+    except OSError as error:
+        reason = str(error.strerror)
+    return [
+        UsageError(f"{path}: not a {kind} key: {reason}.", hint=f"To create a pair: {CREATE_KEYS}")
+    ]
+
+
+def bad_key(path: Path, kind: str, error: Exception) -> UsageError:
+    """The error for a key that the library rejects."""
+    if isinstance(error, TypeError) and "password" in str(error).lower():
+        return UsageError(
+            f"{path} is encrypted, or has no password: {error}",
+            hint="Set the password in the environment variable GEMQUANT_KEY_PASSWORD.",
+        )
+    return UsageError(
+        f"{path}: not the {kind} half of an elliptic curve key (P-256, P-384, P-521) in PEM.",
+        hint=f"To create a pair: {CREATE_KEYS}",
+    )
+
+
+def signing_library() -> Any:
+    """The package model_signing; RuntimeMissingError without it."""
+    try:
+        import model_signing
+        import model_signing.hashing
+        import model_signing.signing
+        import model_signing.verifying
+    except ImportError as error:
+        raise RuntimeMissingError(
+            f"Signatures need the package model-signing ({error}).", hint=INSTALL
+        ) from error
+    return model_signing
