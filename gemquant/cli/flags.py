@@ -11,6 +11,7 @@ from click.shell_completion import CompletionItem
 
 from gemquant.cli.settings import load_defaults, setting
 from gemquant.core.recipe import COMPUTE_DTYPES, Recipe
+from gemquant.core.resources import parse_size
 
 DEFAULTS = Recipe(model="", quantizer="")
 """The defaults of all settings: those of the recipe's fields."""
@@ -28,6 +29,17 @@ class CommaList(click.ParamType[tuple[str, ...]]):
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return tuple(value)
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes with its unit: 8G, 8GB, 8GiB, 500MB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse a string; UsageError with the flag's name."""
+        flag = max(param.opts, key=len) if param else "size"
+        return value if isinstance(value, int) else parse_size(str(value), flag=flag)
 
 
 def complete_target(

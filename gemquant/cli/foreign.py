@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gemquant.cli.flags import Size
 from gemquant.cli.progress import reporter
 from gemquant.cli.settings import setting
-from gemquant.core.resources import bytes_of, human_bytes, total_memory
+from gemquant.core.resources import human_bytes, total_memory
 from gemquant.errors import ProblemCollector, UsageError, refuse
 
 if TYPE_CHECKING:
@@ -39,13 +40,14 @@ def tool_flags(*, own_python: str) -> list[click.Parameter]:
             type=int,
             default=TOOL_MINUTES,
             metavar="N",
-            help="End the tool after so long.",
+            help="Stop the tool after this many minutes.",
         ),
         setting(
             "--tool-memory",
+            type=Size(),
             metavar="SIZE",
             instead="nine tenths of the machine's",
-            help="End the tool if it holds more memory: a number and MB or GB.",
+            help="Stop the tool if it uses more memory than this, such as 16GB.",
         ),
     ]
 
@@ -77,10 +79,7 @@ def tool_settings(given: dict[str, Any], problems: ProblemCollector) -> ToolSett
     minutes = given["tool_minutes"] if given["tool_minutes"] is not None else TOOL_MINUTES
     if minutes < 1:
         problems.append(UsageError(f"--tool-minutes {minutes}: must be at least 1."))
-    memory = int(MEMORY_SHARE * total_memory())
-    if given["tool_memory"] is not None:
-        parsed = problems.attempt(lambda: bytes_of(given["tool_memory"], flag="--tool-memory"))
-        memory = parsed.value if parsed.succeeded else memory
+    memory = given["tool_memory"] or int(MEMORY_SHARE * total_memory())
     return ToolSettings(given["python"], minutes * 60.0, memory)
 
 

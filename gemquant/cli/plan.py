@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from gemquant.cli.flags import complete_target, defaults_flag, output_flags, target_folder_flag
+from gemquant.cli.flags import (
+    Size,
+    complete_target,
+    defaults_flag,
+    output_flags,
+    target_folder_flag,
+)
 from gemquant.cli.settings import problems_of, setting, target_folders
 from gemquant.errors import UsageError
 
@@ -17,8 +23,6 @@ if TYPE_CHECKING:
     from gemquant.convert.estimate import Forecast, Headers, Request
     from gemquant.convert.estimate.candidate import Candidate
     from gemquant.core.targets.target import Target
-
-UNITS = {"M": 10**6, "MB": 10**6, "MiB": 2**20, "G": 10**9, "GB": 10**9, "GiB": 2**30}
 
 
 class PlanCommand(click.Command):
@@ -30,37 +34,23 @@ class PlanCommand(click.Command):
         from gemquant.core.targets.target import load_target
 
         given, problems = ctx.params, problems_of(ctx)
-        memory = problems.attempt(lambda: memory_bytes(given["memory"]))
+        if (
+            given["memory"] is None
+            and ctx.get_parameter_source("memory") is ParameterSource.DEFAULT
+        ):
+            problems.append(UsageError("--memory: missing.", hint="As in: --memory 8G"))
         context = problems.attempt(lambda: _context(given["context"]))
         target = problems.attempt(
             lambda: load_target(given["target"], target_folders(given["target_folder"]))
         )
         headers = problems.attempt(lambda: read_headers(_model(given["model"])))
         problems.refuse()
-        request = Request(memory.value, context.value, given["device_model"], given["bandwidth"])
+        request = Request(given["memory"], context.value, given["device_model"], given["bandwidth"])
         rows, refused = forecast(target.value, headers.value.config, request)
         if given["as_json"]:
             _print_json(headers.value, target.value, request, rows, refused)
         else:
             _print(headers.value, target.value, request, rows, refused)
-
-
-def memory_bytes(text: str | None) -> int:
-    """Read a device's memory: ``8G`` and ``8GB`` are 8 · 10⁹ bytes, ``8GiB`` is 8 · 2³⁰.
-
-    >>> memory_bytes("8G"), memory_bytes("512MiB")
-    (8000000000, 536870912)
-    """
-    if text is None:
-        raise UsageError("--memory: missing.", hint="As in: --memory 8G")
-    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?) ?([MG](?:i?B)?)", text.strip())
-    size = int(float(match[1]) * UNITS[match[2]]) if match else 0
-    if size < 1:
-        raise UsageError(
-            f"--memory {text}: must be a number and M, MB, MiB, G, GB or GiB.",
-            hint="As in: --memory 8G",
-        )
-    return size
 
 
 def _context(context: int | None) -> int:
@@ -224,7 +214,12 @@ command = PlanCommand(
             help="Device to plan for; see `gemquant targets`.",
             complete=complete_target,
         ),
-        setting("--memory", metavar="SIZE", help="What the device has for the model: 8G, 16GiB."),
+        setting(
+            "--memory",
+            type=Size(),
+            metavar="SIZE",
+            help="Memory that the device has for the model: 8G, 16GiB.",
+        ),
         setting("--context", type=int, default=4096, metavar="N", help="Tokens in the cache."),
         setting(
             "--device-model",

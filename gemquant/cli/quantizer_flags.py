@@ -65,13 +65,13 @@ def _option_flag(option: Option) -> click.Parameter:
         flag,
         type=option.type,
         default=option.default,
-        metavar="|".join(map(str, choices)) if choices else _metavar(option.type),
+        metavar="|".join(map(str, choices)) if choices else _metavar(option),
         help=option.spec.help,
     )
 
 
-def _metavar(kind: type) -> str:
-    return {int: "N", float: "X"}.get(kind, "TEXT")
+def _metavar(option: Option) -> str:
+    return "SIZE" if option.spec.size else {int: "N", float: "X"}.get(option.type, "TEXT")
 
 
 def common_flags(quantizer: type[Any]) -> list[click.Parameter]:

@@ -63,9 +63,11 @@ class Setting(click.Option):
         except click.BadParameter as error:
             flag = max(self.opts, key=len)
             problems_of(ctx).append(UsageError(f"{flag}: {error.message}"))
-            if self.expose_value and self.name:
-                ctx.params[self.name] = None
-            return None, args
+        except GemquantError as error:
+            problems_of(ctx).append(error)
+        if self.expose_value and self.name:
+            ctx.params[self.name] = None
+        return None, args
 
 
 def setting(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar, get_type_hints
 
-from gemquant.errors import GemquantError, UsageError
+from gemquant.core.resources import parse_size
+from gemquant.errors import GemquantError, ProblemCollector, UsageError
 
 T = TypeVar("T")
 
@@ -21,6 +23,7 @@ class OptionSpec:
     maximum: float | None = None
     choices: tuple[Any, ...] | None = None
     repeated: bool = False
+    size: bool = False
 
 
 def option(
@@ -31,14 +34,16 @@ def option(
     maximum: float | None = None,
     choices: Sequence[T] | None = None,
     repeated: bool = False,
+    size: bool = False,
 ) -> T:
     """Declare a dataclass field that is also a command-line flag.
 
     The static type is that of the default, so that ``bits: int = option(4, "…")`` type-checks.
     repeated: a tuple whose flag is given once for each part, instead of with commas between.
+    size: a number of bytes with its unit, such as 5GB; may be empty if the default is.
     """
     known = tuple(choices) if choices is not None else None
-    spec = OptionSpec(help, minimum, maximum, known, repeated)
+    spec = OptionSpec(help, minimum, maximum, known, repeated, size)
     return dataclasses.field(default=default, metadata={"option": spec})
 
 
@@ -65,7 +70,7 @@ def options_of(owner: Any) -> list[Option]:
 
 def problems_with(owner: Any) -> list[GemquantError]:
     """Return one error for every option whose value breaks its declared rule."""
-    problems: list[GemquantError] = []
+    problems = ProblemCollector()
     for opt in options_of(owner):
         value, spec = getattr(owner, opt.name), opt.spec
         flag = "--" + opt.name.replace("_", "-")
@@ -76,4 +81,6 @@ def problems_with(owner: Any) -> list[GemquantError]:
             problems.append(UsageError(f"{flag} {value}: must be at least {spec.minimum:g}."))
         elif spec.maximum is not None and value > spec.maximum:
             problems.append(UsageError(f"{flag} {value}: must be at most {spec.maximum:g}."))
+        elif spec.size and (value or opt.default):
+            problems.attempt(partial(parse_size, value, flag=flag))
     return problems

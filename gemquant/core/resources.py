@@ -12,7 +12,14 @@ from typing import Literal
 
 from gemquant.errors import UsageError
 
-UNITS: Mapping[str, int] = {"kB": 10**3, "MB": 10**6, "GB": 10**9}
+UNITS: Mapping[str, int] = {
+    letter + rest: base**power
+    for power, letter in enumerate("kmgt", 1)
+    for rest, base in (("", 1000), ("b", 1000), ("ib", 1024))
+}
+"""Bytes of each unit, in lower case."""
+
+SMALLEST_SIZE = 1000
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -136,18 +143,23 @@ def total_memory() -> int:
 # ---------------------------------------------------------------- sizes
 
 
-def bytes_of(text: str, *, flag: str) -> int:
-    """Read a size with its unit, in powers of 1000; UsageError, by its flag, for anything else.
+def parse_size(text: str, *, flag: str) -> int:
+    """Read a size with its unit: ``8G`` and ``8GB`` are 8 · 10⁹ bytes, ``8GiB`` is 8 · 2³⁰.
 
-    >>> bytes_of("2GB", flag="--shard-size"), bytes_of("1.5 MB", flag="--shard-size")
-    (2000000000, 1500000)
+    Raises UsageError, with the flag's name, for anything else and for less than 1 kB.
+
+    >>> [parse_size(text, flag="--memory") for text in ("8G", "1.5 MB", "512MiB")]
+    [8000000000, 1500000, 536870912]
     """
-    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?(kB|MB|GB)", text.strip())
-    size = int(float(match[1]) * UNITS[match[2]]) if match else 0
-    if size < UNITS["kB"]:
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?([A-Za-z]*)", text.strip())
+    unit = match[2].lower() if match else ""
+    if match and not unit:
+        raise UsageError(f"{flag} {text}: {match[1]} what?", hint=f"As in: {flag} {match[1]}GB")
+    size = int(float(match[1]) * UNITS[unit]) if match and unit in UNITS else 0
+    if size < SMALLEST_SIZE:
         raise UsageError(
-            f"{flag} {text}: must be a number and kB, MB or GB, and at least 1kB.",
-            hint=f"As in: {flag} 2GB",
+            f"{flag} {text}: must be a number and kB, MB, GB, KiB, MiB or GiB, at least 1kB.",
+            hint=f"As in: {flag} 8GB",
         )
     return size
 

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from gemquant.core.options import option
 from gemquant.core.protocols import Block, Container
-from gemquant.core.resources import bytes_of
 from gemquant.core.results import FLOAT16_LIMIT, LayerReach
-from gemquant.errors import GemquantError, UnsupportedError, UsageError
+from gemquant.errors import GemquantError, UnsupportedError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +32,7 @@ class Cast:
     name: ClassVar[str] = "cast"
 
     dtype: str = option("bfloat16", "Floating-point type to store.", choices=DTYPES)
-    shard_size: str = option("5GB", "Largest weight file: a number and kB, MB or GB.")
+    shard_size: str = option("5GB", "Largest weight file, such as 5GB.", size=True)
     allow_overflow: bool = option(
         False, "Store float16 even where activations overflow in it: to compute in another type."
     )
@@ -47,11 +46,7 @@ class Cast:
         """No codes anywhere."""
 
     def problems(self, linears: Mapping[str, tuple[int, int]]) -> list[GemquantError]:  # noqa: ARG002
-        """A shard size that is none."""
-        try:
-            bytes_of(self.shard_size, flag="--shard-size")
-        except UsageError as error:
-            return [error]
+        """Nothing: every model can be cast."""
         return []
 
     def quantize(self, block: Block, container: Container) -> Mapping[str, Tensor]:  # noqa: ARG002

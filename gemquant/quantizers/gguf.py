@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gemquant.core.family import Member
 from gemquant.core.options import option, options_of
 from gemquant.core.protocols import Block, Container
-from gemquant.core.resources import bytes_of
 from gemquant.errors import GemquantError, ProblemCollector, UsageError, refuse
 from gemquant.formats.gguf.file_types import FILE_TYPES, FileType, file_type, tensor_type
 from gemquant.formats.gguf.overrides import parse_override
@@ -62,7 +61,7 @@ Examples:
     importance: bool = option(
         False, "Weigh errors by an importance matrix of the calibration text, computed on the way."
     )
-    split_max_size: str = option("", "Largest part of a file to split: a number and kB, MB or GB.")
+    split_max_size: str = option("", "Largest file to split into, such as 2GB.", size=True)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -91,8 +90,6 @@ Examples:
         for flag, name in (("embedding", self.embedding_type), ("output", self.output_type)):
             if name:
                 found.attempt(partial(_known, tensor_type, f"--{flag}-type", name, TYPES))
-        if self.split_max_size:
-            found.attempt(partial(bytes_of, self.split_max_size, flag="--split-max-size"))
         if self.imatrix and self.importance:
             found.append(
                 UsageError(

@@ -179,4 +179,4 @@ def test_the_folder_is_named_after_the_type(run: Run, tiny_folders: dict[Kind, P
 def test_a_shard_size_without_a_unit_is_refused(run: Run, tiny_folders: dict[Kind, Path]) -> None:
     result = cast(run, tiny_folders["gemma2"], "float32", "--shard-size", "2", "--dry-run")
     assert result.code == 2
-    assert "--shard-size 2: must be a number and kB, MB or GB" in result.err
+    assert "--shard-size 2: 2 what?\n  hint: As in: --shard-size 2GB" in result.err

@@ -20,7 +20,7 @@ import torch
 
 from gemquant.core.protocols import ArtifactHeader, Container, Layout, QuantizedSpec
 from gemquant.core.quantized_weights import BlockScheme
-from gemquant.core.resources import bytes_of
+from gemquant.core.resources import parse_size
 from gemquant.errors import GemquantError, UnsupportedError
 from gemquant.formats.checkpoint import Checkpoint
 from gemquant.formats.gguf.file_layout import FileLayout, StoredTensor, file_layouts
@@ -55,7 +55,7 @@ class GGUF:
     def configured(self, options: Mapping[str, Any]) -> Self:
         """Another one, by a job's options: ``type``, a list of one, and ``split_max_size``."""
         types, size = options.get("type") or [self.type], options.get("split_max_size")
-        limit = bytes_of(size, flag="--split-max-size") if size else None
+        limit = parse_size(size, flag="--split-max-size") if size else None
         return dataclasses.replace(self, type=file_type(types[0]).name, max_bytes=limit)
 
     def container(self, config: Mapping[str, Any]) -> Container:  # noqa: ARG002 (protocol)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 import torch
 
 from gemquant.core.protocols import ArtifactHeader, Container, QuantizedSpec
-from gemquant.core.resources import bytes_of
+from gemquant.core.resources import parse_size
 from gemquant.errors import ArtifactError, GemquantError, UnsupportedError
 from gemquant.formats.limits import listed
 from gemquant.formats.packed_folder import PackedFolder
@@ -37,7 +37,7 @@ class PlainSafetensors(PackedFolder):
         size = options.get("shard_size")
         if size is None:
             return dataclasses.replace(self, dtype=dtype)
-        limit = bytes_of(size, flag="--shard-size")
+        limit = parse_size(size, flag="--shard-size")
         return dataclasses.replace(self, dtype=dtype, max_shard_bytes=limit)
 
     def container(self, config: Mapping[str, Any]) -> Container:  # noqa: ARG002 (protocol)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gemquant.core import resources
+from gemquant.errors import UsageError
 
 
 @pytest.mark.parametrize("name", ["calib_data", "targets"])
@@ -46,3 +47,25 @@ def test_there_is_at_least_one_thread_and_no_more_than_processors() -> None:
 )
 def test_sizes_have_three_figures(count: int, words: str) -> None:
     assert resources.human_bytes(count) == words
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("8G", 8_000_000_000),
+        ("8GB", 8_000_000_000),
+        ("8gb", 8_000_000_000),
+        ("8GiB", 8 * 2**30),
+        ("500MB", 500_000_000),
+        ("1.5 kB", 1_500),
+        ("2T", 2_000_000_000_000),
+    ],
+)
+def test_a_size_is_a_number_and_a_unit(text: str, size: int) -> None:
+    assert resources.parse_size(text, flag="--memory") == size
+
+
+def test_a_number_alone_is_no_size() -> None:
+    with pytest.raises(UsageError) as raised:
+        resources.parse_size("8", flag="--memory")
+    assert str(raised.value) == "--memory 8: 8 what?\n  hint: As in: --memory 8GB"

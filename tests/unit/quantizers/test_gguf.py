@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from gemquant.core.options import problems_with
 from gemquant.core.quantized_weights import _SUB_BLOCKS, BlockScheme
 from gemquant.core.scheme import BLOCK_FORMATS
 from gemquant.errors import Problems, UsageError
@@ -60,7 +61,7 @@ def test_everything_wrong_is_told_at_once_with_what_was_meant() -> None:
         output_type="Q9_0",
         split_max_size="2",
     )
-    problems = quantizer.problems({})
+    problems = [*quantizer.problems({}), *problems_with(quantizer)]
     told = [str(problem) for problem in problems]
     assert len(told) == 5
     assert told[0].startswith("--type Q4_K_N: ")
@@ -68,8 +69,8 @@ def test_everything_wrong_is_told_at_once_with_what_was_meant() -> None:
     assert "--tensor-type 'attn_v': must be PATTERN=TYPE" in told[1]
     assert told[2].startswith("--output-type Q9_0: ")
     assert "Did you mean Q8_0" in told[2]
-    assert told[3].startswith("--split-max-size 2: must be")
-    assert told[4] == "--type Q6_K: asked for 2 times."
+    assert told[3] == "--type Q6_K: asked for 2 times."
+    assert told[4].startswith("--split-max-size 2: 2 what?")
 
 
 def test_two_bits_without_importance_are_refused_as_llama_cpp_does(

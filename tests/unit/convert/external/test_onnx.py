@@ -133,7 +133,7 @@ def test_options_are_checked_before_the_model_is_opened(run: Run) -> None:
         2,
         "--bits 5: must be one of 4, 8, 16, 32.",
         "--tool-minutes 0: must be at least 1.",
-        "--tool-memory much: must be a number and kB, MB or GB",
+        "--tool-memory much: must be a number and kB, MB, GB, KiB, MiB or GiB",
     )
 
 
