@@ -11,7 +11,7 @@ from gemquant.calibration.documents import Conversation, Document
 from gemquant.calibration.text import Library, largest_remainder
 from gemquant.calibration.windows import Tokenizer, own_documents, shipped_documents, shuffled
 from gemquant.errors import CalibrationError
-from gemquant.models import chat
+from gemquant.models.chat import ChatTemplate, render
 
 
 def calibration_prompts(
@@ -21,7 +21,7 @@ def calibration_prompts(
     samples: int,
     seq_len: int,
     seed: int,
-    chat_template: str,
+    chat_template: ChatTemplate,
 ) -> list[dict[str, str]]:
     """Return ``samples`` pairs {"input": …, "target": …} of a mixture or of the user's own text.
 
@@ -58,7 +58,7 @@ def _first(pairs: Iterator[dict[str, str]], count: int, what: str) -> list[dict[
 class _Cutter:
     tokenizer: Tokenizer
     seq_len: int
-    chat_template: str
+    chat_template: ChatTemplate
 
     def pieces(self, document: Document) -> Iterator[dict[str, str]]:
         """Pairs of a document: one of a conversation that ends in an answer; of a text, many."""
@@ -78,7 +78,7 @@ class _Cutter:
     def _answered(
         self, before: Sequence[Mapping[str, str]], answer: str
     ) -> Iterator[dict[str, str]]:
-        prompt = chat.render(self.chat_template, before, add_generation_prompt=True)
+        prompt = render(self.chat_template, before, add_generation_prompt=True)
         room = self.seq_len - self._tokens(prompt)
         if room > 0:
             yield {"input": prompt, "target": self._cut(answer, room)}

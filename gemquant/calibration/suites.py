@@ -22,6 +22,7 @@ from gemquant.calibration.windows import (
 )
 from gemquant.core.resources import data_folder
 from gemquant.errors import CalibrationError, GemquantError, UsageError, refuse
+from gemquant.models.chat import ChatTemplate
 
 FILE = "suites.toml"
 OWN_SEQ_LEN = 256
@@ -126,7 +127,7 @@ class SuiteText:
         )
 
     def token_windows(
-        self, tokenizer: Tokenizer, *, seed: int, bos: int, chat_template: str | None
+        self, tokenizer: Tokenizer, *, seed: int, bos: int, chat_template: ChatTemplate | None
     ) -> list[TokenWindows]:
         """Tokenize: windows of every slice. CalibrationError where its text is too short."""
         packer = Packer(tokenizer, self.seq_len, bos, chat_template)

@@ -23,7 +23,7 @@ from gemquant.calibration.hub_text import PREFIX, read_hub_dataset
 from gemquant.calibration.text import Library, Split, TextFile, largest_remainder
 from gemquant.calibration.user_text import read_user_file
 from gemquant.errors import CalibrationError, GemquantError, UsageError, refuse
-from gemquant.models import chat
+from gemquant.models.chat import ChatTemplate, render
 from gemquant.models.chat_templates import STOCK
 
 if TYPE_CHECKING:
@@ -71,13 +71,13 @@ def calibration_windows(
     seq_len: int,
     seed: int,
     bos: int,
-    chat_template: str | None,
+    chat_template: ChatTemplate | None,
 ) -> TokenWindows:
     """Windows of calibration text.
 
     source: a mixture's name, FILE.txt, FILE.jsonl, or hf:DATASET[:SPLIT[:COLUMN]].
     samples, seq_len: number of windows and tokens in each, BOS included. bos: its token id.
-    chat_template: Jinja source for conversations; None for Gemma's stock template.
+    chat_template: for conversations; None for Gemma's stock template.
     Raises UsageError for an unknown source, CalibrationError if the text is too short or unusable.
     """
     _check(samples, seq_len, what="--samples")
@@ -106,7 +106,7 @@ def evaluation_windows(
     seq_len: int,
     seed: int,
     bos: int,
-    chat_template: str | None,
+    chat_template: ChatTemplate | None,
 ) -> list[TokenWindows]:
     """Windows of the shipped evaluation text, ``windows`` for each slice.
 
@@ -143,7 +143,7 @@ class Packer:
     tokenizer: Tokenizer
     seq_len: int
     bos: int
-    chat_template: str | None
+    chat_template: ChatTemplate | None
 
     def pack(
         self, documents: Iterator[Document], count: int, what: str, *, share: float = 1.0
@@ -194,8 +194,9 @@ class Packer:
 
     def _tokens(self, document: Document) -> list[int]:
         if isinstance(document, Conversation):
-            template = STOCK if self.chat_template is None else self.chat_template
-            text = chat.render(template, document.messages, bos="")
+            template = self.chat_template or ChatTemplate(STOCK)
+            bos = str(template.special_tokens.get("bos_token", ""))
+            text = render(template, document.messages).removeprefix(bos)
         else:
             text = document.text + BETWEEN_DOCUMENTS
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids

@@ -25,7 +25,7 @@ from gemquant.core.scheme import Scheme, label
 from gemquant.errors import ProblemCollector, UsageError, refuse
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemquant.formats.source_model import model_name
-from gemquant.models.chat import choose_template
+from gemquant.models.chat import ChatTemplate, choose_template
 from gemquant.models.structure import EMBEDDING
 from gemquant.numerics.native.gram import has_bfloat16_products
 
@@ -207,13 +207,14 @@ def default_output(ref: str, quantizer: str, labels: Sequence[str]) -> str:
 # ---------------------------------------------------------------- text
 
 
-def chat_template(recipe: Recipe, checkpoint: Checkpoint) -> str:
+def chat_template(recipe: Recipe, checkpoint: Checkpoint) -> ChatTemplate:
     """Return the template asked for, by name or from a file, or else the checkpoint's own."""
-    return choose_template(recipe.chat_template, checkpoint.chat_template())
+    source = choose_template(recipe.chat_template, checkpoint.chat_template())
+    return ChatTemplate(source, checkpoint.special_tokens())
 
 
 def read_calibration(
-    request: Request, checkpoint: Checkpoint, template: str
+    request: Request, checkpoint: Checkpoint, template: ChatTemplate
 ) -> TokenWindows | None:
     """Read the calibration text, if the quantizer needs any."""
     if not request.quantizer.needs:
@@ -221,7 +222,9 @@ def read_calibration(
     return calibration_text(request.recipe, checkpoint, template)
 
 
-def calibration_text(recipe: Recipe, checkpoint: Checkpoint, template: str) -> TokenWindows:
+def calibration_text(
+    recipe: Recipe, checkpoint: Checkpoint, template: ChatTemplate
+) -> TokenWindows:
     """Read the calibration text and cut it into windows."""
     return calibration_windows(
         checkpoint.tokenizer(),
@@ -235,7 +238,7 @@ def calibration_text(recipe: Recipe, checkpoint: Checkpoint, template: str) -> T
 
 
 def read_evaluation(
-    recipe: Recipe, checkpoint: Checkpoint, template: str
+    recipe: Recipe, checkpoint: Checkpoint, template: ChatTemplate
 ) -> Sequence[TokenWindows]:
     """Read the evaluation text, if a certificate is wanted."""
     if recipe.eval_windows == 0:

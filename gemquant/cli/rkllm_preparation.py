@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gemquant.core.recipe import Recipe
     from gemquant.core.targets.toolkit import Toolkit, ToolkitVersion
     from gemquant.formats.checkpoint import Checkpoint
+    from gemquant.models.chat import ChatTemplate
     from gemquant.rockchip.rkllm import RkllmJob
     from gemquant.runtimes.worker import Interpreter
 
@@ -133,7 +134,7 @@ def checked(request: Request, tool: ToolSettings, given: dict[str, Any]) -> Prep
         out=out.value,
         file=name.value,
         force=request.force,
-        template=template.value,
+        template=template.value.source,
         prompts=prompts.value,
         windows=windows.value,
         simulated=simulated.value,
@@ -148,7 +149,7 @@ def _simulated(
     options: RkllmOptions,
     recipe: Recipe,
     checkpoint: Checkpoint,
-    template: str,
+    template: ChatTemplate,
     given: dict[str, Any],
 ) -> Sequence[TokenWindows]:
     """Evaluation text for the toolkit's simulator."""

@@ -23,12 +23,15 @@ from gemquant.calibration.prompts import calibration_prompts
 from gemquant.core.targets.toolkit import ToolkitVersion, load_toolkit
 from gemquant.formats.checkpoint import open_checkpoint
 from gemquant.formats.gptq import Gptq
+from gemquant.models.chat import ChatTemplate
 from gemquant.models.chat_templates import STOCK
 from tests.helpers.signature_checker import signature_checker
 from tests.helpers.tiny_gemma import write_tiny_gemma
 from tests.helpers.tiny_rkllm import write_npu_gemma
 from tests.helpers.tiny_sentencepiece import VOCABULARY
 from tests.unit.cli.conftest import Result, Run
+
+GEMMA = ChatTemplate(STOCK)
 
 FEW = "--threads 1 --samples 2 --seq-len 32 --calib text.jsonl --no-smooth --emulate 0".split()
 SMOOTHED = "--threads 1 --samples 16 --seq-len 32 --calib long.txt --emulate 1".split()
@@ -329,7 +332,12 @@ def test_a_long_text_becomes_several_prompts(run: Run, model: Path) -> None:
     Path("long.txt").write_text("the quick brown fox jumps over the lazy dog " * 40)
     tokenizer = open_checkpoint(str(model)).tokenizer()
     pairs = calibration_prompts(
-        tokenizer, source="long.txt", samples=4, seq_len=20, seed=0, chat_template=STOCK
+        tokenizer,
+        source="long.txt",
+        samples=4,
+        seq_len=20,
+        seed=0,
+        chat_template=GEMMA,
     )
     assert len(pairs) == 4
     for pair in pairs:
@@ -339,7 +347,7 @@ def test_a_long_text_becomes_several_prompts(run: Run, model: Path) -> None:
 def test_mixtures_become_templated_prompts(model: Path) -> None:
     tokenizer = open_checkpoint(str(model)).tokenizer()
     pairs = calibration_prompts(
-        tokenizer, source="chat", samples=10, seq_len=200, seed=0, chat_template=STOCK
+        tokenizer, source="chat", samples=10, seq_len=200, seed=0, chat_template=GEMMA
     )
     assert len(pairs) == 10
     templated = [pair for pair in pairs if pair["target"]]

@@ -10,7 +10,7 @@ from gemquant.formats.checkpoint import open_checkpoint
 from gemquant.formats.checkpoint.sample import assembled, sample_named
 from gemquant.measure.quality.compare import compare
 from gemquant.measure.quality.native import NativeRuntime
-from gemquant.models.chat import choose_template
+from gemquant.models.chat import ChatTemplate, choose_template
 from gemquant.runtimes import llamacpp_library
 
 pytestmark = pytest.mark.real
@@ -28,7 +28,7 @@ def test_native_perplexity_is_within_two_percent_of_reference() -> None:
         seq_len=256,
         seed=0,
         bos=checkpoint.config["bos_token_id"],
-        chat_template=choose_template(None, checkpoint.chat_template()),
+        chat_template=ChatTemplate(choose_template(None, checkpoint.chat_template())),
     )
     path = assembled(sample_named("gemma-3-270m"))
     reference, native = compare(

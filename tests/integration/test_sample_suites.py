@@ -9,6 +9,7 @@ import pytest
 from gemquant.calibration.suites import SuiteText, read_suites
 from gemquant.core.artifact.evaluation import read_evaluation_document
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
+from gemquant.models.chat import ChatTemplate
 from tests.unit.cli.conftest import Run
 
 pytestmark = pytest.mark.real
@@ -21,13 +22,21 @@ def checkpoint() -> Checkpoint:
     return open_checkpoint(SAMPLE)
 
 
+def chat_template(checkpoint: Checkpoint) -> ChatTemplate | None:
+    source = checkpoint.chat_template()
+    return None if source is None else ChatTemplate(source)
+
+
 @pytest.mark.parametrize("name", ["default", "long", "multilingual", "chat", "code"])
 def test_every_slice_has_text_enough_for_gemmas_tokenizer(
     checkpoint: Checkpoint, name: str
 ) -> None:
     suite = read_suites()[name]
     found = SuiteText.named(name).token_windows(
-        checkpoint.tokenizer(), seed=0, bos=2, chat_template=checkpoint.chat_template()
+        checkpoint.tokenizer(),
+        seed=0,
+        bos=2,
+        chat_template=chat_template(checkpoint),
     )
     assert [windows.name for windows in found] == [each.name for each in suite.slices]
     assert all(windows.ids.shape == (suite.windows, suite.seq_len) for windows in found)
@@ -35,7 +44,10 @@ def test_every_slice_has_text_enough_for_gemmas_tokenizer(
 
 def test_conversations_are_in_the_chat_template(checkpoint: Checkpoint) -> None:
     (questions, _) = SuiteText.named("chat").token_windows(
-        checkpoint.tokenizer(), seed=0, bos=2, chat_template=checkpoint.chat_template()
+        checkpoint.tokenizer(),
+        seed=0,
+        bos=2,
+        chat_template=chat_template(checkpoint),
     )
     text = checkpoint.tokenizer().decode(questions.ids[0].tolist(), skip_special_tokens=False)
     assert "<start_of_turn>user\n" in text

@@ -19,6 +19,7 @@ from gemquant.formats.checkpoint.source import TensorSource, require_finite
 from gemquant.formats.checkpoint.tokenizer_files import TokenizerSource
 from gemquant.formats.gguf.source import GgufTensors
 from gemquant.formats.gguf.values import Metadata
+from gemquant.models.chat import SpecialTokens
 from gemquant.models.structure import tensor_shapes
 
 
@@ -85,6 +86,10 @@ class Checkpoint:
     def chat_template(self) -> str | None:
         """Jinja source of the chat template, if the checkpoint has one."""
         return self.tokenizer_source.chat_template
+
+    def special_tokens(self) -> SpecialTokens:
+        """Special tokens of the tokenizer, as variables of a chat template."""
+        return self.tokenizer_source.special_tokens(self.config)
 
     @property
     def gguf_metadata(self) -> Metadata | None:

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from gemquant.errors import CheckpointError
 from gemquant.formats.checkpoint.contained import contained
+from gemquant.models.chat import SpecialTokens, special_tokens
 
 MAX_TOKENIZER_BYTES = 500_000_000
 
@@ -41,6 +42,9 @@ class TokenizerSource(Protocol):
     @property
     def chat_template(self) -> str | None:
         """Jinja source of the (default) chat template, if there is one."""
+
+    def special_tokens(self, config: Mapping[str, Any]) -> SpecialTokens:
+        """Special tokens as variables of a chat template; config: the model's, for their ids."""
 
 
 @dataclass(frozen=True)
@@ -74,15 +78,25 @@ class TokenizerFiles:
             template = named.get("default")
         return template if isinstance(template, str) else None
 
+    def special_tokens(self, config: Mapping[str, Any]) -> SpecialTokens:
+        """Special tokens as variables of a chat template; config: the model's, for their ids."""
+        return special_tokens(
+            self._config,
+            self._json("special_tokens_map.json"),
+            {**self._json("generation_config.json"), **config},
+            self.tokenizer.id_to_token,
+        )
+
     @cached_property
     def _config(self) -> dict[str, Any]:
+        return self._json("tokenizer_config.json")
+
+    def _json(self, name: str) -> dict[str, Any]:
         try:
-            config = json.loads(self.files.get("tokenizer_config.json", b"{}").decode())
+            content = json.loads(self.files.get(name, b"{}").decode())
         except (ValueError, RecursionError) as error:
-            raise CheckpointError(
-                f"{self.where}: tokenizer_config.json: not JSON: {str(error)[:200]}."
-            ) from None
-        return config if isinstance(config, dict) else {}
+            raise CheckpointError(f"{self.where}: {name}: not JSON: {str(error)[:200]}.") from None
+        return content if isinstance(content, dict) else {}
 
 
 def read_tokenizer_files(folder: Path) -> TokenizerFiles:

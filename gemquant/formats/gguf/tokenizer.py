@@ -26,6 +26,7 @@ from tokenizers.processors import TemplateProcessing
 
 from gemquant.errors import CheckpointError, UnsupportedError
 from gemquant.formats.gguf.tokens import SPACE, TAB, as_in_tokenizer_json, looks_special
+from gemquant.models.chat import SpecialTokens
 
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
 _NAMED = {"bos": "bos_token", "eos": "eos_token", "padding": "pad_token", "unknown": "unk_token"}
@@ -61,6 +62,10 @@ class GgufTokenizer:
         """The Jinja source that the GGUF carries, if any."""
         template = self._metadata.get("tokenizer.chat_template")
         return template if isinstance(template, str) else None
+
+    def special_tokens(self, _config: Mapping[str, Any]) -> SpecialTokens:
+        """Special tokens as variables of a chat template; the GGUF names its own."""
+        return self._named
 
     @cached_property
     def files(self) -> Mapping[str, bytes]:

@@ -10,6 +10,7 @@ import torch
 
 from gemquant.calibration.windows import TokenWindows, calibration_windows, evaluation_windows
 from gemquant.errors import CalibrationError, Problems, UsageError
+from gemquant.models.chat import ChatTemplate
 from tests.helpers.tiny_gemma import tiny_tokenizer
 
 BOS = 2
@@ -74,7 +75,7 @@ def test_a_bos_within_the_text_is_dropped(tmp_path: Path):
 def test_a_template_that_spells_bos_adds_no_second_one(tmp_path: Path):
     source = _file(tmp_path, "a.jsonl", '{"messages": [{"role": "user", "content": "a b"}]}')
     words = WordTokenizer()
-    template = "<bos> {{ bos_token }} {{ messages[0]['content'] }} end"
+    template = ChatTemplate("<bos> {{ bos_token }} {{ messages[0]['content'] }} end")
     (row,) = _calibrate(source, tokenizer=words, template=template, samples=1, seq_len=4).ids
     assert words.decode(row) == ["<bos>", "a", "b", "end"]
 
