@@ -7,7 +7,7 @@ from gemquant.calibration.windows import TokenWindows
 from gemquant.core.progress import Progress
 from gemquant.formats.gguf.importance import ImportanceEntry, ImportanceMatrix
 from gemquant.formats.gguf.names import to_gguf
-from gemquant.numerics.products import fast_products
+from gemquant.numerics.precision import fast_products
 
 
 @fast_products()

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from gemquant.core.protocols import Statistics
-from gemquant.numerics.accumulate import accumulator
 from gemquant.numerics.native.gram import add_gram, has_bfloat16_products
+from gemquant.numerics.precision import accumulator
 
 COLUMNS_AT_ONCE = 512
 

@@ -10,7 +10,7 @@ from click.core import ParameterSource
 
 from gemquant.cli.flags import model_argument
 from gemquant.cli.progress import reporter
-from gemquant.cli.quantizer_flags import common_flags, quantizer_flags
+from gemquant.cli.quantizer_flags import common_flags, current_flags, quantizer_flags
 from gemquant.cli.request import read_request
 from gemquant.convert.plugins import quantizer_type
 from gemquant.errors import UsageError
@@ -102,6 +102,10 @@ class QuantizerCommand(click.Command):
     def __init__(self, name: str, *, quantizer: type[Any], **settings: Any) -> None:
         super().__init__(name, **settings)
         self.quantizer = quantizer
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Accept former spellings of flags."""
+        return super().parse_args(ctx, current_flags(self.quantizer, args))
 
     def invoke(self, ctx: click.Context) -> None:
         """Run the command."""

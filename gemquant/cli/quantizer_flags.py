@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,8 @@ from gemquant.cli.flags import (
     recipe_flag,
     target_folder_flag,
 )
-from gemquant.cli.settings import COMPUTE_DTYPE, Setting, setting
-from gemquant.core.options import Option, options_of
+from gemquant.cli.settings import COMPUTE_DTYPE, Setting, note_renamed, setting
+from gemquant.core.options import Option, former_names, options_of
 
 
 class Repeated(Setting):
@@ -38,10 +40,38 @@ def quantizer_flags(quantizer: type[Any]) -> list[click.Parameter]:
     return [_option_flag(option) for option in options_of(quantizer)]
 
 
+def current_flags(quantizer: type[Any], args: Sequence[str]) -> list[str]:
+    """Replace former flags by current ones; note each on stderr, and former variables too."""
+    renamed: dict[str, str] = {}
+    for former, name in former_names(quantizer).items():
+        words = former.replace("_", "-"), name.replace("_", "-")
+        renamed |= {f"{dashes}{words[0]}": f"{dashes}{words[1]}" for dashes in ("--", "--no-")}
+        if (variable := _variable(former)) in os.environ:
+            note_renamed(variable, _variable(name))
+    end = args.index("--") if "--" in args else len(args)
+    current = list(args)
+    for n, arg in enumerate(args[:end]):
+        flag, equals, value = arg.partition("=")
+        if flag in renamed:
+            note_renamed(flag, renamed[flag])
+            current[n] = renamed[flag] + equals + value
+    return current
+
+
+def _variable(name: str) -> str:
+    return f"GEMQUANT_{name.upper()}"
+
+
 def _option_flag(option: Option) -> click.Parameter:
     flag = "--" + option.name.replace("_", "-")
+    variables = [_variable(name) for name in (option.name, option.spec.formerly) if name]
     if option.type is bool:
-        return setting(f"{flag}/--no-{flag[2:]}", default=option.default, help=option.spec.help)
+        return setting(
+            f"{flag}/--no-{flag[2:]}",
+            default=option.default,
+            help=option.spec.help,
+            envvar=variables,
+        )
     if option.spec.repeated:
         return Repeated(
             [flag],
@@ -50,7 +80,7 @@ def _option_flag(option: Option) -> click.Parameter:
             metavar="TEXT",
             show_default=bool(option.default),
             help=option.spec.help,
-            envvar=f"GEMQUANT_{option.name.upper()}",
+            envvar=variables,
         )
     if typing.get_origin(option.type) is tuple:
         return setting(
@@ -67,6 +97,7 @@ def _option_flag(option: Option) -> click.Parameter:
         default=option.default,
         metavar="|".join(map(str, choices)) if choices else _metavar(option),
         help=option.spec.help,
+        envvar=variables,
     )
 
 

@@ -14,6 +14,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from gemquant.convert.plugins import plugins
+from gemquant.core.options import former_names
 from gemquant.core.recipe import SETTINGS, read_settings, suggest
 from gemquant.core.resources import default_threads
 from gemquant.errors import GemquantError, ProblemCollector, UsageError
@@ -78,7 +79,7 @@ def setting(
     metavar: str | None = None,
     instead: str | None = None,
     complete: Callable[..., list[CompletionItem]] | None = None,
-    envvar: str | None = None,
+    envvar: str | Sequence[str] | None = None,
 ) -> Setting:
     """Make an option that can also come from the environment, a recipe or gemquant.toml.
 
@@ -97,10 +98,16 @@ def setting(
     )
 
 
+def note_renamed(former: str, current: str) -> None:
+    """Point out on stderr that something has another name now."""
+    click.echo(f"note: {former} is now called {current}.", err=True)
+
+
 def load_defaults(ctx: click.Context, recipe: Path | None) -> None:
     """Make a recipe's values, and beneath them those of gemquant.toml, the context's defaults."""
     quantizer = ctx.info_name if hasattr(ctx.command, "quantizer") else None
     values: dict[str, Any] = {}
+    former = former_names(ctx.command.quantizer) if hasattr(ctx.command, "quantizer") else {}
     renamed = any(param.name == COMPUTE_DTYPE for param in ctx.command.params)
     for read in (partial(_from_file, quantizer), partial(_from_recipe, recipe, quantizer)):
         try:
@@ -108,6 +115,9 @@ def load_defaults(ctx: click.Context, recipe: Path | None) -> None:
         except GemquantError as error:
             problems_of(ctx).append(error)
             continue
+        for key in sorted(former.keys() & own.keys()):
+            note_renamed(key, former[key])
+        own = {former.get(key, key): value for key, value in own.items()}
         if renamed and "dtype" in shared:
             shared[COMPUTE_DTYPE] = shared.pop("dtype")
         # A null in a manifest's recipe means: not given.

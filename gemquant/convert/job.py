@@ -47,7 +47,7 @@ from gemquant.measure.quality.streams import head_name, reference_runtime
 from gemquant.models.skeleton import Skeleton
 from gemquant.models.structure import EMBEDDING, FINAL_NORM, layer_prefix
 from gemquant.numerics import native
-from gemquant.numerics.narrowing import narrowed
+from gemquant.numerics.precision import narrowed
 
 
 @contextmanager

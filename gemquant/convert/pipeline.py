@@ -26,7 +26,7 @@ from gemquant.formats.checkpoint import Checkpoint
 from gemquant.measure.quality.streams import EvaluationStreams, final_norm, head_table
 from gemquant.models.skeleton import Skeleton
 from gemquant.models.structure import EMBEDDING, HEAD
-from gemquant.numerics.products import fast_products
+from gemquant.numerics.precision import fast_products
 
 __all__ = ["Job", "JobPlan", "plan", "run"]
 

@@ -46,17 +46,17 @@ OWN: Mapping[Kind, tuple[Plugin, ...]] = {
         _own(
             "awq",
             "gemquant.quantizers.awq:AWQ",
-            "Few-bit weights, scaled so that salient channels lose least, errors compensated.",
+            "AWQ (activation-aware weight quantization) with GPTQ error compensation.",
         ),
         _own(
             "cast",
             "gemquant.quantizers.cast:Cast",
-            "Nothing quantized: weights as they are, in another floating-point type.",
+            "Convert to bfloat16, float16 or float32 without quantizing.",
         ),
         _own(
             "fp4",
             "gemquant.quantizers.bitsandbytes:FP4",
-            "4-bit weights in blocks, each the nearest of 15 floating-point numbers.",
+            "bitsandbytes FP4.",
         ),
         _own(
             "gguf",
@@ -66,17 +66,17 @@ OWN: Mapping[Kind, tuple[Plugin, ...]] = {
         _own(
             "int8",
             "gemquant.quantizers.bitsandbytes:Int8",
-            "8-bit rows whose outlying inputs a runtime computes in 16 bits (LLM.int8).",
+            "LLM.int8() for bitsandbytes.",
         ),
         _own(
             "nf4",
             "gemquant.quantizers.bitsandbytes:NF4",
-            "4-bit weights in blocks, each the nearest of 16 quantiles of a normal distribution.",
+            "bitsandbytes NF4 (QLoRA's 4-bit NormalFloat).",
         ),
         _own(
             "rtn",
             "gemquant.quantizers.rtn:RoundToNearest",
-            "Weights rounded to the nearest code, without calibration.",
+            "Round to nearest: the baseline.",
         ),
     ),
     "exporter": (

@@ -1,9 +1,9 @@
-"""Options declared once, as dataclass fields: flag, recipe key and manifest fact."""
+"""Options declared once, as dataclass fields: flag, recipe key and manifest entry."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar, get_type_hints
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class OptionSpec:
-    """What a field says about itself beyond its name, type and default."""
+    """A field's rules beyond its name, type and default; see ``option``."""
 
     help: str
     minimum: float | None = None
@@ -24,6 +24,7 @@ class OptionSpec:
     choices: tuple[Any, ...] | None = None
     repeated: bool = False
     size: bool = False
+    formerly: str | None = None
 
 
 def option(
@@ -35,15 +36,17 @@ def option(
     choices: Sequence[T] | None = None,
     repeated: bool = False,
     size: bool = False,
+    formerly: str | None = None,
 ) -> T:
     """Declare a dataclass field that is also a command-line flag.
 
     The static type is that of the default, so that ``bits: int = option(4, "…")`` type-checks.
     repeated: a tuple whose flag is given once for each part, instead of with commas between.
     size: a number of bytes with its unit, such as 5GB; may be empty if the default is.
+    formerly: the field's previous name, which flags, environment and recipes still accept.
     """
     known = tuple(choices) if choices is not None else None
-    spec = OptionSpec(help, minimum, maximum, known, repeated, size)
+    spec = OptionSpec(help, minimum, maximum, known, repeated, size, formerly)
     return dataclasses.field(default=default, metadata={"option": spec})
 
 
@@ -66,6 +69,11 @@ def options_of(owner: Any) -> list[Option]:
         for f in dataclasses.fields(cls)
         if "option" in f.metadata
     ]
+
+
+def former_names(owner: Any) -> Mapping[str, str]:
+    """Previous name → current name of every option that was renamed."""
+    return {opt.spec.formerly: opt.name for opt in options_of(owner) if opt.spec.formerly}
 
 
 def problems_with(owner: Any) -> list[GemquantError]:

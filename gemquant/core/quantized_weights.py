@@ -82,7 +82,7 @@ class CodebookWeight:
     @classmethod
     def of(cls, weight: Tensor, scheme: CodebookScheme) -> CodebookWeight:
         """Quantize a weight (out, in); its number of elements is even."""
-        from gemquant.numerics.blockwise import (
+        from gemquant.numerics.bitsandbytes import (
             dequantize_dynamic,
             quantize_blockwise,
             quantize_dynamic,
@@ -113,7 +113,7 @@ class CodebookWeight:
 
     def dequantize(self) -> Tensor:
         """Return scale · value, (out, in) float32."""
-        from gemquant.numerics.blockwise import dequantize_blockwise
+        from gemquant.numerics.bitsandbytes import dequantize_blockwise
 
         size = self.scheme.group_size
         return dequantize_blockwise(
@@ -165,7 +165,7 @@ class RowwiseWeight:
     @classmethod
     def of(cls, weight: Tensor, scheme: RowwiseScheme) -> RowwiseWeight:
         """Quantize a weight (out, in)."""
-        from gemquant.numerics.rowwise import quantize_rowwise
+        from gemquant.numerics.bitsandbytes import quantize_rowwise
 
         return cls(scheme, *quantize_rowwise(weight))
 
@@ -188,7 +188,7 @@ class RowwiseWeight:
 
     def dequantize(self) -> Tensor:
         """Return code · scale / 127, (out, in) float32."""
-        from gemquant.numerics.rowwise import dequantize_rowwise
+        from gemquant.numerics.bitsandbytes import dequantize_rowwise
 
         return dequantize_rowwise(self.codes, self.scales)
 

@@ -20,7 +20,7 @@ from gemquant.core.quantized_weights import (
 from gemquant.core.scheme import Scheme
 from gemquant.errors import ArtifactError, UnsupportedError
 from gemquant.formats.safetensors.mapped import MappedSafetensors
-from gemquant.numerics.blockwise import (
+from gemquant.numerics.bitsandbytes import (
     NESTED_BLOCK,
     codebook,
     dequantize_dynamic,

@@ -20,7 +20,7 @@ from gemquant.core.protocols import (
 from gemquant.core.weight_runs import WeightRuns
 from gemquant.formats.packed_linear import PackedLinear, module_of, stored_specs
 from gemquant.formats.safetensors.writer import SafetensorsWriter
-from gemquant.numerics.narrowing import narrowed
+from gemquant.numerics.precision import narrowed
 
 
 class PackedWriter:

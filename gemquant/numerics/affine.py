@@ -20,8 +20,8 @@ class AffineRounding:
     symmetric: the zero point is 2**(bits − 1), whatever the weights.
     scale_dtype: type that scales are stored in.
     biased: the format stores scale · code + bias, with the bias in the scale's type. The zero point
-        is then −bias / scale for the bias as it is rounded, and no longer whole; codes that are
-        chosen by it make up for that rounding.
+        is then −bias / scale of the rounded bias, and no longer whole; codes that are chosen with
+        it compensate that rounding.
     """
 
     bits: int
@@ -66,16 +66,16 @@ class AffineRounding:
         return self._codes(values / scales, zero_points)
 
     def error(self, values: Tensor, scales: Tensor, zero_points: Tensor) -> Tensor:
-        """What rounding adds, in units of the scale: code − zero_point − value / scale."""
-        wanted = values / scales
-        return self._codes(wanted, zero_points).sub_(zero_points).sub_(wanted)
+        """Rounding error in units of the scale: code − zero_point − value / scale."""
+        steps = values / scales
+        return self._codes(steps, zero_points).sub_(zero_points).sub_(steps)
 
-    def _codes(self, wanted: Tensor, zero_points: Tensor) -> Tensor:
+    def _codes(self, steps: Tensor, zero_points: Tensor) -> Tensor:
         """Nearest codes of values in units of the scale."""
         if self.biased:
-            codes = (wanted + zero_points).round_()
+            codes = (steps + zero_points).round_()
         else:
-            codes = torch.round(wanted).add_(zero_points)
+            codes = torch.round(steps).add_(zero_points)
         return codes.clamp_(0, self.largest_code)
 
 

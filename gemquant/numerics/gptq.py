@@ -1,57 +1,129 @@
-"""Error compensation: each column is rounded to make up for the errors of the columns before it.
+"""GPTQ: round each column so that it compensates the errors of the columns before it.
 
 The loss tr(E·H·Eᵀ), E = W − Q, with H = R Rᵀ and R upper triangular, is Σⱼ R[j, j]² (tⱼ − qⱼ)²
 where tⱼ = wⱼ + Σ_{k<j} eₖ R[k, j] / R[j, j]. Rounding tⱼ instead of wⱼ is GPTQ's update (Frantar et
 al., 2022, https://arxiv.org/abs/2210.17323) in the form that needs no inverse (LDLQ: Chee et al.,
-2023, https://arxiv.org/abs/2307.13304). Refinement then revisits every code with all the others
-fixed (coordinate descent), which can only lower the loss: on Gemma 3 270M two passes take off 13 to
-21 % of what compensation leaves. On held-out text one pass gives nearly all of it: mean divergence
-0.248, 0.245 and 0.246 of rounding's with none, one and two (English; 0.305, 0.304, 0.300 older).
+2023, https://arxiv.org/abs/2307.13304). Coordinate descent then revisits every code with all others
+fixed, which can only lower the loss: on Gemma 3 270M two passes remove 13 to 21 % of what GPTQ
+leaves. On held-out text one pass gives nearly all of it: mean divergence 0.248, 0.245 and 0.246 of
+rounding's with none, one and two (English; 0.305, 0.304, 0.300 older).
 
-Everything is kept in the units of the unscaled weight, so that one factor serves every scale.
+Everything is in units of the unscaled weight, so that one Cholesky factor serves every scale.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from gemquant.errors import UnsupportedError
 from gemquant.numerics.affine import AffineRounding, group_width
-from gemquant.numerics.cholesky import GramFactor
-from gemquant.numerics.clipping import search_range
-from gemquant.numerics.column_run import ColumnRun, compensate_run, refine_run
+from gemquant.numerics.awq import search_range
+from gemquant.numerics.native import columns as native
+from gemquant.numerics.native.columns import ColumnBlock
 
 ROWS_AT_ONCE = 2048
 COLUMNS_AT_ONCE = 128
+# Feedback of earlier columns is one matrix product, except within this many columns.
+COLUMNS_IN_TURN = 32
+
+# ---------------------------------------------------------------- Cholesky factor
 
 
 @dataclass(frozen=True)
-class CompensationPlan:
-    """What stays the same for every linear of a layer.
+class CholeskyFactor:
+    """R with H + diag(damping) = R Rᵀ, R upper triangular (n, n) float32; damping (n,).
+
+    With columns rounded in order, later columns can compensate each error. What they cannot
+    compensate at column j is R[j, j]² per unit of squared error: the variance of input j given the
+    inputs after it. Scaling the inputs by 1 / s only scales the rows of R.
+    """
+
+    upper: Tensor
+    damping: Tensor
+
+    @property
+    def residual_variance(self) -> Tensor:
+        """R[j, j]²: (n,)."""
+        return self.upper.diagonal().square()
+
+    def scaled(self, scale: Tensor) -> CholeskyFactor:
+        """The factor after inputs are divided by ``scale`` (n,)."""
+        return CholeskyFactor(self.upper / scale[:, None], self.damping / scale.square())
+
+
+def damped_cholesky(gram: Tensor, *, damping: float = 0.01) -> CholeskyFactor:
+    """Factor a Gram matrix, damped by a fraction of its mean diagonal.
+
+    Damping grows tenfold until the matrix is numerically positive definite, as it must where
+    fewer tokens than channels were seen. gram: (n, n) float32, symmetric, positive semidefinite.
+    """
+    mean = gram.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
+    for _ in range(6):
+        damped = gram.flip(0, 1)
+        damped.diagonal().add_(damping * mean)
+        if _factor_in_place(damped):
+            return CholeskyFactor(damped.flip(0, 1), (damping * mean).expand(gram.shape[0]))
+        del damped
+        damping *= 10
+    raise UnsupportedError(
+        f"A Gram matrix of {gram.shape[0]} channels is not positive definite at any damping.",
+        hint="The calibration text gives no usable activations: use another, with --calib.",
+    )
+
+
+def _factor_in_place(matrix: Tensor) -> bool:
+    """Replace a symmetric matrix (n, n) by its lower Cholesky factor; False if there is none.
+
+    In block columns, because LAPACK's routine gives other bits for another number of threads, while
+    small factors, triangular solves and products do not: calibrated artifacts stay reproducible.
+    """
+    for start in range(0, matrix.shape[0], COLUMNS_AT_ONCE):
+        stop = min(start + COLUMNS_AT_ONCE, matrix.shape[0])
+        column = matrix[start:, start:stop]
+        if start:
+            column.addmm_(matrix[start:, :start], matrix[start:stop, :start].T, alpha=-1)
+        corner, failed = torch.linalg.cholesky_ex(column[: stop - start])
+        if failed.item():
+            return False
+        matrix[start:stop, start:] = 0
+        matrix[start:stop, start:stop] = corner
+        below = matrix[stop:, start:stop]
+        below.copy_(torch.linalg.solve_triangular(corner, below.T, upper=False).T)
+    return True
+
+
+# ---------------------------------------------------------------- GPTQ
+
+
+@dataclass(frozen=True)
+class GptqConfig:
+    """What is the same for every linear of a layer.
 
     clip: search each group's range instead of covering all of it.
-    refinements: passes of coordinate descent after the first rounding.
+    cd_passes: passes of coordinate descent after the first rounding.
     """
 
     rounding: AffineRounding
     group_size: int
     clip: bool = True
-    refinements: int = 0
+    cd_passes: int = 0
 
 
-def quantize_compensated(
-    weight: Tensor, scale: Tensor, *, gram: Tensor, factor: GramFactor, plan: CompensationPlan
+def quantize_gptq(
+    weight: Tensor, scale: Tensor, *, gram: Tensor, cholesky: CholeskyFactor, config: GptqConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Quantize weight · scale so that the layer's output changes least.
+    """Quantize weight · scale so that the linear's output changes least.
 
-    weight: (out, in), unscaled. scale: (in,). gram: (in, in) of the unscaled inputs, and its
-    factor.
+    weight: (out, in), unscaled. scale: (in,). gram: (in, in) of the unscaled inputs. cholesky: of
+    ``gram``.
     Returns codes (out, in) uint8; scales, zero points (out, in / group_size) float32.
     """
     results = [
-        _quantize_rows(rows, scale, gram=gram, factor=factor, plan=plan)
+        _quantize_rows(rows, scale, gram=gram, cholesky=cholesky, config=config)
         for rows in weight.split(ROWS_AT_ONCE)
     ]
     codes, scales, zero_points = (torch.cat(parts) for parts in zip(*results, strict=True))
@@ -59,90 +131,139 @@ def quantize_compensated(
 
 
 def _quantize_rows(
-    weight: Tensor, scale: Tensor, *, gram: Tensor, factor: GramFactor, plan: CompensationPlan
+    rows: Tensor, scale: Tensor, *, gram: Tensor, cholesky: CholeskyFactor, config: GptqConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
-    columns = weight.shape[1]
-    width = group_width(columns, plan.group_size)
+    columns = rows.shape[1]
+    width = group_width(columns, config.group_size)
     step = min(width, COLUMNS_AT_ONCE)
     # Columns come first from here on: one column of every row is then contiguous.
-    wanted = weight.T.contiguous()
-    errors = torch.zeros_like(wanted)
-    codes = torch.empty_like(wanted, dtype=torch.uint8)
-    runs: list[ColumnRun] = []
+    weight = rows.T.contiguous()
+    errors = torch.zeros_like(weight)
+    codes = torch.empty_like(weight, dtype=torch.uint8)
+    blocks: list[ColumnBlock] = []
     for start in range(0, columns, step):
-        block = slice(start, min(start + step, columns))
-        targets, diagonal = _targets(wanted, errors, factor, block)
+        span = slice(start, min(start + step, columns))
+        feedback, compensated = _targets(weight, errors, cholesky, span)
         if start % width == 0:
             group = slice(start, start + width)
             if width > step:
-                targets_of_group, _ = _targets(wanted, errors, factor, group)
-                settled = targets_of_group.settled
-            else:
-                settled = targets.settled
-            scales, zero_points = _group_parameters(settled, scale, factor, group, plan)
-        run = ColumnRun(
-            wanted[block],
-            errors[block],
-            codes[block],
-            scale[block],
+                _, compensated = _targets(weight, errors, cholesky, group)
+            scales, zero_points = search_range(
+                (compensated * scale[group, None]).T,
+                rounding=config.rounding,
+                metric=cholesky.residual_variance[group] / scale[group].square(),
+                clip=config.clip,
+            )
+        block = ColumnBlock(
+            weight[span],
+            errors[span],
+            codes[span],
+            scale[span],
             scales,
             zero_points,
-            plan.rounding,
+            config.rounding,
         )
-        compensate_run(run, targets.feedback, factor.upper[block, block] / diagonal)
-        runs.append(run)
+        diagonal = cholesky.upper.diagonal()[span]
+        round_columns(block, feedback, cholesky.upper[span, span] / diagonal)
+        blocks.append(block)
     # The damping counts here too: without it the codes would fit the calibration tokens where these
     # are no more than the channels, and lose on others.
-    curvature = gram.diagonal() + factor.damping
-    for _ in range(plan.refinements):
-        for n, run in enumerate(runs):
-            block = slice(n * step, min(n * step + step, columns))
-            damping = factor.damping[block, None]
-            gradient = torch.addcmul(gram[block] @ errors, damping, run.errors)
-            refine_run(run, gradient, gram[block, block], curvature[block])
-    groups = runs[:: -(-width // step)]
+    curvature = gram.diagonal() + cholesky.damping
+    for _ in range(config.cd_passes):
+        for n, block in enumerate(blocks):
+            span = slice(n * step, min(n * step + step, columns))
+            damping = cholesky.damping[span, None]
+            gradient = torch.addcmul(gram[span] @ errors, damping, block.errors)
+            descend_columns(block, gradient, gram[span, span], curvature[span])
+    groups = blocks[:: -(-width // step)]
     return (
         codes.T.contiguous(),
-        torch.stack([run.scales for run in groups], dim=1),
-        torch.stack([run.zero_points for run in groups], dim=1),
+        torch.stack([block.scales for block in groups], dim=1),
+        torch.stack([block.zero_points for block in groups], dim=1),
     )
-
-
-@dataclass(frozen=True)
-class _Targets:
-    """Where a block's columns should go, (columns, rows).
-
-    feedback: with the errors before the block only; the block's own are added column by column.
-    settled: what the feedback comes to if the block itself were rounded without error.
-    """
-
-    feedback: Tensor
-    settled: Tensor
 
 
 def _targets(
-    wanted: Tensor, errors: Tensor, factor: GramFactor, block: slice
-) -> tuple[_Targets, Tensor]:
-    diagonal = factor.upper.diagonal()[block]
-    if block.start == 0:
-        return _Targets(wanted[block], wanted[block]), diagonal
-    pushed = factor.upper[: block.start, block].T @ errors[: block.start]
-    # A product with the inverse: for this many rows, several times as fast as solving.
-    corner = factor.upper[block, block]
-    identity = torch.eye(corner.shape[0], device=corner.device)
-    settled = torch.linalg.solve_triangular(corner.T, identity, upper=False) @ pushed
-    return (
-        _Targets(wanted[block] + pushed / diagonal[:, None], wanted[block] + settled),
-        diagonal,
-    )
-
-
-def _group_parameters(
-    settled: Tensor, scale: Tensor, factor: GramFactor, group: slice, plan: CompensationPlan
+    weight: Tensor, errors: Tensor, cholesky: CholeskyFactor, span: slice
 ) -> tuple[Tensor, Tensor]:
-    return search_range(
-        (settled * scale[group, None]).T,
-        rounding=plan.rounding,
-        metric=factor.residual_variance[group] / scale[group].square(),
-        clip=plan.clip,
-    )
+    """Values that some columns should take after the errors before them, (columns, rows) each.
+
+    First with those errors alone: the columns' own are added one by one. Second the values if the
+    columns themselves were rounded without error.
+    """
+    if span.start == 0:
+        return weight[span], weight[span]
+    pushed = cholesky.upper[: span.start, span].T @ errors[: span.start]
+    # A product with the inverse: for this many rows, several times as fast as solving.
+    corner = cholesky.upper[span, span]
+    identity = torch.eye(corner.shape[0], device=corner.device)
+    solved = torch.linalg.solve_triangular(corner.T, identity, upper=False) @ pushed
+    return weight[span] + pushed / corner.diagonal()[:, None], weight[span] + solved
+
+
+# ---------------------------------------------------------------- columns, one after the other
+#
+# By the C kernels, or in plain torch without them. The two add in different orders, so that a code
+# may differ where a value lies halfway between two; either way the bytes are the same for any
+# number of threads.
+
+
+def round_columns(block: ColumnBlock, feedback: Tensor, triangle: Tensor) -> None:
+    """Round each column to its target after the errors of the columns before it.
+
+    feedback: (columns, rows), the weight with the feedback of earlier blocks. triangle: (columns,
+    columns), [k, j] is the feedback of an error in column k < j on column j.
+    """
+    if native.is_usable(feedback):
+        native.round_columns(block, feedback, triangle)
+        return
+    for turn in _turns(feedback.shape[0]):
+        targets = feedback[turn]
+        if turn.start:
+            pushing = triangle[: turn.start, turn]
+            targets = torch.addmm(targets, pushing.T, block.errors[: turn.start])
+        for j, column in enumerate(range(turn.start, turn.stop)):
+            target = targets[j]
+            if j:
+                pushing = triangle[turn.start : column, column]
+                target = torch.addmv(target, block.errors[turn.start : column].T, pushing)
+            _round_column(block, column, target)
+
+
+def descend_columns(block: ColumnBlock, gradient: Tensor, gram: Tensor, curvature: Tensor) -> None:
+    """Coordinate descent: move each code to its best value given all others.
+
+    gradient: (columns, rows), of the loss by the errors before the pass. gram: (columns, columns).
+    curvature: (columns,), the loss of a unit of squared error.
+    """
+    if native.is_usable(gradient):
+        native.descend_columns(block, gradient, gram, curvature)
+        return
+    change = torch.empty_like(gradient)
+    for turn in _turns(gradient.shape[0]):
+        slopes = gradient[turn]
+        if turn.start:
+            slopes = torch.addmm(slopes, gram[turn, : turn.start], change[: turn.start])
+        for j, column in enumerate(range(turn.start, turn.stop)):
+            slope = slopes[j]
+            if j:
+                moved = change[turn.start : column]
+                slope = torch.addmv(slope, moved.T, gram[column, turn.start : column])
+            value = block.weight[column] - block.errors[column]
+            remaining = _round_column(block, column, value + slope / curvature[column])
+            change[column] = value - (block.weight[column] - remaining)
+
+
+def _round_column(block: ColumnBlock, column: int, target: Tensor) -> Tensor:
+    """Round a column to its target values (rows,); return the error that remains."""
+    scale = block.column_scales[column]
+    code = block.rounding.encode(target * scale, block.scales, block.zero_points)
+    block.codes[column] = code
+    value = (code - block.zero_points).mul_(block.scales).div_(scale)
+    block.errors[column] = block.weight[column] - value
+    return block.errors[column]
+
+
+def _turns(columns: int) -> Iterator[slice]:
+    for start in range(0, columns, COLUMNS_IN_TURN):
+        yield slice(start, min(start + COLUMNS_IN_TURN, columns))

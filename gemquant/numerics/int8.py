@@ -35,7 +35,7 @@ class Int8Weight:
         return cls(_codes(grouped, peaks[..., None]).flatten(1), peaks / LARGEST_CODE)
 
     def dequantize(self) -> Tensor:
-        """What the codes stand for, (out, in) float32."""
+        """Decoded weight, (out, in) float32."""
         grouped = self.codes.unflatten(1, (self.scales.shape[1], -1)).float()
         values: Tensor = grouped * self.scales[..., None]
         return values.flatten(1)
@@ -57,7 +57,7 @@ class Int8Activations:
         return cls(_codes(inputs.float(), peaks), peaks / LARGEST_CODE)
 
     def dequantize(self) -> Tensor:
-        """What the codes stand for, (…, in) float32."""
+        """Decoded inputs, (…, in) float32."""
         return self.codes.float() * self.scales
 
 
@@ -85,19 +85,19 @@ def code_products(left: Tensor, right: Tensor) -> Tensor:
 def has_integer_products() -> bool:
     """Whether this processor's products of codes are exact.
 
-    Some saturate at 16 bits on the way; found out by trying the largest codes.
+    Some saturate at 16 bits; one product of the largest codes shows it.
     """
     left = torch.full((32, 256), LARGEST_CODE, dtype=torch.int8)
     right = left.clone()
     right[::2] *= -1
     try:
-        found = torch._int_mm(left, right.T)  # noqa: SLF001
+        products = torch._int_mm(left, right.T)  # noqa: SLF001
     except (RuntimeError, NotImplementedError):
         return False
-    return torch.equal(found, (left.int() @ right.int().T))
+    return torch.equal(products, (left.int() @ right.int().T))
 
 
 def _codes(values: Tensor, peaks: Tensor) -> Tensor:
-    # Half of a peak, a tie that short floats often hold, is found to be one only in this order.
+    # Half of a peak, which short floats often hold, stays a tie only in this order.
     codes = (values * LARGEST_CODE).div_(torch.where(peaks > 0, peaks, torch.ones_like(peaks)))
     return codes.round_().clamp_(-LARGEST_CODE, LARGEST_CODE).to(torch.int8)

@@ -2,7 +2,7 @@
 
 w ≈ scale · code + bias. The bias is the end of the range with the larger magnitude, and the scale's
 sign points from it to the other end; the scale is then stretched so that zero is a code, where the
-range is not so narrow that this would need a scale of no size. Codes are chosen by the scale and
+range is not so narrow that this would need a scale of zero. Codes are chosen by the scale and
 bias in float32, before these are rounded to the type they are stored in, and at 8 bits the steps
 are as fine as bfloat16's. Squared error of heavy-tailed weights in groups of 64, over that of whole
 zero points, which are stored exactly (2048 × 1024 weights):
@@ -12,8 +12,8 @@ zero points, which are stored exactly (2048 × 1024 weights):
     bias of a zero point, codes chosen before  1.00  1.00  1.00  1.04  1.55
     the same, codes chosen after               1.00  1.00  1.00  1.00  1.00
 
-The last is ``AffineRounding(biased=True)``, for whoever chooses codes freely; this rule is for
-equality with MLX's own files.
+The last is ``AffineRounding(biased=True)``, for quantizers that choose codes freely; this rule
+makes files equal to MLX's own.
 
 Source: the behaviour of ``mlx.core.quantize`` (mlx 0.32), mode affine.
 """

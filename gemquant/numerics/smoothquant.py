@@ -1,14 +1,14 @@
-"""Scales that move outliers of activations into weights, so that 8 bits hold both.
+"""SmoothQuant: scales that move outliers of activations into weights, so that 8 bits hold both.
 
-A linear with inputs x computes the same of x / s and W · s. Candidates are the family of
-SmoothQuant, s = max|x|^a / max|W|^b. Each is tried: a sample of the inputs runs through the linear
-with 8-bit weights and 8-bit activations, with one scale per token and with one for all tokens, for
-which the largest input of all calibration text stands. The price is the logarithm of the first
-error, which is harder to lower, twice, and that of the second once: what counts is by which factor
-each falls, so that neither end of the bracket is bought at the other's expense.
+A linear with inputs x computes the same of x / s and W · s. Candidates are SmoothQuant's family,
+s = max|x|^a / max|W|^b. Each is tried on a sample of the inputs, with 8-bit weights and 8-bit
+activations: once with one scale per token, and once with one scale for all tokens, from the largest
+input of the calibration text. The loss is twice the logarithm of the first error, which is harder
+to lower, plus that of the second: only the factor by which each falls counts, so that neither
+improves at the other's expense.
 
-Source: Xiao et al., 2023, https://arxiv.org/abs/2211.10438, section 4, for the family (there
-b = 1 − a); prices and search are our own.
+Source: Xiao et al., 2022, https://arxiv.org/abs/2211.10438, section 4, for the family (there
+b = 1 − a); loss and search are our own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gemquant.numerics.int8 import LARGEST_CODE, Int8Weight
 SAMPLED_ROWS = 256
 BY_ACTIVATIONS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 BY_WEIGHTS = (0.0, 0.2, 0.4)
-PER_TOKEN_COUNTS, PER_TENSOR_COUNTS = 2.0, 1.0
+PER_TOKEN_WEIGHT, PER_TENSOR_WEIGHT = 2.0, 1.0
 # Beyond these a scale would leave the range of a float16 norm.
 SMALLEST, LARGEST = 2.0**-10, 2.0**10
 LEAST = 1e-5
@@ -48,20 +48,20 @@ class SmoothingProblem:
 
 @dataclass(frozen=True)
 class RoundingErrors:
-    """What rounding changes in the outputs: squares over the output's own, mean over tokens."""
+    """Squared errors of the outputs over the outputs' own squares, mean over tokens."""
 
     per_token: float
     per_tensor: float
 
-    def price(self, before: RoundingErrors) -> float:
-        """How much better than before, in logarithms; negative is better."""
+    def loss(self, before: RoundingErrors) -> float:
+        """Logarithm of the change from ``before``; negative is better."""
         token = math.log((self.per_token + 1e-30) / (before.per_token + 1e-30))
         tensor = math.log((self.per_tensor + 1e-30) / (before.per_tensor + 1e-30))
-        return PER_TOKEN_COUNTS * token + PER_TENSOR_COUNTS * tensor
+        return PER_TOKEN_WEIGHT * token + PER_TENSOR_WEIGHT * tensor
 
 
 @dataclass(frozen=True)
-class Smoothed:
+class SmoothingScale:
     """The best scale, (in,) float32 and positive, and its exponents; both 0 for no scale."""
 
     scale: Tensor
@@ -69,20 +69,20 @@ class Smoothed:
     by_weights: float
 
 
-def search_smoothing(problem: SmoothingProblem) -> Smoothed:
+def search_smoothing(problem: SmoothingProblem) -> SmoothingScale:
     """Return the best of the family; all ones where nothing is better."""
     trial = _Trial(problem)
     identity = torch.ones_like(problem.max_abs)
     before = trial.errors(identity)
-    priced = [
-        (trial.errors(trial.member(a, b)).price(before), a, b)
+    candidates = [
+        (trial.errors(trial.member(a, b)).loss(before), a, b)
         for a in BY_ACTIVATIONS
         for b in BY_WEIGHTS
     ]
-    price, by_activations, by_weights = min(priced)
-    if not price < 0:
-        return Smoothed(identity, 0.0, 0.0)
-    return Smoothed(trial.member(by_activations, by_weights), by_activations, by_weights)
+    loss, by_activations, by_weights = min(candidates)
+    if not loss < 0:
+        return SmoothingScale(identity, 0.0, 0.0)
+    return SmoothingScale(trial.member(by_activations, by_weights), by_activations, by_weights)
 
 
 class _Trial:
@@ -105,7 +105,7 @@ class _Trial:
         return (scale / scale.log().mean().exp()).clamp(SMALLEST, LARGEST)
 
     def errors(self, scale: Tensor) -> RoundingErrors:
-        """What 8 bits change at either end where inputs are divided by a scale."""
+        """Errors of 8 bits where inputs are divided by a scale."""
         inputs = self._problem.inputs / scale
         weights = [
             Int8Weight.rounded(rows * scale, self._problem.group_size).dequantize()
@@ -118,11 +118,11 @@ class _Trial:
         )
 
     def _error(self, inputs: Tensor, weights: list[Tensor]) -> float:
-        found = [
+        errors = [
             ((inputs @ weight.T - output).square().sum(-1) / power).mean()
             for weight, output, power in zip(weights, self._outputs, self._power, strict=True)
         ]
-        return float(torch.stack(found).mean())
+        return float(torch.stack(errors).mean())
 
 
 def _rounded(inputs: Tensor, peaks: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The data types of bitsandbytes: LLM.int8, NF4 and FP4, decided without calibration."""
+"""The data types of bitsandbytes, without calibration: LLM.int8(), NF4 and FP4."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gemquant.core.quantized_weights import (
 )
 from gemquant.errors import GemquantError
 from gemquant.models.structure import EMBEDDING, HEAD
-from gemquant.quantizers.linears import is_skipped, unused_patterns
+from gemquant.quantizers.options import is_skipped, unused_patterns
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,8 +29,9 @@ STORAGE_DTYPES = ("uint8", "bfloat16", "float16", "float32")
 
 @dataclass(frozen=True)
 class Int8:
-    """8-bit rows whose outlying inputs a runtime computes in 16 bits (LLM.int8).
+    """LLM.int8() for bitsandbytes.
 
+    Weights as 8-bit rows; the runtime computes inputs with outliers in 16 bits.
     Source: Dettmers et al., 2022, https://arxiv.org/abs/2208.07339.
     """
 
@@ -43,13 +44,13 @@ class Int8:
     skip: str = option("", "Layers to leave in floating point: comma-separated patterns.")
 
     def scheme_for(self, name: str, shape: tuple[int, int]) -> RowwiseScheme | None:  # noqa: ARG002
-        """The one scheme for every decoder linear that is not to be skipped."""
+        """The one scheme for every decoder linear that is not skipped."""
         if name in {EMBEDDING, HEAD} or is_skipped(name, self.skip):
             return None
         return RowwiseScheme(float(self.threshold))
 
     def problems(self, linears: Mapping[str, tuple[int, int]]) -> list[GemquantError]:
-        """Patterns that name nothing."""
+        """Patterns that match nothing."""
         return unused_patterns(linears, self.skip)
 
     def quantize(
@@ -81,7 +82,7 @@ class _Codebook:
     skip: str = option("", "Layers to leave in floating point: comma-separated patterns.")
 
     def problems(self, linears: Mapping[str, tuple[int, int]]) -> list[GemquantError]:
-        """Patterns that name nothing."""
+        """Patterns that match nothing."""
         return unused_patterns(linears, self.skip)
 
     def quantize(
@@ -93,7 +94,7 @@ class _Codebook:
         return _quantized(block, self.scheme_for, CodebookWeight.of)
 
     def scheme_for(self, name: str, shape: tuple[int, int]) -> CodebookScheme | None:  # noqa: ARG002
-        """The one scheme for every decoder linear that is not to be skipped."""
+        """The one scheme for every decoder linear that is not skipped."""
         if name in {EMBEDDING, HEAD} or is_skipped(name, self.skip):
             return None
         return CodebookScheme(
@@ -107,8 +108,9 @@ class _Codebook:
 
 @dataclass(frozen=True)
 class NF4(_Codebook):
-    """4-bit weights in blocks, each the nearest of 16 quantiles of a normal distribution.
+    """bitsandbytes NF4 (QLoRA's 4-bit NormalFloat).
 
+    Blocks of weights, each the nearest of 16 quantiles of a normal distribution.
     Source: Dettmers et al., 2023, https://arxiv.org/abs/2305.14314, section 3.
     """
 
@@ -117,8 +119,9 @@ class NF4(_Codebook):
 
 @dataclass(frozen=True)
 class FP4(_Codebook):
-    """4-bit weights in blocks, each the nearest of 15 floating-point numbers.
+    """bitsandbytes FP4.
 
+    Blocks of weights, each the nearest of 15 floating-point numbers of 4 bits.
     Source: bitsandbytes' data type ``fp4``.
     """
 

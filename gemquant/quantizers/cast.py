@@ -1,7 +1,4 @@
-"""No quantization: the same weights in a floating-point type, with what a type cannot hold refused.
-
-An adapter is merged and a text tower taken out on the way, as for every other job.
-"""
+"""Cast: the same weights in another floating-point type, refused where values overflow in it."""
 
 from __future__ import annotations
 
@@ -22,11 +19,11 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 @dataclass(frozen=True)
 class Cast:
-    """Nothing quantized: weights as they are, in another floating-point type.
+    """Convert to bfloat16, float16 or float32 without quantizing.
 
-    Merges an adapter (--lora) and takes the text model out of a multimodal Gemma 3, as every
-    quantizer does. float16 is refused where activations would overflow in it: largest residual
-    and activation of every layer, traced over the calibration windows, against 65504.
+    Merges an adapter (--lora) and extracts the text model of a multimodal Gemma 3, as every
+    quantizer does. float16 is refused where activations would overflow in it: the largest residual
+    and activation of every layer, traced over the calibration windows, must stay below 65504.
     """
 
     name: ClassVar[str] = "cast"
@@ -39,18 +36,18 @@ class Cast:
 
     @property
     def needs(self) -> frozenset[str]:
-        """A trace where the type may overflow, to say whether it does."""
+        """A trace for float16, which may overflow."""
         return frozenset({"moments"}) if self.dtype == "float16" else frozenset()
 
     def scheme_for(self, name: str, shape: tuple[int, int]) -> None:
-        """No codes anywhere."""
+        """Nothing is quantized."""
 
     def problems(self, linears: Mapping[str, tuple[int, int]]) -> list[GemquantError]:  # noqa: ARG002
-        """Nothing: every model can be cast."""
+        """None: every model can be cast."""
         return []
 
     def quantize(self, block: Block, container: Container) -> Mapping[str, Tensor]:  # noqa: ARG002
-        """Change nothing; refuse a layer whose activations the type cannot hold."""
+        """Change nothing; refuse a layer whose activations overflow in the type."""
         reach = block.reach
         if self.dtype == "float16" and not self.allow_overflow and reach is not None:
             _refuse_overflow(block.prefix.rstrip("."), reach)
@@ -64,6 +61,6 @@ def _refuse_overflow(layer: str, reach: LayerReach) -> None:
         f"{layer} overflows in float16, which ends at {FLOAT16_LIMIT:,.0f}: its residual stream "
         f"reaches {reach.residual:,.0f} on the calibration text, its largest activation "
         f"{reach.largest:,.0f}, at {reach.where}.",
-        hint="Use --dtype bfloat16; or --allow-overflow, if whatever loads the weights computes in "
-        "bfloat16 or float32.",
+        hint="Use --dtype bfloat16; or --allow-overflow, if the runtime computes in bfloat16 or "
+        "float32.",
     )

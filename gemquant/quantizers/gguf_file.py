@@ -109,8 +109,8 @@ def quantized_blocks(
     import torch
 
     from gemquant.numerics.ggml.quantize import quantize_rows
-    from gemquant.numerics.narrowing import narrowed
     from gemquant.numerics.native import over_rows
+    from gemquant.numerics.precision import narrowed
 
     rows, columns = block.shape(name)
     stored = block.packed.blocks(name, kind.name, 0, rows) if block.packed else None

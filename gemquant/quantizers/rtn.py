@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from gemquant.core.protocols import AffineWeight, Block, Container
-from gemquant.quantizers.affine_options import AffineOptions
-from gemquant.quantizers.rounding import nearest
+from gemquant.core.protocols import AffineScheme, AffineWeight, Block, Container
+from gemquant.quantizers.options import AffineOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RoundToNearest(AffineOptions):
-    """Weights rounded to the nearest code, without calibration."""
+    """Round to nearest: the baseline."""
 
     name: ClassVar[str] = "rtn"
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -28,7 +27,30 @@ class RoundToNearest(AffineOptions):
             name = f"{linear}.weight"
             weight = block.weights[name]
             scheme = self.scheme_for(block.prefix + name, (weight.shape[0], weight.shape[1]))
-            if scheme is None:
-                continue
-            quantized[name] = nearest(weight, scheme, container)
+            if scheme is not None:
+                quantized[name] = round_to_nearest(weight, scheme, container)
         return quantized
+
+
+def round_to_nearest(weight: Tensor, scheme: AffineScheme, container: Container) -> AffineWeight:
+    """Round (out, in) to nearest; where biases are stored, exactly as MLX does."""
+    import torch
+
+    from gemquant.numerics.affine import AffineRounding, quantize_affine
+    from gemquant.numerics.mlx_affine import quantize_anchored, zero_points_of
+
+    if container.biases and not scheme.symmetric:
+        codes, scales, biases = quantize_anchored(
+            weight,
+            bits=scheme.bits,
+            group_size=scheme.group_size,
+            scale_dtype=container.scale_dtype,
+        )
+        return AffineWeight(scheme, codes, scales, zero_points_of(scales, biases))
+    rounding = AffineRounding(scheme.bits, scheme.symmetric, container.scale_dtype)
+    codes, scales, zero_points = quantize_affine(
+        weight, rounding=rounding, group_size=scheme.group_size
+    )
+    return AffineWeight(
+        scheme, codes, scales.to(container.scale_dtype), zero_points.to(torch.uint8)
+    )

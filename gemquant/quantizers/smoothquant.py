@@ -1,9 +1,11 @@
-"""Smoothing: outliers of activations folded into weights; nothing is rounded to fewer bits.
+"""SmoothQuant: fold outliers of activations into weights; nothing is rounded to fewer bits.
 
-For a converter that rounds weights and activations to 8 bits plainly: what it is given computes the
-same function and loses less of it. Only what folds exactly is used: the (1 + w) norms before q, k,
-v and before gate, up; the rows of v before o, where heads that share a key-value head share scales;
-the rows of up before down, since gelu(gate) · up is linear in up.
+For a converter that rounds weights and activations to 8 bits: the model that it reads computes the
+same function and loses less of it. Scales fold only where that is exact: into the norms before
+q, k, v and before gate, up; into the rows of v before o, where heads that share a key-value head
+share scales; into the rows of up before down, since gelu(gate) · up is linear in up.
+
+Source: Xiao et al., 2022, https://arxiv.org/abs/2211.10438.
 """
 
 from __future__ import annotations
@@ -14,70 +16,59 @@ from typing import TYPE_CHECKING, ClassVar
 
 from gemquant.core.protocols import Block, Container
 from gemquant.errors import GemquantError, UnsupportedError
-from gemquant.models.structure import InputGroup, RowFold
-from gemquant.numerics.norms import fold_into_norm
-from gemquant.numerics.smoothquant import Smoothed, SmoothingProblem, search_smoothing
-from gemquant.quantizers.folding import per_row, shared_shape
+from gemquant.models.structure import InputGroup
+from gemquant.numerics.smoothquant import SmoothingProblem, SmoothingScale, search_smoothing
+from gemquant.quantizers.awq import fold_scale, shared_inputs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Smoothing:
-    """Weights in floating point whose inputs have fewer outliers.
+class SmoothQuant:
+    """Floating-point weights whose inputs have fewer outliers.
 
-    group_size: input channels that will share a weight's scale, −1 for all. found: told what was
-    found, by the layer's prefix and group.
+    group_size: input channels that will share a weight's scale, −1 for all. report: called with the
+    layer's prefix, each input group that can be smoothed, and its scale.
     """
 
-    name: ClassVar[str] = "smoothing"
+    name: ClassVar[str] = "smoothquant"
     needs: ClassVar[frozenset[str]] = frozenset({"moments", "sample"})
 
     group_size: int
-    found: Callable[[str, InputGroup, Smoothed], None]
+    report: Callable[[str, InputGroup, SmoothingScale], None]
 
     def scheme_for(self, name: str, shape: tuple[int, int]) -> None:
-        """No codes anywhere."""
+        """Nothing is quantized."""
 
     def problems(self, linears: Mapping[str, tuple[int, int]]) -> list[GemquantError]:  # noqa: ARG002
-        """Nothing can go wrong."""
+        """None."""
         return []
 
     def quantize(self, block: Block, container: Container) -> Mapping[str, Tensor]:
-        """Search a layer's scales and fold them; what folding does not touch is left out."""
+        """Search a layer's scales and fold them; tensors that do not change are left out."""
+        weights = dict(block.weights)
         changed: dict[str, Tensor] = {}
-
-        def weight(name: str) -> Tensor:
-            return changed.get(name, block.weights[name])
-
         for group in block.structure.groups:
-            fold = group.fold
-            assert fold is not None
-            smoothed = search_smoothing(self._problem(block, group))
-            self.found(block.prefix, group, smoothed)
-            if not smoothed.by_activations:
+            if group.fold is None:
                 continue
-            scale = smoothed.scale
-            if isinstance(fold, RowFold):
-                name = f"{fold.linear}.weight"
-                changed[name] = weight(name) / per_row(scale, fold)[:, None]
-            else:
-                name = f"{fold.norm}.weight"
-                # What the norm as it is stored divides by, so that norm and linears agree.
-                changed[name], scale = fold_into_norm(
-                    weight(name), scale, dtype=container.float_dtype
-                )
+            smoothing = search_smoothing(self._problem(block, group))
+            self.report(block.prefix, group, smoothing)
+            if not smoothing.by_activations:
+                continue
+            stored = container.float_dtype
+            name, folded, scale = fold_scale(group.fold, smoothing.scale, weights, dtype=stored)
+            changed[name] = weights[name] = folded
             for linear in group.linears:
                 name = f"{linear}.weight"
-                changed[name] = weight(name) * scale
+                changed[name] = weights[name] = weights[name] * scale
         return changed
 
     def _problem(self, block: Block, group: InputGroup) -> SmoothingProblem:
         statistics = block.statistics.get(group.linears[0])
         if statistics is None or statistics.sample is None:
             raise UnsupportedError(
-                f"{block.prefix}{group.linears[0]} has no sample of its inputs: smoothing needs "
+                f"{block.prefix}{group.linears[0]} has no sample of its inputs: SmoothQuant needs "
                 "calibrated statistics."
             )
         return SmoothingProblem(
@@ -85,5 +76,5 @@ class Smoothing:
             inputs=statistics.sample.float(),
             max_abs=statistics.max_abs,
             group_size=self.group_size,
-            shared=shared_shape(group.fold, statistics.max_abs.shape[0]),
+            shared=shared_inputs(group.fold, statistics.max_abs.shape[0]),
         )

@@ -18,14 +18,14 @@ from gemquant.formats.checkpoint import Checkpoint
 from gemquant.formats.safetensors.plain import PlainSafetensors
 from gemquant.measure.quality.emulated import Emulated, emulate, not_emulated
 from gemquant.models.structure import InputGroup, RowFold
-from gemquant.quantizers.smoothquant import Smoothing
+from gemquant.quantizers.smoothquant import SmoothQuant
 from gemquant.rockchip.rkllm_options import RkllmOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gemquant.calibration.windows import TokenWindows
-    from gemquant.numerics.smoothquant import Smoothed
+    from gemquant.numerics.smoothquant import SmoothingScale
     from gemquant.rockchip.rkllm_rules import Conversion
 
 
@@ -45,10 +45,10 @@ class Folds:
     """Collects what a model's layers are smoothed by."""
 
     def __init__(self, conversion: Conversion) -> None:
-        self.quantizer = Smoothing(conversion.dtype.group_size, self._add)
+        self.quantizer = SmoothQuant(conversion.dtype.group_size, self._add)
         self._folds: list[FoldRecord] = []
 
-    def _add(self, prefix: str, group: InputGroup, found: Smoothed) -> None:
+    def _add(self, prefix: str, group: InputGroup, found: SmoothingScale) -> None:
         if not found.by_activations:
             return
         fold = group.fold

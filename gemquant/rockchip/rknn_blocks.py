@@ -25,7 +25,7 @@ from gemquant.errors import RuntimeMissingError, UnsupportedError
 from gemquant.formats.checkpoint import Checkpoint
 from gemquant.models.skeleton import Skeleton
 from gemquant.models.structure import layer_parameters, layer_prefix
-from gemquant.numerics.products import fast_products
+from gemquant.numerics.precision import fast_products
 
 MASKS = (-60.0, -120.0, -250.0, -500.0, -1000.0, -10000.0)
 SAME = 1e-4

@@ -75,7 +75,7 @@ def test_awq_loses_as_little_as_on_the_processor(
     figures = {}
     for device in ("cpu", "cuda"):
         (artifact,) = pipeline.run(
-            [tiny_job(checkpoint, AWQ(compensate=compensate), tmp_path / device)],
+            [tiny_job(checkpoint, AWQ(gptq=compensate), tmp_path / device)],
             checkpoint,
             calibration=CALIBRATION,
             evaluation=EVALUATION,

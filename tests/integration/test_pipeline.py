@@ -83,7 +83,7 @@ def test_the_text_tower_of_a_multimodal_gemma_becomes_a_text_model(
 def test_jobs_in_one_pass_write_the_bytes_that_they_write_alone(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    quantizers = [RoundToNearest(), AWQ(), AWQ(compensate=False, group_size=32)]
+    quantizers = [RoundToNearest(), AWQ(), AWQ(gptq=False, group_size=32)]
     jobs = [tiny_job(checkpoint, q, tmp_path / f"{n}") for n, q in enumerate(quantizers)]
     together = run_tiny(checkpoint, jobs)
     for job, artifact in zip(jobs, together, strict=True):

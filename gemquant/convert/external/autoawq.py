@@ -19,7 +19,7 @@ from gemquant.convert.external.build import Build, Built
 from gemquant.core.progress import Progress
 from gemquant.errors import GemquantError, RuntimeMissingError, UnsupportedError, UsageError
 from gemquant.formats.transformers_config import runtime_config
-from gemquant.quantizers.linears import indivisible
+from gemquant.quantizers.options import indivisible
 from gemquant.runtimes.worker import Interpreter, Limits, Tool, run_tool
 from gemquant.runtimes.worker.run import PROGRAMS
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gemquant.measure.quality.top_k import Leading
-from gemquant.numerics.accumulate import accumulator
+from gemquant.numerics.precision import accumulator
 
 VOCABULARY_AT_ONCE = 8192
 TOKENS_AT_ONCE = 512

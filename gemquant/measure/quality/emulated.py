@@ -32,7 +32,7 @@ from gemquant.models.skeleton import Skeleton
 from gemquant.models.structure import layer_parameters, layer_prefix, layer_structure
 from gemquant.numerics import int8
 from gemquant.numerics.int8 import Granularity, Int8Activations, Int8Weight
-from gemquant.numerics.products import fast_products
+from gemquant.numerics.precision import fast_products
 
 GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 HEADS: tuple[Literal["float16", "int8"], ...] = ("float16", "int8")

@@ -26,7 +26,7 @@ from gemquant.measure.quality.streams import (
 )
 from gemquant.models.skeleton import Skeleton
 from gemquant.models.structure import layer_parameters, layer_prefix
-from gemquant.numerics.products import fast_products
+from gemquant.numerics.precision import fast_products
 
 # A quantized model may untie its head; everything else decides what is computed.
 SAME = (

@@ -24,7 +24,7 @@ from gemquant.measure.quality.streams import (
 )
 from gemquant.models.skeleton import Skeleton
 from gemquant.models.structure import layer_parameters, layer_prefix
-from gemquant.numerics.products import fast_products
+from gemquant.numerics.precision import fast_products
 
 
 @dataclass(frozen=True)

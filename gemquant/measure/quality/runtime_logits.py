@@ -18,7 +18,7 @@ from gemquant.measure.quality.streams import EvaluationStreams, final_norm, head
 from gemquant.measure.quality.summary import summarise
 from gemquant.models.skeleton import Skeleton
 from gemquant.models.structure import layer_parameters, layer_prefix
-from gemquant.numerics.products import fast_products
+from gemquant.numerics.precision import fast_products
 
 
 class ForeignLogits:

@@ -68,8 +68,41 @@ def test_the_model_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_switch_may_be_turned_off_in_a_recipe(folder: Path) -> None:
-    (folder / "r.toml").write_text("[options]\ncompensate = false\n")
-    assert request_of("model", "--recipe", "r.toml").recipe.options["compensate"] is False
+    (folder / "r.toml").write_text("[options]\ngptq = false\n")
+    assert request_of("model", "--recipe", "r.toml").recipe.options["gptq"] is False
+
+
+@pytest.mark.parametrize("args", [("--no-compensate", "--refinements", "3"), ("--refinements=3",)])
+def test_former_flags_are_accepted_with_a_note(
+    args: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = request_of("model", *args).recipe.options
+    assert (options["gptq"], options["cd_passes"]) == ("--no-compensate" not in args, 3)
+    assert "note: --refinements is now called --cd-passes.\n" in capsys.readouterr().err
+
+
+def test_the_manifest_of_an_older_version_gives_the_same_recipe(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = '{"bits": 8, "compensate": false, "refinements": 2}'
+    (folder / "manifest.json").write_text(
+        f'{{"recipe": {{"model": "m", "quantizer": "awq", "options": {options}}}}}'
+    )
+    recipe = request_of("--recipe", "manifest.json").recipe
+    assert recipe == request_of("m", "--bits", "8", "--no-gptq", "--cd-passes", "2").recipe
+    assert capsys.readouterr().err.splitlines() == [
+        "note: compensate is now called gptq.",
+        "note: refinements is now called cd_passes.",
+    ]
+
+
+def test_former_variables_and_tables_are_accepted_and_flags_win(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "gemquant.toml").write_text("[awq]\ncompensate = false\nrefinements = 2\n")
+    monkeypatch.setenv("GEMQUANT_REFINEMENTS", "4")
+    options = request_of("model", "--compensate").recipe.options
+    assert (options["gptq"], options["cd_passes"]) == (True, 4)
 
 
 def test_a_recipe_of_an_artifact_gives_the_same_recipe(folder: Path) -> None:

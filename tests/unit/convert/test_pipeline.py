@@ -84,7 +84,7 @@ def test_a_job_that_changes_nothing_is_certified_to_lose_nothing(
 
 
 def test_the_manifest_says_what_was_done(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    quantizer = AWQ(group_size=32, scale=False, compensate=False, skip="layers.1.*")
+    quantizer = AWQ(group_size=32, scale=False, gptq=False, skip="layers.1.*")
     job = tiny_job(checkpoint, quantizer, tmp_path / "out")
     (artifact,) = run_tiny(checkpoint, [job])
     manifest = Artifact.open(tmp_path / "out").manifest
@@ -110,7 +110,7 @@ def test_without_calibration_nothing_is_said_of_activations(
 ) -> None:
     jobs = [
         tiny_job(checkpoint, RoundToNearest(), tmp_path / "rtn"),
-        tiny_job(checkpoint, AWQ(scale=False, compensate=False), tmp_path / "awq"),
+        tiny_job(checkpoint, AWQ(scale=False, gptq=False), tmp_path / "awq"),
     ]
     plain, calibrated = run_tiny(checkpoint, jobs)
     assert (plain.manifest.calibration, plain.manifest.activation_range) == (None, None)
@@ -207,7 +207,7 @@ def test_nothing_is_left_behind_when_a_quantizer_fails_midway(
     monkeypatch.setattr(AWQ, "quantize", failing)
     jobs = [
         dataclasses.replace(good, force=True),
-        tiny_job(checkpoint, AWQ(scale=False, compensate=False), tmp_path / "other"),
+        tiny_job(checkpoint, AWQ(scale=False, gptq=False), tmp_path / "other"),
     ]
     with nothing_left_in(tmp_path), pytest.raises(failure):
         run_tiny(checkpoint, jobs)
@@ -240,14 +240,14 @@ def test_weights_that_are_no_numbers_leave_an_error_that_names_the_tensor_and_no
     ):
         run_tiny(
             checkpoint,
-            [tiny_job(checkpoint, AWQ(scale=False, compensate=False), tmp_path / "o" / "out")],
+            [tiny_job(checkpoint, AWQ(scale=False, gptq=False), tmp_path / "o" / "out")],
         )
 
 
 def test_a_quantizer_that_needs_text_is_refused_without_it(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    jobs = [tiny_job(checkpoint, AWQ(scale=False, compensate=False), tmp_path / "out")]
+    jobs = [tiny_job(checkpoint, AWQ(scale=False, gptq=False), tmp_path / "out")]
     with nothing_left_in(tmp_path), pytest.raises(CalibrationError, match="awq: calibration text"):
         pipeline.run(jobs, checkpoint, calibration=None, evaluation=EVALUATION)
 

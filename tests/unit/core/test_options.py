@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gemquant.core.options import option, options_of, problems_with
+from gemquant.core.options import former_names, option, options_of, problems_with
 
 
 @dataclass(frozen=True)
@@ -15,12 +15,22 @@ class Sample:
     internal: int = 7
 
 
+@dataclass(frozen=True)
+class Renamed(Sample):
+    passes: int = option(1, "Passes.", formerly="rounds")
+
+
 def test_options_are_the_declared_fields_in_order() -> None:
     assert [(o.name, o.type, o.default) for o in options_of(Sample)] == [
         ("bits", int, 4),
         ("ratio", float, 0.5),
         ("skip_head", bool, False),
     ]
+
+
+def test_former_names_lead_to_current_ones() -> None:
+    assert former_names(Renamed) == {"rounds": "passes"}
+    assert former_names(Sample) == {}
 
 
 def test_defaults_break_no_rule() -> None:

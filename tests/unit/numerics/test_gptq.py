@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from gemquant.numerics import gptq as compensation
+from gemquant.numerics import gptq as gptq_module
 from gemquant.numerics.affine import AffineRounding, dequantize, quantize_affine
-from gemquant.numerics.cholesky import factorise
-from gemquant.numerics.gptq import CompensationPlan, quantize_compensated
+from gemquant.numerics.gptq import GptqConfig, damped_cholesky, quantize_gptq
 
 pytestmark = pytest.mark.usefixtures("either_way")
 
@@ -38,12 +37,16 @@ def compensated(
     rounding: AffineRounding = W4,
     group_size: int = -1,
     clip: bool = False,
-    refinements: int = 0,
+    cd_passes: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    plan = CompensationPlan(rounding, group_size, clip, refinements)
+    config = GptqConfig(rounding, group_size, clip, cd_passes)
     ones = torch.ones(weight.shape[1])
-    return quantize_compensated(
-        weight, ones if scale is None else scale, gram=gram, factor=factorise(gram), plan=plan
+    return quantize_gptq(
+        weight,
+        ones if scale is None else scale,
+        gram=gram,
+        cholesky=damped_cholesky(gram),
+        config=config,
     )
 
 
@@ -162,21 +165,21 @@ def test_rows_longer_than_a_block_need_not_be_a_multiple_of_it(columns: int) -> 
     assert (codes == expected).double().mean() > 0.99
 
 
-@pytest.mark.parametrize("refinements", [0, 2])
+@pytest.mark.parametrize("cd_passes", [0, 2])
 @pytest.mark.parametrize("group_size", [32, -1])
-def test_scaling_weights_or_inputs_comes_to_the_same(group_size: int, refinements: int) -> None:
+def test_scaling_weights_or_inputs_comes_to_the_same(group_size: int, cd_passes: int) -> None:
     weight, gram = problem(16, 128)
     # Powers of two, so that both ways compute the same numbers up to their exponents.
     scale = 2.0 ** (torch.arange(128) % 5 - 2)
-    plan = CompensationPlan(W4, group_size, refinements=refinements)
-    factor = factorise(gram)
-    folded = quantize_compensated(weight, scale, gram=gram, factor=factor, plan=plan)
-    outright = quantize_compensated(
+    config = GptqConfig(W4, group_size, cd_passes=cd_passes)
+    factor = damped_cholesky(gram)
+    folded = quantize_gptq(weight, scale, gram=gram, cholesky=factor, config=config)
+    outright = quantize_gptq(
         weight * scale,
         torch.ones(128),
         gram=gram / torch.outer(scale, scale),
-        factor=factor.scaled(scale),
-        plan=plan,
+        cholesky=factor.scaled(scale),
+        config=config,
     )
     assert (folded[0] == outright[0]).double().mean() > 0.995
     torch.testing.assert_close(folded[1], outright[1], rtol=0.1, atol=0)
@@ -184,9 +187,9 @@ def test_scaling_weights_or_inputs_comes_to_the_same(group_size: int, refinement
 
 def test_rows_do_not_depend_on_how_many_go_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, gram = problem(50, 128)
-    whole = compensated(weight, gram, group_size=32, refinements=1)
-    monkeypatch.setattr(compensation, "ROWS_AT_ONCE", 16)
-    split = compensated(weight, gram, group_size=32, refinements=1)
+    whole = compensated(weight, gram, group_size=32, cd_passes=1)
+    monkeypatch.setattr(gptq_module, "ROWS_AT_ONCE", 16)
+    split = compensated(weight, gram, group_size=32, cd_passes=1)
     # Products of other shapes may round differently, so a tie here and there may break.
     assert (whole[0] == split[0]).double().mean() > 0.995
     assert layer_loss(weight, split, gram) == pytest.approx(
@@ -199,7 +202,7 @@ def test_every_pass_of_refinement_lowers_the_loss(group_size: int) -> None:
     weight, gram = problem(16, 192 if group_size == -1 else 128)
     losses = [
         layer_loss(
-            weight, compensated(weight, gram, group_size=group_size, refinements=n), damped(gram)
+            weight, compensated(weight, gram, group_size=group_size, cd_passes=n), damped(gram)
         )
         for n in range(4)
     ]
@@ -210,7 +213,7 @@ def test_every_pass_of_refinement_lowers_the_loss(group_size: int) -> None:
 def test_after_refinement_no_single_code_can_be_bettered() -> None:
     weight, gram = problem(3, 32)
     priced = damped(gram)
-    codes, scales, zeros = compensated(weight, gram, group_size=32, refinements=20)
+    codes, scales, zeros = compensated(weight, gram, group_size=32, cd_passes=20)
     settled = layer_loss(weight, (codes, scales, zeros), priced)
     for row in range(3):
         for column in range(32):
@@ -225,7 +228,7 @@ def test_after_refinement_no_single_code_can_be_bettered() -> None:
 def test_inputs_that_were_never_seen_are_rounded_as_they_are() -> None:
     weight, gram = problem(8, 64)
     gram[5], gram[:, 5] = 0, 0
-    codes, scales, zeros = compensated(weight, gram, group_size=64, refinements=2)
+    codes, scales, zeros = compensated(weight, gram, group_size=64, cd_passes=2)
     error = (dequantize(codes, scales, zeros) - weight)[:, 5].abs()
     assert (error <= 0.51 * scales[:, 0]).all()
 

@@ -18,7 +18,7 @@ from tests.helpers.tiny_gemma import Kind
 from tests.helpers.tiny_windows import tiny_windows, traced_blocks
 
 CONTAINER = Container(torch.bfloat16, torch.bfloat16)
-ROUNDING_ALONE = {"scale": False, "clip": False, "compensate": False}
+ROUNDING_ALONE = {"scale": False, "clip": False, "gptq": False}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def output_loss(block: Block, linear: str, quantized: dict[str, Tensor | AffineW
 def test_every_linear_comes_in_the_scheme_asked_for(
     block: Block, bits: int, group_size: int, symmetric: bool
 ) -> None:
-    quantized = AWQ(bits, group_size, symmetric, compensate=False).quantize(block, CONTAINER)
+    quantized = AWQ(bits, group_size, symmetric, gptq=False).quantize(block, CONTAINER)
     for linear in block.structure.linears:
         weight = quantized[f"{linear}.weight"]
         assert isinstance(weight, AffineWeight)
@@ -58,7 +58,7 @@ def test_every_linear_comes_in_the_scheme_asked_for(
 
 
 def test_only_folding_norms_change_and_in_the_containers_type(block: Block) -> None:
-    quantized = AWQ(compensate=False, clip=False).quantize(block, CONTAINER)
+    quantized = AWQ(gptq=False, clip=False).quantize(block, CONTAINER)
     norms = {name: tensor for name, tensor in quantized.items() if "norm" in name}
     assert set(norms) == {"input_layernorm.weight", "pre_feedforward_layernorm.weight"}
     assert all(isinstance(norm, Tensor) and norm.dtype == torch.bfloat16 for norm in norms.values())
@@ -80,10 +80,10 @@ def test_with_every_step_off_awq_is_rounding_to_nearest(block: Block) -> None:
 @pytest.mark.parametrize("linear", ["self_attn.q_proj", "mlp.down_proj"])
 def test_each_step_loses_less_than_the_one_before(block: Block, linear: str) -> None:
     steps = [
-        AWQ(scale=False, clip=False, compensate=False),
-        AWQ(scale=False, clip=True, compensate=False),
-        AWQ(scale=False, clip=True, compensate=True, refinements=0),
-        AWQ(scale=False, clip=True, compensate=True, refinements=2),
+        AWQ(scale=False, clip=False, gptq=False),
+        AWQ(scale=False, clip=True, gptq=False),
+        AWQ(scale=False, clip=True, gptq=True, cd_passes=0),
+        AWQ(scale=False, clip=True, gptq=True, cd_passes=2),
     ]
     losses = [output_loss(block, linear, dict(s.quantize(block, CONTAINER))) for s in steps]
     assert losses == sorted(losses, reverse=True)
@@ -130,7 +130,7 @@ def test_the_block_itself_is_not_changed(block: Block) -> None:
     [
         (AWQ(bits=5), "--bits 5: must be one of 2, 3, 4, 6, 8."),
         (AWQ(group_size=100), "--group-size 100: must be one of 32, 64, 128, -1."),
-        (AWQ(refinements=-1), "--refinements -1: must be at least 0."),
+        (AWQ(cd_passes=-1), "--cd-passes -1: must be at least 0."),
     ],
 )
 def test_values_that_break_a_rule_are_named(options: AWQ, message: str) -> None:
@@ -146,7 +146,7 @@ def test_fewer_tokens_than_channels_are_warned_of_once(
     }
     first = dataclasses.replace(block, index=0, statistics=few)
     AWQ().quantize(dataclasses.replace(first, index=1), CONTAINER)
-    AWQ(compensate=False).quantize(first, CONTAINER)
+    AWQ(gptq=False).quantize(first, CONTAINER)
     assert caplog.messages == []
     AWQ().quantize(first, CONTAINER)
     (message,) = caplog.messages

@@ -15,8 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from gemquant.core.protocols import Block, Container
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
-from gemquant.quantizers.awq import AWQ
-from gemquant.quantizers.awq_layer import folded_groups
+from gemquant.quantizers.awq import AWQ, scaled_groups
 from tests.helpers.tiny_gemma import Kind, write_tiny_gemma
 from tests.helpers.tiny_windows import tiny_windows, traced_blocks
 
@@ -44,7 +43,7 @@ def folded(options: AWQ, blocks: list[Block], container: Container) -> dict[str,
     """Every tensor that folding changes, in float32."""
     tensors: dict[str, Tensor] = {}
     for block in blocks:
-        for group in folded_groups(options, block, container):
+        for group in scaled_groups(options, block, container):
             for norm, weight in group.norms.items():
                 tensors[block.prefix + norm] = weight.float()
             for linear, weight in group.weights.items():
@@ -101,7 +100,7 @@ def test_folding_alone_leaves_float32_logits_equal(
     traced: Callable[[Kind], Traced], generation: Kind, compensate: bool, container: Container
 ) -> None:
     model = traced(generation)
-    changed = folded(AWQ(group_size=32, compensate=compensate), model.blocks, container)
+    changed = folded(AWQ(group_size=32, gptq=compensate), model.blocks, container)
     found = logits(model.config, {**model.before, **changed})
     torch.testing.assert_close(found, model.expected, rtol=0, atol=1e-4)
 
@@ -142,7 +141,7 @@ def test_a_norm_stored_shorter_than_its_source_loses_nothing_where_it_folds(
 
 def test_no_scale_means_that_nothing_is_folded(traced: Callable[[Kind], Traced]) -> None:
     block = traced("gemma2").blocks[0]
-    for group in folded_groups(AWQ(group_size=32, scale=False), block, BF16):
+    for group in scaled_groups(AWQ(group_size=32, scale=False), block, BF16):
         assert (group.scale == 1).all()
         assert not group.norms
         for linear, weight in group.weights.items():
@@ -167,7 +166,7 @@ def test_a_layer_kept_in_floating_point_takes_no_scale(
     still = set()
     found = {
         linear: group
-        for group in folded_groups(AWQ(group_size=32, skip=skip), block, BF16)
+        for group in scaled_groups(AWQ(group_size=32, skip=skip), block, BF16)
         for linear in group.weights
     }
     for linears, name in groups.items():

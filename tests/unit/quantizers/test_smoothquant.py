@@ -15,18 +15,18 @@ from gemquant.formats.checkpoint import Checkpoint
 from gemquant.models.skeleton import Skeleton
 from gemquant.models.structure import InputGroup, layer_structure
 from gemquant.numerics.smoothquant import (
-    Smoothed,
     SmoothingProblem,
+    SmoothingScale,
     search_smoothing,
 )
-from gemquant.quantizers.smoothquant import Smoothing
+from gemquant.quantizers.smoothquant import SmoothQuant
 from tests.helpers.tiny_gemma import Kind
 from tests.helpers.tiny_windows import tiny_windows
 from tests.unit.quantizers.test_folding import logits, open_tiny, original
 
 CALIBRATION = tiny_windows(4, seed=1)
 FLOAT32 = Container(torch.float32, torch.float32)
-Found = list[tuple[str, InputGroup, Smoothed]]
+Found = list[tuple[str, InputGroup, SmoothingScale]]
 
 
 def sampled_blocks(checkpoint: Checkpoint) -> list[Block]:
@@ -38,7 +38,7 @@ def smoothed(
     blocks: list[Block], container: Container = FLOAT32, group_size: int = -1
 ) -> tuple[dict[str, Tensor], Found]:
     found: Found = []
-    quantizer = Smoothing(group_size, lambda *each: found.append(each))
+    quantizer = SmoothQuant(group_size, lambda *each: found.append(each))
     tensors = {}
     for block in blocks:
         for name, tensor in quantizer.quantize(block, container).items():

@@ -91,8 +91,8 @@ def test_everything_that_is_wrong_is_said_at_once(run: Run, tiny_folders: dict[K
     ("options", "message"),
     [
         (
-            ["--engine", "autoawq", "--refinements", "3"],
-            "--refinements: AutoAWQ has no such option",
+            ["--engine", "autoawq", "--cd-passes", "3"],
+            "--cd-passes: AutoAWQ has no such option",
         ),
         (["--engine", "autoawq", "--bits", "3"], "--bits 3: must be one of 4."),
         (["--engine", "autoawq", "--exporter", "mlx"], "AutoAWQ writes awq-gemm alone."),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gemquant.numerics import native
-from gemquant.numerics.blockwise import quantize_blockwise
+from gemquant.numerics.bitsandbytes import quantize_blockwise
 from gemquant.numerics.native import build, codebook
 from tests.helpers.native_levels import load
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from gemquant.errors import UnsupportedError
-from gemquant.numerics.cholesky import factorise
+from gemquant.numerics.gptq import damped_cholesky
 
 F64 = torch.float64
 
@@ -35,7 +35,7 @@ def test_the_factor_times_its_transpose_is_the_damped_gram_matrix(damping: float
     x = inputs(200, 40)
     gram = x.T @ x
     before = gram.clone()
-    upper = factorise(gram, damping=damping).upper
+    upper = damped_cholesky(gram, damping=damping).upper
     assert_factors(upper, damped(gram, damping))
     assert torch.equal(upper, upper.triu())
     assert torch.equal(gram, before), "the caller's matrix was changed"
@@ -45,7 +45,7 @@ def test_the_factor_times_its_transpose_is_the_damped_gram_matrix(damping: float
 def test_matrices_of_several_block_columns_factor_as_a_whole(channels: int) -> None:
     x = inputs(2 * channels, channels)
     gram = x.T @ x
-    upper = factorise(gram).upper
+    upper = damped_cholesky(gram).upper
     assert_factors(upper, damped(gram, 0.01))
     assert torch.equal(upper, upper.triu())
 
@@ -55,9 +55,9 @@ def test_the_factor_does_not_depend_on_threads() -> None:
     gram, before = x.T @ x, torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        one = factorise(gram).upper
+        one = damped_cholesky(gram).upper
         torch.set_num_threads(2)
-        two = factorise(gram).upper
+        two = damped_cholesky(gram).upper
     finally:
         torch.set_num_threads(before)
     assert torch.equal(one, two)
@@ -66,25 +66,25 @@ def test_the_factor_does_not_depend_on_threads() -> None:
 def test_fewer_tokens_than_channels_factor_too() -> None:
     x = inputs(10, 40)
     gram = x.T @ x
-    assert_factors(factorise(gram).upper, damped(gram, 0.01))
+    assert_factors(damped_cholesky(gram).upper, damped(gram, 0.01))
 
 
 def test_an_indefinite_matrix_is_damped_until_it_is_not() -> None:
     gram = torch.eye(4)
     gram[0, 1] = gram[1, 0] = 1.5  # eigenvalues −0.5 and 2.5
-    assert_factors(factorise(gram).upper, damped(gram, 1.0))
+    assert_factors(damped_cholesky(gram).upper, damped(gram, 1.0))
 
 
 @pytest.mark.parametrize("fill", [0.0, 1e-30])
 def test_silent_inputs_factor_to_something_finite(fill: float) -> None:
-    upper = factorise(torch.full((3, 3), fill)).upper
+    upper = damped_cholesky(torch.full((3, 3), fill)).upper
     assert torch.isfinite(upper).all()
     assert (upper.diagonal() > 0).all()
 
 
 def test_a_matrix_that_is_no_number_is_refused_with_its_size() -> None:
     with pytest.raises(UnsupportedError, match="5 channels is not positive definite"):
-        factorise(torch.full((5, 5), float("nan")))
+        damped_cholesky(torch.full((5, 5), float("nan")))
 
 
 def test_residual_variance_is_what_a_regression_on_later_inputs_leaves() -> None:
@@ -99,7 +99,7 @@ def test_residual_variance_is_what_a_regression_on_later_inputs_leaves() -> None
             coefficients = torch.linalg.solve(moments[later, later], moments[later, j])
             explained = float(moments[j, later] @ coefficients)
         expected.append(float(moments[j, j]) - explained)
-    found = factorise(gram).residual_variance.double()
+    found = damped_cholesky(gram).residual_variance.double()
     torch.testing.assert_close(found, torch.tensor(expected, dtype=F64), rtol=1e-4, atol=0)
 
 
@@ -107,6 +107,6 @@ def test_scaling_the_inputs_scales_the_factor() -> None:
     x = inputs(100, 16)
     gram, scale = x.T @ x, torch.linspace(0.2, 5, 16)
     expected = damped(gram, 0.01) / torch.outer(scale, scale).double()
-    upper = factorise(gram).scaled(scale).upper
+    upper = damped_cholesky(gram).scaled(scale).upper
     assert_factors(upper, expected)
     assert torch.equal(upper, upper.triu())

@@ -10,15 +10,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gemquant.numerics.blockwise import (
+from gemquant.numerics.bitsandbytes import (
     codebook,
     dequantize_blockwise,
     dequantize_dynamic,
+    dequantize_rowwise,
     dynamic_codebook,
     quantize_blockwise,
     quantize_dynamic,
+    quantize_rowwise,
 )
-from gemquant.numerics.rowwise import dequantize_rowwise, quantize_rowwise
 
 pytestmark = pytest.mark.usefixtures("either_way")
 

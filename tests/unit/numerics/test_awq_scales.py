@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gemquant.numerics.affine import AffineRounding, dequantize, quantize_affine
-from gemquant.numerics.scaling import (
+from gemquant.numerics.awq import (
     LARGEST,
     SMALLEST,
     ScaleProblem,

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from gemquant.numerics.affine import AffineRounding, dequantize, quantize_affine
-from gemquant.numerics.clipping import COARSE, FINE_STEP, quantize_clipped, search_range
+from gemquant.numerics.awq import COARSE_RATIOS, FINE_RATIO_STEP, quantize_clipped, search_range
 
 pytestmark = pytest.mark.usefixtures("either_way")
 
@@ -53,7 +53,7 @@ def test_the_range_is_the_best_of_the_coarse_grid_and_its_neighbours(
     coarse = losses[::2].argmin(0) * 2
     reached = torch.stack([coarse - 1, coarse, coarse + 1]).clamp(0, 11)
     torch.testing.assert_close(found, losses.gather(0, reached).amin(0), rtol=1e-5, atol=0)
-    assert (COARSE, FINE_STEP) == ((1.0, 0.9, 0.8, 0.7, 0.6, 0.5), 0.05)
+    assert (COARSE_RATIOS, FINE_RATIO_STEP) == ((1.0, 0.9, 0.8, 0.7, 0.6, 0.5), 0.05)
     assert (losses.argmin(0) > 0).any(), "nothing was clipped: the test shows nothing"
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from gemquant.errors import UnsupportedError, UsageError
-from gemquant.quantizers.linears import indivisible, is_skipped, unused_patterns
+from gemquant.quantizers.options import indivisible, is_skipped, unused_patterns
 
 LINEARS = {
     "model.layers.0.self_attn.q_proj.weight": (256, 640),

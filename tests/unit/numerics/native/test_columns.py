@@ -8,10 +8,9 @@ from torch import Tensor
 
 from gemquant.numerics import native
 from gemquant.numerics.affine import AffineRounding
-from gemquant.numerics.cholesky import factorise
-from gemquant.numerics.gptq import CompensationPlan, quantize_compensated
+from gemquant.numerics.gptq import GptqConfig, damped_cholesky, quantize_gptq
 from gemquant.numerics.native import build
-from gemquant.numerics.native import rounding as kernels
+from gemquant.numerics.native import columns as kernels
 from tests.helpers.native_levels import load
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason=str(native.status().reason))
@@ -35,8 +34,8 @@ def problem(rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def compensated(rows: int, columns: int, rounding: AffineRounding) -> tuple[Tensor, ...]:
     weight, gram, scale = problem(rows, columns)
-    plan = CompensationPlan(rounding, 32, clip=True, refinements=2)
-    return quantize_compensated(weight, scale, gram=gram, factor=factorise(gram), plan=plan)
+    config = GptqConfig(rounding, 32, clip=True, cd_passes=2)
+    return quantize_gptq(weight, scale, gram=gram, cholesky=damped_cholesky(gram), config=config)
 
 
 @pytest.mark.parametrize("rows", [1, 63, 64, 65, 200])

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gemquant.numerics import products
-from gemquant.numerics.products import fast_products
+from gemquant.numerics import precision
+from gemquant.numerics.precision import fast_products
 
 
 def test_products_in_the_context_are_exact_to_float32() -> None:
@@ -25,7 +25,7 @@ def test_the_setting_is_put_back_after_a_failure() -> None:
 def test_a_processor_that_would_round_keeps_the_exact_library(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(products, "_is_exact", lambda: False)
+    monkeypatch.setattr(precision, "_is_exact", lambda: False)
     before = torch.backends.mkldnn.matmul.fp32_precision
     with fast_products():
         assert torch.backends.mkldnn.matmul.fp32_precision == before

@@ -1,12 +1,15 @@
-"""Rules that all quantizers of linear layers share: what is left out, what divides."""
+"""Options that quantizers share: bits, group size, --skip; and the checks of their values."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from gemquant.core.protocols import PER_CHANNEL
+from gemquant.core.options import option
+from gemquant.core.protocols import PER_CHANNEL, AffineScheme
 from gemquant.errors import GemquantError, UnsupportedError, UsageError
+from gemquant.models.structure import EMBEDDING, HEAD
 
 BITS = (2, 3, 4, 6, 8)
 GROUP_SIZES = (32, 64, 128, PER_CHANNEL)
@@ -18,7 +21,7 @@ def patterns(skip: str) -> tuple[str, ...]:
 
 
 def is_skipped(name: str, skip: str) -> bool:
-    """Whether a pattern names this weight's module.
+    """Whether a pattern matches this weight's module.
 
     >>> is_skipped("model.layers.0.mlp.down_proj.weight", "*.down_proj, layers.3.*")
     True
@@ -33,7 +36,7 @@ def is_skipped(name: str, skip: str) -> bool:
 
 
 def unused_patterns(linears: Iterable[str], skip: str) -> list[GemquantError]:
-    """One error for each pattern that names no layer: a typing mistake, most likely."""
+    """One error for each pattern that matches no layer, probably a typing error."""
     names = list(linears)
     return [
         UsageError(
@@ -60,9 +63,9 @@ def indivisible(
             by_width.setdefault(columns, []).append(name.removesuffix(".weight"))
     problems: list[GemquantError] = []
     for columns, names in by_width.items():
-        fits = [str(size) for size in GROUP_SIZES if size > 0 and columns % size == 0]
+        divisors = [str(size) for size in GROUP_SIZES if size > 0 and columns % size == 0]
         counted = "1 layer" if len(names) == 1 else f"{len(names)} layers"
-        choices = ", ".join([*fits, f"{PER_CHANNEL} (per channel)"])
+        choices = ", ".join([*divisors, f"{PER_CHANNEL} (per channel)"])
         problems.append(
             UnsupportedError(
                 f"{columns} input channels are not a multiple of the group size {group_size}, in "
@@ -71,3 +74,38 @@ def indivisible(
             )
         )
     return problems
+
+
+@dataclass(frozen=True)
+class AffineOptions:
+    """One affine scheme for every decoder linear; for the head and the embedding on request."""
+
+    bits: int = option(4, "Bits per weight.", choices=BITS)
+    group_size: int = option(
+        128, "Input channels that share one scale; -1 for a whole channel.", choices=GROUP_SIZES
+    )
+    symmetric: bool = option(False, "Fix the zero point at the middle instead of storing one.")
+    skip: str = option("", "Layers to leave in floating point: comma-separated patterns.")
+    quantize_head: bool = option(False, "Quantize the head too, untied from the embedding.")
+    quantize_embedding: bool = option(
+        False, "Quantize the embedding too, and with it a head that is tied to it (mlx)."
+    )
+
+    @property
+    def scheme(self) -> AffineScheme:
+        """The one scheme."""
+        return AffineScheme(self.bits, self.group_size, self.symmetric)
+
+    def scheme_for(self, name: str, shape: tuple[int, int]) -> AffineScheme | None:  # noqa: ARG002
+        """The scheme, or None for a skipped layer and for a vocabulary matrix not asked for."""
+        optional = {EMBEDDING: self.quantize_embedding, HEAD: self.quantize_head}
+        if not optional.get(name, True) or is_skipped(name, self.skip):
+            return None
+        return self.scheme
+
+    def problems(self, linears: Mapping[str, tuple[int, int]]) -> list[GemquantError]:
+        """Layers that the group size does not divide; patterns that match nothing."""
+        return [
+            *indivisible(linears, self.group_size, self.skip),
+            *unused_patterns(linears, self.skip),
+        ]

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemquant.numerics.norms import fold_into_norm
+from gemquant.numerics.awq import fold_into_norm
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 GAINS = [1657.0, 713.0, 31.0, 1.0, 0.25, 0.01, 0.004, -0.5]

@@ -1,10 +1,11 @@
-"""4-bit codebook quantization in blocks, and 8-bit quantization of the blocks' scales.
+"""The data types of bitsandbytes: NF4 and FP4 in blocks, 8-bit scales of scales, LLM.int8 rows.
 
 A block of consecutive weights shares its largest magnitude; each weight becomes the nearest of 16
 values, or of 256 for the scales. Codes and scales equal those of bitsandbytes 0.50 on a CPU.
 
-Sources: Dettmers et al., 2023, https://arxiv.org/abs/2305.14314 (NF4, double quantization);
-Dettmers et al., 2021, https://arxiv.org/abs/2110.02861 (the dynamic data type).
+Sources: QLoRA, Dettmers et al., 2023, https://arxiv.org/abs/2305.14314 (NF4, double quantization);
+Dettmers et al., 2021, https://arxiv.org/abs/2110.02861 (the dynamic data type); LLM.int8(),
+Dettmers et al., 2022, https://arxiv.org/abs/2208.07339, section 2.1 (rows).
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ SMALLEST_SCALE = 1e-38
 
 NESTED_BLOCK = 256
 """Scales that share a scale of their own."""
+
+LARGEST_INT8 = 127
+ROWS_AT_ONCE = 256
 
 _IN_ORDER = torch.arange(256, dtype=torch.uint8)  # ranks among the values are the codes
 
@@ -196,3 +200,29 @@ def dequantize_dynamic(codes: Tensor, scales: Tensor) -> Tensor:
     """Return value · scale for each code, (n,) float32."""
     values = dynamic_codebook().to(codes.device)[codes.int()]
     return values.mul_(scales.repeat_interleave(NESTED_BLOCK)[: codes.numel()])
+
+
+# ---------------------------------------------------------------- LLM.int8: 8-bit rows
+
+
+def quantize_rowwise(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Round every row to 255 steps over its range: w ≈ code · scale / 127.
+
+    weight: (out, in); rounded to float16 first, as bitsandbytes takes it. A row of zeros has scale
+    0 and codes 0.
+    Returns codes (out, in) int8; scales (out,) float32, each row's largest magnitude.
+    """
+    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    scales = torch.empty(weight.shape[0], device=weight.device)
+    for start in range(0, weight.shape[0], ROWS_AT_ONCE):
+        rows = weight[start : start + ROWS_AT_ONCE].half().float()
+        largest = rows.abs().amax(1)
+        scales[start : start + ROWS_AT_ONCE] = largest
+        steps = torch.where(largest > 0, LARGEST_INT8 / largest, 0.0)
+        codes[start : start + ROWS_AT_ONCE] = rows.mul_(steps[:, None]).round_().to(torch.int8)
+    return codes, scales
+
+
+def dequantize_rowwise(codes: Tensor, scales: Tensor) -> Tensor:
+    """Return code · scale / 127, (out, in) float32."""
+    return codes.float().mul_(scales[:, None]).mul_(1 / LARGEST_INT8)
