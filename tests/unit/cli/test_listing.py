@@ -87,4 +87,6 @@ def test_quantizers_are_listed_with_their_options(run: Run) -> None:
         "maximum": None,
         "choices": [2, 3, 4, 6, 8],
         "repeated": False,
+        "size": False,
+        "formerly": None,
     }

@@ -42,8 +42,8 @@ def test_a_layer_that_overflows_in_float16_is_refused_by_name() -> None:
     assert str(caught.value) == (
         "model.layers.3 overflows in float16, which ends at 65,504: its residual stream reaches "
         f"65,504 on the calibration text, its largest activation 131,008, at {NORM}.\n"
-        "  hint: Use --dtype bfloat16; or --allow-overflow, if whatever loads the weights computes "
-        "in bfloat16 or float32."
+        "  hint: Use --dtype bfloat16; or --allow-overflow, if the runtime computes in bfloat16 or "
+        "float32."
     )
 
 
