@@ -102,7 +102,7 @@ def _after(given: dict[str, Any], progress: Progress) -> Benchmark:
 
 def _on_board(given: dict[str, Any]) -> Any:
     from gemquant.measure.bench.measure import Measurement
-    from gemquant.rockchip.board_bench import MODE, RUNTIME
+    from gemquant.rockchip.bench import MODE, RUNTIME
 
     return [Measurement(each, RUNTIME, MODE) for each in bench_subjects(given)]
 

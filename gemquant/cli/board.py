@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from gemquant.core.progress import Progress
     from gemquant.measure.bench.document import Benchmark, Settings
     from gemquant.measure.bench.subject import Subject
+    from gemquant.rockchip.bench import BoardSubject
     from gemquant.rockchip.board import BoardAddress, Survey
     from gemquant.rockchip.board.rkllm import BoardRuntime
-    from gemquant.rockchip.board_bench import BoardSubject
 
 ADDRESS = "ssh://USER@HOST[:PORT]|adb:SERIAL"
 LEFT_TO_THE_BOARD = {
@@ -117,7 +117,7 @@ def bench_on_board(
     given: dict[str, Any], subjects: list[Subject], settings: Settings, progress: Progress
 ) -> Benchmark:
     """Measure RKLLM files on a board."""
-    from gemquant.rockchip import board_bench as board
+    from gemquant.rockchip import bench as board
 
     found = FoundBoard.ask(given, progress)
     prompted = [_prompted(each, given, found, settings.prompt_tokens) for each in subjects]
@@ -130,8 +130,8 @@ def _prompted(
     from gemquant.core.artifact import MANIFEST_FILE, read_manifest
     from gemquant.formats.checkpoint import open_checkpoint
     from gemquant.measure.bench.measure import prompt_from
+    from gemquant.rockchip.bench import BoardSubject
     from gemquant.rockchip.board.rkllm import require_platform
-    from gemquant.rockchip.board_bench import BoardSubject
 
     model = given["tokenizer"]
     if (Path(subject.path) / MANIFEST_FILE).is_file():

@@ -103,7 +103,7 @@ def measure_artifacts(
     from gemquant.measure.quality.records import artifact_evaluation, artifact_name, original_record
     from gemquant.measure.quality.slices import level_evaluations
     from gemquant.numerics.bootstrap import RESAMPLES
-    from gemquant.rockchip.board_bench import machine_of
+    from gemquant.rockchip.bench import machine_of
 
     require_device(recipe.device)
     found = None if given["board"] is None else FoundBoard.ask(given, progress)

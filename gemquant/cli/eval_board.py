@@ -118,7 +118,7 @@ def _runtime(
     from gemquant.cli.eval import PROMPT
     from gemquant.measure.quality.native import GENERATED_TOKENS, NativeRuntime
     from gemquant.rockchip.board.rkllm import on_board, rkllm_file
-    from gemquant.rockchip.board_logits import RkllmRunner
+    from gemquant.rockchip.evaluate import RkllmRunner
 
     tokenizer, bos = original.tokenizer(), original.config["bos_token_id"]
     prompt = [bos, *tokenizer.encode(PROMPT, add_special_tokens=False).ids]

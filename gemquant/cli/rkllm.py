@@ -12,7 +12,7 @@ from gemquant.cli.quantizer_flags import common_flags, quantizer_flags
 from gemquant.cli.request import read_request
 from gemquant.cli.rkllm_preparation import AUTO, checked
 from gemquant.cli.settings import problems_of, setting
-from gemquant.rockchip.rkllm_options import RkllmOptions
+from gemquant.rockchip.options import RkllmOptions
 
 NOT_HERE = {
     "exporter",

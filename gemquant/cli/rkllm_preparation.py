@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemquant.errors import Attempt, GemquantError, ProblemCollector, UsageError
-from gemquant.rockchip.rkllm_options import RkllmOptions
+from gemquant.rockchip.options import RkllmOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,18 +52,19 @@ def checked(request: Request, tool: ToolSettings, given: dict[str, Any]) -> Prep
     from gemquant.errors import refuse
     from gemquant.formats.checkpoint import open_checkpoint
     from gemquant.formats.source_model import model_name
-    from gemquant.rockchip import rkllm, rkllm_rules
-    from gemquant.rockchip.rkllm_calls import file_name, takes_prompts
-    from gemquant.rockchip.rkllm_smoothing import smooths
+    from gemquant.rockchip import options as rules
+    from gemquant.rockchip import rkllm
+    from gemquant.rockchip.calls import file_name, takes_prompts
+    from gemquant.rockchip.smoothing import smooths
 
     torch.set_num_threads(request.threads)
     recipe, asked = request.recipe, request.quantizer
     assert isinstance(asked, RkllmOptions)
     problems = ProblemCollector()
-    npu = problems.attempt(lambda: rkllm_rules.npu_of(request.target))
+    npu = problems.attempt(lambda: rules.npu_of(request.target))
     problems.refuse()
-    options = rkllm_rules.resolved(asked, npu.value)
-    problems.attempt(lambda: refuse(rkllm_rules.option_problems(options, npu.value)))
+    options = rules.resolved(asked, npu.value)
+    problems.attempt(lambda: refuse(rules.option_problems(options, npu.value)))
     opened = problems.attempt(lambda: open_checkpoint(recipe.model, lora=recipe.lora))
     toolkit = load_toolkit(npu.value.toolkit)
     # An unknown dtype has been told; the others' rules are checked with the target's own.
@@ -76,14 +77,14 @@ def checked(request: Request, tool: ToolSettings, given: dict[str, Any]) -> Prep
     python = problems.attempt(lambda: _interpreter(given, toolkit, able.value))
     release = problems.attempt(lambda: _release(given["toolkit_version"], toolkit, able, python))
     made = problems.attempt(
-        lambda: rkllm_rules.Conversion(npu.value, toolkit, release.value, dtype, options)
+        lambda: rules.Conversion(npu.value, toolkit, release.value, dtype, options)
     )
-    problems.attempt(lambda: refuse(rkllm_rules.release_problems(made.value, config.value)))
+    problems.attempt(lambda: refuse(rules.release_problems(made.value, config.value)))
     problems.attempt(lambda: refuse(rkllm.reading_problems(made.value, opened.value)))
     if not given["prepare_only"]:
         problems.attempt(
             lambda: refuse(
-                rkllm_rules.memory_problems(
+                rules.memory_problems(
                     toolkit, weight_count(config.value), host_bytes=tool.memory_bytes
                 )
             )
@@ -168,7 +169,7 @@ def _interpreter(
     given: dict[str, Any], toolkit: Toolkit, able: tuple[ToolkitVersion, ...]
 ) -> Interpreter | None:
     """Find the Python that has the toolkit; None where nothing is to be converted."""
-    from gemquant.rockchip.rkllm_toolkit import choose_toolkit
+    from gemquant.rockchip.toolkit import choose_toolkit
 
     if given["prepare_only"]:
         return None
@@ -182,7 +183,7 @@ def _release(
     python: Attempt[Interpreter | None],
 ) -> ToolkitVersion:
     """Choose the release to make calls for: what was named, has been found, or is the newest."""
-    from gemquant.rockchip.rkllm_toolkit import release_of
+    from gemquant.rockchip.toolkit import release_of
 
     named = toolkit.version(number) if number else None
     if number and named is None:

@@ -42,8 +42,8 @@ def print_plan(prepared: Prepared, *, as_json: bool) -> None:
     """Print the file to expect, the space and memory that it takes, and the toolkit's calls."""
     from gemquant.convert.estimate.candidate import weight_count
     from gemquant.core.resources import human_bytes
+    from gemquant.rockchip.artifact import size_range
     from gemquant.rockchip.rkllm import needed_bytes, worker_job
-    from gemquant.rockchip.rkllm_file import size_range
 
     job, config = prepared.job, prepared.checkpoint.config
     conversion = job.conversion

@@ -31,10 +31,11 @@ class RknnSimCommand(click.Command):
 
         from gemquant.core.targets.target import load_target
         from gemquant.formats.checkpoint import open_checkpoint
-        from gemquant.rockchip import rkllm_rules, rknn
+        from gemquant.rockchip import options as rules
+        from gemquant.rockchip import rknn
 
         problems = problems_of(ctx)
-        npu = problems.attempt(lambda: rkllm_rules.npu_of(load_target(given["target"])))
+        npu = problems.attempt(lambda: rules.npu_of(load_target(given["target"])))
         python = problems.attempt(lambda: rknn.rknn_interpreter(tool.python))
         opened = problems.attempt(lambda: open_checkpoint(_model(given["model"])))
         layers = problems.attempt(

@@ -27,7 +27,7 @@ from gemquant.errors import (
     refuse,
 )
 from gemquant.formats.llamafile import record as llamafile
-from gemquant.rockchip.rkllm_file import sealed_problems
+from gemquant.rockchip.artifact import sealed_problems
 
 INSTALL = "pip install 'gemquant[signing]'"
 CREATE_KEYS = (

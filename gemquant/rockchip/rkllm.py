@@ -33,14 +33,13 @@ from gemquant.formats.safetensors.plain import PlainSafetensors
 from gemquant.measure.quality.runtime_logits import ForeignLogits
 from gemquant.quantizers.awq import AWQ
 from gemquant.quantizers.cast import Cast
+from gemquant.rockchip.artifact import ConvertResult, file_problems, rkllm_manifest
+from gemquant.rockchip.calls import CALIBRATION, MODEL, calls
+from gemquant.rockchip.options import Conversion
 from gemquant.rockchip.programs import PROGRAMS
-from gemquant.rockchip.rkllm_calls import CALIBRATION, MODEL, calls
-from gemquant.rockchip.rkllm_file import file_problems
-from gemquant.rockchip.rkllm_manifest import ConvertResult, rkllm_manifest
-from gemquant.rockchip.rkllm_rules import Conversion
-from gemquant.rockchip.rkllm_simulation import FOLDER as LOGITS
-from gemquant.rockchip.rkllm_simulation import Listening, certificate, simulation_job
-from gemquant.rockchip.rkllm_smoothing import Folds, emulated, smooths
+from gemquant.rockchip.simulation import FOLDER as LOGITS
+from gemquant.rockchip.simulation import Listening, certificate, simulation_job
+from gemquant.rockchip.smoothing import Folds, emulated, smooths
 from gemquant.runtimes.worker import Interpreter, Limits, Tool, run_tool
 
 if TYPE_CHECKING:

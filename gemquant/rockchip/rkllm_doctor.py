@@ -13,7 +13,7 @@ from gemquant.core.resources import human_bytes, total_memory
 from gemquant.core.targets.target import Target
 from gemquant.core.targets.toolkit import Toolkit, load_toolkit
 from gemquant.errors import UnsupportedError
-from gemquant.rockchip.rkllm_toolkit import (
+from gemquant.rockchip.toolkit import (
     FoundToolkit,
     installed_lookalikes,
     installed_toolkits,

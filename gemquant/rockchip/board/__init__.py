@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from gemquant.rockchip.board.address import BoardAddress
-from gemquant.rockchip.board.connection import ask
+from gemquant.rockchip.board.connection import BoardAddress, ask
 from gemquant.rockchip.board.survey import Survey, survey
 
 __all__ = ["BoardAddress", "Survey", "ask", "survey"]

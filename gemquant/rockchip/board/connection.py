@@ -1,8 +1,8 @@
-"""Commands for a board, through the system's own ``ssh`` and ``adb``.
+"""A board's address, and commands for it through the system's ``ssh`` and ``adb``.
 
-No shell of ours is involved, and the host's key is checked as ssh is configured to: BatchMode only
-keeps it from asking. A command is one POSIX script, quoted for the shell at the other end. Its
-status is said in a last line of its own, because old adb daemons do not pass it on.
+No local shell is involved, and the host's key is checked as ssh is configured to; BatchMode only
+keeps ssh from asking. A command is one POSIX script, quoted for the remote shell. Its last line
+prints the exit status, because old adb daemons do not pass it on.
 """
 
 from __future__ import annotations
@@ -11,9 +11,50 @@ import logging
 import re
 import shlex
 import subprocess
+from dataclasses import dataclass
+from typing import Literal, Self
 
-from gemquant.errors import RuntimeMissingError, WorkerError
-from gemquant.rockchip.board.address import BoardAddress
+from gemquant.errors import RuntimeMissingError, UsageError, WorkerError
+
+_SSH = re.compile(
+    r"ssh://(?:(?P<user>[A-Za-z_][A-Za-z0-9_.-]*)@)?"
+    r"(?P<host>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])"
+    r"(?::(?P<port>[0-9]{1,5}))?/?"
+)
+_ADB = re.compile(r"adb:(?P<serial>[A-Za-z0-9][A-Za-z0-9._:-]*)")
+_FORM = "write ssh://user@host, ssh://user@host:port or adb:SERIAL"
+
+
+@dataclass(frozen=True)
+class BoardAddress:
+    """Where a board is.
+
+    text: as the user wrote it. place: for ssh the host, a user before it where one was given; for
+    adb the serial. Neither begins with a dash, nor holds anything that a shell would read.
+    """
+
+    text: str
+    kind: Literal["ssh", "adb"]
+    place: str
+    port: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read an address; UsageError where it is none."""
+        if match := _ADB.fullmatch(text):
+            return cls(text, "adb", match["serial"])
+        match = _SSH.fullmatch(text)
+        if match is None:
+            raise UsageError(
+                f"--board {text}: not an address of a board; {_FORM}.",
+                hint="`adb devices` lists serials; ~/.ssh/config may name keys and other options.",
+            )
+        port = int(match["port"]) if match["port"] else None
+        if port is not None and not 1 <= port <= 65535:
+            raise UsageError(f"--board {text}: port {port} is not between 1 and 65535.")
+        host = match["host"].strip("[]")
+        return cls(text, "ssh", f"{match['user']}@{host}" if match["user"] else host, port)
+
 
 logger = logging.getLogger(__name__)
 

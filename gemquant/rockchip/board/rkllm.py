@@ -13,7 +13,7 @@ from typing import Any
 
 from gemquant.core.progress import Progress, Silence
 from gemquant.errors import GemquantError, UnsupportedError, refuse
-from gemquant.rockchip.board.address import BoardAddress
+from gemquant.rockchip.board.connection import BoardAddress
 from gemquant.rockchip.board.events import Event, Rows
 from gemquant.rockchip.board.survey import Survey
 from gemquant.rockchip.board.workspace import Workspace, workspace

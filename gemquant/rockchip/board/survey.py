@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemquant.errors import WorkerError
-from gemquant.rockchip.board.address import BoardAddress
-from gemquant.rockchip.board.connection import ask, printable
+from gemquant.rockchip.board.connection import BoardAddress, ask, printable
 
 SCRIPT = Path(__file__).with_name("survey.sh")
 _SECONDS = 60.0

@@ -22,8 +22,8 @@ from typing import IO
 from gemquant.core.progress import Progress, Silence
 from gemquant.core.resources import human_bytes
 from gemquant.errors import OutputError, UnsupportedError, WorkerError
-from gemquant.rockchip.board.address import BoardAddress
 from gemquant.rockchip.board.connection import (
+    BoardAddress,
     ask,
     command,
     printable,

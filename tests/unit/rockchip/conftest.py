@@ -9,8 +9,7 @@ import pytest
 
 from gemquant.core.targets.target import load_target
 from gemquant.core.targets.toolkit import load_toolkit
-from gemquant.rockchip.rkllm_options import RkllmOptions
-from gemquant.rockchip.rkllm_rules import Conversion, resolved
+from gemquant.rockchip.options import Conversion, RkllmOptions, resolved
 
 Converting = Callable[..., Conversion]
 

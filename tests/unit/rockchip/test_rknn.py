@@ -17,8 +17,7 @@ from gemquant.formats.checkpoint import open_checkpoint
 from gemquant.models.skeleton import Skeleton
 from gemquant.models.structure import layer_parameters
 from gemquant.rockchip.programs import rknn_simulate
-from gemquant.rockchip.rknn import chosen_layers, rknn_interpreter
-from gemquant.rockchip.rknn_blocks import BlockFiles, write_blocks
+from gemquant.rockchip.rknn import BlockFiles, chosen_layers, rknn_interpreter, write_blocks
 from tests.helpers.tiny_gemma import Kind, write_tiny_gemma
 
 TOKENS = 20

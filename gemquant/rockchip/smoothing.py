@@ -19,14 +19,14 @@ from gemquant.formats.safetensors.plain import PlainSafetensors
 from gemquant.measure.quality.emulated import Emulated, emulate, not_emulated
 from gemquant.models.structure import InputGroup, RowFold
 from gemquant.quantizers.smoothquant import SmoothQuant
-from gemquant.rockchip.rkllm_options import RkllmOptions
+from gemquant.rockchip.options import RkllmOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gemquant.calibration.windows import TokenWindows
     from gemquant.numerics.smoothquant import SmoothingScale
-    from gemquant.rockchip.rkllm_rules import Conversion
+    from gemquant.rockchip.options import Conversion
 
 
 def smooths(dtype: NpuDtype, options: RkllmOptions) -> bool:

@@ -1,6 +1,6 @@
 """RKLLM files measured on a board, in the same document as everything else.
 
-Seconds are counted on the board, from handing over the prompt's ids to each token in the callback.
+Seconds are counted on the board, from passing the prompt's ids to each token in the callback.
 """
 
 from __future__ import annotations

@@ -14,11 +14,11 @@ import pytest
 from gemquant.core.progress import Silence
 from gemquant.core.targets.toolkit import ToolkitVersion, load_toolkit
 from gemquant.errors import WorkerError
+from gemquant.rockchip.artifact import ConvertResult
+from gemquant.rockchip.calls import calls, file_name
+from gemquant.rockchip.options import Conversion
 from gemquant.rockchip.rkllm import PROGRAM
-from gemquant.rockchip.rkllm_calls import calls, file_name
-from gemquant.rockchip.rkllm_manifest import ConvertResult
-from gemquant.rockchip.rkllm_rules import Conversion
-from gemquant.rockchip.rkllm_toolkit import ASKED
+from gemquant.rockchip.toolkit import ASKED
 from gemquant.runtimes.worker import Interpreter, Limits, Tool, run_tool
 from tests.helpers.signature_checker import signature_checker
 from tests.unit.rockchip.conftest import Converting

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gemquant.rockchip.rkllm_rules import Conversion
+from gemquant.rockchip.options import Conversion
 
 MODEL, CALIBRATION = "model", "calibration.json"
 

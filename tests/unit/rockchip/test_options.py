@@ -9,8 +9,8 @@ import pytest
 from gemquant.core.targets.target import load_target
 from gemquant.core.targets.toolkit import load_toolkit
 from gemquant.models.config import text_config
-from gemquant.rockchip.rkllm_options import RkllmOptions
-from gemquant.rockchip.rkllm_rules import (
+from gemquant.rockchip.options import (
+    RkllmOptions,
     memory_problems,
     option_problems,
     release_problems,

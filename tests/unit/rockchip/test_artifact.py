@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gemquant.models.config import text_config
-from gemquant.rockchip.rkllm_file import file_problems, size_range
+from gemquant.rockchip.artifact import file_problems, size_range
 from tests.helpers.tiny_gemma import tiny_config
 from tests.unit.rockchip.conftest import Converting
 

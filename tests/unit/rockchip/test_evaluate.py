@@ -20,7 +20,7 @@ from gemquant.errors import ArtifactError, WorkerError
 from gemquant.rockchip.board import BoardAddress, survey
 from gemquant.rockchip.board.events import Event, Rows
 from gemquant.rockchip.board.rkllm import BoardRuntime, RkllmOnBoard, on_board
-from gemquant.rockchip.board_logits import RkllmRunner
+from gemquant.rockchip.evaluate import RkllmRunner
 from tests.helpers.stand_in_board import make_board
 from tests.helpers.stand_in_rkllmrt import greedy, random_table, stand_in_runtime, write_table
 
