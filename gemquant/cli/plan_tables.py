@@ -19,8 +19,8 @@ from gemquant.cli.render import (
     table,
 )
 from gemquant.core.protocols import QuantizedSpec
-from gemquant.core.quantized_weights import BlockScheme
 from gemquant.core.resources import human_bytes
+from gemquant.core.weights import BlockScheme
 
 if TYPE_CHECKING:
     from gemquant.convert.plan import JobPlan

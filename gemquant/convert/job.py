@@ -33,13 +33,11 @@ from gemquant.core.protocols import (
     Resumable,
     ResumableWriter,
     RowChunks,
-    RowRun,
     RowSource,
-    Stackable,
     Writer,
 )
 from gemquant.core.results import FLOAT16_LIMIT, Certificate, SliceResult
-from gemquant.core.weight_runs import WeightRuns
+from gemquant.core.weights import ChunkedWeight, QuantizedRows, Stackable
 from gemquant.errors import OutputError
 from gemquant.formats.checkpoint import Checkpoint
 from gemquant.measure.quality.divergence import Table
@@ -111,7 +109,7 @@ class Production:
         self._folder = folder
         self._writer = writer
         self._measured = measured
-        self._tables: dict[str, WeightRuns] = {}
+        self._tables: dict[str, ChunkedWeight] = {}
         self._rows_written: dict[str, int] = {}
 
     def quantizes(self, name: str) -> bool:
@@ -128,12 +126,12 @@ class Production:
         if isinstance(run, Tensor) or not isinstance(run, Stackable):
             raise TypeError(f"{name}: announced as quantized; came as {type(run).__name__}.")
         start = self._rows_written.get(name, 0)
-        self._writer.write({name: RowRun(start, run)})
+        self._writer.write({name: QuantizedRows(start, run)})
         self._rows_written[name] = start + run.shape[0]
         if self._measured:
             spec = self.plan.header.layout[name]
             assert isinstance(spec, QuantizedSpec)
-            self._tables.setdefault(name, WeightRuns(spec.shape)).append(run)
+            self._tables.setdefault(name, ChunkedWeight(spec.shape)).append(run)
 
     def quantize(self, block: Block) -> Mapping[str, Tensor | QuantizedWeight]:
         """Write a layer; return its parameters by short name, as they are stored."""

@@ -1,4 +1,4 @@
-"""All that the author of a quantizer or an exporter needs to read, with ``affine_weight``.
+"""All that the author of a quantizer or an exporter needs to read, with ``weights``.
 
 A quantizer decides numbers; an exporter stores them; the pipeline carries blocks from one to the
 other. Shapes are written (rows, columns); a linear layer's weight is (out, in).
@@ -10,12 +10,13 @@ from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, S
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
-from gemquant.core.affine_weight import AffineScheme as AffineScheme  # noqa: PLC0414 - the contract
-from gemquant.core.affine_weight import AffineWeight as AffineWeight  # noqa: PLC0414 - part of it too
 from gemquant.core.scheme import PER_CHANNEL as PER_CHANNEL  # noqa: PLC0414
 from gemquant.core.scheme import Scheme
+from gemquant.core.weights import AffineScheme as AffineScheme  # noqa: PLC0414 - the contract
+from gemquant.core.weights import AffineWeight as AffineWeight  # noqa: PLC0414 - part of it too
+from gemquant.core.weights import QuantizedWeight as QuantizedWeight  # noqa: PLC0414
 from gemquant.errors import GemquantError
 
 if TYPE_CHECKING:
@@ -54,33 +55,6 @@ class Weights(Protocol):
         """Rows ``start`` to ``stop`` of a matrix, without decoding the others."""
 
 
-class QuantizedWeight(Protocol):
-    """A linear's weight as codes and what decodes them; the kinds differ in nothing else."""
-
-    @property
-    def scheme(self) -> Scheme:
-        """How its numbers are stored."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(out, in)."""
-
-    def rows(self, start: int, stop: int) -> QuantizedWeight:
-        """Output channels ``start`` to ``stop``."""
-
-    def dequantize(self) -> Tensor:
-        """What a loader will compute with, before it rounds: (out, in) float32."""
-
-
-@runtime_checkable
-class Stackable(QuantizedWeight, Protocol):
-    """A weight whose rows are quantized each for itself, so that a table can come in runs."""
-
-    @classmethod
-    def stacked(cls, parts: Sequence[Self]) -> Self:
-        """Stack weights of one scheme along their output channels."""
-
-
 @dataclass(frozen=True)
 class RowChunks:
     """A matrix too large to hold, as consecutive runs of rows (an embedding table)."""
@@ -88,14 +62,6 @@ class RowChunks:
     shape: tuple[int, int]
     dtype: dtype
     chunks: Callable[[], Iterator[Tensor]]
-
-
-@dataclass(frozen=True)
-class RowRun:
-    """Some rows of a quantized matrix too large to hold; the runs of a matrix come in order."""
-
-    start: int
-    weight: Stackable
 
 
 @dataclass(frozen=True)
@@ -269,7 +235,7 @@ class Writer(Protocol):
     """Receives tensors in any order and lays them down in the container."""
 
     def write(self, tensors: Mapping[str, Any]) -> None:
-        """Store tensors (Tensor, QuantizedWeight, RowChunks, RowRun) under Gemma's full names."""
+        """Store Tensor, QuantizedWeight, RowChunks or QuantizedRows by Gemma's full names."""
 
     def finish(self) -> Mapping[str, Any]:
         """Flush everything; return the runtime's configuration to be saved as config.json."""

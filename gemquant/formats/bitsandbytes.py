@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 import torch
 
 from gemquant.core.protocols import ArtifactHeader, Container, Layout, PlainSpec, QuantizedSpec
-from gemquant.core.quantized_weights import CodebookScheme, RowwiseScheme
 from gemquant.core.scheme import Scheme, describe
+from gemquant.core.weights import CodebookScheme, RowwiseScheme
 from gemquant.errors import ArtifactError, GemquantError, UnsupportedError
 from gemquant.formats.bitsandbytes_linear import (
     BitsAndBytesLinear,

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from gemquant.core.protocols import PlainSpec, QuantizedSpec, QuantizedWeight
-from gemquant.core.quantized_weights import (
+from gemquant.core.scheme import Scheme
+from gemquant.core.weights import (
     CodebookScheme,
     CodebookWeight,
     NestedScales,
     RowwiseScheme,
     RowwiseWeight,
 )
-from gemquant.core.scheme import Scheme
 from gemquant.errors import ArtifactError, UnsupportedError
 from gemquant.formats.safetensors.mapped import MappedSafetensors
 from gemquant.numerics.bitsandbytes import (

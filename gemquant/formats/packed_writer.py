@@ -15,9 +15,8 @@ from gemquant.core.protocols import (
     QuantizedSpec,
     QuantizedWeight,
     RowChunks,
-    RowRun,
 )
-from gemquant.core.weight_runs import WeightRuns
+from gemquant.core.weights import ChunkedWeight, QuantizedRows
 from gemquant.formats.packed_linear import PackedLinear, module_of, stored_specs
 from gemquant.formats.safetensors.writer import SafetensorsWriter
 from gemquant.numerics.precision import narrowed
@@ -42,18 +41,18 @@ class PackedWriter:
         self._layout = layout
         self._packing = packing
         self._config = config
-        self._tables: dict[str, WeightRuns] = {}
+        self._matrices: dict[str, ChunkedWeight] = {}
 
     def write(self, tensors: Mapping[str, Any]) -> None:
-        """Store Tensor, QuantizedWeight, RowChunks or RowRun values under Gemma's full names.
+        """Store tensors (Tensor, QuantizedWeight, RowChunks, QuantizedRows) by Gemma's full names.
 
-        Packing may span rows, so the runs of a table are stored when the last has come.
+        Packing may span rows, so a quantized matrix is stored when its last rows have come.
         """
         for name, value in tensors.items():
             spec = self._layout.get(name)
             if spec is None:
                 raise ValueError(f"{name} is not in the layout.")
-            if isinstance(spec, QuantizedSpec) and isinstance(value, RowRun):
+            if isinstance(spec, QuantizedSpec) and isinstance(value, QuantizedRows):
                 self._gather(name, value, spec)
             elif isinstance(spec, QuantizedSpec):
                 self._write_quantized(name, value, spec)
@@ -73,14 +72,13 @@ class PackedWriter:
         self._files.finish()
         return self._config
 
-    def _gather(self, name: str, run: RowRun, spec: QuantizedSpec) -> None:
-        table = self._tables.setdefault(name, WeightRuns(spec.shape))
-        if run.start != table.rows_held:
-            raise ValueError(f"{name}: row {run.start} came after {table.rows_held} rows.")
-        table.append(run.weight)
-        if table.rows_held >= spec.shape[0]:
-            runs = self._tables.pop(name).runs
-            self._write_quantized(name, runs[0].stacked(runs), spec)
+    def _gather(self, name: str, rows: QuantizedRows, spec: QuantizedSpec) -> None:
+        matrix = self._matrices.setdefault(name, ChunkedWeight(spec.shape))
+        if rows.start != matrix.row_count:
+            raise ValueError(f"{name}: row {rows.start} came after {matrix.row_count} rows.")
+        matrix.append(rows.weight)
+        if matrix.row_count >= spec.shape[0]:
+            self._write_quantized(name, self._matrices.pop(name).stacked(), spec)
 
     def _write_quantized(
         self, name: str, weight: Tensor | RowChunks | QuantizedWeight, spec: QuantizedSpec

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from gemquant.core.options import option
 from gemquant.core.protocols import Block, Container, QuantizedWeight
-from gemquant.core.quantized_weights import (
+from gemquant.core.weights import (
     CodebookName,
     CodebookScheme,
     CodebookWeight,

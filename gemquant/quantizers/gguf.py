@@ -19,7 +19,7 @@ from gemquant.formats.gguf.types import TypeRequest, choose_types, importance_pr
 from gemquant.numerics.ggml.types import TYPES
 
 if TYPE_CHECKING:
-    from gemquant.core.quantized_weights import BlockWeight
+    from gemquant.core.weights import BlockWeight
     from gemquant.quantizers.gguf_importance import Weighting
 
 DEFAULT_TYPE = "Q4_K_M"

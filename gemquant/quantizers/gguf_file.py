@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from gemquant.core.family import Substitution
 from gemquant.core.protocols import Block, Container
-from gemquant.core.quantized_weights import BlockScheme, BlockWeight
 from gemquant.core.recipe import Recipe
+from gemquant.core.weights import BlockScheme, BlockWeight
 from gemquant.errors import GemquantError, RuntimeMissingError
 from gemquant.formats.gguf.names import to_gguf
 from gemquant.formats.gguf.type_summary import fallbacks

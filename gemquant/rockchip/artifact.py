@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict
 from gemquant.convert.estimate.candidate import table_size
 from gemquant.convert.estimate.npu import linear_bytes, stored_bytes
 from gemquant.convert.manifest_facts import calibration_record, library_versions, source_record
-from gemquant.core.affine_weight import AffineScheme
 from gemquant.core.artifact import (
     CallRecord,
     CertificateRecord,
@@ -27,6 +26,7 @@ from gemquant.core.artifact import (
 from gemquant.core.protocols import Layout, PlainSpec, QuantizedSpec
 from gemquant.core.recipe import Recipe
 from gemquant.core.targets.toolkit import load_toolkit
+from gemquant.core.weights import AffineScheme
 from gemquant.errors import ArtifactError
 from gemquant.formats.checkpoint import Checkpoint
 from gemquant.models.structure import layer_prefix, linear_shapes, tensor_shapes

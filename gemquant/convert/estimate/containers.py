@@ -8,11 +8,10 @@ from typing import Any
 
 from gemquant.convert.estimate.candidate import Candidate, table_size, weight_count
 from gemquant.convert.plugins import exporter
-from gemquant.core.affine_weight import AffineScheme
 from gemquant.core.protocols import ArtifactHeader, Exporter, PlainSpec, QuantizedSpec
-from gemquant.core.quantized_weights import CodebookName, CodebookScheme, RowwiseScheme
 from gemquant.core.scheme import BLOCK_FORMATS, INTEGER, Scheme, label
 from gemquant.core.targets.target import Runtime, Schemes, Target, TargetContainer
+from gemquant.core.weights import AffineScheme, CodebookName, CodebookScheme, RowwiseScheme
 from gemquant.errors import GemquantError
 from gemquant.formats.gguf.file_types import FILE_TYPES
 from gemquant.formats.gguf.types import TypeRequest, choose_types

@@ -19,8 +19,8 @@ from typing import Any, ClassVar, Self
 import torch
 
 from gemquant.core.protocols import ArtifactHeader, Container, Layout, QuantizedSpec
-from gemquant.core.quantized_weights import BlockScheme
 from gemquant.core.resources import parse_size
+from gemquant.core.weights import BlockScheme
 from gemquant.errors import GemquantError, UnsupportedError
 from gemquant.formats.checkpoint import Checkpoint
 from gemquant.formats.gguf.file_layout import FileLayout, StoredTensor, file_layouts

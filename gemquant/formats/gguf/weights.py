@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gemquant.core.artifact import MANIFEST_FILE, read_manifest, structure_problems
 from gemquant.core.protocols import Layout, PlainSpec, QuantizedSpec
-from gemquant.core.quantized_weights import BlockScheme
+from gemquant.core.weights import BlockScheme
 from gemquant.errors import ArtifactError, GemquantError, Problems, refuse
 from gemquant.formats.gguf.source import GgufTensors
 from gemquant.models.structure import tensor_shapes

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gemquant.core.protocols import Layout, PlainSpec, QuantizedSpec, RowRun
-from gemquant.core.quantized_weights import BlockWeight
+from gemquant.core.protocols import Layout, PlainSpec, QuantizedSpec
+from gemquant.core.weights import BlockWeight, QuantizedRows
 from gemquant.formats.gguf.file_layout import FileLayout
 from gemquant.formats.gguf.names import stores_one_plus, to_gguf
 from gemquant.formats.preallocated import begin, reopen, reported, write_all
@@ -40,14 +40,14 @@ class GgufWriter:
         self._rows = {name: layout[name].shape[0] for name in finished}
 
     def write(self, tensors: Mapping[str, Any]) -> None:
-        """Store Tensor, BlockWeight or RowRun values under Gemma's full names."""
+        """Store Tensor, BlockWeight or QuantizedRows values under Gemma's full names."""
         for name, value in tensors.items():
             spec = self._layout.get(name)
             if spec is None:
                 raise ValueError(f"{name} is not in the layout.")
             if isinstance(spec, PlainSpec):
                 self._write_vector(name, value, spec)
-            elif isinstance(value, RowRun):
+            elif isinstance(value, QuantizedRows):
                 self._write_rows(name, value.start, value.weight, spec)
             else:
                 self._write_rows(name, 0, value, spec)

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gemquant.core.affine_weight import AffineScheme, AffineWeight
 from gemquant.core.protocols import Layout, PlainSpec, QuantizedSpec
+from gemquant.core.weights import AffineScheme, AffineWeight
 from gemquant.errors import ArtifactError, GemquantError, refuse
 from gemquant.formats.onnx.graph import Node, OnnxGraph
 from gemquant.models.structure import (

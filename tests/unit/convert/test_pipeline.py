@@ -170,7 +170,7 @@ def test_without_a_certificate_weights_are_not_held_and_are_the_same(
 
     monkeypatch.setattr("gemquant.calibration.trace.layer_weights", forbidden)
     monkeypatch.setattr("gemquant.models.skeleton._classes", forbidden)
-    monkeypatch.setattr("gemquant.core.weight_runs.WeightRuns.rows", forbidden)
+    monkeypatch.setattr("gemquant.core.weights.ChunkedWeight.rows", forbidden)
     run_tiny(checkpoint, [dataclasses.replace(job, out=tmp_path / "unheld")], evaluation=())
     held, unheld = contents(tmp_path / "held"), contents(tmp_path / "unheld")
     assert held["model.safetensors"] == unheld["model.safetensors"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from gemquant.core.protocols import PER_CHANNEL, AffineScheme, Scheme
-from gemquant.core.quantized_weights import CodebookScheme, RowwiseScheme
 from gemquant.core.scheme import describe, label
+from gemquant.core.weights import CodebookScheme, RowwiseScheme
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from gemquant.core.protocols import ArtifactHeader, Exporter, QuantizedSpec, Scheme
-from gemquant.core.quantized_weights import (
+from gemquant.core.weights import (
     CodebookScheme,
     CodebookWeight,
     RowwiseScheme,

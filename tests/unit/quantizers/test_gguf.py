@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from gemquant.core.options import problems_with
-from gemquant.core.quantized_weights import _SUB_BLOCKS, BlockScheme
 from gemquant.core.scheme import BLOCK_FORMATS
+from gemquant.core.weights import _SUB_BLOCKS, BlockScheme
 from gemquant.errors import Problems, UsageError
 from gemquant.models.config import text_config
 from gemquant.models.structure import EMBEDDING, HEAD

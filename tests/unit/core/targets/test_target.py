@@ -9,8 +9,8 @@ import pytest
 
 from gemquant.convert.plugins import plugins
 from gemquant.core.protocols import PER_CHANNEL, AffineScheme, Scheme
-from gemquant.core.quantized_weights import BlockScheme, CodebookScheme, RowwiseScheme
 from gemquant.core.targets.target import load_target, targets
+from gemquant.core.weights import BlockScheme, CodebookScheme, RowwiseScheme
 from gemquant.errors import UnsupportedError, UsageError
 from gemquant.numerics.ggml.types import TYPES
 

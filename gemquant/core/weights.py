@@ -1,20 +1,163 @@
-"""The kinds of quantized weight beside the affine one: a codebook's, 8-bit rows, ggml's blocks.
-
-All satisfy ``protocols.QuantizedWeight``.
-"""
+"""Quantized weights: integer codes, codebooks, 8-bit rows, ggml's blocks; whole or in chunks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol, Self, runtime_checkable
 
-from gemquant.core.scheme import PER_CHANNEL
+from gemquant.core.scheme import INTEGER, PER_CHANNEL, Scheme
 from gemquant.numerics.ggml.types import GgmlType
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+
+class QuantizedWeight(Protocol):
+    """A linear's weight as codes and what decodes them."""
+
+    @property
+    def scheme(self) -> Scheme:
+        """How its numbers are stored."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+
+    def rows(self, start: int, stop: int) -> QuantizedWeight:
+        """Output channels ``start`` to ``stop``."""
+
+    def dequantize(self) -> Tensor:
+        """Decoded as a loader decodes it, before it rounds: (out, in) float32."""
+
+
+@runtime_checkable
+class Stackable(QuantizedWeight, Protocol):
+    """A weight whose rows are quantized independently, so that chunks can be stacked."""
+
+    @classmethod
+    def stacked(cls, parts: Sequence[Self]) -> Self:
+        """Stack weights of one scheme along their output channels."""
+
+
+@dataclass(frozen=True)
+class QuantizedRows:
+    """Some rows of a quantized matrix too large to hold; a matrix's chunks come in order."""
+
+    start: int
+    weight: Stackable
+
+
+class ChunkedWeight:
+    """Collects consecutive chunks of a quantized matrix; decodes any rows; a ``RowSource``.
+
+    shape: (rows, columns) of the whole matrix.
+    """
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self._shape = shape
+        self._chunks: list[tuple[int, Stackable]] = []
+        self.row_count = 0
+
+    def append(self, chunk: Stackable) -> None:
+        """Take the next rows."""
+        self._chunks.append((self.row_count, chunk))
+        self.row_count += chunk.shape[0]
+
+    def stacked(self) -> Stackable:
+        """All rows taken so far as one weight."""
+        chunks = [chunk for _, chunk in self._chunks]
+        return chunks[0].stacked(chunks)
+
+    def shape(self, name: str) -> tuple[int, int]:  # noqa: ARG002 (there is one matrix)
+        """Shape of the whole matrix."""
+        return self._shape
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:  # noqa: ARG002
+        """Decode rows ``start`` to ``stop`` as a loader will, float32."""
+        import torch
+
+        parts = [
+            chunk.rows(max(start - first, 0), min(stop - first, chunk.shape[0])).dequantize()
+            for first, chunk in self._chunks
+            if first < stop and start < first + chunk.shape[0]
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+# ---------------------------------------------------------------- affine: integer codes
+
+
+@dataclass(frozen=True)
+class AffineScheme:
+    """How a linear layer's numbers are stored: w ≈ scale · (code − zero_point).
+
+    group_size: input channels that share a scale, or PER_CHANNEL for the whole row.
+    symmetric: the zero point is fixed at 2**(bits − 1) and not stored.
+    """
+
+    bits: int
+    group_size: int
+    symmetric: bool
+
+    @property
+    def codes(self) -> str:
+        """Integers."""
+        return INTEGER
+
+    def groups(self, columns: int) -> int:
+        """Number of groups in a row of ``columns`` input channels."""
+        return 1 if self.group_size == PER_CHANNEL else columns // self.group_size
+
+
+@dataclass(frozen=True)
+class AffineWeight:
+    """An affine weight; satisfies ``Stackable``.
+
+    codes: (out, in) uint8. scales: (out, groups) in the container's type.
+    zero_points: (out, groups) uint8, also where the scheme is symmetric; float32 and not whole
+    where the container stores biases.
+    """
+
+    scheme: AffineScheme
+    codes: Tensor
+    scales: Tensor
+    zero_points: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        return (self.codes.shape[0], self.codes.shape[1])
+
+    def rows(self, start: int, stop: int) -> AffineWeight:
+        """Output channels ``start`` to ``stop``."""
+        part = slice(start, stop)
+        return AffineWeight(
+            self.scheme, self.codes[part], self.scales[part], self.zero_points[part]
+        )
+
+    @classmethod
+    def stacked(cls, parts: Sequence[Self]) -> Self:
+        """Stack weights of one scheme along their output channels."""
+        import torch
+
+        return cls(
+            parts[0].scheme,
+            torch.cat([part.codes for part in parts]),
+            torch.cat([part.scales for part in parts]),
+            torch.cat([part.zero_points for part in parts]),
+        )
+
+    def dequantize(self) -> Tensor:
+        """Return scale · (code − zero_point) as float32, (out, in)."""
+        from gemquant.numerics import affine, mlx_affine
+
+        if self.zero_points.is_floating_point():
+            return mlx_affine.dequantize(self.codes, self.scales, self.zero_points)
+        return affine.dequantize(self.codes, self.scales, self.zero_points)
+
+
+# ---------------------------------------------------------------- codebooks: NF4, FP4
 
 CodebookName = Literal["nf4", "fp4"]
 
@@ -121,6 +264,9 @@ class CodebookWeight:
         ).view(self.shape)
 
 
+# ---------------------------------------------------------------- LLM.int8: 8-bit rows
+
+
 @dataclass(frozen=True)
 class RowwiseScheme:
     """w ≈ code · scale / 127: signed 8-bit codes, a scale for each row.
@@ -153,7 +299,7 @@ class RowwiseScheme:
 
 @dataclass(frozen=True)
 class RowwiseWeight:
-    """A linear weight as 8-bit rows; satisfies ``protocols.Stackable``.
+    """A linear weight as 8-bit rows; satisfies ``Stackable``.
 
     codes: (out, in) int8. scales: (out,) float32, each row's largest magnitude.
     """
@@ -193,6 +339,8 @@ class RowwiseWeight:
         return dequantize_rowwise(self.codes, self.scales)
 
 
+# ---------------------------------------------------------------- ggml's blocks
+
 _SUB_BLOCKS: Mapping[str, tuple[int, int, bool]] = {
     "F32": (32, 1, True),
     "F16": (16, 1, True),
@@ -210,12 +358,12 @@ _SUB_BLOCKS: Mapping[str, tuple[int, int, bool]] = {
     "IQ4_NL": (4, 32, True),
     "IQ4_XS": (4, 32, True),
 }
-"""Of each of ggml's formats: bits of a code, weights that share a scale, no minimum beside it."""
+"""For each ggml format: bits of a code, weights that share a scale, whether it has no minimum."""
 
 
 @dataclass(frozen=True)
 class BlockScheme:
-    """One of ggml's formats, floating-point ones included: runs of a row, each stored by itself."""
+    """One of ggml's formats, floating-point ones included: parts of rows, each stored alone."""
 
     type: GgmlType
 
@@ -242,7 +390,7 @@ class BlockScheme:
 
 @dataclass(frozen=True)
 class BlockWeight:
-    """A weight as ggml's blocks; satisfies ``protocols.Stackable``.
+    """A weight as ggml's blocks; satisfies ``Stackable``.
 
     blocks: (out, bytes of a row) uint8.
     """
