@@ -65,7 +65,7 @@ COMMANDS: Mapping[str, LazyCommand] = {
         "gemquant.cli.rknn_sim",
         "Run decoder layers in the simulator of rknn-toolkit2, in float16 and int8.",
     ),
-    "serve": LazyCommand("gemquant.cli.serve", "Serve a GGUF behind OpenAI's interface."),
+    "serve": LazyCommand("gemquant.cli.serve", "Serve a GGUF behind an OpenAI-compatible API."),
     "show": LazyCommand("gemquant.cli.show", "Print what an artifact is and what was lost in it."),
     "sign": LazyCommand(
         "gemquant.cli.sign", "Sign an artifact: its manifest and every file in it."
@@ -73,7 +73,7 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "targets": LazyCommand("gemquant.cli.targets", "List the devices, or describe one."),
     "tasks": LazyCommand(
         "gemquant.cli.tasks",
-        "Run benchmarks of lm-eval on an artifact, in the runtime that executes it.",
+        "Run lm-eval benchmarks on an artifact, in the runtime that executes it.",
     ),
     "verify": LazyCommand("gemquant.cli.verify", "Hash artifacts again and check their structure."),
 }

@@ -15,6 +15,7 @@ from gemquant.cli.request import Request, read_request
 from gemquant.cli.settings import problems_of, setting
 from gemquant.convert.external.autoawq_options import ENGINES, AutoAwqOptions
 from gemquant.core.options import options_of
+from gemquant.core.resources import require_device
 from gemquant.errors import GemquantError, ProblemCollector, UsageError
 
 if TYPE_CHECKING:
@@ -98,7 +99,6 @@ def _prepared(
         chat_template,
         default_output,
         read_evaluation,
-        require_device,
     )
     from gemquant.convert.external import autoawq
     from gemquant.convert.external.build import ForeignJob

@@ -1,8 +1,7 @@
-"""``gemquant bench``: how fast artifacts run, in the runtimes that are made for them."""
+"""``gemquant bench``: how fast artifacts run, and in how much memory."""
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,15 +9,18 @@ import click
 
 from gemquant.cli.board import bench_on_board, bench_problems, bench_subjects, board_flags
 from gemquant.cli.checks import too_small, unknown_place
-from gemquant.cli.flags import CommaList, output_flags
+from gemquant.cli.flags import CommaList, document_flag, flag, output_flags, runtime_flags
 from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting
 from gemquant.core.resources import default_threads
-from gemquant.errors import GemquantError, ProblemCollector, UsageError, refuse
+from gemquant.errors import GemquantError, UsageError, refuse
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gemquant.core.progress import Progress
-    from gemquant.measure.bench.document import Benchmark, Settings
+    from gemquant.measure.bench.document import Benchmark
+    from gemquant.measure.bench.measure import BenchRequest, Measurement
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 SMALLEST = {
@@ -31,48 +33,49 @@ SMALLEST = {
 
 
 class BenchCommand(click.Command):
-    """Measure artifacts, or read what was measured; print it, or what changed."""
+    """Measures artifacts, or reads a saved benchmark; prints it, or what changed."""
 
     def invoke(self, ctx: click.Context) -> None:
         """Run the command."""
         from gemquant.cli import bench_tables, render
-
-        given = dict(ctx.params)
-        problems = [*problems_of(ctx), *_problems(given), *bench_problems(given)]
-        if given["board"] is not None:
-            given |= {"threads": 0, "device": "npu"}
-        elif given["threads"] is None:
-            given["threads"] = default_threads()
-        refuse(problems)
-        with reporter(quiet=given["quiet"]) as progress:
-            before = _read(given["compare"]) if given["compare"] else None
-            if given["dry_run"]:
-                planned = _on_board(given) if given["board"] else _planned(given)
-                bench_tables.plan(planned, as_json=given["as_json"])
-                return
-            after = _after(given, progress)
-        if before is None:
-            if given["as_json"]:
-                render.print_json(after.model_dump(mode="json"))
-            else:
-                bench_tables.benchmark(after)
-            return
+        from gemquant.core.artifact.staged_files import document_problems, write_document
         from gemquant.measure.bench.compare import compare
+        from gemquant.measure.bench.document import Benchmark
 
-        comparison = compare(before, after)
-        if given["as_json"]:
-            render.print_json(comparison.model_dump(mode="json"))
+        params = dict(ctx.params)
+        problems = [*problems_of(ctx), *_problems(params), *bench_problems(params)]
+        problems += document_problems(params["output"], Benchmark)
+        if params["board"] is not None:
+            params |= {"threads": 0, "device": "npu"}
+        elif params["threads"] is None:
+            params["threads"] = default_threads()
+        refuse(problems)
+        request = _request(params)
+        with reporter(quiet=params["quiet"]) as progress:
+            before = Benchmark.read(Path(params["compare"])) if params["compare"] else None
+            if params["dry_run"]:
+                planned = _board_plan(params) if params["board"] else request.plan()
+                bench_tables.plan(planned, as_json=params["as_json"])
+                return
+            after = _measure(request, params, progress)
+        if params["output"] is not None:
+            write_document(params["output"], after)
+        result = after if before is None else compare(before, after)
+        if params["as_json"]:
+            render.print_json(result.model_dump(mode="json"))
+        elif isinstance(result, Benchmark):
+            bench_tables.benchmark(result)
         else:
-            bench_tables.comparison(comparison)
+            bench_tables.comparison(result)
 
 
-def _problems(given: dict[str, Any]) -> list[GemquantError]:
-    problems = [*too_small(given, SMALLEST), *unknown_place(given, DTYPES)]
-    saved = [name for name in given["artifacts"] if _is_saved(name)]
-    if saved and len(given["artifacts"]) > 1:
+def _problems(params: dict[str, Any]) -> list[GemquantError]:
+    problems = [*too_small(params, SMALLEST), *unknown_place(params, DTYPES)]
+    saved = [name for name in params["artifacts"] if _is_saved(name)]
+    if saved and len(params["artifacts"]) > 1:
         problems.append(
             UsageError(
-                f"{saved[0]}: a saved benchmark stands alone; artifacts are measured.",
+                f"{saved[0]}: a saved benchmark cannot be combined with artifacts to measure.",
                 hint=f"gemquant bench --compare BEFORE.json {saved[0]}",
             )
         )
@@ -83,70 +86,31 @@ def _is_saved(name: str) -> bool:
     return name.endswith(".json")
 
 
-def _read(path: str) -> Benchmark:
+def _request(params: dict[str, Any]) -> BenchRequest:
+    from gemquant.measure.bench.document import Settings
+    from gemquant.measure.bench.measure import BenchRequest
+
+    settings = Settings.model_validate({name: params[name] for name in Settings.model_fields})
+    return BenchRequest(params["artifacts"], settings, params["runtimes"], params["modes"])
+
+
+def _measure(request: BenchRequest, params: dict[str, Any], progress: Progress) -> Benchmark:
+    """Measure, or read a saved benchmark."""
     from gemquant.measure.bench.document import Benchmark
+    from gemquant.measure.bench.measure import run
 
-    return Benchmark.read(Path(path))
-
-
-def _after(given: dict[str, Any], progress: Progress) -> Benchmark:
-    """Measure, or read what was measured."""
-    from gemquant.measure.bench import measure
-
-    if _is_saved(given["artifacts"][0]):
-        return _read(given["artifacts"][0])
-    if given["board"]:
-        return bench_on_board(given, bench_subjects(given), _settings(given), progress)
-    return measure.run(_planned(given), _settings(given), progress)
+    if _is_saved(request.artifacts[0]):
+        return Benchmark.read(Path(request.artifacts[0]))
+    if params["board"]:
+        return bench_on_board(params, bench_subjects(params), request.settings, progress)
+    return run(request.plan(), request.settings, progress)
 
 
-def _on_board(given: dict[str, Any]) -> Any:
+def _board_plan(params: dict[str, Any]) -> Sequence[Measurement]:
     from gemquant.measure.bench.measure import Measurement
     from gemquant.rockchip.bench import MODE, RUNTIME
 
-    return [Measurement(each, RUNTIME, MODE) for each in bench_subjects(given)]
-
-
-def _planned(given: dict[str, Any]) -> Any:
-    from gemquant.measure.bench import measure
-    from gemquant.measure.bench.subject import Subject
-
-    _require_device(given["device"])
-    problems, names = ProblemCollector(), dict.fromkeys(given["artifacts"])
-    opened = [problems.attempt(partial(Subject.open, name)) for name in names]
-    problems.refuse()
-    subjects = [each.value for each in opened]
-    _require_board(subjects)
-    return measure.plan(
-        subjects, device=given["device"], runtimes=given["runtimes"], modes=given["modes"]
-    )
-
-
-def _require_board(subjects: list[Any]) -> None:
-    refuse(
-        [
-            UsageError(
-                f"{each.name}: an RKLLM file runs on a board alone.",
-                hint=f"gemquant bench {each.name} --board ssh://USER@HOST",
-            )
-            for each in subjects
-            if each.container == "rkllm"
-        ]
-    )
-
-
-def _require_device(device: str) -> None:
-    if device == "cpu":
-        return
-    from gemquant.cli.preparation import require_device
-
-    require_device(device)
-
-
-def _settings(given: dict[str, Any]) -> Settings:
-    from gemquant.measure.bench.document import Settings
-
-    return Settings.model_validate({name: given[name] for name in Settings.model_fields})
+    return [Measurement(each, RUNTIME, MODE) for each in bench_subjects(params)]
 
 
 command = BenchCommand(
@@ -159,18 +123,14 @@ command = BenchCommand(
             help="Print what changed since an earlier benchmark of the same machine.",
         ),
         setting(
-            "--prompt-tokens",
-            type=int,
-            default=128,
-            metavar="N",
-            help="Length of the prompt, <bos> included.",
+            "--prompt-tokens", type=int, default=128, metavar="N", help="Prompt length with <bos>."
         ),
         setting(
             "--new-tokens",
             type=int,
             default=64,
             metavar="N",
-            help="Tokens to generate, greedily, wherever the text would end.",
+            help="Tokens to generate, greedily, even past the end of the text.",
         ),
         setting("--repetitions", type=int, default=5, metavar="N", help="Runs that count."),
         setting(
@@ -178,7 +138,7 @@ command = BenchCommand(
             type=int,
             default=2,
             metavar="N",
-            help="Runs before them, reported apart.",
+            help="Runs before them, reported separately.",
         ),
         setting(
             "--runtimes",
@@ -190,50 +150,38 @@ command = BenchCommand(
         setting(
             "--modes",
             type=CommaList(),
-            instead="all that the device makes sensible",
+            instead="all that make sense on the device",
             metavar="NAME,…",
-            help="Modes: eager, sdpa, flash-attention-2, static, compiled of transformers; default "
-            "of others.",
+            help="Modes: eager, sdpa, flash-attention-2, static, compiled in transformers; default "
+            "in others.",
         ),
-        setting(
-            "--device", default="cpu", metavar="cpu|cuda|mps", help="Where the runtime computes."
-        ),
-        setting(
-            "--dtype",
+        *runtime_flags(
+            DTYPES,
             default="auto",
-            metavar="|".join(DTYPES),
-            help="Type that transformers computes in; auto is the files' own.",
-        ),
-        setting(
-            "--threads",
-            type=int,
-            instead="physical cores",
-            metavar="N",
-            help="Processor threads of the runtime.",
+            help="Type that transformers computes in; auto is the type of the files.",
         ),
         *board_flags(),
         click.Option(
             ["--tokenizer"],
             metavar="MODEL",
-            help="With --board: the model whose tokenizer makes the prompt, if no manifest says.",
+            help="With --board: model whose tokenizer makes the prompt, without a manifest.",
         ),
-        click.Option(
-            ["--dry-run"], is_flag=True, help="Say what would be measured; measure nothing."
-        ),
+        flag("--dry-run", "List what would be measured; measure nothing."),
+        document_flag("the benchmark, for --compare, gate and report,"),
         *output_flags(),
     ],
     help="""Measure how fast artifacts run, and in how much memory.
 
-    Every artifact, in every runtime that loads it and every mode of that, is loaded in a process of
-    its own: prompt and new tokens a second, time to the first token, peak memory, size, load time;
-    the median of the repetitions and their range, warm-up apart. A plain checkpoint's folder and a
-    GGUF file can be measured beside artifacts. The machine's condition is recorded as far as it
-    tells; results of different machines are not compared. docs/bench.md describes the JSON.""",
+    Each artifact is loaded in its own process, in every runtime that loads it and every mode of
+    that: prompt and new tokens per second, time to the first token, peak memory, size, load time.
+    Figures are the median of the repetitions with their range; warm-up runs are separate. Plain
+    checkpoint folders and GGUF files can be measured too. The machine's condition is recorded;
+    results of different machines are not compared. docs/bench.md describes the JSON.""",
     epilog="""\b
 Examples:
   gemquant bench gemma-2-2b-gguf
   gemquant bench gemma-2-2b gemma-2-2b-awq gemma-2-2b-nf4 --device cuda
-  gemquant bench gemma-2-2b-gguf --threads 4 --json > before.json
+  gemquant bench gemma-2-2b-gguf --threads 4 -o before.json
   gemquant bench gemma-2-2b-gguf --threads 4 --compare before.json
   gemquant bench --compare before.json after.json
   gemquant bench gemma-2-2b-it-rkllm --board ssh://rock@rock-5b.local""",

@@ -5,85 +5,110 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from gemquant.cli.flags import output_flags
+from gemquant.cli.flags import output_flags, threads_flag
 from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting, threads_of
 from gemquant.errors import GemquantError, UsageError, refuse
 
 if TYPE_CHECKING:
-    from gemquant.core.progress import Progress
-    from gemquant.runtimes.chat.engine import Message
-    from gemquant.runtimes.chat.opening import Opened, Wanted
-    from gemquant.runtimes.chat.sampling import Sampling
+    from gemquant.models.chat import Message
+    from gemquant.runtimes.chat.load import ChatRequest
     from gemquant.runtimes.chat.session import Session
 
 PRESETS = ("auto", "exact", "speed", "memory", "memory_extreme")
 HELP = """\
-!new    begin a new conversation
-!help   this list
+!new    start a new conversation
+!help   show this list
 !quit   leave; so does Ctrl-D
-Ctrl-C  stop an answer; what was said of it stays in the conversation"""
+Ctrl-C  stop an answer; the part already shown stays in the conversation"""
 LONGEST_INPUT = 4_000_000
 """Characters read from a pipe."""
 
 
 class ChatCommand(click.Command):
-    """Opens the engine, then answers one piped question or many typed ones."""
+    """Loads the model, then answers one piped question or many typed ones."""
 
     def invoke(self, ctx: click.Context) -> None:
         """Run the command."""
-        from gemquant.runtimes.chat.opening import Wanted, open_engine
+        from gemquant.runtimes.chat.load import load_chat_model
         from gemquant.runtimes.chat.session import Session
+        from gemquant.runtimes.sampling import Sampling
 
-        given = ctx.params
+        params, problems = ctx.params, problems_of(ctx)
         typed = sys.stdin.isatty()
-        sampling = _sampling(given)
-        problems = problems_of(ctx)
+        names = ("temperature", "top_p", "top_k", "seed", "max_tokens")
+        sampling = Sampling(**{name: params[name] for name in names if params[name] is not None})
         problems += sampling.problems()
-        threads = threads_of(given, problems)
-        if typed and given["as_json"]:
+        threads = threads_of(params, problems)
+        if typed and params["as_json"]:
             problems.append(
-                UsageError("--json: prints the answer to a question from a pipe; none is here.")
+                UsageError("--json: prints the answer to a piped question; stdin is a terminal.")
             )
         question = "" if typed else _piped(problems)
         refuse(problems)
-        wanted = Wanted(
-            model=given["artifact"],
-            preset=given["preset"],
-            threads=threads,
-            chat_template=given["chat_template"],
-            context=given["context"],
-            device=given["device"],
-        )
-        system = given["system"]
-        with reporter(quiet=given["quiet"]) as progress:
-            opened = open_engine(wanted, _opening(system))
-            _introduce(opened, wanted, progress)
-        session = Session(opened.engine, sampling, system)
-        try:
-            if typed:
-                _converse(session)
-            else:
-                _answer_once(session, question, as_json=given["as_json"])
-        finally:
-            opened.engine.close()
+        request, system = chat_request(params, threads), params["system"]
+        opening: list[Message] = [{"role": "user", "content": "Hello"}]
+        if system is not None:
+            opening = [{"role": "system", "content": system}, *opening]
+        with reporter(quiet=params["quiet"]) as progress:
+            model, choice = load_chat_model(request, opening)
+            name = f"{choice.preset.name} ({'auto: ' if request.preset == 'auto' else ''}"
+            progress.note(f"{model.software}; context {model.context}")
+            progress.note(f"preset {name}{choice.reason})")
+        session = Session(model, sampling, system)
+        if typed:
+            _converse(session)
+        else:
+            _answer_once(session, question, as_json=params["as_json"])
 
 
-def _sampling(given: dict[str, Any]) -> Sampling:
-    from gemquant.runtimes.chat.sampling import Sampling
+def chat_request(params: Mapping[str, Any], threads: int) -> ChatRequest:
+    """Return the request of ``model_flags``, for ``chat`` and ``serve``."""
+    from gemquant.runtimes.chat.load import ChatRequest
 
-    names = ("temperature", "top_p", "top_k", "seed", "max_tokens")
-    return Sampling(**{name: given[name] for name in names if given[name] is not None})
+    return ChatRequest(
+        model=params["artifact"],
+        preset=params["preset"],
+        threads=threads,
+        chat_template=params["chat_template"],
+        context=params["context"],
+        device=params["device"],
+    )
 
 
-def _opening(system: str | None) -> list[Message]:
-    """The messages that a template must accept."""
-    before: list[Message] = [] if system is None else [{"role": "system", "content": system}]
-    return [*before, {"role": "user", "content": "Hello"}]
+def model_flags(preset_help: str, *, template: str) -> list[click.Parameter]:
+    """What ``chat`` and ``serve`` load, and how. template: the default template, in words."""
+    return [
+        click.Argument(["artifact"], metavar="ARTIFACT|FILE.gguf"),
+        click.Option(
+            ["--preset"],
+            type=click.Choice(PRESETS),
+            default="auto",
+            show_default=True,
+            help=preset_help,
+        ),
+        setting(
+            "--chat-template",
+            metavar="NAME|FILE",
+            instead=template,
+            help="Chat template: stock, system, system-in-user, systemgemma2, or a file.",
+        ),
+        click.Option(
+            ["--context"],
+            type=int,
+            metavar="N",
+            help="Tokens of a conversation.  [default: the preset's]",
+        ),
+        click.Option(
+            ["--device"], metavar="cpu|cuda|mps", help="Where to compute.  [default: the fastest]"
+        ),
+        threads_flag(),
+    ]
 
 
 def _piped(problems: list[GemquantError]) -> str:
@@ -104,38 +129,29 @@ def _piped(problems: list[GemquantError]) -> str:
     return text
 
 
-def _introduce(opened: Opened, wanted: Wanted, progress: Progress) -> None:
-    preset = opened.choice.preset
-    chosen = f"{preset.name} (auto: " if wanted.preset == "auto" else f"{preset.name} ("
-    progress.note(f"{opened.engine.description}; context {opened.engine.context}")
-    progress.note(f"preset {chosen}{opened.choice.reason})")
-
-
 def _answer_once(session: Session, question: str, *, as_json: bool) -> None:
     from gemquant.cli.render import print_json
 
-    if not as_json:
-        finished = session.ask(question, _say)
-        click.echo()
-        if not finished:
-            raise KeyboardInterrupt
-        return
     pieces: list[str] = []
-    began = time.monotonic()
-    if not session.ask(question, pieces.append):
+    started = time.monotonic()
+    completed = session.ask(question, pieces.append if as_json else _show)
+    if not as_json:
+        click.echo()
+    if not completed:
         raise KeyboardInterrupt
-    seconds = time.monotonic() - began
-    print_json({"answer": "".join(pieces), "pieces": len(pieces), "seconds": seconds})
+    if as_json:
+        seconds = time.monotonic() - started
+        print_json({"answer": "".join(pieces), "pieces": len(pieces), "seconds": seconds})
 
 
 def _converse(session: Session) -> None:
     """Read questions until there are no more."""
-    from gemquant.runtimes.chat.engine import ContextFullError
+    from gemquant.runtimes.chat.session import ContextFullError
 
     with contextlib.suppress(ImportError):  # Windows has it built into its terminal
         import readline  # noqa: F401 - gives input() its history and its editing keys
 
-    click.echo("!help lists what else can be typed.", err=True)
+    click.echo("Type !help for commands.", err=True)
     while True:
         try:
             question = input("> ").strip()
@@ -143,26 +159,26 @@ def _converse(session: Session) -> None:
             click.echo()
             return
         except KeyboardInterrupt:
-            click.echo("\n!quit or Ctrl-D leaves.", err=True)
+            click.echo("\nType !quit or press Ctrl-D to leave.", err=True)
             continue
         if question == "!quit":
             return
         if question == "!new":
             session.restart()
-            click.echo("A new conversation.", err=True)
+            click.echo("New conversation.", err=True)
         elif question == "!help":
             click.echo(HELP)
         elif question.startswith("!"):
             click.echo(f"{question.split()[0]}: no such command. {HELP}", err=True)
         elif question:
             try:
-                finished = session.ask(question, _say)
-                click.echo("" if finished else " […]")
+                completed = session.ask(question, _show)
+                click.echo("" if completed else " […]")
             except ContextFullError as error:
-                click.echo(f"{error.message}. !new begins another conversation.", err=True)
+                click.echo(f"{error.message}. Type !new to start another conversation.", err=True)
 
 
-def _say(piece: str) -> None:
+def _show(piece: str) -> None:
     click.echo(piece, nl=False)
     sys.stdout.flush()
 
@@ -170,64 +186,39 @@ def _say(piece: str) -> None:
 command = ChatCommand(
     "chat",
     params=[
-        click.Argument(["artifact"], metavar="ARTIFACT|FILE.gguf"),
-        click.Option(
-            ["--preset"],
-            type=click.Choice(PRESETS),
-            default="auto",
-            show_default=True,
-            help="What a conversation may cost in memory.",
-        ),
-        setting("--system", metavar="TEXT", help="Words for the system role."),
-        setting(
-            "--chat-template",
-            metavar="NAME|FILE",
-            instead="the artifact's",
-            help="Chat template: stock, system, system-in-user, systemgemma2, or a file.",
-        ),
+        *model_flags("How much memory a conversation may use.", template="the artifact's"),
+        setting("--system", metavar="TEXT", help="System message."),
         setting("--max-tokens", type=int, default=1024, metavar="N", help="Longest answer."),
         setting(
             "--temperature",
             type=float,
             default=1.0,
             metavar="X",
-            help="How freely tokens are drawn; 0 takes the likeliest.",
+            help="Sampling temperature; 0 always takes the most likely token.",
         ),
         setting(
             "--top-p",
             type=float,
             default=0.95,
             metavar="X",
-            help="Draw from the likeliest tokens that have this probability together.",
+            help="Nucleus sampling: total probability of the tokens to sample from.",
         ),
         setting(
             "--top-k",
             type=int,
             default=64,
             metavar="N",
-            help="Draw from so many tokens at most; 0 for all.",
+            help="Sample from the N most likely tokens; 0 for all.",
         ),
         click.Option(
-            ["--seed"], type=int, metavar="N", help="Draw alike each time.  [default: any]"
+            ["--seed"], type=int, metavar="N", help="Seed, for the same answer.  [default: random]"
         ),
-        click.Option(
-            ["--context"],
-            type=int,
-            metavar="N",
-            help="Tokens of a conversation.  [default: the preset's]",
-        ),
-        click.Option(
-            ["--device"],
-            metavar="cpu|cuda|mps",
-            help="Where to compute.  [default: the fastest]",
-        ),
-        setting("--threads", type=int, instead="physical cores", metavar="N", help="Threads."),
         *output_flags(),
     ],
     help="""Talk with an artifact in the terminal.
 
-    GGUF files run in llama.cpp (extra gguf), other artifacts in transformers. A question from a
-    pipe is answered once, on stdout.
+    GGUF files run in llama.cpp (extra gguf), other artifacts in transformers. A piped question is
+    answered once, on stdout.
 
     \b
     preset          keys and values  context  activations in transformers

@@ -96,8 +96,8 @@ def measure_artifacts(
 
     import gemquant
     from gemquant.cli.eval_request import evaluation_text, other_files
-    from gemquant.cli.preparation import require_device
     from gemquant.core.artifact.evaluation import EvaluationDocument
+    from gemquant.core.resources import require_device
     from gemquant.formats.checkpoint import open_checkpoint
     from gemquant.measure.bench.machine import machine
     from gemquant.measure.quality.records import artifact_evaluation, artifact_name, original_record

@@ -131,8 +131,8 @@ def _runtime(
             new_tokens=GENERATED_TOKENS,
         )
         continued = tokenizer.decode(list(runner.beginning))
-        progress.note(f"{runner.runtime} continues {PROMPT!r} with {continued!r}")
+        progress.note(f"{runner.software} continues {PROMPT!r} with {continued!r}")
         if runner.not_run is not None:
-            yield NativeRuntime(runner.runtime, None, runner.not_run)
+            yield NativeRuntime(runner.software, None, runner.not_run)
         else:
-            yield NativeRuntime(runner.runtime, runner)
+            yield NativeRuntime(runner.software, runner)

@@ -17,7 +17,7 @@ def evaluation_plan(
 ) -> dict[str, Any]:
     """Read the text and the original's headers, and say what would be measured."""
     from gemquant.cli.eval_request import evaluation_text
-    from gemquant.cli.preparation import require_device
+    from gemquant.core.resources import require_device
     from gemquant.formats.checkpoint import open_checkpoint
     from gemquant.measure.quality.records import artifact_name
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -115,6 +115,11 @@ def output_flags() -> list[click.Parameter]:
     ]
 
 
+def flag(name: str, help: str) -> click.Option:
+    """Make an option without a value."""
+    return click.Option([name], is_flag=True, help=help)
+
+
 def document_flag(contents: str) -> click.Parameter:
     """``-o``, ``--output``: save one JSON document, staged by ``write_document``.
 
@@ -195,13 +200,21 @@ def machine_flags(inherited: str | None = None, *, dtype: str = "--dtype") -> li
             metavar="|".join(COMPUTE_DTYPES),
             help="Type that activations are computed in.",
         ),
-        setting(
-            "--threads",
-            type=int,
-            instead="physical cores",
-            metavar="N",
-            help="Processor threads.",
-        ),
+        threads_flag(),
+    ]
+
+
+def threads_flag(help: str = "Processor threads.") -> click.Parameter:
+    """``--threads``."""
+    return setting("--threads", type=int, instead="physical cores", metavar="N", help=help)
+
+
+def runtime_flags(dtypes: Sequence[str], *, default: str, help: str) -> list[click.Parameter]:
+    """Where and how an artifact's runtime computes. default, help: of ``--dtype``."""
+    return [
+        setting("--device", default="cpu", metavar="cpu|cuda|mps", help="Where runtimes compute."),
+        setting("--dtype", default=default, metavar="|".join(dtypes), help=help),
+        threads_flag("Processor threads of the runtime."),
     ]
 
 

@@ -17,6 +17,7 @@ from gemquant.cli.flags import (
 from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting, threads_of
 from gemquant.core.recipe import Recipe
+from gemquant.core.resources import require_device
 from gemquant.errors import OutputError, UsageError, refuse
 
 if TYPE_CHECKING:
@@ -95,7 +96,6 @@ def _compute(recipe: Recipe, threads: int, progress: Progress) -> ImportanceMatr
         calibration_dtype,
         calibration_text,
         chat_template,
-        require_device,
     )
     from gemquant.formats.checkpoint import open_checkpoint
     from gemquant.models.skeleton import Skeleton

@@ -15,6 +15,7 @@ from gemquant.cli.quantizer_flags import common_flags, quantizer_flags
 from gemquant.cli.request import Request, read_request
 from gemquant.cli.settings import problems_of, setting
 from gemquant.convert.external.onnx_options import OnnxOptions
+from gemquant.core.resources import require_device
 from gemquant.errors import ProblemCollector
 
 if TYPE_CHECKING:
@@ -51,7 +52,6 @@ def _prepared(
         chat_template,
         default_output,
         read_evaluation,
-        require_device,
     )
     from gemquant.convert.external import onnx
     from gemquant.convert.external.build import ForeignJob, plain_dtype

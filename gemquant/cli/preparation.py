@@ -21,8 +21,9 @@ from gemquant.core.family import Family, Member
 from gemquant.core.progress import Progress
 from gemquant.core.protocols import Quantizer
 from gemquant.core.recipe import Recipe
+from gemquant.core.resources import require_device
 from gemquant.core.scheme import Scheme, label
-from gemquant.errors import ProblemCollector, UsageError, refuse
+from gemquant.errors import ProblemCollector, refuse
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemquant.formats.source_model import model_name
 from gemquant.models.chat import ChatTemplate, choose_template
@@ -101,21 +102,6 @@ def prepare(request: Request, progress: Progress) -> Prepared:
     for job in jobs.value:
         warn_if_nothing_loads_it(request, job, checkpoint, progress)
     return Prepared(checkpoint, planned.value, calibration.value, evaluation.value, request.restart)
-
-
-def require_device(device: str) -> None:
-    """Raise UsageError if this machine, or this torch, has no such device."""
-    kind, _, number = device.partition(":")
-    present = {
-        "cpu": 1,
-        "cuda": torch.cuda.device_count(),
-        "mps": int(torch.backends.mps.is_available()),
-    }
-    if int(number or 0) >= present[kind]:
-        raise UsageError(
-            f"--device {device}: not on this machine, or not in torch {torch.__version__}.",
-            hint="Leave --device out to compute on the processor.",
-        )
 
 
 def calibration_dtype(recipe: Recipe) -> str:

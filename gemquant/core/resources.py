@@ -92,10 +92,7 @@ def free_memory_bytes() -> int | None:
     nearer; on macOS the whole memory, which is what there is to share.
     """
     if sys.platform == "darwin":
-        answer = subprocess.run(
-            ["sysctl", "-n", "hw.memsize"], capture_output=True, text=True, check=False
-        )
-        return int(answer.stdout) if answer.returncode == 0 else None
+        return machine_memory_bytes()
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -116,6 +113,25 @@ def _cgroup_memory() -> list[int]:
     return [] if limit == "max" else [max(0, int(limit) - used)]
 
 
+def require_device(device: str) -> None:
+    """Raise UsageError if this machine, or this torch, does not have a device."""
+    if device == "cpu":
+        return
+    import torch
+
+    kind, _, number = device.partition(":")
+    present = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    if not (number or "0").isdigit() or int(number or 0) >= present.get(kind, 0):
+        raise UsageError(
+            f"--device {device}: not on this machine, or not in torch {torch.__version__}.",
+            hint="Leave --device out to use the default.",
+        )
+
+
 def yield_idle_processors() -> None:
     """Let torch's threads sleep soon while they wait for one another, unless the user decided.
 
@@ -131,9 +147,17 @@ def yield_idle_processors() -> None:
 # ---------------------------------------------------------------- memory
 
 
+def machine_memory_bytes() -> int | None:
+    """Memory of the machine; None if the system does not report it."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
 def total_memory() -> int:
     """Bytes of memory that this process may use: the machine's, or a container's limit."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    machine = machine_memory_bytes() or sys.maxsize
     try:
         return min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     except (OSError, ValueError):

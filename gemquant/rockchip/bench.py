@@ -29,13 +29,13 @@ from gemquant.measure.bench.document import (
     Settings,
     Spread,
 )
-from gemquant.measure.bench.engine import Timing
 from gemquant.measure.bench.measure import digest_of
 from gemquant.measure.bench.subject import Subject
 from gemquant.rockchip.board import BoardAddress, Survey, survey
 from gemquant.rockchip.board.events import Done, Loaded, Ran, Statistics
 from gemquant.rockchip.board.rkllm import BoardRuntime, RkllmOnBoard, on_board, rkllm_file
 from gemquant.rockchip.board.survey import Clock
+from gemquant.runtimes.runtime import Timing
 
 RUNTIME, MODE = "rkllm", "npu"
 MEASURING = "measuring on the board"

@@ -25,10 +25,10 @@ POSITIONS_AT_ONCE = 128
 
 @dataclass(frozen=True)
 class RkllmRunner:
-    """A file that is on a board. runtime: for a document. max_window: as its logits fit there."""
+    """A file on a board. software: for a document. max_window: as its logits fit there."""
 
     there: RkllmOnBoard
-    runtime: str
+    software: str
     version: str
     vocabulary: int
     beginning: tuple[int, ...]
@@ -42,8 +42,8 @@ class RkllmRunner:
         loaded, ran = _continued(there, prompt, new_tokens)
         told = there.told
         place = f"{told.platform or 'an unknown chip'}, NPU driver {told.driver or 'unknown'}"
-        runtime = f"librkllmrt {loaded.version} on {place}"
-        return cls(there, runtime, loaded.version, vocabulary, ran.tokens)
+        software = f"librkllmrt {loaded.version} on {place}"
+        return cls(there, software, loaded.version, vocabulary, ran.tokens)
 
     @property
     def max_window(self) -> int:
@@ -81,7 +81,7 @@ class RkllmRunner:
                         raise WorkerError("Logits came from the board in another order.")
                     if event.columns != self.vocabulary:
                         raise ArtifactError(
-                            f"{self.runtime}: logits over {event.columns} tokens, and the model "
+                            f"{self.software}: logits over {event.columns} tokens, and the model "
                             f"has {self.vocabulary}."
                         )
                     expected += event.rows

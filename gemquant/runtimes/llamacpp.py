@@ -1,113 +1,317 @@
-"""The finished artifact in llama.cpp: level ``native`` for the container ``gguf``.
+"""llama.cpp, which runs GGUF files: level ``native`` for the container ``gguf``.
 
-Everything from token ids to logits is llama.cpp's own: it dequantizes, quantizes activations where
-its kernels do, caches keys and values in float16, and applies the softcap.
+Everything from token ids to logits is llama.cpp's: it dequantizes, quantizes activations where its
+kernels do, caches keys and values in float16, and applies the softcap.
 """
 
 from __future__ import annotations
 
+import ctypes
+import re
+import time
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
-import torch
-from torch import Tensor
+import numpy.typing as npt
 
-from gemquant.errors import RuntimeMissingError
-from gemquant.runtimes.llamacpp_library import INSTALL, VERSION, library, missing
-from gemquant.runtimes.llamacpp_model import (
-    ContextSize,
-    LlamaContext,
-    LlamaModel,
-    gguf_file,
+from gemquant.errors import ArtifactError, UnsupportedError
+from gemquant.runtimes.llamacpp_library import (
+    INSTALL,
+    VERSION,
+    Batch,
+    capture_errors,
+    library,
+    logged_errors,
+    missing,
+)
+from gemquant.runtimes.runtime import (
+    DEFAULTS,
+    POSITIONS_AT_ONCE,
+    Chunk,
+    LoadOptions,
+    LogitsRuntime,
+    Requirement,
+    SpeedRuntime,
+    Timing,
+    Window,
+    cpu_place,
 )
 
-CONTAINER = "gguf"
-POSITIONS_AT_ONCE = 128
-"""Logits exist for so many positions: 134 MB with Gemma's vocabulary."""
+PROMPT_BATCH = 512
+"""Prompt tokens at once in a benchmark: llama.cpp's default."""
+
+_PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+_ALL_LAYERS = -1
+_DESCRIPTION_BYTES = 256
+
+Ids = npt.NDArray[np.int32]
+
+
+class LlamaCpp(LogitsRuntime, SpeedRuntime):
+    """A loaded GGUF and one sequence at a time."""
+
+    name: ClassVar[str] = "llama.cpp"
+    packages: ClassVar[Sequence[str]] = ("xllamacpp",)
+
+    def __init__(self, model: LlamaModel, threads: int, *, gpu: bool) -> None:
+        self.model, self.threads = model, threads
+        self._context: LlamaContext | None = None
+        version = library().llama_version().decode()
+        place = "GPU" if gpu else cpu_place(threads)
+        self.software = (
+            f"llama.cpp {version} of xllamacpp {VERSION}; {model.description} on {place}"
+        )
+
+    @classmethod
+    def requirement(cls, container: str, device: str) -> Requirement:
+        """Return the version of xllamacpp whose structures are known, built for the device."""
+        del container
+        unmet = missing()
+        if unmet is None and device != "cpu" and not library().llama_supports_gpu_offload():
+            unmet = f"this build of llama.cpp computes on the processor only, not on {device}"
+        return Requirement(install=INSTALL, unmet=unmet)
+
+    @classmethod
+    def prepare(cls) -> None:
+        """Load the library."""
+        library()
+
+    @classmethod
+    def load(cls, path: Path, container: str, options: LoadOptions = DEFAULTS) -> Self:
+        """Load a GGUF, or the one in a folder; any device but ``cpu`` takes all layers."""
+        cls.require(path, container, "cpu")
+        threads = options.threads
+        if threads is None:
+            import torch
+
+            threads = torch.get_num_threads()
+        gpu = options.device != "cpu"
+        loaded = cls(LlamaModel(gguf_file(path), gpu=gpu), threads, gpu=gpu)
+        if options.max_tokens is not None:
+            loaded._sequence(options.max_tokens, PROMPT_BATCH, outputs=1)
+        return loaded
+
+    def _sequence(self, tokens: int, batch: int, *, outputs: int) -> LlamaContext:
+        """Return an empty context of this size; the last one is reused if it has it."""
+        size = ContextSize(tokens, min(batch, tokens), min(outputs, batch, tokens))
+        if self._context is None or self._context.size != size:
+            if self._context is not None:
+                self._context.close()
+            self._context = LlamaContext(self.model, size, threads=self.threads)
+        self._context.clear()
+        return self._context
+
+    def logits(self, windows: Sequence[Window]) -> Iterator[Chunk]:
+        """Yield the wanted logits; the head is not computed for other positions.
+
+        Windows with the same beginning, such as the choices of one question, share it.
+        """
+        import torch
+
+        if not windows:
+            return
+        batch = POSITIONS_AT_ONCE
+        longest = max(len(window.ids) for window in windows)
+        context = self._sequence(longest, batch, outputs=batch)
+        previous: tuple[int, ...] = ()
+        for number in sorted(range(len(windows)), key=lambda n: windows[n].ids):
+            window = windows[number]
+            shared = min(_common(previous, window.ids), window.first)
+            if shared == 0 or not context.keep(shared):
+                context.clear()
+                shared = 0
+            previous = window.ids
+            ids = np.array(window.ids, dtype=np.int32)
+            for start in range(shared, len(ids), batch):
+                piece = ids[start : start + batch]
+                stop = start + len(piece)
+                wanted = min(len(piece), stop - window.first)
+                rows = context.decode(piece, start=start, outputs=max(wanted, 1))
+                if wanted > 0:
+                    yield Chunk(number, stop - wanted, torch.from_numpy(rows))
+
+    def tokens(self, prompt: Sequence[int], *, limit: int) -> Iterator[int]:
+        """Yield the tokens that greedily follow a prompt."""
+        context = self._sequence(len(prompt) + limit, POSITIONS_AT_ONCE, outputs=1)
+        token = int(context.read(prompt).argmax())
+        for position in range(len(prompt), len(prompt) + limit):
+            yield token
+            if position + 1 < len(prompt) + limit:
+                token = int(context.read([token], start=position).argmax())
+
+    def ends(self, token: int) -> bool:
+        """Whether a token ends a text."""
+        return self.model.ends(token)
+
+    def time(self, prompt: Sequence[int], new_tokens: int) -> Timing:
+        """Start a new sequence and continue a prompt greedily by exactly ``new_tokens`` tokens."""
+        started = time.perf_counter()
+        context = self._sequence(len(prompt) + new_tokens, PROMPT_BATCH, outputs=1)
+        row = context.read(prompt)
+        prefilled = time.perf_counter()
+        tokens = [int(row.argmax())]
+        first = time.perf_counter()
+        for position in range(len(prompt), len(prompt) + new_tokens - 1):
+            tokens.append(int(context.read(tokens[-1:], start=position).argmax()))
+        return Timing(tokens, prefilled - started, first - started, time.perf_counter() - started)
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """Count the tokens that both sequences begin with."""
+    pairs = zip(first, second, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
+
+
+# ---------------------------------------------------------------- llama.cpp's objects
+
+
+def gguf_file(path: Path) -> Path:
+    """Return the GGUF to load: a file itself, or a folder's only one or first part.
+
+    ArtifactError if a folder has none, several that are not parts of one, or lacks a part.
+    """
+    if path.is_file():
+        return path
+    files = sorted(path.glob("*.gguf"))
+    if len(files) == 1 and not _PART.search(files[0].name):
+        return files[0]
+    names = {file.name for file in files}
+    firsts = [file for file in files if (part := _PART.search(file.name)) and int(part[1]) == 1]
+    if len(firsts) != 1:
+        listed = ", ".join(sorted(names)) or "none"
+        raise ArtifactError(f"{path}: one GGUF, or the parts of one, is expected; found: {listed}.")
+    stem, _, count = firsts[0].name.rpartition("-00001-of-")
+    parts = {f"{stem}-{n:05}-of-{count}" for n in range(1, int(count[:5]) + 1)}
+    if parts != names:
+        lacking = ", ".join(sorted(parts - names)) or "none"
+        others = ", ".join(sorted(names - parts)) or "none"
+        raise ArtifactError(f"{path}: parts missing: {lacking}; other GGUF files: {others}.")
+    return firsts[0]
+
+
+class LlamaModel:
+    """Weights and vocabulary, loaded whole; freed when the last reference to it goes.
+
+    vocabulary: tokens; a row of logits has as many. description: in llama.cpp's words.
+    """
+
+    def __init__(self, path: Path, *, gpu: bool) -> None:
+        """Load a GGUF, with all its layers on the GPU or on the processor.
+
+        ArtifactError if llama.cpp refuses it; UnsupportedError if the build has no GPU support.
+        """
+        self.lib = library()
+        if gpu and not self.lib.llama_supports_gpu_offload():
+            raise UnsupportedError(
+                "This build of llama.cpp computes on the processor only.",
+                hint="--device cpu",
+            )
+        params = self.lib.llama_model_default_params()
+        params.n_gpu_layers = _ALL_LAYERS if gpu else 0
+        capture_errors(self.lib)
+        self.handle = self.lib.llama_model_load_from_file(str(path).encode(), params)
+        if not self.handle:
+            raise ArtifactError(f"llama.cpp refuses {path}: {logged_errors()}")
+        weakref.finalize(self, self.lib.llama_model_free, self.handle)
+        self._vocab = self.lib.llama_model_get_vocab(self.handle)
+        self.vocabulary = int(self.lib.llama_vocab_n_tokens(self._vocab))
+        text = ctypes.create_string_buffer(_DESCRIPTION_BYTES)
+        self.lib.llama_model_desc(self.handle, text, _DESCRIPTION_BYTES)
+        self.description = text.value.decode("utf-8", errors="replace")
+
+    def ends(self, token: int) -> bool:
+        """Whether a token ends generation."""
+        return bool(self.lib.llama_vocab_is_eog(self._vocab, token))
 
 
 @dataclass(frozen=True)
-class LlamaCppRunner:
-    """A loaded artifact. Hold it no longer than needed: the whole model is in memory.
+class ContextSize:
+    """tokens: in one sequence. batch: at once. outputs: positions of a batch that give logits."""
 
-    runtime: name and version of all that computes, for a certificate. max_tokens, max_window: no
-    bounds on what to run in all, nor on a window.
-    """
+    tokens: int
+    batch: int
+    outputs: int
 
-    name: ClassVar[str] = "llama.cpp"
 
-    runtime: str
-    model: LlamaModel
-    threads: int
-    max_tokens: int | None = None
-    max_window: int | None = None
+class LlamaContext:
+    """One sequence of tokens and its key-value cache; freed by ``close``, or with the object."""
 
-    @staticmethod
-    def unavailable(container: str) -> str | None:
-        """Say why a container cannot be run here, or None if it can."""
-        if container != CONTAINER:
-            return f"llama.cpp does not load {container}"
-        return missing()
+    def __init__(self, model: LlamaModel, size: ContextSize, *, threads: int) -> None:
+        """Allocate; UnsupportedError if llama.cpp cannot, or allocates something else."""
+        self._model, self._lib, self.size = model, model.lib, size
+        params = self._lib.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_ubatch = size.tokens, size.batch, size.batch
+        params.n_outputs_max = params.n_outputs_max_per_seq = size.outputs
+        params.n_threads = params.n_threads_batch = threads
+        capture_errors(self._lib)
+        handle = self._lib.llama_init_from_model(model.handle, params)
+        if not handle:
+            raise UnsupportedError(f"llama.cpp cannot run {size.tokens} tokens: {logged_errors()}")
+        self._handle: Any = handle
+        self.close = weakref.finalize(self, self._lib.llama_free, handle)
+        actual = {
+            name: getattr(self._lib, f"llama_{name}")(handle)
+            for name in ("n_batch", "n_ubatch", "n_threads", "n_threads_batch")
+        }
+        requested = (size.batch, size.batch, threads, threads)
+        if tuple(actual.values()) != requested or self._lib.llama_n_ctx(handle) < size.tokens:
+            self.close()
+            raise UnsupportedError(f"llama.cpp allocated {actual} instead of {requested}.")
 
-    @classmethod
-    def load(
-        cls, folder: Path, container: str, *, device: str = "cpu", threads: int | None = None
-    ) -> Self:
-        """Load a GGUF, or the one in a finished folder.
+    def clear(self) -> None:
+        """Forget the sequence."""
+        self._lib.llama_memory_clear(self._lib.llama_get_memory(self._handle), True)
 
-        device: anything but ``cpu`` puts every layer on llama.cpp's GPU. threads: torch's where not
-        given. RuntimeMissingError where the package is missing or another version; ArtifactError
-        where llama.cpp refuses the file.
+    def keep(self, tokens: int) -> bool:
+        """Forget the sequence except its first tokens; return whether that was possible."""
+        memory = self._lib.llama_get_memory(self._handle)
+        return bool(self._lib.llama_memory_seq_rm(memory, 0, tokens, -1))
+
+    def read(self, tokens: Sequence[int], *, start: int = 0) -> npt.NDArray[np.float32]:
+        """Append tokens, any number of batches; return the last one's logits, (vocabulary,)."""
+        ids = np.array(tokens, dtype=np.int32)
+        for begin in range(0, len(ids), self.size.batch):
+            piece = ids[begin : begin + self.size.batch]
+            rows = self.decode(piece, start=start + begin, outputs=1)
+        last: npt.NDArray[np.float32] = rows[0]
+        return last
+
+    def decode(self, ids: Ids, *, start: int, outputs: int) -> npt.NDArray[np.float32]:
+        """Append tokens (n,) at position ``start``; return logits of the last ``outputs`` of them.
+
+        Returns (outputs, vocabulary) float32, softcap included, in llama.cpp's own memory: the next
+        call overwrites it. ArtifactError if llama.cpp fails.
         """
-        reason = cls.unavailable(container)
-        if reason is not None:
-            raise RuntimeMissingError(
-                f"{folder} cannot be run in llama.cpp: {reason}.", hint=INSTALL
+        count = len(ids)
+        if not (0 < count <= self.size.batch and start + count <= self.size.tokens):
+            raise ValueError(f"{count} tokens at {start} do not fit {self.size}")
+        if not 0 < outputs <= min(count, self.size.outputs):
+            raise ValueError(f"{outputs} outputs of {count} tokens do not fit {self.size}")
+        if int(ids.min()) < 0 or int(ids.max()) >= self._model.vocabulary:
+            raise ArtifactError(
+                f"token id {int(ids.max())}: llama.cpp's vocabulary ends before it."
             )
-        threads = threads or torch.get_num_threads()
-        gpu = torch.device(device).type != "cpu"
-        model = LlamaModel(gguf_file(folder), gpu=gpu)
-        place = "GPU" if gpu else f"{threads} CPU thread{'s' if threads > 1 else ''}"
-        version = library().llama_version().decode()
-        return cls(f"llama.cpp {version} of xllamacpp {VERSION}; {place}", model, threads)
-
-    def logit_chunks(self, ids: Tensor) -> Iterator[Tensor]:
-        """Yield the logits that predict a token, chunk by chunk: (positions, vocabulary) float32.
-
-        ids: (windows, tokens) int64, each window with its BOS. Positions are those of all windows
-        in order, but each window's last, which predicts nothing. A chunk lies in llama.cpp's own
-        memory and is overwritten by the next.
-        """
-        predicting = ids.shape[1] - 1
-        at_once = min(POSITIONS_AT_ONCE, predicting)
-        size = ContextSize(tokens=predicting, batch=at_once, outputs=at_once)
-        with LlamaContext(self.model, size, threads=self.threads) as context:
-            for window in ids.cpu().numpy().astype(np.int32):
-                context.clear()
-                for start in range(0, predicting, at_once):
-                    chunk = window[start : min(start + at_once, predicting)]
-                    yield torch.from_numpy(context.decode(chunk, start=start, outputs=len(chunk)))
-
-    def generate(self, prompt: Sequence[int], *, max_new_tokens: int) -> list[int]:
-        """Return the tokens that follow a prompt (BOS included by the caller), greedily."""
-        made: list[int] = []
-        size = ContextSize(
-            tokens=len(prompt) + max_new_tokens,
-            batch=min(POSITIONS_AT_ONCE, len(prompt)),
-            outputs=1,
+        tokens = np.ascontiguousarray(ids, dtype=np.int32)
+        positions = np.arange(start, start + count, dtype=np.int32)
+        sequence = np.zeros(1, dtype=np.int32)
+        sequences = np.full(count, sequence.ctypes.data, dtype=np.uintp)
+        counts = np.ones(count, dtype=np.int32)
+        wanted = np.zeros(count, dtype=np.int8)
+        wanted[-outputs:] = 1
+        batch = Batch(
+            n_tokens=count,
+            token=tokens.ctypes.data,
+            pos=positions.ctypes.data,
+            n_seq_id=counts.ctypes.data,
+            seq_id=sequences.ctypes.data,
+            logits=wanted.ctypes.data,
         )
-        with LlamaContext(self.model, size, threads=self.threads) as context:
-            start, rest = 0, np.array(prompt, dtype=np.int32)
-            while len(made) < max_new_tokens:
-                for begin in range(0, len(rest), size.batch):
-                    piece = rest[begin : begin + size.batch]
-                    logits = context.decode(piece, start=start, outputs=1)
-                    start += len(piece)
-                made.append(int(logits[0].argmax()))
-                if self.model.ends(made[-1]):
-                    break
-                rest = np.array(made[-1:], dtype=np.int32)
-        return made
+        code = self._lib.llama_decode(self._handle, batch)
+        logits = self._lib.llama_get_logits(self._handle) if code == 0 else None
+        if not logits:
+            raise ArtifactError(f"llama.cpp fails with {code}: {logged_errors()}")
+        return np.ctypeslib.as_array(logits, shape=(outputs, self._model.vocabulary))

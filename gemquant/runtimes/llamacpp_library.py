@@ -1,9 +1,9 @@
-"""llama.cpp's C interface, inside the shared object of the package ``xllamacpp``.
+"""llama.cpp's C interface, in the shared object of the package ``xllamacpp``.
 
-Structures of llama.h change between builds without notice, and a structure read wrongly gives wrong
-numbers rather than an error. So one exact version of the package is accepted, and before anything
-is computed the sizes that its functions write and every default are compared with those recorded
-here.
+The structures of llama.h change between builds without notice, and a wrong structure gives wrong
+numbers rather than an error. So gemquant accepts one exact version of the package. Before the first
+computation it compares the sizes that the library's functions write, and every default, with the
+values recorded here.
 
 Source: include/llama.h of ggml-org/llama.cpp.
 """
@@ -55,7 +55,7 @@ class ModelParams(Structure):
 
 
 class ContextParams(Structure):
-    """llama_context_params; ``unnamed`` is a pointer that this build has and that stays null."""
+    """llama_context_params; ``unnamed`` is a pointer of this build that stays null."""
 
     _fields_: ClassVar[Any] = [
         ("n_ctx", c_int32),
@@ -188,27 +188,27 @@ _ERROR, _CONTINUED = 4, 5
 _LOG_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_int, c_char_p, c_void_p)
 _ENOUGH_BYTES = 4096
 
-complaints: deque[str] = deque(maxlen=8)
-"""The last errors that llama.cpp wrote to its log."""
+_errors: deque[str] = deque(maxlen=8)
+"""The last errors that llama.cpp logged."""
 
 
 def missing() -> str | None:
-    """Say why llama.cpp cannot run here, or None if it can as far as packages tell."""
+    """Return why llama.cpp cannot run here, or None if the right package is installed."""
     try:
         installed = metadata.version(PACKAGE)
     except metadata.PackageNotFoundError:
         return f"{PACKAGE} not installed; {INSTALL}"
     if installed != VERSION:
-        return f"{PACKAGE} {installed} is installed, and {VERSION} is what is known here; {INSTALL}"
+        return f"{PACKAGE} {installed} is installed, but only {VERSION} is supported; {INSTALL}"
     return None
 
 
 @cache
 def library() -> Any:
-    """Load llama.cpp, check that it is the build whose structures stand here, and silence it.
+    """Load llama.cpp and check that it is the build whose structures are recorded here.
 
-    RuntimeMissingError where the package, its version or a function is not there; UnsupportedError
-    where a structure is another than recorded.
+    RuntimeMissingError if the package, this version or a function is missing; UnsupportedError if a
+    structure differs from the recorded one.
     """
     reason = missing()
     if reason is not None:
@@ -223,27 +223,46 @@ def library() -> Any:
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
         raise RuntimeMissingError(f"llama.cpp cannot be run: {error}.", hint=INSTALL) from error
-    differing = [*_differing_sizes(path), *differing_defaults(loaded), *_batch(loaded)]
+    differing = [*_differing_sizes(path), *_differing_defaults(loaded), *_differing_batch(loaded)]
     if differing:
         raise UnsupportedError(
-            f"llama.cpp in {path} is another build than {VERSION}: {'; '.join(differing)}.",
+            f"llama.cpp in {path} is not the build {VERSION}: {'; '.join(differing)}.",
             hint=f"{INSTALL} --force-reinstall",
         )
-    loaded.llama_log_set(ctypes.cast(_log, c_void_p), None)
+    capture_errors(loaded)
     loaded.llama_backend_init()
     return loaded
 
 
-def differing_defaults(loaded: Any) -> list[str]:
-    """Every field whose default is another than recorded."""
-    differing = []
-    for kind, defaults in DEFAULTS.items():
-        found = getattr(loaded, DEFAULT_FUNCTIONS[kind])()
-        for name, *_ in kind._fields_:
-            value, expected = getattr(found, name) or 0, defaults.get(name, 0)
-            if value != expected:
-                differing.append(f"{kind.__name__}.{name} is {value}, not {expected}")
-    return differing
+def capture_errors(loaded: Any) -> None:
+    """Send llama.cpp's log here and forget earlier errors.
+
+    Call it before each load: xllamacpp's server installs a log callback of its own.
+    """
+    _errors.clear()
+    loaded.llama_log_set(ctypes.cast(_log, c_void_p), None)
+
+
+def logged_errors() -> str:
+    """Return what llama.cpp logged as errors since ``capture_errors``."""
+    return " ".join(_errors) or "it logged no reason"
+
+
+def _record(level: int, text: bytes | None, _data: int | None) -> None:
+    """Record errors for our own messages; ``-vv`` shows the whole log."""
+    message = (text or b"").decode("utf-8", errors="replace").strip()
+    if not message:
+        return
+    if level == _ERROR:
+        _errors.append(message)
+    if level != _CONTINUED:
+        logger.debug("llama.cpp: %s", message)
+
+
+_log = _LOG_CALLBACK(_record)
+
+
+# ---------------------------------------------------------------- is it the recorded build?
 
 
 def sizes_can_be_seen() -> bool:
@@ -252,49 +271,47 @@ def sizes_can_be_seen() -> bool:
 
 
 def _differing_sizes(path: Path) -> list[str]:
-    """Compare how far the default functions write, where the calling convention lets us see it."""
+    """Compare how far the default functions write, if the calling convention shows it."""
     if not sizes_can_be_seen():
         return []
-    raw = ctypes.CDLL(str(path))  # with signatures of its own
+    raw = ctypes.CDLL(str(path))  # another handle, for other signatures
     differing = []
     for kind, name in DEFAULT_FUNCTIONS.items():
         function = getattr(raw, name)
         function.restype, function.argtypes = c_void_p, [c_void_p]
-        before, after = (_filled(function, byte) for byte in (0x5A, 0xA5))
-        size = max((n for n in range(_ENOUGH_BYTES) if before[n] == after[n]), default=-1) + 1
+        first, second = (_filled(function, byte) for byte in (0x5A, 0xA5))
+        size = max((n for n in range(_ENOUGH_BYTES) if first[n] == second[n]), default=-1) + 1
         if size != WRITTEN_BYTES[kind]:
             differing.append(f"{name} writes {size} bytes, not {WRITTEN_BYTES[kind]}")
     return differing
 
 
 def _filled(function: Any, byte: int) -> bytes:
-    """What a function leaves of a buffer of one byte's repetitions."""
+    """Call a function on a buffer filled with one byte; return the buffer."""
     buffer = (ctypes.c_ubyte * _ENOUGH_BYTES)(*[byte] * _ENOUGH_BYTES)
     function(ctypes.addressof(buffer))
     return bytes(buffer)
 
 
-def _batch(loaded: Any) -> list[str]:
-    """Check a batch by one that llama.cpp fills in."""
+def _differing_defaults(loaded: Any) -> list[str]:
+    """List every field whose default is not the recorded one."""
+    differing = []
+    for kind, defaults in DEFAULTS.items():
+        params = getattr(loaded, DEFAULT_FUNCTIONS[kind])()
+        for name, *_ in kind._fields_:
+            value, expected = getattr(params, name) or 0, defaults.get(name, 0)
+            if value != expected:
+                differing.append(f"{kind.__name__}.{name} is {value}, not {expected}")
+    return differing
+
+
+def _differing_batch(loaded: Any) -> list[str]:
+    """Check the batch structure by one that llama.cpp fills in."""
     tokens = (c_int32 * 3)(7, 8, 9)
-    made = loaded.llama_batch_get_one(ctypes.addressof(tokens), 3)
+    batch = loaded.llama_batch_get_one(ctypes.addressof(tokens), 3)
     expected = {"n_tokens": 3, "token": ctypes.addressof(tokens)}
     return [
-        f"Batch.{name} is {getattr(made, name)}"
+        f"Batch.{name} is {getattr(batch, name)}"
         for name, *_ in Batch._fields_
-        if getattr(made, name) != expected.get(name)
+        if getattr(batch, name) != expected.get(name)
     ]
-
-
-def _keep(level: int, text: bytes | None, _data: int | None) -> None:
-    """Keep errors for messages of our own; ``-vv`` shows everything."""
-    said = (text or b"").decode("utf-8", errors="replace").strip()
-    if not said:
-        return
-    if level == _ERROR:
-        complaints.append(said)
-    if level != _CONTINUED:
-        logger.debug("llama.cpp: %s", said)
-
-
-_log = _LOG_CALLBACK(_keep)

@@ -1,95 +1,97 @@
-"""The finished artifact in mlx-lm: level ``native`` for the container ``mlx``.
+"""mlx-lm: level ``native`` for the container ``mlx``.
 
-MLX runs on Apple GPUs and, slowly, on any CPU; a certificate says which. On a CPU its quantized
-products take most of the time, so a few hundred tokens are what is reasonable there.
+MLX runs on Apple GPUs and, slowly, on any CPU; the record names which. On a CPU the quantized
+products take most of the time, so a few hundred tokens are reasonable there.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from importlib import metadata
-from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from gemquant.errors import ArtifactError, RuntimeMissingError
+from gemquant.errors import ArtifactError
+from gemquant.runtimes.runtime import (
+    DEFAULTS,
+    POSITIONS_AT_ONCE,
+    Chunk,
+    HiddenStatesRuntime,
+    LoadOptions,
+    Requirement,
+    SpeedRuntime,
+    Timing,
+    Window,
+    installed_version,
+)
 
-CONTAINER = "mlx"
+if TYPE_CHECKING:
+    from torch import Tensor
+
 INSTALL = "pip install 'gemquant[mlx]'"
 TOKENS_ON_CPU = 256
 
 
-@dataclass(frozen=True)
-class MlxRunner:
-    """A loaded artifact. Hold it no longer than needed: the whole model is in memory.
-
-    runtime: name and version of all that computes, for a certificate.
-    max_tokens: how many it is reasonable to run in all, or None. max_window: the longest window
-    that mlx-lm computes as the model means it, or None for any.
-    """
+class Mlx(HiddenStatesRuntime, SpeedRuntime):
+    """A loaded MLX folder."""
 
     name: ClassVar[str] = "mlx-lm"
+    packages: ClassVar[Sequence[str]] = ("mlx-lm", "mlx")
+    modules: ClassVar[Sequence[str]] = ("mlx_lm.generate",)
 
-    runtime: str
-    model: Any
-    max_tokens: int | None
-    max_window: int | None
-
-    @staticmethod
-    def unavailable(container: str) -> str | None:
-        """Say why a container cannot be run here, or None if it can."""
-        if container != CONTAINER:
-            return f"mlx-lm does not load {container}"
-        if sys.platform == "win32":
-            return "MLX has no build for Windows; run it on macOS, or on Linux's CPU"
-        missing = [package for package in ("mlx", "mlx-lm") if _version(package) is None]
-        return f"{' and '.join(missing)} not installed; {INSTALL}" if missing else None
+    def __init__(self, model: Any, config: dict[str, Any], software: str, *, gpu: bool) -> None:
+        self.model, self._gpu = model, gpu
+        self.software = software
+        self.max_tokens = None if gpu else TOKENS_ON_CPU
+        eos = config.get("eos_token_id", ())
+        self.end_tokens = frozenset([eos] if isinstance(eos, int) else eos)
+        if config["model_type"] == "gemma2":
+            # mlx-lm's Gemma 2 lets every layer attend to everything.
+            self.max_window = int(config["sliding_window"])
+            self.software += f"; Gemma 2 only within its window of {self.max_window} tokens"
 
     @classmethod
-    def load(
-        cls,
-        folder: Path,
-        container: str,
-        *,
-        device: str = "cpu",
-        dtype: Literal["float32", "stored"] = "float32",
-    ) -> Self:
-        """Load a finished folder as mlx-lm does.
+    def requirement(cls, container: str, device: str) -> Requirement:
+        """Return the packages, on systems that MLX has a build for."""
+        del container
+        unmet = None
+        if sys.platform == "win32":
+            unmet = "MLX has no build for Windows; run it on macOS, or on Linux's CPU"
+        elif device not in {"cpu", "mps"}:
+            unmet = f"mlx-lm runs on Apple GPUs and on CPUs, not on {device}"
+        return Requirement(("mlx", "mlx-lm"), INSTALL, unmet)
 
-        device: ``mps`` for the Apple GPU. dtype: what to compute in. RuntimeMissingError where a
-        package is missing; ArtifactError where mlx-lm refuses the files.
+    @classmethod
+    def load(cls, path: Path, container: str, options: LoadOptions = DEFAULTS) -> Self:
+        """Load a folder as mlx-lm does, to compute in float32.
+
+        With dtype ``auto`` an Apple GPU computes in the type of the files.
         """
-        reason = cls.unavailable(container)
-        if reason is not None:
-            raise RuntimeMissingError(f"{folder} cannot be run in mlx-lm: {reason}.", hint=INSTALL)
+        gpu = options.device == "mps"
+        cls.require(path, container, "mps" if gpu else "cpu")
         import mlx.core as mx
         from mlx_lm.utils import load_model
 
-        on_gpu = device == "mps"
-        mx.set_default_device(mx.gpu if on_gpu else mx.cpu)
+        mx.set_default_device(mx.gpu if gpu else mx.cpu)
         try:
-            model, config = load_model(folder)
+            model, config = load_model(path)
         except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-            raise ArtifactError(f"mlx-lm refuses {folder}: {error}") from error
-        if dtype == "float32":
+            raise ArtifactError(f"mlx-lm refuses {path}: {error}") from error
+        stored = gpu and options.dtype == "auto"
+        if not stored:
             model.set_dtype(mx.float32)
-        place = "Apple GPU" if on_gpu else "CPU, no Apple GPU involved"
-        runtime = f"mlx-lm {_version('mlx-lm')}, mlx {_version('mlx')}; {dtype} on {place}"
-        window = None
-        if config["model_type"] == "gemma2":
-            # mlx-lm's Gemma 2 lets every layer attend to everything.
-            window = int(config["sliding_window"])
-            runtime += f"; Gemma 2 only within its window of {window} tokens"
-        return cls(runtime, model, None if on_gpu else TOKENS_ON_CPU, window)
+        software = (
+            f"mlx-lm {installed_version('mlx-lm')}, mlx {installed_version('mlx')}; "
+            f"{'stored' if stored else 'float32'} on "
+            f"{'Apple GPU' if gpu else 'CPU, no Apple GPU involved'}"
+        )
+        return cls(model, config, software, gpu=gpu)
 
     def head_rows(self, start: int, stop: int) -> Tensor:
-        """Rows of the output table; logits are hidden · rowsᵀ before any softcap."""
+        """Rows of the output matrix; logits are hidden · rowsᵀ before any softcap."""
         import mlx.core as mx
 
         layer, rows = self.model.get("lm_head", self.model.model.embed_tokens), slice(start, stop)
@@ -105,48 +107,60 @@ class MlxRunner:
         return _to_torch(decoded)
 
     def hidden_states(self, ids: Tensor) -> Tensor:
-        """Return what the head reads, after the final norm.
+        """Return what the head reads, after the final norm: (windows, tokens, hidden) float32."""
+        import mlx.core as mx
+        import torch
 
-        ids: (windows, tokens) int64, each window with its BOS. Returns (windows, tokens, hidden)
-        float32; one window is in flight at a time.
-        """
-        return torch.cat([_to_torch(self.model.model(_to_mlx(window[None]))) for window in ids])
+        windows = [mx.array(window[None]) for window in ids.cpu().numpy()]
+        return torch.cat([_to_torch(self.model.model(window)) for window in windows])
 
-    def logits(self, ids: Tensor, positions: Sequence[int]) -> Tensor:
-        """Return logits at chosen positions, softcap included.
+    def logits(self, windows: Sequence[Window]) -> Iterator[Chunk]:
+        """Yield the wanted logits; keys and values are cached from one chunk to the next."""
+        import mlx.core as mx
+        from mlx_lm.models.cache import make_prompt_cache
 
-        ids: (windows, tokens). Returns (windows, len(positions), vocabulary) float32.
-        """
-        rows = [_to_torch(self.model(_to_mlx(window[None]))) for window in ids]
-        return torch.cat(rows)[:, list(positions)]
+        for number, window in enumerate(windows):
+            cache = make_prompt_cache(self.model)
+            ids = np.array(window.ids, dtype=np.int32)
+            for start in range(0, len(ids), POSITIONS_AT_ONCE):
+                piece = ids[start : start + POSITIONS_AT_ONCE]
+                # MLX is lazy: logits that are not read are not computed.
+                rows = self.model(mx.array(piece[None]), cache=cache)[0]
+                skipped = max(0, window.first - start)
+                if skipped < len(piece):
+                    yield Chunk(number, start + skipped, _to_torch(rows[skipped:]))
+                else:
+                    mx.eval([layer.state for layer in cache])
 
-    def generate(self, prompt: Sequence[int], *, max_new_tokens: int) -> list[int]:
-        """Return the tokens that follow a prompt (BOS included by the caller), greedily."""
-        return list(islice(self.tokens(prompt), max_new_tokens))
-
-    def tokens(self, prompt: Sequence[int]) -> Iterator[int]:
-        """Yield what greedily follows a prompt, without end."""
+    def tokens(self, prompt: Sequence[int], *, limit: int) -> Iterator[int]:
+        """Yield the tokens that greedily follow a prompt."""
+        import mlx.core as mx
         from mlx_lm.generate import generate_step
 
-        ids = _to_mlx(torch.tensor(list(prompt)))
-        for token, _ in generate_step(ids, self.model, max_tokens=-1):
+        for token, _ in generate_step(mx.array(list(prompt)), self.model, max_tokens=limit):
             yield int(token)
 
+    def time(self, prompt: Sequence[int], new_tokens: int) -> Timing:
+        """Start a new sequence and continue a prompt greedily by exactly ``new_tokens`` tokens.
 
-def _to_mlx(ids: Tensor) -> Any:
-    import mlx.core as mx
+        mlx-lm computes one token ahead, so prefill cannot be separated from the first token.
+        """
+        started = time.perf_counter()
+        tokens, first = [], 0.0
+        for token in self.tokens(prompt, limit=new_tokens):
+            tokens.append(token)
+            first = first or time.perf_counter() - started
+        return Timing(tokens, first, first, time.perf_counter() - started)
 
-    return mx.array(ids.cpu().numpy())
+    def peak_device_bytes(self) -> int | None:
+        """Peak memory of MLX's allocator, on a GPU."""
+        import mlx.core as mx
+
+        return int(mx.get_peak_memory()) if self._gpu else None
 
 
 def _to_torch(array: Any) -> Tensor:
     import mlx.core as mx
+    import torch
 
     return torch.from_numpy(np.array(array.astype(mx.float32)))
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

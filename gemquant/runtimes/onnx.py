@@ -1,152 +1,220 @@
-"""The finished artifact in onnxruntime: level ``native`` for the container ``onnx``."""
+"""The container ``onnx``: logits from onnxruntime, speed from onnxruntime-genai.
+
+onnxruntime-genai's builder writes the folders. Its own loop is what users run, but it returns no
+logits; plain onnxruntime runs the same graph and does.
+"""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from importlib import metadata
-from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from gemquant.errors import ArtifactError, RuntimeMissingError
+from gemquant.formats.checkpoint.bounded_json import read_json_object
+from gemquant.runtimes.runtime import (
+    DEFAULTS,
+    POSITIONS_AT_ONCE,
+    Chunk,
+    LoadOptions,
+    LogitsRuntime,
+    Mode,
+    Requirement,
+    SpeedRuntime,
+    Timing,
+    Window,
+    cpu_place,
+    installed_version,
+)
 
-CONTAINER = "onnx"
 INSTALL = "pip install 'gemquant[onnx]'"
 MODEL_FILE = "model.onnx"
-POSITIONS_AT_ONCE = 128
-"""Logits exist for so many positions: 134 MB with Gemma's vocabulary."""
+CONFIG_FILE = "genai_config.json"
+GENAI_PACKAGES: Mapping[str, str] = {"cpu": "onnxruntime-genai", "cuda": "onnxruntime-genai-cuda"}
+
+Array = np.ndarray[Any, Any]
 
 
-@dataclass(frozen=True)
-class OnnxRunner:
-    """A loaded artifact. Hold it no longer than needed: the whole model is in memory.
-
-    runtime: name and version of all that computes, for a certificate. max_tokens, max_window: no
-    bounds on what to run in all, nor on a window.
-    """
+class OnnxRuntime(LogitsRuntime):
+    """A graph loaded in onnxruntime, on the processor."""
 
     name: ClassVar[str] = "onnxruntime"
+    packages: ClassVar[Sequence[str]] = ("onnxruntime", "onnxruntime-gpu")
 
-    runtime: str
-    session: Any
-    empty: Mapping[str, np.ndarray[Any, Any]]
-    eos: frozenset[int]
-    max_tokens: int | None = None
-    max_window: int | None = None
-
-    @staticmethod
-    def unavailable(container: str) -> str | None:
-        """Say why a container cannot be run here, or None if it can."""
-        if container != CONTAINER:
-            return f"onnxruntime does not load {container}"
-        return None if _version() else f"onnxruntime not installed; {INSTALL}"
+    def __init__(self, path: Path, session: Any, threads: int) -> None:
+        config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))["model"]
+        decoder, eos = config["decoder"], config["eos_token_id"]
+        shape = (1, decoder["num_key_value_heads"], 0, decoder["head_size"])
+        self._session = session
+        self._empty: Mapping[str, Array] = {
+            each.name: np.zeros(shape, dtype=np.float32)
+            for each in session.get_inputs()
+            if each.name.startswith("past_key_values.")
+        }
+        self.end_tokens = frozenset(eos if isinstance(eos, list) else [eos])
+        self.software = f"onnxruntime {_any_version(self.packages)}; {cpu_place(threads)}"
 
     @classmethod
-    def load(cls, folder: Path, container: str, *, device: str = "cpu") -> Self:
-        """Load a finished folder, to compute on the processor.
+    def requirement(cls, container: str, device: str) -> Requirement:
+        """Return onnxruntime, in either of its builds."""
+        del container, device
+        unmet = None if _any_version(cls.packages) else f"onnxruntime not installed; {INSTALL}"
+        return Requirement(install=INSTALL, unmet=unmet)
 
-        device: where everything else is computed. RuntimeMissingError where the package is missing,
-        or the folder is made for a GPU; ArtifactError where onnxruntime refuses the files.
+    @classmethod
+    def load(cls, path: Path, container: str, options: LoadOptions = DEFAULTS) -> Self:
+        """Load a folder to compute on the processor, whatever the device.
+
+        RuntimeMissingError also if the folder is made for a GPU.
         """
-        del device
-        reason = cls.unavailable(container)
-        if reason is not None:
-            raise RuntimeMissingError(f"{folder} cannot be run: {reason}.", hint=INSTALL)
-        dtype = _dtype(folder)
+        cls.require(path, container, options.device)
+        dtype = _dtype(path)
         if dtype != "float32":
             raise RuntimeMissingError(f"made for NVIDIA GPUs, in {dtype}: not executed here")
         import onnxruntime
+        import torch
 
-        threads = torch.get_num_threads()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
+        threads = options.threads or torch.get_num_threads()
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = threads
+        settings.log_severity_level = 3
         try:
-            path, providers = str(folder / MODEL_FILE), ["CPUExecutionProvider"]
-            session = onnxruntime.InferenceSession(path, options, providers=providers)
-            empty, eos = _cache(folder, session)
+            session = onnxruntime.InferenceSession(
+                str(path / MODEL_FILE), settings, providers=["CPUExecutionProvider"]
+            )
+            return cls(path, session, threads)
         except Exception as error:
             # onnxruntime raises a dozen classes of its own for what is wrong with a model.
-            raise ArtifactError(f"onnxruntime refuses {folder}: {error}") from error
-        place = f"{threads} CPU thread{'s' if threads > 1 else ''}"
-        return cls(f"onnxruntime {_version()}; {place}", session, empty, eos)
+            raise ArtifactError(f"onnxruntime refuses {path}: {error}") from error
 
-    def logit_chunks(self, ids: Tensor) -> Iterator[Tensor]:
-        """Yield the logits that predict a token, chunk by chunk: (positions, vocabulary) float32.
+    def logits(self, windows: Sequence[Window]) -> Iterator[Chunk]:
+        """Yield the wanted logits; keys and values are cached from one chunk to the next."""
+        import torch
 
-        ids: (windows, tokens) int64, each window with its BOS. Positions are those of all windows
-        in order, but each window's last, which predicts nothing. Keys and values are kept from one
-        chunk to the next, as when text is generated.
-        """
-        for window in ids.cpu().numpy().astype(np.int64):
-            cache = dict(self.empty)
-            for start in range(0, len(window) - 1, POSITIONS_AT_ONCE):
-                chunk = window[start : min(start + POSITIONS_AT_ONCE, len(window) - 1)]
-                logits, cache = self._run(chunk, cache, seen=start)
-                yield torch.from_numpy(logits)
+        for number, window in enumerate(windows):
+            ids, cache = np.array(window.ids, dtype=np.int64), dict(self._empty)
+            for start in range(0, len(ids), POSITIONS_AT_ONCE):
+                piece = ids[start : start + POSITIONS_AT_ONCE]
+                rows, cache = self._run(piece, cache, start=start)
+                skipped = max(0, window.first - start)
+                if skipped < len(piece):
+                    yield Chunk(number, start + skipped, torch.from_numpy(rows[skipped:]))
 
-    def generate(self, prompt: Sequence[int], *, max_new_tokens: int) -> list[int]:
-        """Return the tokens that follow a prompt (BOS included by the caller), greedily."""
-        made: list[int] = []
-        for token in islice(self.tokens(prompt), max_new_tokens):
-            made.append(token)
-            if token in self.eos:
-                break
-        return made
-
-    def tokens(self, prompt: Sequence[int]) -> Iterator[int]:
-        """Yield what greedily follows a prompt, without end."""
-        cache, seen = dict(self.empty), 0
-        rest = np.array(prompt, dtype=np.int64)
-        while True:
-            logits, cache = self._run(rest, cache, seen=seen)
-            seen += len(rest)
-            token = int(logits[-1].argmax())
+    def tokens(self, prompt: Sequence[int], *, limit: int) -> Iterator[int]:
+        """Yield the tokens that greedily follow a prompt."""
+        ids, cache, start = np.array(prompt, dtype=np.int64), dict(self._empty), 0
+        for _ in range(limit):
+            rows, cache = self._run(ids, cache, start=start)
+            start += len(ids)
+            token = int(rows[-1].argmax())
             yield token
-            rest = np.array([token], dtype=np.int64)
+            ids = np.array([token], dtype=np.int64)
 
     def _run(
-        self, tokens: np.ndarray[Any, Any], cache: Mapping[str, Any], *, seen: int
-    ) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
-        mask = np.ones((1, seen + len(tokens)), dtype=np.int64)
-        feed = {"input_ids": tokens[None], "attention_mask": mask, **cache}
-        kept = [name.replace("past_key_values.", "present.") for name in cache]
-        logits, *present = self.session.run(["logits", *kept], feed)
+        self, ids: Array, cache: Mapping[str, Array], *, start: int
+    ) -> tuple[Array, dict[str, Array]]:
+        """Append tokens (n,) at ``start``; return their logits (n, vocabulary) and the cache."""
+        mask = np.ones((1, start + len(ids)), dtype=np.int64)
+        feed = {"input_ids": ids[None], "attention_mask": mask, **cache}
+        names = [name.replace("past_key_values.", "present.") for name in cache]
+        logits, *present = self._session.run(["logits", *names], feed)
         return logits[0], dict(zip(cache, present, strict=True))
 
 
-def _cache(folder: Path, session: Any) -> tuple[dict[str, Any], frozenset[int]]:
-    """Return empty keys and values for every layer, and the tokens that end a text."""
-    config = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))["model"]
-    decoder = config["decoder"]
-    shape = (1, decoder["num_key_value_heads"], 0, decoder["head_size"])
-    empty = {
-        given.name: np.zeros(shape, dtype=np.float32)
-        for given in session.get_inputs()
-        if given.name.startswith("past_key_values.")
-    }
-    eos = config["eos_token_id"]
-    return empty, frozenset(eos if isinstance(eos, list) else [eos])
+class OnnxGenai(SpeedRuntime):
+    """A folder loaded in onnxruntime-genai, on the device that it was made for."""
 
+    name: ClassVar[str] = "onnxruntime-genai"
+    packages: ClassVar[Sequence[str]] = (
+        "onnxruntime-genai",
+        "onnxruntime",
+        "onnxruntime-genai-cuda",
+        "onnxruntime-gpu",
+    )
+    modules: ClassVar[Sequence[str]] = ("onnxruntime_genai",)
 
-def _dtype(folder: Path) -> str:
-    """Type of everything that is not quantized, as config.json has it."""
-    try:
-        return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["dtype"])
-    except (OSError, ValueError, KeyError) as error:
-        raise ArtifactError(f"{folder / 'config.json'} says no dtype: {error}") from None
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        versions = [f"{name} {v}" for name in self.packages if (v := installed_version(name))]
+        self.software = f"{', '.join(versions)}; on {model.device_type}"
 
+    @classmethod
+    def requirement(cls, container: str, device: str) -> Requirement:
+        """Return the build for the device; that for CUDA runs on processors too."""
+        del container
+        package = GENAI_PACKAGES.get(device.partition(":")[0])
+        if package is None:
+            places = ", ".join(GENAI_PACKAGES)
+            return Requirement(unmet=f"onnxruntime-genai runs on {places}, not on {device}")
+        install = INSTALL if device == "cpu" else f"pip install {package}"
+        if installed_version(GENAI_PACKAGES["cuda"]) is not None:
+            return Requirement(install=install)
+        return Requirement((package,), install)
 
-def _version() -> str | None:
-    for package in ("onnxruntime", "onnxruntime-gpu"):
+    @classmethod
+    def modes(cls, path: Path, device: str) -> Sequence[Mode]:
+        """Return the one that the folder's configuration describes, on its device only."""
+        built_for, requested = _built_for(path), device.partition(":")[0]
+        not_run = None if built_for == requested else f"made for {built_for}, not for {requested}"
+        return [Mode("default", not_run)]
+
+    @classmethod
+    def load(cls, path: Path, container: str, options: LoadOptions = DEFAULTS) -> Self:
+        """Load a folder."""
+        cls.require(path, container, options.device)
+        import onnxruntime_genai
+
+        session = {"intra_op_num_threads": options.threads} if options.threads else {}
         try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
+            config = onnxruntime_genai.Config(str(path))
+            config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
+            return cls(onnxruntime_genai.Model(config))
+        except Exception as error:
+            # It raises a plain RuntimeError, or a class of onnxruntime's own, for anything.
+            raise ArtifactError(f"onnxruntime-genai refuses {path}: {error}") from error
+
+    def time(self, prompt: Sequence[int], new_tokens: int) -> Timing:
+        """Start a new sequence and continue a prompt greedily by exactly ``new_tokens`` tokens."""
+        import onnxruntime_genai
+
+        started = time.perf_counter()
+        length = len(prompt) + new_tokens
+        params = onnxruntime_genai.GeneratorParams(self._model)
+        # As many as requested, wherever the text would end.
+        params.set_search_options(max_length=length, min_length=length, do_sample=False)
+        generator = onnxruntime_genai.Generator(self._model, params)
+        generator.append_tokens(np.array(prompt, dtype=np.int32))
+        prefilled = time.perf_counter()
+        tokens: list[int] = []
+        first = 0.0
+        while len(tokens) < new_tokens:
+            generator.generate_next_token()
+            tokens.append(int(generator.get_next_tokens()[0]))
+            first = first or time.perf_counter() - started
+        return Timing(tokens, prefilled - started, first, time.perf_counter() - started)
+
+
+def _dtype(path: Path) -> str:
+    """Type of everything that is not quantized, from config.json."""
+    try:
+        return str(json.loads((path / "config.json").read_text(encoding="utf-8"))["dtype"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ArtifactError(f"{path / 'config.json'} has no dtype: {error}") from None
+
+
+def _built_for(path: Path) -> str:
+    """``cpu`` or ``cuda``, from the providers in the folder's configuration."""
+    config = read_json_object(path / CONFIG_FILE)
+    try:
+        providers = config["model"]["decoder"]["session_options"].get("provider_options", [])
+        return "cuda" if any("cuda" in provider for provider in providers) else "cpu"
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path / CONFIG_FILE} is not as the builder writes it.") from error
+
+
+def _any_version(packages: Sequence[str]) -> str | None:
+    return next((v for package in packages if (v := installed_version(package))), None)

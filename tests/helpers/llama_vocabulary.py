@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from gemquant.formats.gguf.values import Metadata, packed_metadata
-from gemquant.runtimes.llamacpp_library import complaints, library, missing
+from gemquant.runtimes.llamacpp_library import capture_errors, library, logged_errors, missing
 
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "llama_tokenize": (
@@ -48,10 +48,10 @@ class LlamaVocabulary:
             function.restype, function.argtypes = result, arguments
         params = self._lib.llama_model_default_params()
         params.vocab_only = True
-        complaints.clear()
+        capture_errors(self._lib)
         self._model = self._lib.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
-            raise AssertionError(f"llama.cpp refuses {path}: {' '.join(complaints)}")
+            raise AssertionError(f"llama.cpp refuses {path}: {logged_errors()}")
         self._vocab = self._lib.llama_model_get_vocab(self._model)
         self.size = int(self._lib.llama_vocab_n_tokens(self._vocab))
 

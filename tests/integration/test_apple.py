@@ -81,7 +81,7 @@ def test_the_documented_plug_in_is_stored_too(
 def test_without_mlx_the_native_level_says_what_to_install(
     run: Run, tiny_folders: dict[Kind, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gemquant.runtimes.mlx._version", lambda package: None)
+    monkeypatch.setattr("gemquant.runtimes.runtime.installed_version", lambda package: None)
     make(run, "rtn", tiny_folders["gemma2"], "--target", "mps")
     result = run("eval", "out", "--threads", "1")
     assert result.code == 0, result.err

@@ -11,7 +11,7 @@ import pytest
 
 from gemquant.core.protocols import AffineScheme
 from gemquant.formats.awq_gemm import AwqGemm
-from gemquant.runtimes.transformers import TransformersRunner
+from gemquant.runtimes.transformers import Transformers
 from tests.helpers.packed_modules import compare_packed_linears
 from tests.helpers.tiny_artifact import W4, W4_SYMMETRIC, tiny_header, write_tiny_weights
 from tests.helpers.tiny_gemma import Kind
@@ -26,7 +26,7 @@ def test_every_linear_of_gptqmodel_computes_the_decoded_weight(
     pytest.importorskip("gptqmodel", reason="gptqmodel is not installed")
     header = tiny_header(AwqGemm(), generation, scheme)
     made = write_tiny_weights(tmp_path, AwqGemm(), header)
-    runner = TransformersRunner.load(tmp_path, "awq-gemm")
+    runner = Transformers.load(tmp_path, "awq-gemm")
     # Measured with gptqmodel 7.6.0: at most 1.1 % of the largest output.
     compared = compare_packed_linears(runner.model, made.decoded, tolerance=0.02)
     assert compared == 7 * header.config["num_hidden_layers"]

@@ -13,7 +13,7 @@ from gemquant.formats.checkpoint.tokenizer_files import read_tokenizer_files, wi
 from gemquant.models.chat import render
 from gemquant.models.chat_templates import VARIANTS
 from gemquant.runtimes import llamacpp_library
-from gemquant.runtimes.chat.llamacpp import LlamaCppEngine, LlamaSettings
+from gemquant.runtimes.chat.server import LlamaCppChat, ServerSettings
 from tests.helpers.tiny_gemma import tiny_tokenizer, write_tiny_gemma, write_tiny_tokenizer
 from tests.helpers.tiny_gguf import LLAMACPP
 
@@ -64,8 +64,8 @@ needs_llamacpp = pytest.mark.skipif(
 
 def read_by_llamacpp(path: Path) -> int:
     """Tokens that llama.cpp makes of the conversation with the file's own template."""
-    settings = LlamaSettings(path, "tiny", None, 256, 64, "f16", threads=1, gpu=False)
-    engine = LlamaCppEngine(settings)
+    settings = ServerSettings(path, "tiny", None, 256, 64, "f16", threads=1, gpu=False)
+    engine = LlamaCppChat(settings)
     answer = engine._server.handle_chat_completions({"messages": TALK, "max_tokens": 1})
     return int(answer["usage"]["prompt_tokens"])
 

@@ -79,7 +79,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(terminal: Terminal) -> None
     terminal.until(r"\[…\]", seconds=30)
     terminal.until(PROMPT)
     terminal.type("!new")
-    terminal.until("A new conversation")
+    terminal.until("New conversation")
     terminal.until(PROMPT)
     terminal.type("!quit")
     assert terminal.process.wait(30) == 0

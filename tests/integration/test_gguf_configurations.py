@@ -18,7 +18,8 @@ from gemquant.formats.gguf.keys import unrepresentable
 from gemquant.formats.gguf.metadata import converted_metadata
 from gemquant.formats.gguf.names import architecture_of, stores_one_plus, to_gguf
 from gemquant.models.config import text_config
-from gemquant.runtimes.llamacpp import LlamaCppRunner
+from gemquant.runtimes.llamacpp import LlamaCpp
+from gemquant.runtimes.runtime import LoadOptions
 from tests.helpers.llama_vocabulary import why_not
 from tests.helpers.tiny_gemma import Kind, tiny_config, write_tiny_gemma
 from tests.helpers.tiny_windows import tiny_windows
@@ -111,7 +112,7 @@ def test_a_configuration_is_computed_as_transformers_computes_it(
     folder = write_tiny_gemma(tmp_path / "m", kind, overrides={**PUBLISHED[kind], **changes})
     checkpoint = open_checkpoint(str(folder))
     assert unrepresentable(checkpoint.config) == []
-    runner = LlamaCppRunner.load(written(tmp_path / "m.gguf", checkpoint), "gguf", threads=1)
+    runner = LlamaCpp.load(written(tmp_path / "m.gguf", checkpoint), "gguf", LoadOptions(threads=1))
     found = torch.cat([chunk.clone() for chunk in runner.logit_chunks(IDS)])
     assert divergence(expected_logits(checkpoint, checkpoint.config), found) < NEAR
     # What llama.cpp would compute without the keys is far from that.
@@ -124,7 +125,7 @@ def test_a_head_that_is_not_tied_is_used(tmp_path: Path) -> None:
         tmp_path / "m", "gemma3_text", tied=False, overrides=PUBLISHED["gemma3_text"]
     )
     checkpoint = open_checkpoint(str(folder))
-    runner = LlamaCppRunner.load(written(tmp_path / "m.gguf", checkpoint), "gguf", threads=1)
+    runner = LlamaCpp.load(written(tmp_path / "m.gguf", checkpoint), "gguf", LoadOptions(threads=1))
     found = torch.cat([chunk.clone() for chunk in runner.logit_chunks(IDS)])
     assert divergence(expected_logits(checkpoint, checkpoint.config), found) < NEAR
     tied = replace(checkpoint, config={**checkpoint.config, "tie_word_embeddings": True})

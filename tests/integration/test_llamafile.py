@@ -14,7 +14,8 @@ from gemquant.formats.gguf.find import find_gguf
 from gemquant.formats.llamafile import build
 from gemquant.formats.llamafile.runtime import open_runtime
 from gemquant.runtimes import llamacpp_library
-from gemquant.runtimes.llamacpp import LlamaCppRunner
+from gemquant.runtimes.llamacpp import LlamaCpp
+from gemquant.runtimes.runtime import LoadOptions
 from tests.helpers.tiny_gguf import LLAMACPP, write_tiny_gguf
 from tests.helpers.tiny_runtime import write_zip_runtime
 
@@ -50,7 +51,7 @@ def test_llamacpp_answers_alike_before_and_after(tmp_path: Path) -> None:
     source = write_tiny_gguf(tmp_path / "tiny.gguf", overrides=LLAMACPP["gemma2"])
     taken = packed_and_taken_out(str(source), tmp_path)
     answers = [
-        LlamaCppRunner.load(path, "gguf", threads=1).generate(PROMPT, max_new_tokens=8)
+        LlamaCpp.load(path, "gguf", LoadOptions(threads=1)).generate(PROMPT, max_new_tokens=8)
         for path in (source, taken)
     ]
     assert len(answers[0]) > 0
@@ -64,7 +65,7 @@ def test_the_real_sample_goes_on_talking(tmp_path: Path) -> None:
     taken = packed_and_taken_out("sample:gemma-3-270m", tmp_path)
     prompt = [2, 818, 5279, 529, 7001, 563]  # <bos>The capital of France is
     answers = [
-        LlamaCppRunner.load(path, "gguf", threads=1).generate(prompt, max_new_tokens=4)
+        LlamaCpp.load(path, "gguf", LoadOptions(threads=1)).generate(prompt, max_new_tokens=4)
         for path in (find_gguf("sample:gemma-3-270m").path, taken)
     ]
     assert answers[0] == answers[1]

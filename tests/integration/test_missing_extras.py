@@ -10,36 +10,31 @@ import pytest
 from gemquant.errors import RuntimeMissingError
 from gemquant.formats.onnx import OnnxGraph
 from gemquant.measure.quality.native import NativeRuntime
-from gemquant.runtimes.onnx import OnnxRunner
+from gemquant.runtimes.onnx import OnnxRuntime
 from tests.helpers.tiny_gemma import Kind
 from tests.unit.cli.conftest import Run
 
 FEW = "--threads 1 --samples 2 --seq-len 24 --eval-windows 1 --eval-slices english".split()
-TRANSFORMERS = "gemquant.runtimes.transformers._version"
-MLX = "gemquant.runtimes.mlx._version"
+VERSIONS = "gemquant.runtimes.runtime.installed_version"
 
 
 @pytest.mark.parametrize(
-    ("command", "versions", "message"),
+    ("command", "message"),
     [
         (
             ["nf4"],
-            TRANSFORMERS,
             "bitsandbytes and accelerate not installed; pip install 'gemquant[bitsandbytes]'",
         ),
         (
             ["rtn", "--group-size", "32", "--target", "cpu"],
-            TRANSFORMERS,
             "compressed-tensors and accelerate not installed; pip install 'gemquant[native]'",
         ),
         (
             ["rtn", "--group-size", "32", "--exporter", "awq-gemm"],
-            TRANSFORMERS,
             "gptqmodel and accelerate not installed; pip install gptqmodel accelerate",
         ),
         (
             ["rtn", "--group-size", "32", "--target", "mps"],
-            MLX,
             "mlx and mlx-lm not installed; pip install 'gemquant[mlx]'",
         ),
     ],
@@ -50,10 +45,9 @@ def test_without_its_runtime_an_artifact_is_made_and_eval_says_what_to_install(
     tiny_folders: dict[Kind, Path],
     monkeypatch: pytest.MonkeyPatch,
     command: list[str],
-    versions: str,
     message: str,
 ) -> None:
-    monkeypatch.setattr(versions, lambda package: None)
+    monkeypatch.setattr(VERSIONS, lambda package: None)
     quantizer, *options = command
     made = run(quantizer, str(tiny_folders["gemma2"]), *FEW, *options, "-o", "out")
     assert made.code == 0, made.err
@@ -85,8 +79,8 @@ def test_without_the_extra_onnx_an_artifact_cannot_be_read_back_and_it_is_named(
 def test_without_onnxruntime_level_native_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gemquant.runtimes.onnx._version", lambda: None)
-    assert OnnxRunner.unavailable("onnx") == (
+    monkeypatch.setattr("gemquant.runtimes.onnx.installed_version", lambda package: None)
+    assert OnnxRuntime.unavailable("onnx") == (
         "onnxruntime not installed; pip install 'gemquant[onnx]'"
     )
 

@@ -12,10 +12,9 @@ import torch
 from gemquant.core.protocols import PlainSpec, QuantizedSpec
 from gemquant.formats.checkpoint import open_checkpoint
 from gemquant.formats.onnx import Onnx
-from gemquant.measure.tasks.engines.engine import Window
-from gemquant.measure.tasks.engines.onnx import OnnxEngine
 from gemquant.models.structure import EMBEDDING, HEAD
-from gemquant.runtimes.onnx import OnnxRunner
+from gemquant.runtimes.onnx import OnnxRuntime
+from gemquant.runtimes.runtime import Window
 from tests.helpers.tiny_gemma import Kind, write_tiny_gemma
 from tests.unit.cli.conftest import Result, Run
 
@@ -60,7 +59,7 @@ def test_float32_logits_equal_transformers_past_the_window(
     )
     with torch.no_grad():
         expected = theirs(LONG).logits[0, :-1]
-    runner = OnnxRunner.load(Path("out"), "onnx")
+    runner = OnnxRuntime.load(Path("out"), "onnx")
     found = torch.cat([chunk.clone() for chunk in runner.logit_chunks(LONG)])
     assert found.shape == expected.shape == (299, expected.shape[1])
     assert (found - expected).abs().max() < 1e-3
@@ -144,7 +143,7 @@ def test_onnxruntime_genai_generates_the_same_tokens(build: Build, tiny_folder: 
     while not generator.is_done():
         generator.generate_next_token()
     theirs = [int(token) for token in generator.get_sequence(0)][len(prompt) :]
-    ours = OnnxRunner.load(Path("out"), "onnx").generate(prompt, max_new_tokens=12)
+    ours = OnnxRuntime.load(Path("out"), "onnx").generate(prompt, max_new_tokens=12)
     assert len(ours) > 4
     assert [t for t in ours if t != EOS] == [t for t in theirs if t != EOS]
 
@@ -209,19 +208,19 @@ def test_it_answers_requests_of_tasks_as_the_checkpoint_does(
     from transformers import AutoModelForCausalLM
 
     build(tiny_folders["gemma2"], "--bits", "32", "--no-eval")
-    engine = OnnxEngine(OnnxRunner.load(Path("out"), "onnx"))
+    runtime = OnnxRuntime.load(Path("out"), "onnx")
     ids = tuple(LONG[0, :200].tolist())
     asked = [Window(ids, 150), Window(ids[:20], 0)]
     model = AutoModelForCausalLM.from_pretrained(
         tiny_folders["gemma2"], dtype=torch.float32, attn_implementation="eager"
     )
     for number, window in enumerate(asked):
-        chunks = [chunk for chunk in engine.chunks(asked) if chunk.window == number]
+        chunks = [chunk for chunk in runtime.logits(asked) if chunk.window == number]
         found = torch.cat([chunk.logits for chunk in chunks])
         with torch.no_grad():
             expected = model.eval()(torch.tensor([window.ids])).logits[0, window.first :]
         assert chunks[0].start == window.first
         assert (found - expected).abs().max() < 1e-3
     prompt = list(ids[:30])
-    made = engine.runner.generate(prompt, max_new_tokens=8)
-    assert list(engine.continuation(prompt, most=8))[: len(made)] == made
+    made = runtime.generate(prompt, max_new_tokens=8)
+    assert list(runtime.tokens(prompt, limit=8))[: len(made)] == made

@@ -22,9 +22,10 @@ from gemquant.measure.quality.native import NativeRuntime
 from gemquant.models.structure import EMBEDDING, FINAL_NORM, HEAD
 from gemquant.quantizers.awq import AWQ
 from gemquant.quantizers.rtn import RoundToNearest
-from gemquant.runtimes.transformers import TransformersRunner
+from gemquant.runtimes.transformers import Transformers
 from tests.helpers.tiny_gemma import Kind, write_tiny_gemma
 from tests.helpers.tiny_job import EVALUATION, contents, run_tiny, tiny_job
+from tests.helpers.window_logits import window_logits
 
 QUANTIZERS = [RoundToNearest(), AWQ(), AWQ(bits=3, group_size=32, symmetric=True)]
 
@@ -148,9 +149,9 @@ def test_transformers_alone_loads_what_was_certified(
     checkpoint = open_checkpoint(str(tiny_folder))
     job = tiny_job(checkpoint, AWQ(symmetric=symmetric), tmp_path / "out")
     (artifact,) = run_tiny(checkpoint, [job])
-    runner = TransformersRunner.load(artifact.path, "compressed-tensors")
+    runner = Transformers.load(artifact.path, "compressed-tensors")
     windows = EVALUATION[0]
-    found = torch.log_softmax(runner.logits(windows.ids, range(39)).double(), -1)
+    found = torch.log_softmax(window_logits(runner, windows.ids[:, :39]).double(), -1)
     nll = -found.gather(-1, windows.ids[:, 1:, None]).mean()
     (certificate,) = compare(checkpoint, job.exporter.open(artifact.path), [windows])
     expected = math.log(certificate.slices[0].perplexity_quantized.value)

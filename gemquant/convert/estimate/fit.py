@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gemquant.convert.estimate.cache import cache_bytes
 from gemquant.convert.estimate.candidate import Candidate
 from gemquant.convert.estimate.containers import container_candidates
 from gemquant.convert.estimate.npu import npu_candidates
 from gemquant.core.targets.device import Footprint, Speed
 from gemquant.core.targets.target import Target
 from gemquant.errors import UnsupportedError, UsageError
+from gemquant.runtimes.chat.presets import kv_cache_bytes
 
 MIB = 1 << 20
 
@@ -104,7 +104,8 @@ def _forecast(
     config: Mapping[str, Any],
     request: Request,
 ) -> Forecast:
-    cache = cache_bytes(config, request.context, footprint.window_cache)
+    sliding = config["model_type"] in footprint.window_cache
+    cache = kv_cache_bytes(config, tokens=request.context, sliding=sliding)
     overhead = int(footprint.runtime_mib * MIB + footprint.vocabulary_bytes * config["vocab_size"])
     memory = candidate.resident_bytes + cache + overhead
     return Forecast(

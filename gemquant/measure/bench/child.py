@@ -1,80 +1,104 @@
-"""The process that measures: loads one artifact in one mode, runs it, answers, ends.
+"""The measuring process: loads one artifact in one mode, runs it, reports, ends.
 
-Run by ``measure``; a job as JSON comes on stdin, the answer goes out on the stdout that this
-process was given, which nothing foreign can write to.
+``measure`` starts it. A job comes as JSON on stdin; the answer goes to the original stdout, which
+no library can write to.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from gemquant.core.json_document import Record
 from gemquant.errors import GemquantError
 from gemquant.measure.bench.document import Figures, Speed, Spread
-from gemquant.measure.bench.engine import Engine, Load, Timing
-from gemquant.measure.bench.job import Answer, Job
-from gemquant.measure.bench.memory import anonymous_bytes, peak_resident_bytes
-from gemquant.measure.bench.runtimes import runtime
+from gemquant.runtimes.runtime import LoadOptions, SpeedRuntime, Timing, speed_runtime
+
+_SECONDS_BETWEEN_SAMPLES = 0.01
+
+
+class Job(Record):
+    """One measurement."""
+
+    runtime: str
+    mode: str
+    path: str
+    container: str
+    device: str
+    dtype: str
+    threads: int
+    prompt: tuple[int, ...]
+    new_tokens: int
+    repetitions: int
+    warm_up_runs: int
+
+
+class Answer(Record):
+    """The figures, or why there are none. ``measure`` adds the peak of anonymous memory."""
+
+    software: str | None = None
+    figures: Figures | None = None
+    failed: str | None = None
+    exit_code: int = 1
 
 
 def main() -> int:
     """Read a job, measure, answer."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever prints, prints to stderr
+    os.dup2(2, 1)  # libraries that print, print to stderr
     job = Job.model_validate_json(sys.stdin.buffer.read())
     try:
-        answer = measured(job)
+        answer = run_job(job)
     except GemquantError as error:
         answer = Answer(failed=str(error), exit_code=error.exit_code)
     except MemoryError:
         answer = Answer(failed="out of memory")
-    except Exception as error:  # noqa: BLE001 - foreign code raises anything; it is reported
+    except Exception as error:  # noqa: BLE001 - libraries raise anything; it is reported
         answer = Answer(failed=f"{type(error).__name__}: {error}")
     answers.write(answer.model_dump_json())
     answers.close()
     return 0
 
 
-def measured(job: Job) -> Answer:
+def run_job(job: Job) -> Answer:
     """Load, warm up, repeat."""
-    kind = runtime(job.runtime)
+    kind = speed_runtime(job.runtime)
     kind.prepare()
     baseline = anonymous_bytes(os.getpid())
-    started = time.perf_counter()
-    engine = kind.load(
-        Load(
-            path=Path(job.path),
-            container=job.container,
-            mode=job.mode,
-            device=job.device,
-            dtype=job.dtype,
-            threads=job.threads,
-            tokens=len(job.prompt) + job.new_tokens,
-        )
+    options = LoadOptions(
+        device=job.device,
+        dtype=job.dtype,
+        threads=job.threads,
+        mode=job.mode,
+        max_tokens=len(job.prompt) + job.new_tokens,
     )
-    loaded = time.perf_counter() - started
-    warm_up = _runs(engine, job, job.warm_up_runs)
-    counted = _runs(engine, job, job.repetitions)
-    first, *others = [tuple(run.tokens) for run in (*warm_up, *counted)]
+    started = time.perf_counter()
+    runtime = kind.load(Path(job.path), job.container, options)
+    load_seconds = time.perf_counter() - started
+    warm_up = _runs(runtime, job, job.warm_up_runs)
+    measured = _runs(runtime, job, job.repetitions)
+    first, *others = [tuple(run.tokens) for run in (*warm_up, *measured)]
     figures = Figures(
-        load_seconds=loaded,
-        measured=speed(counted, prompt_tokens=len(job.prompt)),
+        load_seconds=load_seconds,
+        measured=speed(measured, prompt_tokens=len(job.prompt)),
         warm_up=speed(warm_up, prompt_tokens=len(job.prompt)) if warm_up else None,
         baseline_anonymous_bytes=baseline,
         peak_anonymous_bytes=None,
         peak_resident_bytes=peak_resident_bytes(),
-        peak_device_bytes=engine.peak_device_bytes(),
+        peak_device_bytes=runtime.peak_device_bytes(),
         greedy_tokens=first,
         repeatable=all(tokens == first for tokens in others),
     )
-    return Answer(software=engine.software, figures=figures)
+    return Answer(software=runtime.software, figures=figures)
 
 
-def _runs(engine: Engine, job: Job, count: int) -> Sequence[Timing]:
-    runs = [engine.generate(job.prompt, job.new_tokens) for _ in range(count)]
+def _runs(runtime: SpeedRuntime, job: Job, count: int) -> Sequence[Timing]:
+    runs = [runtime.time(job.prompt, job.new_tokens) for _ in range(count)]
     for run in runs:
         if len(run.tokens) != job.new_tokens:
             raise ValueError(f"{len(run.tokens)} tokens were generated, not {job.new_tokens}")
@@ -82,7 +106,7 @@ def _runs(engine: Engine, job: Job, count: int) -> Sequence[Timing]:
 
 
 def speed(runs: Sequence[Timing], *, prompt_tokens: int) -> Speed:
-    """Speeds of some runs of at least two new tokens each."""
+    """Summarise runs of at least two new tokens each."""
     return Speed(
         first_token_seconds=Spread.of([run.first_token_seconds for run in runs]),
         prefill_tokens_per_second=Spread.of([prompt_tokens / run.prefill_seconds for run in runs]),
@@ -90,6 +114,56 @@ def speed(runs: Sequence[Timing], *, prompt_tokens: int) -> Speed:
             [(len(run.tokens) - 1) / (run.total_seconds - run.first_token_seconds) for run in runs]
         ),
     )
+
+
+# ---------------------------------------------------------------- memory of a process
+
+
+def anonymous_bytes(pid: int) -> int | None:
+    """Return the memory of a process that the system could only swap out; None but on Linux."""
+    return _status(pid, "RssAnon:")
+
+
+def peak_resident_bytes() -> int | None:
+    """Return this process's peak resident memory, mapped files included."""
+    if platform.system() == "Darwin":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Unlike getrusage's figure on Linux, this one starts anew with every program.
+    return _status("self", "VmHWM:")
+
+
+class PeakSampler(threading.Thread):
+    """Samples another process's anonymous memory every 10 ms until stopped."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self._pid = pid
+        self._stopped = threading.Event()
+        self.peak: int | None = None
+
+    def run(self) -> None:
+        """Sample until the process ends."""
+        while not self._stopped.wait(_SECONDS_BETWEEN_SAMPLES):
+            size = anonymous_bytes(self._pid)
+            if size is None:
+                return
+            self.peak = max(self.peak or 0, size)
+
+    def stop(self) -> None:
+        """Stop sampling."""
+        self._stopped.set()
+        self.join()
+
+
+def _status(pid: int | str, field: str) -> int | None:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return None
+    values = (int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+    return next(values, None)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -209,6 +209,8 @@ class Board(Record):
 class Benchmark(Document):
     """All that one call of `gemquant bench` measured."""
 
+    noun: ClassVar[str] = "benchmark"
+
     schema_version: Literal[1] = Field(
         default=SCHEMA_VERSION, description="Version of this document's layout."
     )
@@ -226,5 +228,5 @@ class Benchmark(Document):
     def read(cls, path: Path) -> Self:
         """Read a saved document; UsageError where it is none."""
         return read_document(
-            cls, path, hint="Save one with: gemquant bench ARTIFACT --json > before.json"
+            cls, path, hint="Save one with: gemquant bench ARTIFACT -o before.json"
         )

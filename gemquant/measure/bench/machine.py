@@ -1,4 +1,4 @@
-"""The machine and its condition, as far as it tells; what it does not tell is None."""
+"""The machine and its current condition; None for what the system does not report."""
 
 from __future__ import annotations
 
@@ -8,39 +8,42 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 
-from gemquant.core.resources import default_threads, usable_cpus
+from gemquant.core.resources import default_threads, machine_memory_bytes, usable_cpus
 from gemquant.measure.bench.document import Accelerator, Conditions, Environment, Machine
-from gemquant.measure.bench.nvidia import nvidia_accelerators, nvidia_conditions
+from gemquant.runtimes.runtime import installed_version
 
 _CPU = Path("/sys/devices/system/cpu")
-_GIB = 1 << 30
+_MIB, _GIB = 1 << 20, 1 << 30
+_SMI_SECONDS = 20
+_SMI_FACTS = ("name", "memory.total", "driver_version", "compute_cap")
+_SMI_CONDITIONS = ("pstate", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.limit")
 
 
 def environment(packages: Sequence[str]) -> Environment:
-    """All that is known of this machine now. packages: distributions whose versions matter."""
+    """Describe this machine. packages: distributions whose versions matter."""
     return Environment(
         machine=machine(),
         conditions=conditions(),
-        libraries={name: _version(name) for name in ("gemquant", *packages)},
+        libraries={name: installed_version(name) for name in ("gemquant", *packages)},
     )
 
 
 def machine() -> Machine:
     """What does not change between runs."""
     accelerators = (*nvidia_accelerators(), *_apple())
+    memory = machine_memory_bytes()
     facts = {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": processor(),
         "physical_cores": default_threads(),
         "logical_processors": len(usable_cpus()),
-        "memory_gib": _memory_gib(),
+        "memory_gib": None if memory is None else round(memory / _GIB),
     }
     gpus = [gpu.model_dump(exclude={"driver"}) for gpu in accelerators]
-    told = {**facts, "accelerators": gpus}
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    text = json.dumps({**facts, "accelerators": gpus}, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
     return Machine.model_validate({**facts, "accelerators": accelerators, "fingerprint": digest})
 
 
@@ -48,7 +51,7 @@ def conditions() -> Conditions:
     """What may have changed since the last run."""
     return Conditions(
         kernel=platform.release(),
-        governor=_each("cpufreq/scaling_governor"),
+        governor=_values("cpufreq/scaling_governor"),
         clock_mhz=_clocks(),
         clock_limit_mhz=_limit(),
         power=_power(),
@@ -68,12 +71,33 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _memory_gib() -> int | None:
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return None
-    return round(total / _GIB)
+def nvidia_accelerators() -> Sequence[Accelerator]:
+    """List the GPUs that nvidia-smi reports; none where it is not installed."""
+    return [
+        Accelerator(
+            name=name,
+            memory_bytes=int(memory) * _MIB if memory.isdigit() else None,
+            driver=driver,
+            compute_capability=capability,
+        )
+        for name, memory, driver, capability in nvidia_smi(_SMI_FACTS)
+    ]
+
+
+def nvidia_conditions() -> Sequence[str]:
+    """Describe power state, clocks and power limit of every GPU."""
+    return [
+        f"{state}, SM {clock} of {limit} MHz, memory {memory} MHz, power limit {power} W"
+        for state, clock, memory, limit, power in nvidia_smi(_SMI_CONDITIONS)
+    ]
+
+
+def nvidia_smi(facts: Sequence[str]) -> list[list[str]]:
+    """Ask nvidia-smi for facts: one list per GPU."""
+    query = f"--query-gpu={','.join(facts)}"
+    output = _answer("nvidia-smi", query, "--format=csv,noheader,nounits", seconds=_SMI_SECONDS)
+    rows = [[cell.strip() for cell in line.split(",")] for line in (output or "").splitlines()]
+    return [row for row in rows if len(row) == len(facts)]
 
 
 def _apple() -> Sequence[Accelerator]:
@@ -86,14 +110,14 @@ def _apple() -> Sequence[Accelerator]:
 # ---------------------------------------------------------------- processors
 
 
-def _each(fact: str) -> str | None:
-    """Every value of a fact among the processors that this process may use."""
-    found = {_text(_CPU / f"cpu{number}" / fact) for number in usable_cpus()} - {None}
-    return ", ".join(sorted(filter(None, found))) or None
+def _values(fact: str) -> str | None:
+    """Return all values of a fact over the processors that this process may use."""
+    values = {_text(_CPU / f"cpu{number}" / fact) for number in usable_cpus()} - {None}
+    return ", ".join(sorted(filter(None, values))) or None
 
 
 def _clocks() -> str | None:
-    """Lowest and highest clock now, in MHz."""
+    """Return the lowest and highest current clock, in MHz."""
     kilohertz = [
         int(value)
         for number in usable_cpus()
@@ -108,7 +132,7 @@ def _clocks() -> str | None:
 
 
 def _limit() -> str | None:
-    highest = _each("cpufreq/cpuinfo_max_freq")
+    highest = _values("cpufreq/cpuinfo_max_freq")
     return ", ".join(str(int(value) // 1000) for value in highest.split(", ")) if highest else None
 
 
@@ -122,8 +146,8 @@ def _virtual() -> bool | None:
 
 def _power() -> str | None:
     if platform.system() == "Darwin":
-        said = _answer("pmset", "-g", "ps")
-        return said.splitlines()[0].rpartition("'")[0].rpartition("'")[2] if said else None
+        output = _answer("pmset", "-g", "ps")
+        return output.splitlines()[0].rpartition("'")[0].rpartition("'")[2] if output else None
     facts = []
     supplies = Path("/sys/class/power_supply")
     for supply in sorted(supplies.iterdir()) if supplies.is_dir() else ():
@@ -150,16 +174,9 @@ def _lines(path: Path) -> list[str]:
     return (_text(path) or "").splitlines()
 
 
-def _answer(*command: str) -> str | None:
+def _answer(*command: str, seconds: float = 10) -> str | None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -1,4 +1,4 @@
-"""Plan the measurements, run each in a process of its own, gather the rows."""
+"""Plan the measurements, run each in its own process, collect the rows."""
 
 from __future__ import annotations
 
@@ -9,33 +9,67 @@ import signal
 import subprocess
 import sys
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from gemquant.core.progress import Progress
-from gemquant.core.resources import PACKAGE
+from gemquant.core.resources import PACKAGE, require_device
 from gemquant.errors import (
     CalibrationError,
     GemquantError,
+    ProblemCollector,
     RuntimeMissingError,
     UsageError,
     refuse,
 )
+from gemquant.measure.bench.child import Answer, Job, PeakSampler
 from gemquant.measure.bench.document import Benchmark, Row, Settings
-from gemquant.measure.bench.job import Answer, Job
 from gemquant.measure.bench.machine import environment
-from gemquant.measure.bench.memory import PeakSampler
-from gemquant.measure.bench.runtimes import RUNTIMES, runtime, runtimes_of
 from gemquant.measure.bench.subject import Subject
+from gemquant.runtimes.runtime import SPEED_RUNTIMES, speed_runtime, speed_runtimes
 
 logger = logging.getLogger(__name__)
 
 _READ_AT_ONCE = 1 << 24
 _LINES_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class BenchRequest:
+    """What to measure on this machine. runtimes, modes: None for all that apply."""
+
+    artifacts: tuple[str, ...]
+    settings: Settings
+    runtimes: Sequence[str] | None = None
+    modes: Sequence[str] | None = None
+
+    def plan(self) -> list[Measurement]:
+        """Open the artifacts and plan; every problem of them at once."""
+        require_device(self.settings.device)
+        problems = ProblemCollector()
+        opened = [problems.attempt(partial(_open, name)) for name in dict.fromkeys(self.artifacts)]
+        problems.refuse()
+        return plan(
+            [each.value for each in opened],
+            device=self.settings.device,
+            runtimes=self.runtimes,
+            modes=self.modes,
+        )
+
+
+def _open(name: str) -> Subject:
+    subject = Subject.open(name)
+    if subject.container == "rkllm":
+        raise UsageError(
+            f"{name}: only a board runs RKLLM files.",
+            hint=f"gemquant bench {name} --board ssh://USER@HOST",
+        )
+    return subject
 
 
 @dataclass(frozen=True)
@@ -55,14 +89,14 @@ def plan(
     runtimes: Sequence[str] | None = None,
     modes: Sequence[str] | None = None,
 ) -> list[Measurement]:
-    """Every artifact in every runtime and mode, or in those that were named.
+    """Plan every artifact in every runtime and mode, or in those that were named.
 
-    UsageError for a name that is none, RuntimeMissingError where nothing at all could be run.
+    UsageError for an unknown name, RuntimeMissingError if nothing at all could be run.
     """
-    refuse(_unknown(runtimes, RUNTIMES, "--runtimes"))
+    refuse(_unknown(runtimes, SPEED_RUNTIMES, "--runtimes"))
     planned = []
     for subject in subjects:
-        for name in runtimes_of(subject.container):
+        for name in speed_runtimes(subject.container):
             if runtimes is None or name in runtimes:
                 planned += _modes(subject, name, device)
     known = dict.fromkeys(each.mode for each in planned if each.mode)
@@ -74,41 +108,41 @@ def plan(
         containers = ", ".join(dict.fromkeys(subject.container for subject in subjects))
         raise RuntimeMissingError(
             f"Nothing can be measured: {reasons or f'no runtime is known for {containers}'}.",
-            hint="gemquant doctor says what is installed, and how to install the rest.",
+            hint="gemquant doctor lists what is installed, and how to install the rest.",
         )
     return chosen
 
 
 def _modes(subject: Subject, name: str, device: str) -> list[Measurement]:
-    kind = runtime(name)
-    reason = kind.unavailable(subject.container, device)
+    runtime = speed_runtime(name)
+    reason = runtime.unavailable(subject.container, device)
     if reason is not None:
         return [Measurement(subject, name, "", reason)]
-    found = kind.modes(subject.path, device)
-    return [Measurement(subject, name, mode.name, mode.not_run) for mode in found]
+    modes = runtime.modes(subject.path, device)
+    return [Measurement(subject, name, mode.name, mode.not_run) for mode in modes]
 
 
-def _unknown(
-    given: Sequence[str] | None, known: Mapping[str, object], flag: str
-) -> list[GemquantError]:
+def _unknown(names: Sequence[str] | None, known: Iterable[str], flag: str) -> list[GemquantError]:
     return [
-        UsageError(f"{flag} {name}: none of {', '.join(known)}.")
-        for name in given or ()
+        UsageError(f"{flag} {name}: must be one of {', '.join(known)}.")
+        for name in names or ()
         if name not in known
     ]
 
 
 def prompt_of(subject: Subject, tokens: int) -> tuple[int, ...]:
-    """The first so many tokens of the English evaluation text, one BOS before them.
+    """Return the first tokens of the English evaluation text, after one BOS.
 
-    UsageError where that text has fewer.
+    UsageError if the text has fewer.
     """
-    tokenizer, bos = subject.tokenizer()
+    from gemquant.runtimes.text import read_tokenizer
+
+    tokenizer, bos = read_tokenizer(subject.path, subject.container)
     return prompt_from(tokenizer, bos, tokens)
 
 
 def prompt_from(tokenizer: Any, bos: int, tokens: int) -> tuple[int, ...]:
-    """The same of a tokenizer (of the package ``tokenizers``) and its BOS."""
+    """Do the same with a tokenizer (of the package ``tokenizers``) and its BOS."""
     from gemquant.calibration.windows import evaluation_windows
 
     try:
@@ -133,9 +167,9 @@ def run(planned: Sequence[Measurement], settings: Settings, progress: Progress) 
         for subject in {each.subject.name: each.subject for each in planned}.values()
     }
     packages = dict.fromkeys(
-        package for each in planned for package in runtime(each.runtime).packages
+        package for each in planned for package in speed_runtime(each.runtime).packages
     )
-    surroundings = environment(list(packages))
+    machine = environment(list(packages))
     rows: list[Row] = []
     progress.start("measuring", len(planned))
     for each in planned:
@@ -146,18 +180,18 @@ def run(planned: Sequence[Measurement], settings: Settings, progress: Progress) 
         rows.append(_row(each, answer, rows))
         progress.advance("measuring")
     return Benchmark(
-        environment=surroundings,
+        environment=machine,
         settings=settings,
         prompts={name: digest_of(ids) for name, ids in prompts.items()},
         rows=tuple(rows),
     )
 
 
-def _row(each: Measurement, answer: Answer, before: Sequence[Row]) -> Row:
+def _row(each: Measurement, answer: Answer, earlier: Sequence[Row]) -> Row:
     figures = answer.figures
     firsts = [
         row.figures.greedy_tokens
-        for row in before
+        for row in earlier
         if (row.artifact, row.runtime) == (each.subject.name, each.runtime) and row.figures
     ]
     same = None
@@ -178,7 +212,7 @@ def _row(each: Measurement, answer: Answer, before: Sequence[Row]) -> Row:
 
 
 def digest_of(ids: Sequence[int]) -> str:
-    """SHA-256 of token ids (int32, little-endian)."""
+    """Return the SHA-256 of token ids (int32, little-endian)."""
     numbers = array("i", ids)
     if sys.byteorder == "big":
         numbers.byteswap()
@@ -197,18 +231,13 @@ def measure(each: Measurement, settings: Settings, prompt: Sequence[int]) -> Ans
         mode=each.mode,
         path=str(each.subject.path.resolve()),
         container=each.subject.container,
-        device=settings.device,
-        dtype=settings.dtype,
-        threads=settings.threads,
         prompt=tuple(prompt),
-        new_tokens=settings.new_tokens,
-        repetitions=settings.repetitions,
-        warm_up_runs=settings.warm_up_runs,
+        **settings.model_dump(exclude={"prompt_tokens"}),
     )
-    # -P: no module may come from the folder that the user happens to be in.
+    # -P: no module may come from the current folder.
     with subprocess.Popen(
         [sys.executable, "-P", "-m", "gemquant.measure.bench.child"],
-        env=_surroundings(settings.threads),
+        env=_environment(settings.threads),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -216,29 +245,29 @@ def measure(each: Measurement, settings: Settings, prompt: Sequence[int]) -> Ans
         sampler = PeakSampler(process.pid)
         sampler.start()
         try:
-            said, noise = process.communicate(job.model_dump_json().encode())
+            output, errors = process.communicate(job.model_dump_json().encode())
         finally:
             process.kill()
             process.wait()
             sampler.stop()
-    told = noise.decode("utf-8", errors="replace")
-    logger.debug("%s", told)
-    answer = _answer(process.returncode, said, told)
+    log = errors.decode("utf-8", errors="replace")
+    logger.debug("%s", log)
+    answer = _answer(process.returncode, output, log)
     if answer.figures is None:
         return answer
     figures = answer.figures.model_copy(update={"peak_anonymous_bytes": sampler.peak})
     return answer.model_copy(update={"figures": figures})
 
 
-def _answer(code: int, said: bytes, noise: str) -> Answer:
+def _answer(code: int, output: bytes, log: str) -> Answer:
     if code == 0:
         try:
-            return Answer.model_validate_json(said)
+            return Answer.model_validate_json(output)
         except ValidationError:
-            return Answer(failed=f"the measuring process answered {said[:80]!r}")
-    last = " / ".join(noise.strip().splitlines()[-_LINES_SHOWN:])
+            return Answer(failed=f"the measuring process answered {output[:80]!r}")
+    last = " / ".join(log.strip().splitlines()[-_LINES_SHOWN:])
     ended = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
-    return Answer(failed=f"the measuring process ended {ended}: {last or 'it said nothing'}")
+    return Answer(failed=f"the measuring process ended {ended}: {last or 'it logged nothing'}")
 
 
 def _read(file: Path) -> None:
@@ -248,8 +277,8 @@ def _read(file: Path) -> None:
             pass
 
 
-def _surroundings(threads: int) -> dict[str, str]:
-    """Our environment, offline, with the threads that were asked for and this very gemquant."""
+def _environment(threads: int) -> dict[str, str]:
+    """Return our environment, offline, with the number of threads and this very gemquant."""
     count, path = str(threads), os.environ.get("PYTHONPATH")
     return os.environ | {
         "HF_HUB_OFFLINE": "1",

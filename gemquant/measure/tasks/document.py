@@ -6,7 +6,7 @@ The JSON Schema in ``docs/tasks-document.schema.json`` is generated from these m
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -124,6 +124,8 @@ class TaskResult(Record):
 
 class TasksDocument(Document):
     """All that one run of ``gemquant tasks`` measured."""
+
+    noun: ClassVar[str] = "tasks document"
 
     schema_version: Literal[1] = Field(
         default=SCHEMA_VERSION, description="Version of this document's layout."

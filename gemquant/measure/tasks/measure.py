@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from gemquant import __version__
-from gemquant.core.artifact import MANIFEST_FILE, read_manifest
+from gemquant.core.artifact import MANIFEST_FILE, Manifest, read_manifest
+from gemquant.core.artifact.content import content_digest
 from gemquant.core.progress import Progress
 from gemquant.core.recipe import Recipe
-from gemquant.errors import Attempt, ProblemCollector, UsageError
+from gemquant.errors import Attempt, ProblemCollector, RuntimeMissingError, UsageError
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemquant.measure.bench.subject import Subject
 from gemquant.measure.tasks import harness
 from gemquant.measure.tasks.document import ModelRecord, Settings, TasksDocument
-from gemquant.measure.tasks.engines.engine import Engine
 from gemquant.measure.tasks.published import Figure
 from gemquant.measure.tasks.results import Context, task_results
+from gemquant.runtimes.runtime import LoadOptions, LogitsRuntime, logits_runtime
 
 if TYPE_CHECKING:
-    from gemquant.measure.tasks.voice import Voice
-
-_ORIGINAL = "the original"
-
-T = TypeVar("T")
+    from gemquant.runtimes.text import TextInterface
 
 
 @dataclass(frozen=True)
-class Request:
-    """What was asked for. against: the original; None for what the artifact was made from."""
+class TasksRequest:
+    """What to run. against: the original; None for what the artifact was made from."""
 
     artifact: str
     tasks: tuple[str, ...]
@@ -43,92 +41,104 @@ class Request:
 
 @dataclass(frozen=True)
 class Subjects:
-    """What answers, nothing of its weights read yet."""
+    """The models that answer; none of their weights are read yet."""
 
     artifact: Subject
     base_model: str | None
     original: Checkpoint | None
 
 
-def open_subjects(request: Request) -> Subjects:
+def open_subjects(request: TasksRequest) -> Subjects:
     """Open an artifact and its original; every problem of both at once."""
-    from gemquant.measure.tasks.opening import require_runtime
-
     problems = ProblemCollector()
     subject = problems.attempt(lambda: Subject.open(request.artifact))
-    problems.attempt(lambda: require_runtime(subject.value))
+    problems.attempt(lambda: _require_runtime(subject.value))
     checkpoint = problems.attempt(
         lambda: _original(request, subject) if request.with_original else None
     )
     problems.refuse()
-    artifact, original = subject.value, checkpoint.value
+    original, manifest = checkpoint.value, _manifest(subject.value)
     base_model = original.provenance.base_model if original is not None else None
-    if (artifact.path / MANIFEST_FILE).is_file():
-        base_model = read_manifest(artifact.path).base_model or base_model
-    return Subjects(artifact, base_model, original)
+    if manifest is not None:
+        base_model = manifest.base_model or base_model
+    return Subjects(subject.value, base_model, original)
 
 
-def _original(request: Request, subject: Attempt[Subject]) -> Checkpoint:
-    """The checkpoint that an artifact is compared with; UsageError where nothing says which."""
+def _manifest(subject: Subject) -> Manifest | None:
+    return read_manifest(subject.path) if (subject.path / MANIFEST_FILE).is_file() else None
+
+
+def _require_runtime(subject: Subject) -> None:
+    runtime = logits_runtime(subject.container)
+    reason = runtime.unavailable(subject.container)
+    if reason is not None:
+        raise RuntimeMissingError(
+            f"{subject.name} cannot be run in {runtime.name}: {reason}.",
+            hint="gemquant doctor lists what is installed, and how to install the rest.",
+        )
+
+
+def _original(request: TasksRequest, subject: Attempt[Subject]) -> Checkpoint:
+    """Open the checkpoint to compare with; UsageError if neither request nor manifest names it."""
     if request.against is not None:
         return open_checkpoint(request.against)
-    artifact = subject.value
-    if not (artifact.path / MANIFEST_FILE).is_file():
+    manifest = _manifest(subject.value)
+    if manifest is None:
         raise UsageError(
-            f"{artifact.name}: has no manifest that names what it was made from.",
+            f"{subject.value.name}: has no manifest that names its original.",
             hint="Give --against MODEL, or --no-original.",
         )
-    manifest = read_manifest(artifact.path)
     ref, lora = manifest.source.ref, Recipe.from_dict(manifest.recipe).lora
     if manifest.source.revision is not None:
         ref = f"{ref.partition('@')[0]}@{manifest.source.revision}"
     return open_checkpoint(ref, lora=lora)
 
 
-def measure(request: Request, subjects: Subjects, progress: Progress) -> TasksDocument:
-    """Run every task on the artifact in its own runtime, then on the original in transformers."""
-    from gemquant.measure.tasks import opening
+def measure(request: TasksRequest, subjects: Subjects, progress: Progress) -> TasksDocument:
+    """Run every task on the artifact in its runtime, then on the original in transformers."""
+    from gemquant.runtimes.text import TextInterface
 
     artifact, checkpoint = subjects.artifact, subjects.original
-    voices = {artifact.name: opening.artifact_voice(artifact)}
-    if checkpoint is not None:
-        voices[_ORIGINAL] = opening.original_voice(checkpoint)
-    if request.settings.chat_template:
-        for voice in voices.values():
-            opening.require_template(voice, artifact.name)
+    text = TextInterface.of_artifact(artifact.path, artifact.container)
+    texts = [text] if checkpoint is None else [text, TextInterface.of_checkpoint(checkpoint)]
+    if request.settings.chat_template and any(each.template is None for each in texts):
+        raise UsageError(
+            f"--apply-chat-template: {artifact.name} or its original has no chat template.",
+            hint="Leave the flag out, or make the artifact with --chat-template.",
+        )
     loaded = harness.load(
         request.tasks,
         request.folder,
         code_allowed=request.settings.task_code,
         progress=progress,
     )
-    longest = min(voice.longest for voice in voices.values())
-    runs: list[Answers] = []
-    settings = request.settings.shortened(longest)
+    runs: list[_Run] = []
+    settings = request.settings.shortened(min(each.max_tokens for each in texts))
     if loaded.tasks:
         progress.note(f"loading {artifact.name}")
-        engine = opening.artifact_engine(artifact, settings)
-        settings = settings.shortened(engine.longest)
+        runtime = load_artifact(artifact, settings)
+        settings = settings.shortened(runtime.max_window)
+        manifest = _manifest(artifact)
         record = ModelRecord(
-            name=opening.named(artifact.path),
+            name=artifact.path.name or artifact.path.resolve().name,
             container=artifact.container,
             base_model=subjects.base_model,
-            digest=opening.digest(artifact),
-            runtime=engine.runtime,
+            digest=None if manifest is None else content_digest(manifest),
+            runtime=runtime.software,
         )
-        runs.append(_answers(record, engine, voices[artifact.name], loaded, settings, progress))
-        del engine
-        opening.forget()
+        runs.append(_run(record, runtime, text, loaded, settings, progress))
+        del runtime
+        _free_memory()
     if loaded.tasks and checkpoint is not None:
         progress.note(f"loading {checkpoint.ref}")
-        engine = opening.original_engine(checkpoint, settings)
+        runtime = load_original(checkpoint, settings)
         record = ModelRecord(
             name=checkpoint.ref,
             container="checkpoint",
             base_model=checkpoint.provenance.base_model,
-            runtime=engine.runtime,
+            runtime=runtime.software,
         )
-        runs.append(_answers(record, engine, voices[_ORIGINAL], loaded, settings, progress))
+        runs.append(_run(record, runtime, texts[1], loaded, settings, progress))
     return TasksDocument(
         gemquant=__version__,
         lm_eval=harness.version(),
@@ -145,26 +155,49 @@ def measure(request: Request, subjects: Subjects, progress: Progress) -> TasksDo
     )
 
 
+def load_artifact(subject: Subject, settings: Settings) -> LogitsRuntime:
+    """Load an artifact, whole, in the runtime of its container."""
+    options = LoadOptions(settings.device, settings.dtype, batch_size=settings.batch_size)
+    return logits_runtime(subject.container).load(subject.path, subject.container, options)
+
+
+def load_original(checkpoint: Checkpoint, settings: Settings) -> LogitsRuntime:
+    """Load a checkpoint, whole, in transformers."""
+    from gemquant.runtimes.transformers import Transformers
+
+    options = LoadOptions(settings.device, settings.dtype, batch_size=settings.batch_size)
+    return Transformers.load_checkpoint(checkpoint, options)
+
+
+def _free_memory() -> None:
+    """Free the memory of a model that nothing refers to any more."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 @dataclass(frozen=True)
-class Answers:
-    """What a model answered: lm-eval's results, and what is worth saying about them."""
+class _Run:
+    """One model's results: lm-eval's, and what is worth noting about them."""
 
     model: ModelRecord
     results: Mapping[str, Any]
     notes: tuple[str, ...]
 
 
-def _answers(
+def _run(
     record: ModelRecord,
-    engine: Engine,
-    voice: Voice,
+    runtime: LogitsRuntime,
+    text: TextInterface,
     loaded: harness.Loaded,
     settings: Settings,
     progress: Progress,
-) -> Answers:
+) -> _Run:
     from gemquant.measure.tasks.model import HarnessModel
 
-    model = HarnessModel(engine, voice, settings.max_length, progress)
+    model = HarnessModel(runtime, text, settings.max_length, progress)
     progress.note(f"running {record.name} in {record.runtime}")
     results = harness.run(model, loaded, settings)
     notes = []
@@ -173,4 +206,4 @@ def _answers(
             f"{record.name}: {model.windows_cut} prompts were longer than {settings.max_length} "
             "tokens and lost their beginning"
         )
-    return Answers(record, results, tuple(notes))
+    return _Run(record, results, tuple(notes))

@@ -1,7 +1,7 @@
-"""Presets: what a conversation may cost in memory, and what it gives up for that.
+"""Presets: how much memory a conversation may use, and what that costs; size of the KV cache.
 
-The names are those of local-gemma. There they choose a quantization; an artifact is quantized
-already, so here they choose what surrounds it.
+The names are those of local-gemma, where they choose a quantization. An artifact is already
+quantized, so here they choose everything else.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _SPARE_BYTES = 500_000_000
 
 @dataclass(frozen=True)
 class Preset:
-    """What surrounds the weights.
+    """Everything but the weights.
 
     cache: type of cached keys and values in llama.cpp. context: tokens, unless the model has fewer.
-    batch: tokens of a prompt at once. dtype: computed in by transformers. compiled: whether
+    batch: prompt tokens at once. dtype: type that transformers computes in. compiled: whether
     transformers compiles the decoder, with a cache of fixed size (NVIDIA GPUs only).
     """
 
@@ -47,7 +47,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         for preset in (
             Preset(
                 "exact",
-                "nothing rounded but the weights: 32-bit keys, values and activations",
+                "32-bit keys, values and activations: only the weights are rounded",
                 cache="f32",
                 context=8192,
                 batch=512,
@@ -88,7 +88,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Choice:
-    """A preset and why."""
+    """A preset and the reason for it."""
 
     preset: Preset
     reason: str
@@ -104,12 +104,12 @@ def choose_preset(
     """Return the preset of a name; for ``auto``, the fastest one that fits.
 
     cache_bytes: of keys and values at a preset's full context. free_bytes: on the device that
-    computes; None where the system does not tell.
+    computes; None if unknown.
     """
     if name != AUTO:
         return Choice(PRESETS[name], PRESETS[name].summary)
     if free_bytes is None:
-        return Choice(PRESETS["memory"], "how much memory is free is not known here")
+        return Choice(PRESETS["memory"], "the free memory of this machine is unknown")
     for candidate in ("speed", "memory", "memory_extreme"):
         preset = PRESETS[candidate]
         cache = cache_bytes(preset)
@@ -122,19 +122,26 @@ def choose_preset(
     return Choice(
         PRESETS["memory_extreme"],
         f"{human_bytes(weights_bytes)} of weights do not fit in {human_bytes(free_bytes)} of free "
-        "memory; they will be read from disk again and again",
+        "memory; they will be read from disk repeatedly",
     )
 
 
-def cache_bytes(config: Mapping[str, Any], *, context: int, batch: int, bits: float) -> int:
-    """Size of the keys and values of one conversation of ``context`` tokens.
+def kv_cache_bytes(
+    config: Mapping[str, Any],
+    *,
+    tokens: int,
+    bits: float = 16,
+    batch: int = 0,
+    sliding: bool = True,
+) -> int:
+    """Bytes of the keys and values of one sequence of ``tokens`` tokens.
 
-    config: the text model's, flat. A layer with a sliding window keeps the window and a batch.
+    config: the text model's, flat. bits: per value. sliding: whether layers with a sliding window
+    store only the window and the ``batch`` tokens that are computed at once.
     """
-    width = 2 * config["num_key_value_heads"] * config["head_dim"]
-    window = config.get("sliding_window") or context
     kinds = config.get("layer_types") or ["full_attention"] * config["num_hidden_layers"]
-    kept = sum(
-        min(context, window + batch) if kind == "sliding_attention" else context for kind in kinds
+    window = (config.get("sliding_window") or tokens) + batch
+    stored = sum(
+        min(tokens, window) if sliding and kind == "sliding_attention" else tokens for kind in kinds
     )
-    return int(kept * width * bits / 8)
+    return int(stored * 2 * config["num_key_value_heads"] * config["head_dim"] * bits / 8)

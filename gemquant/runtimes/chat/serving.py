@@ -1,4 +1,4 @@
-"""A GGUF for other programs: llama.cpp's server, kept to this machine unless told otherwise."""
+"""Serves a GGUF to other programs with llama.cpp's server, on this machine unless made public."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from typing import Any
 from gemquant.core.artifact import MANIFEST_FILE, read_manifest
 from gemquant.errors import GemquantError, UnsupportedError, UsageError
 from gemquant.formats.gguf.find import find_gguf, ggufs_of
-from gemquant.runtimes.chat.engine import Message
-from gemquant.runtimes.chat.llamacpp import start_server
-from gemquant.runtimes.chat.opening import Wanted, llama_settings
+from gemquant.models.chat import Message
+from gemquant.runtimes.chat.load import ChatRequest, server_settings
 from gemquant.runtimes.chat.presets import Choice
+from gemquant.runtimes.chat.server import start_server
 
 KEY_VARIABLE = "GEMQUANT_API_KEY"
 SHORTEST_KEY = 16
@@ -30,13 +30,13 @@ _LONGEST_KEY = 4096
 _KEY = re.compile(r"[!-~]+")
 _PROCESSING = re.compile(r"^llamacpp:requests_(?:processing|deferred) (\d+)", re.MULTILINE)
 _SECONDS_BETWEEN_LOOKS = 0.05
-# Without this, llama.cpp would go on from nothing at all.
+# Without this, llama.cpp would continue an empty prompt.
 _NOT_EMPTY = "{%- if not messages -%}{{ raise_exception('messages is empty') }}{%- endif -%}"
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where to listen. public: whether an address beyond this machine is meant."""
+    """Where to listen. public: whether other machines may connect."""
 
     host: str
     port: int
@@ -44,7 +44,7 @@ class Address:
 
     @property
     def loopback(self) -> bool:
-        """Whether only this machine reaches it."""
+        """Whether only this machine can connect."""
         if self.host == "localhost":
             return True
         try:
@@ -55,7 +55,7 @@ class Address:
 
 @dataclass(frozen=True)
 class Serving:
-    """A server that is answering. key: None where it asks for none."""
+    """A running server. key: None if it needs none."""
 
     url: str
     model: str
@@ -67,9 +67,9 @@ class Serving:
 
 
 def read_key(file: Path | None) -> str | None:
-    """Return the key that clients must give, from a file or $GEMQUANT_API_KEY; None without either.
+    """Return the key that clients must send, from a file or $GEMQUANT_API_KEY; None without either.
 
-    UsageError for one that is too short, or has spaces or other signs that no header carries.
+    UsageError if it is too short, or has characters that an HTTP header cannot carry.
     """
     if file is not None:
         where = f"--api-key-file {file}"
@@ -92,7 +92,7 @@ def read_key(file: Path | None) -> str | None:
 
 
 def address_problems(address: Address, key: str | None) -> Sequence[GemquantError]:
-    """Return everything that forbids listening there."""
+    """Return every reason not to listen there."""
     problems: list[GemquantError] = []
     if not 0 <= address.port <= 65535:
         problems.append(UsageError(f"--port {address.port}: must be from 0 (any) to 65535."))
@@ -100,35 +100,36 @@ def address_problems(address: Address, key: str | None) -> Sequence[GemquantErro
         if not address.public:
             problems.append(
                 UsageError(
-                    f"--host {address.host}: other machines would reach it.",
-                    hint="Add --public if that is meant, or leave --host out.",
+                    f"--host {address.host}: other machines could connect.",
+                    hint="Add --public to allow that, or leave --host out.",
                 )
             )
         if key is None:
             problems.append(
                 UsageError(
-                    f"--host {address.host}: a server that other machines reach needs a key.",
+                    f"--host {address.host}: a public server needs a key.",
                     hint=f"Set ${KEY_VARIABLE}, or give --api-key-file FILE.",
                 )
             )
     return problems or _binding_problems(address)
 
 
-def serve(wanted: Wanted, address: Address, *, key: str | None, parallel: int) -> Serving:
-    """Load a GGUF and listen; returns when the first question can be asked.
+def serve(request: ChatRequest, address: Address, *, key: str | None, parallel: int) -> Serving:
+    """Load a GGUF and listen; return as soon as the server answers.
 
-    Raises a GemquantError before anything is loaded where that can be known.
+    Raises a GemquantError before anything is loaded if that can be known.
     """
-    _require_gguf(wanted.model)
+    _require_gguf(request.model)
     opening: list[Message] = [{"role": "user", "content": "Hello"}]
-    settings, choice = llama_settings(wanted, find_gguf(wanted.model), opening, parallel=parallel)
+    gguf = find_gguf(request.model)
+    settings, choice = server_settings(request, gguf, opening, parallel=parallel)
     settings = replace(
         settings,
         template=_NOT_EMPTY + (settings.template or ""),
         host=address.host,
         port=address.port,
         keys=() if key is None else (key,),
-        counted=True,
+        metrics=True,
     )
     server = start_server(settings)
     url = f"{server.listening_address}/v1"
@@ -136,15 +137,15 @@ def serve(wanted: Wanted, address: Address, *, key: str | None, parallel: int) -
 
 
 def wait_until_idle(serving: Serving, *, seconds: float, give_up: threading.Event) -> bool:
-    """Wait until no request is under way; False where one still is after so many seconds."""
+    """Wait until no request is running; return False if one still is after ``seconds``."""
     end = time.monotonic() + seconds
-    while _under_way(serving):
+    while _is_busy(serving):
         if time.monotonic() >= end or give_up.wait(_SECONDS_BETWEEN_LOOKS):
             return False
     return True
 
 
-def _under_way(serving: Serving) -> bool:
+def _is_busy(serving: Serving) -> bool:
     request = urllib.request.Request(serving.url.removesuffix("/v1") + "/metrics")  # noqa: S310
     if serving.key is not None:
         request.add_header("Authorization", f"Bearer {serving.key}")
@@ -157,10 +158,11 @@ def _under_way(serving: Serving) -> bool:
 
 
 def _binding_problems(address: Address) -> list[GemquantError]:
-    """Listen for a moment: llama.cpp would not say why it could not."""
+    """Listen for a moment, since llama.cpp gives no reason when it cannot."""
     try:
-        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-        family, kind, protocol, _, place = found[0]
+        (family, kind, protocol, _, place), *_ = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM
+        )
         with socket.socket(family, kind, protocol) as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trial.bind(place)
@@ -168,8 +170,8 @@ def _binding_problems(address: Address) -> list[GemquantError]:
         reason = error.strerror or str(error)
         return [
             UsageError(
-                f"--host {address.host} --port {address.port}: cannot be listened on: {reason}.",
-                hint="Choose another --port; 0 takes any that is free.",
+                f"--host {address.host} --port {address.port}: cannot listen: {reason}.",
+                hint="Choose another --port; 0 takes any free one.",
             )
         ]
     return []
@@ -182,13 +184,14 @@ def _require_gguf(ref: str) -> None:
     manifest = read_manifest(folder)
     if ggufs_of(manifest):
         return
-    others = {
-        "mlx": f"mlx_lm.server --model {folder}",
-        "awq-gemm": f"vllm serve {folder}",
-        "compressed-tensors": f"vllm serve {folder}",
+    programs = {
+        "mlx": "mlx_lm.server --model",
+        "awq-gemm": "vllm serve",
+        "compressed-tensors": "vllm serve",
     }
-    other = others.get(manifest.container, f"transformers serve {folder}")
+    program = programs.get(manifest.container, "transformers serve")
     raise UnsupportedError(
-        f"{ref}: gemquant serve runs GGUF, and this is {manifest.container}.",
-        hint=f"Make one: gemquant gguf {manifest.source.ref} --type Q4_K_M. For this: {other}",
+        f"{ref}: gemquant serve runs GGUF files; this artifact is {manifest.container}.",
+        hint=f"Make a GGUF: gemquant gguf {manifest.source.ref} --type Q4_K_M. "
+        f"To serve this artifact: {program} {folder}",
     )

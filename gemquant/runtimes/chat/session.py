@@ -1,48 +1,119 @@
-"""A conversation: its messages, and what becomes of them when an answer is cut short."""
+"""A conversation: its messages, the model that answers, and answers that are cut short."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Protocol
 
-from gemquant.runtimes.chat.engine import Engine, Message
-from gemquant.runtimes.chat.sampling import Sampling
+from tokenizers.decoders import DecodeStream
+
+from gemquant.errors import GemquantError
+from gemquant.models.chat import Message
+from gemquant.runtimes.sampling import Sampling, stream_from_callback
+
+if TYPE_CHECKING:
+    from gemquant.runtimes.text import TextInterface
+    from gemquant.runtimes.transformers import Transformers
+
+
+class ContextFullError(GemquantError):
+    """The conversation is longer than the model's context."""
+
+
+class ChatModel(Protocol):
+    """A loaded model that answers one conversation at a time.
+
+    software: runtime, version and type computed in. context: tokens of a conversation, its answer
+    included.
+    """
+
+    software: str
+    context: int
+
+    def answer(
+        self, messages: Sequence[Message], sampling: Sampling, stop: threading.Event
+    ) -> Generator[str, None, None]:
+        """Yield the answer piece by piece; soon after ``stop`` is set, no more.
+
+        ContextFullError if the conversation does not fit, another GemquantError if the template
+        refuses it.
+        """
+
+
+class TransformersChat:
+    """A model of transformers that answers; text is rendered and tokenized here."""
+
+    def __init__(
+        self, runtime: Transformers, text: TextInterface, *, context: int, compiled: bool
+    ) -> None:
+        self.runtime, self.software, self.context = runtime, runtime.software, context
+        self._text, self._compiled = text, compiled
+
+    def answer(
+        self, messages: Sequence[Message], sampling: Sampling, stop: threading.Event
+    ) -> Generator[str, None, None]:
+        """Yield the answer piece by piece."""
+        text = self._text
+        ids = text.encode(text.render(messages, add_generation_prompt=True))
+        room = self.context - len(ids)
+        if room < 1:
+            raise ContextFullError(
+                f"{len(ids)} tokens leave no room for an answer in a context of {self.context}"
+            )
+
+        def produce(put: Callable[[int], None]) -> None:
+            self.runtime.sample(
+                ids,
+                sampling,
+                end_tokens=sorted(text.end_tokens),
+                limit=min(room, sampling.max_tokens),
+                compiled=self._compiled,
+                put=put,
+                stop=stop,
+            )
+
+        def pieces() -> Generator[str, None, None]:
+            decoder = DecodeStream(skip_special_tokens=True)
+            with closing(stream_from_callback(produce, stop)) as tokens:
+                for token in tokens:
+                    if piece := decoder.step(text.tokenizer, token):
+                        yield piece
+
+        return pieces()
 
 
 class Session:
-    """Messages in the order in which they were said; the system's, if there is one, first."""
+    """Messages in order; the system message, if there is one, first."""
 
-    def __init__(self, engine: Engine, sampling: Sampling, system: str | None) -> None:
-        self._engine, self._sampling = engine, sampling
+    def __init__(self, model: ChatModel, sampling: Sampling, system: str | None) -> None:
+        self._model, self._sampling = model, sampling
         self._opening: list[Message] = []
         if system is not None:
             self._opening = [{"role": "system", "content": system}]
         self.messages: list[Message] = list(self._opening)
 
     def restart(self) -> None:
-        """Forget all but the system's words."""
+        """Forget everything except the system message."""
         self.messages = list(self._opening)
 
-    def ask(self, question: str, say: Callable[[str], None]) -> bool:
-        """Pass the answer's pieces to ``say``; return whether it was left to its end.
+    def ask(self, question: str, show: Callable[[str], None]) -> bool:
+        """Pass the answer's pieces to ``show``; return whether it was completed.
 
-        An interrupt ends the answer, and what was said of it stays part of the conversation. Where
-        nothing was said the question is forgotten too, since roles must alternate.
+        An interrupt ends the answer; the part already shown stays in the conversation. If nothing
+        was shown, the question is dropped too, since roles must alternate.
         """
-        asked = [*self.messages, {"role": "user", "content": question}]
-        said: list[str] = []
-        finished = True
-        pieces = self._engine.answer(asked, self._sampling, threading.Event())
-        try:
-            for piece in pieces:
-                said.append(piece)
-                say(piece)
-        except KeyboardInterrupt:
-            finished = False
-        finally:
-            close = getattr(pieces, "close", None)
-            if close is not None:
-                close()
-        if said:
-            self.messages = [*asked, {"role": "assistant", "content": "".join(said)}]
-        return finished
+        messages: list[Message] = [*self.messages, {"role": "user", "content": question}]
+        shown: list[str] = []
+        completed = True
+        with closing(self._model.answer(messages, self._sampling, threading.Event())) as answer:
+            try:
+                for piece in answer:
+                    shown.append(piece)
+                    show(piece)
+            except KeyboardInterrupt:
+                completed = False
+        if shown:
+            self.messages = [*messages, {"role": "assistant", "content": "".join(shown)}]
+        return completed

@@ -109,7 +109,7 @@ def test_typed_questions_are_answered_until_the_end(
     type_in(monkeypatch, "Hello", "", "!new", "Hello")
     result = run("chat", model, *FEW)
     assert result.code == 0
-    assert "A new conversation." in result.err
+    assert "New conversation." in result.err
     assert len(result.out) > 4
 
 
@@ -118,7 +118,7 @@ def test_help_lists_what_can_be_typed(
 ) -> None:
     type_in(monkeypatch, "!help", "!nonsense", "!quit", "never read")
     result = run("chat", model, *FEW)
-    assert "!new    begin a new conversation" in result.out
+    assert "!new    start a new conversation" in result.out
     assert "!nonsense: no such command" in result.err
 
 
@@ -127,7 +127,7 @@ def test_ctrl_c_at_the_prompt_does_not_leave(
 ) -> None:
     type_in(monkeypatch, KeyboardInterrupt, "!help")
     result = run("chat", model, *FEW)
-    assert "!quit or Ctrl-D leaves." in result.err
+    assert "Type !quit or press Ctrl-D to leave." in result.err
     assert "!new" in result.out
 
 
@@ -137,7 +137,7 @@ def test_a_conversation_that_is_full_goes_on_with_another(
     type_in(monkeypatch, "Hello " * 100, "!new", "Hi")
     result = run("chat", model, *FEW, "--context", "64")
     assert result.code == 0
-    assert "!new begins another conversation" in result.err
+    assert "Type !new to start another conversation" in result.err
 
 
 def test_json_needs_a_pipe(run: Run, model: str, monkeypatch: pytest.MonkeyPatch) -> None:

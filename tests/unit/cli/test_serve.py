@@ -18,8 +18,8 @@ def test_everything_that_is_wrong_is_said_at_once(run: Run) -> None:
     for words in (
         "--threads 0: must be at least 1",
         "--parallel 0: must be from 1 to 64",
-        "--host 0.0.0.0: other machines would reach it",
-        "--host 0.0.0.0: a server that other machines reach needs a key",
+        "--host 0.0.0.0: other machines could connect",
+        "--host 0.0.0.0: a public server needs a key",
     ):
         assert words in result.err
 

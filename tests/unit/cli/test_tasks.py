@@ -48,7 +48,7 @@ def test_without_lm_eval_the_extra_is_named(
 def test_everything_wrong_with_the_options_is_told_at_once(run: Run) -> None:
     result = run(
         *("tasks", "a", "--limit", "0", "--tasks", ",", "--device", "tpu", "--dtype", "int8"),
-        *("--against", "b", "--no-original", "--allow-task-code", "--output", "no/where.json"),
+        *("--against", "b", "--no-original", "--allow-task-code", "--output", "."),
     )
     assert result.code == 2
     assert "7 problems" in result.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 import gguf
@@ -15,8 +16,8 @@ from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemquant.measure.quality.compare import compare
 from gemquant.measure.quality.native import NativeRuntime
 from gemquant.runtimes import llamacpp, llamacpp_library
-from gemquant.runtimes.llamacpp import LlamaCppRunner
-from gemquant.runtimes.llamacpp_model import gguf_file
+from gemquant.runtimes.llamacpp import LlamaCpp, gguf_file
+from gemquant.runtimes.runtime import LoadOptions
 from tests.helpers.tiny_gemma import Kind
 from tests.helpers.tiny_gguf import LLAMACPP, write_tiny_gguf
 from tests.helpers.tiny_windows import tiny_windows
@@ -25,6 +26,7 @@ needs_llamacpp = pytest.mark.skipif(
     llamacpp_library.missing() is not None, reason=str(llamacpp_library.missing())
 )
 IDS = tiny_windows(3, 40).ids
+ONE_THREAD = LoadOptions(threads=1)
 NEAR = {"gemma": 1e-4, "gemma2": 3e-4, "gemma3_text": 5e-3}
 """Nats per token: keys, values and the head's inputs are float16 in llama.cpp."""
 
@@ -61,7 +63,7 @@ class TestLogits:
     ) -> None:
         path = tiny(tmp_path, generation)
         wanted = expected_logits(open_checkpoint(str(path)))
-        runner = LlamaCppRunner.load(path, "gguf", threads=1)
+        runner = LlamaCpp.load(path, "gguf", ONE_THREAD)
         found = torch.cat([chunk.clone() for chunk in runner.logit_chunks(IDS)])
         assert found.shape == wanted.shape == (3 * 39, 465)
         assert divergence(wanted, found) < NEAR[generation]
@@ -69,7 +71,7 @@ class TestLogits:
     def test_they_do_not_depend_on_how_many_come_at_once(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        runner = LlamaCppRunner.load(tiny(tmp_path, "gemma2"), "gguf", threads=1)
+        runner = LlamaCpp.load(tiny(tmp_path, "gemma2"), "gguf", ONE_THREAD)
         whole = torch.cat([chunk.clone() for chunk in runner.logit_chunks(IDS)])
         monkeypatch.setattr(llamacpp, "POSITIONS_AT_ONCE", 16)
         chunks = [chunk.clone() for chunk in runner.logit_chunks(IDS)]
@@ -78,7 +80,7 @@ class TestLogits:
 
     def test_generation_is_greedy(self, tmp_path: Path) -> None:
         path = tiny(tmp_path, "gemma")
-        runner = LlamaCppRunner.load(path, "gguf", threads=1)
+        runner = LlamaCpp.load(path, "gguf", ONE_THREAD)
         checkpoint = open_checkpoint(str(path))
         prompt = IDS[0].tolist()
         (first, *_) = runner.generate(prompt, max_new_tokens=4)
@@ -120,13 +122,22 @@ class TestRefusals:
     def test_a_file_that_is_no_gguf(self, tmp_path: Path) -> None:
         (tmp_path / "model.gguf").write_bytes(b"GGUX" + bytes(100))
         with pytest.raises(ArtifactError, match=r"llama\.cpp refuses .*invalid magic"):
-            LlamaCppRunner.load(tmp_path, "gguf")
+            LlamaCpp.load(tmp_path, "gguf")
+
+    def test_it_names_the_reason_after_another_log_callback_was_set(self, tmp_path: Path) -> None:
+        """xllamacpp's server sets one of its own."""
+        lib = llamacpp_library.library()
+        other = llamacpp_library._LOG_CALLBACK(lambda _level, _text, _data: None)
+        lib.llama_log_set(ctypes.cast(other, ctypes.c_void_p), None)
+        (tmp_path / "model.gguf").write_bytes(b"GGUX" + bytes(100))
+        with pytest.raises(ArtifactError, match="invalid magic"):
+            LlamaCpp.load(tmp_path, "gguf")
 
     def test_a_truncated_gguf(self, tmp_path: Path) -> None:
         path = tiny(tmp_path, "gemma")
         path.write_bytes(path.read_bytes()[:-4096])
         with pytest.raises(ArtifactError, match=r"llama\.cpp refuses .*corrupted or incomplete"):
-            LlamaCppRunner.load(tmp_path, "gguf")
+            LlamaCpp.load(tmp_path, "gguf")
 
     def test_a_gpu_where_the_build_knows_none(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -134,7 +145,7 @@ class TestRefusals:
         if llamacpp_library.library().llama_supports_gpu_offload():
             pytest.skip("this build of llama.cpp has a GPU")
         with pytest.raises(UnsupportedError, match="processor only"):
-            LlamaCppRunner.load(tiny(tmp_path, "gemma"), "gguf", device="cuda")
+            LlamaCpp.load(tiny(tmp_path, "gemma"), "gguf", LoadOptions("cuda"))
 
     def test_another_model_under_the_artifact(self, tmp_path: Path) -> None:
         """Too few logits must not be read as if they were all."""
@@ -153,10 +164,10 @@ def test_without_the_package_the_level_says_what_to_install(
 ) -> None:
     monkeypatch.setattr(llamacpp_library, "PACKAGE", "no-such-package")
     found = NativeRuntime.find(tmp_path, "gguf")
-    assert found.runner is None
+    assert found.loaded is None
     assert found.not_run == ("no-such-package not installed; pip install xllamacpp==2026.10.11549")
     with pytest.raises(RuntimeMissingError, match=r"cannot be run in llama\.cpp"):
-        LlamaCppRunner.load(tmp_path, "gguf")
+        LlamaCpp.load(tmp_path, "gguf")
 
 
 class TestFiles:

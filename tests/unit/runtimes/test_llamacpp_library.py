@@ -41,7 +41,10 @@ def test_another_version_is_refused_by_name(
     monkeypatch.setattr(metadata, "version", lambda package: "2027.1.12000")
     with pytest.raises(RuntimeMissingError) as refused:
         library()
-    assert "2027.1.12000 is installed, and 2026.10.11549" in refused.value.message
+    assert (
+        "xllamacpp 2027.1.12000 is installed, but only 2026.10.11549 is supported"
+        in refused.value.message
+    )
     assert refused.value.hint == "pip install xllamacpp==2026.10.11549"
 
 

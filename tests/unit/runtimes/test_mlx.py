@@ -12,10 +12,12 @@ from gemquant.errors import ArtifactError, RuntimeMissingError
 from gemquant.formats.mlx import MLX
 from gemquant.measure.quality.native import NativeRuntime
 from gemquant.models.structure import EMBEDDING, HEAD
-from gemquant.runtimes import mlx as runner_module
-from gemquant.runtimes.mlx import MlxRunner
+from gemquant.runtimes import mlx as mlx_module
+from gemquant.runtimes import runtime as runtime_module
+from gemquant.runtimes.mlx import Mlx
 from tests.helpers.tiny_artifact import TinyArtifact, tiny_header, write_tiny_weights
 from tests.helpers.tiny_gemma import Kind
+from tests.helpers.window_logits import window_logits
 
 IDS = torch.randint(3, 300, (2, 20), generator=torch.Generator().manual_seed(0))
 W4 = AffineScheme(4, 64, symmetric=False)
@@ -58,49 +60,49 @@ class TestWithMlx:
     @pytest.mark.parametrize("kind", ["gemma", "gemma3_text"])
     def test_logits_are_those_of_the_decoded_weights(self, tmp_path: Path, kind: Kind) -> None:
         made = write_tiny_weights(tmp_path, MLX(), tiny_header(MLX(), kind, W4))
-        found = MlxRunner.load(tmp_path, "mlx").logits(IDS, range(20))
+        found = window_logits(Mlx.load(tmp_path, "mlx"), IDS)
         assert_equal_to_float_tolerance(found, dense_logits(made, IDS))
 
     @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
     def test_every_width_computes(self, tmp_path: Path, bits: int) -> None:
         scheme = AffineScheme(bits, 32, symmetric=False)
         made = write_tiny_weights(tmp_path, MLX(), tiny_header(MLX(), "gemma3_text", scheme))
-        found = MlxRunner.load(tmp_path, "mlx").logits(IDS, range(20))
+        found = window_logits(Mlx.load(tmp_path, "mlx"), IDS)
         assert_equal_to_float_tolerance(found, dense_logits(made, IDS))
 
     def test_gemma_2_is_right_within_its_window_and_wrong_beyond(self, tmp_path: Path) -> None:
         made = write_tiny_weights(tmp_path, MLX(), tiny_header(MLX(), "gemma2", W4))
-        runner = MlxRunner.load(tmp_path, "mlx")
-        found, expected = runner.logits(IDS, range(20)), dense_logits(made, IDS)
-        assert runner.max_window == 8
+        runtime = Mlx.load(tmp_path, "mlx")
+        found, expected = window_logits(runtime, IDS), dense_logits(made, IDS)
+        assert runtime.max_window == 8
         assert_equal_to_float_tolerance(found[:, :8], expected[:, :8])
         assert (found[:, 8:] - expected[:, 8:]).abs().max() > 0.1
 
     def test_a_quantized_embedding_is_read_as_head_too(self, tmp_path: Path) -> None:
         header = tiny_header(MLX(), "gemma3_text", W4, schemes={EMBEDDING: W4})
         made = write_tiny_weights(tmp_path, MLX(), header)
-        runner = MlxRunner.load(tmp_path, "mlx")
-        assert_equal_to_float_tolerance(runner.logits(IDS, range(20)), dense_logits(made, IDS))
-        torch.testing.assert_close(runner.head_rows(5, 90), made.decoded[EMBEDDING][5:90])
+        runtime = Mlx.load(tmp_path, "mlx")
+        assert_equal_to_float_tolerance(window_logits(runtime, IDS), dense_logits(made, IDS))
+        torch.testing.assert_close(runtime.head_rows(5, 90), made.decoded[EMBEDDING][5:90])
 
     def test_an_untied_quantized_head_is_the_head(self, tmp_path: Path) -> None:
         header = tiny_header(MLX(), "gemma3_text", W4, tied=False, quantized_head=True)
         made = write_tiny_weights(tmp_path, MLX(), header, tied=False)
-        runner = MlxRunner.load(tmp_path, "mlx")
-        torch.testing.assert_close(runner.head_rows(5, 90), made.decoded[HEAD][5:90])
+        runtime = Mlx.load(tmp_path, "mlx")
+        torch.testing.assert_close(runtime.head_rows(5, 90), made.decoded[HEAD][5:90])
 
     def test_hidden_states_are_what_the_head_reads(self, tmp_path: Path) -> None:
         write_tiny_weights(tmp_path, MLX(), tiny_header(MLX(), "gemma3_text", W4))
-        runner = MlxRunner.load(tmp_path, "mlx")
-        logits = runner.hidden_states(IDS) @ runner.head_rows(0, 1000).T
-        assert_equal_to_float_tolerance(logits, runner.logits(IDS, range(20)))
+        runtime = Mlx.load(tmp_path, "mlx")
+        logits = runtime.hidden_states(IDS) @ runtime.head_rows(0, 1000).T
+        assert_equal_to_float_tolerance(logits, window_logits(runtime, IDS))
 
     def test_generation_continues_with_the_likeliest_token(self, tmp_path: Path) -> None:
         write_tiny_weights(tmp_path, MLX(), tiny_header(MLX(), "gemma3_text", W4))
-        runner = MlxRunner.load(tmp_path, "mlx")
+        runtime = Mlx.load(tmp_path, "mlx")
         prompt = [2, 50, 60]
-        first, *rest = runner.generate(prompt, max_new_tokens=3)
-        assert first == int(runner.logits(torch.tensor([prompt]), [2]).argmax())
+        first, *rest = runtime.generate(prompt, max_new_tokens=3)
+        assert first == int(window_logits(runtime, torch.tensor([prompt]))[0, -1].argmax())
         assert len(rest) == 2
 
     def test_the_runtime_says_that_it_was_a_cpu(self, tmp_path: Path) -> None:
@@ -113,26 +115,26 @@ class TestWithMlx:
         write_tiny_weights(tmp_path, MLX(), tiny_header(MLX(), "gemma2", W4))
         (tmp_path / "model.safetensors").unlink()
         with pytest.raises(ArtifactError, match="mlx-lm refuses"):
-            MlxRunner.load(tmp_path, "mlx")
+            Mlx.load(tmp_path, "mlx")
 
 
 def test_a_missing_mlx_is_named_with_its_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner_module, "_version", lambda package: None)
+    monkeypatch.setattr(runtime_module, "installed_version", lambda package: None)
     with pytest.raises(RuntimeMissingError, match="mlx and mlx-lm not installed") as caught:
-        MlxRunner.load(tmp_path, "mlx")
+        Mlx.load(tmp_path, "mlx")
     assert caught.value.hint == "pip install 'gemquant[mlx]'"
     found = NativeRuntime.find(tmp_path, "mlx")
     assert found.not_run == "mlx and mlx-lm not installed; pip install 'gemquant[mlx]'"
 
 
 def test_windows_has_no_mlx(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner_module.sys, "platform", "win32")
-    assert MlxRunner.unavailable("mlx") == (
+    monkeypatch.setattr(mlx_module.sys, "platform", "win32")
+    assert Mlx.unavailable("mlx") == (
         "MLX has no build for Windows; run it on macOS, or on Linux's CPU"
     )
 
 
 def test_another_container_is_not_for_mlx_lm() -> None:
-    assert MlxRunner.unavailable("metal") == "mlx-lm does not load metal"
+    assert Mlx.unavailable("metal") == "mlx-lm does not load metal"

@@ -11,8 +11,8 @@ from gemquant.errors import ArtifactError, RuntimeMissingError
 from gemquant.formats.compressed_tensors import CompressedTensors
 from gemquant.formats.metal import Metal
 from gemquant.models.structure import HEAD
-from gemquant.runtimes import transformers as runner_module
-from gemquant.runtimes.transformers import TransformersRunner
+from gemquant.runtimes import runtime as runtime_module
+from gemquant.runtimes.transformers import Transformers
 from tests.helpers.tiny_artifact import (
     W4,
     W4_SYMMETRIC,
@@ -21,6 +21,7 @@ from tests.helpers.tiny_artifact import (
     write_tiny_weights,
 )
 from tests.helpers.tiny_gemma import Kind
+from tests.helpers.window_logits import window_logits
 
 CONTAINER = "compressed-tensors"
 IDS = torch.randint(3, 300, (2, 20), generator=torch.Generator().manual_seed(0))
@@ -51,10 +52,10 @@ def test_a_foreign_loader_computes_the_same_logits(
 ) -> None:
     exporter = CompressedTensors()
     made = write_tiny_weights(tmp_path, exporter, tiny_header(exporter, generation, scheme))
-    runner = TransformersRunner.load(tmp_path, CONTAINER)
+    runtime = Transformers.load(tmp_path, CONTAINER)
     with torch.no_grad():
         expected = dense(made, scheme)(IDS).logits
-    found = runner.logits(IDS, range(IDS.shape[1]))
+    found = window_logits(runtime, IDS)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
@@ -66,7 +67,7 @@ def test_shards_and_mixed_symmetric_schemes_load(tmp_path: Path) -> None:
     made = write_tiny_weights(tmp_path, exporter, header)
     with torch.no_grad():
         expected = dense(made, W4_SYMMETRIC)(IDS).logits
-    found = TransformersRunner.load(tmp_path, CONTAINER).logits(IDS, range(IDS.shape[1]))
+    found = window_logits(Transformers.load(tmp_path, CONTAINER), IDS)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
@@ -75,28 +76,28 @@ def test_a_quantized_untied_head_loads(tmp_path: Path, scheme: AffineScheme) -> 
     exporter = CompressedTensors()
     header = tiny_header(exporter, scheme=scheme, tied=False, quantized_head=True)
     made = write_tiny_weights(tmp_path, exporter, header, tied=False)
-    runner = TransformersRunner.load(tmp_path, CONTAINER)
+    runtime = Transformers.load(tmp_path, CONTAINER)
     expected = made.decoded[HEAD] if scheme.symmetric else made.decoded[HEAD].bfloat16().float()
-    assert torch.equal(runner.head, expected)
+    assert torch.equal(runtime.head_rows(0, len(expected)), expected)
 
 
 def test_hidden_states_are_what_the_head_reads(tmp_path: Path) -> None:
     exporter = CompressedTensors()
     write_tiny_weights(tmp_path, exporter, tiny_header(exporter, "gemma3_text"))
-    runner = TransformersRunner.load(tmp_path, CONTAINER)
-    hidden = runner.hidden_states(IDS)
+    runtime = Transformers.load(tmp_path, CONTAINER)
+    hidden = runtime.hidden_states(IDS)
     assert hidden.shape == (2, 20, 128)
-    expected = runner.logits(IDS, [4, 19])
-    torch.testing.assert_close(hidden[:, [4, 19]] @ runner.head.T, expected)
+    expected = window_logits(runtime, IDS)
+    torch.testing.assert_close(hidden @ runtime.head_rows(0, 465).T, expected)
 
 
 def test_generation_continues_with_the_likeliest_token(tmp_path: Path) -> None:
     exporter = CompressedTensors()
     write_tiny_weights(tmp_path, exporter, tiny_header(exporter, "gemma3_text"))
-    runner = TransformersRunner.load(tmp_path, CONTAINER)
+    runtime = Transformers.load(tmp_path, CONTAINER)
     prompt = [2, 50, 60]
-    first, *_rest = runner.generate(prompt, max_new_tokens=3)
-    assert first == int(runner.logits(torch.tensor([prompt]), [2]).argmax())
+    first, *_rest = runtime.generate(prompt, max_new_tokens=3)
+    assert first == int(window_logits(runtime, torch.tensor([prompt]))[0, -1].argmax())
 
 
 def test_nothing_is_printed_while_loading(
@@ -105,7 +106,7 @@ def test_nothing_is_printed_while_loading(
     exporter = CompressedTensors()
     write_tiny_weights(tmp_path, exporter, tiny_header(exporter))
     capfd.readouterr()
-    TransformersRunner.load(tmp_path, CONTAINER)
+    Transformers.load(tmp_path, CONTAINER)
     assert capfd.readouterr() == ("", "")
 
 
@@ -118,24 +119,24 @@ def test_metal_logits_are_those_of_the_decoded_weights(
     # transformers decodes into the type of the scales, as it does for zero points.
     with torch.no_grad():
         expected = dense(made, scheme)(IDS).logits
-    runner = TransformersRunner.load(tmp_path, "metal")
-    torch.testing.assert_close(runner.logits(IDS, range(20)), expected, rtol=0, atol=1e-5)
+    runtime = Transformers.load(tmp_path, "metal")
+    torch.testing.assert_close(window_logits(runtime, IDS), expected, rtol=0, atol=1e-5)
 
 
 def test_the_runtime_of_metal_says_that_its_kernel_was_not_executed(tmp_path: Path) -> None:
     write_tiny_weights(tmp_path, Metal(), tiny_header(Metal(), scheme=W4))
-    runtime = TransformersRunner.load(tmp_path, "metal").runtime
-    assert runtime.endswith("float32 on cpu; Metal kernel not executed here")
+    software = Transformers.load(tmp_path, "metal").software
+    assert software.endswith("float32 on cpu; Metal kernel not executed here")
 
 
 def test_a_missing_package_is_named_with_its_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner_module, "_version", lambda package: None)
+    monkeypatch.setattr(runtime_module, "installed_version", lambda package: None)
     with pytest.raises(
         RuntimeMissingError, match="gptqmodel and accelerate not installed"
     ) as caught:
-        TransformersRunner.load(tmp_path, "awq-gemm")
+        Transformers.load(tmp_path, "awq-gemm")
     assert caught.value.hint == "pip install gptqmodel accelerate"
 
 
@@ -144,4 +145,4 @@ def test_a_folder_that_the_runtime_refuses_is_an_artifact_error(tmp_path: Path) 
     write_tiny_weights(tmp_path, exporter, tiny_header(exporter))
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ArtifactError, match="transformers refuses"):
-        TransformersRunner.load(tmp_path, CONTAINER)
+        Transformers.load(tmp_path, CONTAINER)

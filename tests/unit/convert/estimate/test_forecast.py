@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from gemquant.convert.estimate import Forecast, Request, forecast
-from gemquant.convert.estimate.cache import cache_bytes
 from gemquant.core.targets.target import load_target
 from gemquant.errors import UnsupportedError, UsageError
+from gemquant.runtimes.chat.presets import kv_cache_bytes
 
 FITTED = json.loads((Path(__file__).parents[3] / "golden" / "rockchip.json").read_text())
 MIB = 1 << 20
@@ -63,9 +63,9 @@ def test_sliding_layers_are_counted_at_their_window_where_the_runtime_forgets_th
     gemma3_1b: dict[str, Any],
 ) -> None:
     # 22 layers of 512 tokens and 4 of 4096; 2 · 1 head · 256 · 2 bytes a token and layer.
-    assert cache_bytes(gemma3_1b, 4096, ["gemma3_text"]) == (22 * 512 + 4 * 4096) * 1024
-    assert cache_bytes(gemma3_1b, 4096, []) == 26 * 4096 * 1024
-    assert cache_bytes(gemma3_1b, 100, ["gemma3_text"]) == 26 * 100 * 1024
+    assert kv_cache_bytes(gemma3_1b, tokens=4096) == (22 * 512 + 4 * 4096) * 1024
+    assert kv_cache_bytes(gemma3_1b, tokens=4096, sliding=False) == 26 * 4096 * 1024
+    assert kv_cache_bytes(gemma3_1b, tokens=100) == 26 * 100 * 1024
 
 
 def test_what_does_not_fit_says_by_how_much(gemma2_2b: dict[str, Any]) -> None:

@@ -50,4 +50,4 @@ def test_another_document_is_refused(tmp_path: Path, text: str, said: str) -> No
 def test_a_missing_document_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as refused:
         Benchmark.read(tmp_path / "none.json")
-    assert "--json > before.json" in str(refused.value)
+    assert "bench ARTIFACT -o before.json" in str(refused.value)

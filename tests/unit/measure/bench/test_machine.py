@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gemquant.measure.bench import machine, nvidia
-from gemquant.measure.bench.memory import PeakSampler, anonymous_bytes
+from gemquant.measure.bench import machine
+from gemquant.measure.bench.child import PeakSampler, anonymous_bytes
 
 
 def test_the_fingerprint_is_of_the_machine_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,7 +25,7 @@ def test_a_new_driver_is_the_same_machine(monkeypatch: pytest.MonkeyPatch) -> No
     for driver in ("570.1", "580.2"):
         answers = {"name": "NVIDIA X", "memory.total": "81559", "driver_version": driver}
         monkeypatch.setattr(
-            nvidia, "asked", lambda facts, a=answers: [[a.get(fact, "9.0") for fact in facts]]
+            machine, "nvidia_smi", lambda facts, a=answers: [[a.get(fact, "9.0") for fact in facts]]
         )
         found = machine.machine()
         (gpu,) = [gpu for gpu in found.accelerators if gpu.name == "NVIDIA X"]
@@ -39,8 +39,8 @@ def test_without_the_driver_there_are_no_gpus(monkeypatch: pytest.MonkeyPatch) -
         raise FileNotFoundError
 
     monkeypatch.setattr(subprocess, "run", missing)
-    assert nvidia.nvidia_accelerators() == []
-    assert nvidia.nvidia_conditions() == []
+    assert machine.nvidia_accelerators() == []
+    assert machine.nvidia_conditions() == []
 
 
 def test_what_a_system_does_not_tell_is_none(

@@ -45,7 +45,7 @@ def test_modes_that_were_named_are_all_that_is_planned(folder: Subject) -> None:
 @pytest.mark.parametrize(
     ("flag", "named", "said"),
     [
-        ("modes", ["sdpaa"], "--modes sdpaa: none of eager"),
+        ("modes", ["sdpaa"], "--modes sdpaa: must be one of eager"),
         ("runtimes", ["vllm"], "--runtimes vllm"),
     ],
 )

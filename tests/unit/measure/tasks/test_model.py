@@ -16,9 +16,9 @@ from gemquant.core.progress import Silence
 from gemquant.errors import ArtifactError, UnsupportedError
 from gemquant.formats.checkpoint import open_checkpoint
 from gemquant.measure.quality.compare import compare
-from gemquant.measure.tasks.engines.engine import Chunk, Window
-from gemquant.measure.tasks.voice import Voice
 from gemquant.models.chat import render
+from gemquant.runtimes.runtime import Chunk, Window
+from gemquant.runtimes.text import TextInterface
 from tests.helpers.tiny_gemma import CHAT_TEMPLATE
 from tests.helpers.tiny_tasks import task_settings, write_tiny_tasks
 
@@ -45,12 +45,12 @@ def requests(kind: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
 
 
 def ours(folder: Path, **changes: Any) -> Any:
+    from gemquant.measure.tasks.measure import load_original
     from gemquant.measure.tasks.model import HarnessModel
-    from gemquant.measure.tasks.opening import original_engine, original_voice
 
-    checkpoint, chosen = open_checkpoint(str(folder)), task_settings(**changes)
-    engine = original_engine(checkpoint, chosen)
-    return HarnessModel(engine, original_voice(checkpoint), chosen.max_length, Silence())
+    checkpoint, settings = open_checkpoint(str(folder)), task_settings(**changes)
+    runtime, text = load_original(checkpoint, settings), TextInterface.of_checkpoint(checkpoint)
+    return HarnessModel(runtime, text, settings.max_length, Silence())
 
 
 def peer(folder: Path, *, add_bos_token: bool) -> Any:
@@ -90,7 +90,7 @@ class TestAgainstLmEvalsOwnAdapter:
 
     def test_a_greedy_continuation_is_flagged_by_both(self, tiny_folder: Path) -> None:
         model = ours(tiny_folder)
-        following = model._engine.continuation(model.tok_encode("the quick"), most=1)
+        following = model._runtime.tokens(model.tok_encode("the quick"), limit=1)
         (likeliest,) = following
         context = model.tok_encode("the quick")
         asked = [((n, n), context, [token]) for n, token in enumerate([likeliest, likeliest + 1])]
@@ -143,14 +143,14 @@ class TestBos:
     def test_every_window_of_a_long_text_has_it(self, tiny_folder: Path) -> None:
         model = ours(tiny_folder, max_length=16)
         seen: list[Window] = []
-        inner = model._engine
+        inner = model._runtime
 
         class Watching:
-            def chunks(self, windows: Sequence[Window]) -> Any:
+            def logits(self, windows: Sequence[Window]) -> Any:
                 seen.extend(windows)
-                return inner.chunks(windows)
+                return inner.logits(windows)
 
-        model._engine = Watching()
+        model._runtime = Watching()
         words = "the of and to in is that for with as on it was by this are from not have be at"
         text = " ".join(sorted(f"{a} {b}" for a in words.split() for b in "xyz"))
         model.loglikelihood_rolling(requests("loglikelihood_rolling", [(text,)]))
@@ -187,23 +187,21 @@ class TestWordPerplexity:
 
 
 class Broken:
-    """An engine whose logits are no numbers."""
+    """A runtime whose logits are not numbers."""
 
-    runtime, longest = "broken", None
-
-    def chunks(self, windows: Sequence[Window]) -> Any:
+    def logits(self, windows: Sequence[Window]) -> Any:
         for number, window in enumerate(windows):
             nothing = torch.full((len(window.ids) - window.first, 700), torch.nan)
             yield Chunk(number, window.first, nothing)
 
-    def continuation(self, prompt: Sequence[int], *, most: int) -> Any:
-        return iter([0] * most)
+    def tokens(self, prompt: Sequence[int], *, limit: int) -> Any:
+        return iter([0] * limit)
 
 
 class TestRefusals:
     def test_logits_that_are_no_numbers_are_an_error(self, tiny_folder: Path) -> None:
         model = ours(tiny_folder)
-        model._engine = Broken()
+        model._runtime = Broken()
         with pytest.raises(ArtifactError, match="not finite"):
             model.loglikelihood(requests("loglikelihood", [("the", " a")]))
 
@@ -220,20 +218,20 @@ class TestRefusals:
 
 def test_requests_that_differ_in_their_last_token_share_a_window(tiny_folder: Path) -> None:
     model, counted = ours(tiny_folder), []
-    inner = model._engine
+    inner = model._runtime
 
     class Counting:
-        def chunks(self, windows: Sequence[Window]) -> Any:
+        def logits(self, windows: Sequence[Window]) -> Any:
             counted.append(len(windows))
-            return inner.chunks(windows)
+            return inner.logits(windows)
 
-    model._engine = Counting()
+    model._runtime = Counting()
     model.loglikelihood(requests("loglikelihood", [("Answer:", f" {c}") for c in "ABCD"]))
     # " A" is two tokens of the tiny tokenizer; the first is common to all four.
     assert counted == [1]
 
 
-def test_a_voice_encodes_without_a_bos(tiny_folder: Path) -> None:
+def test_text_is_encoded_without_a_bos(tiny_folder: Path) -> None:
     tokenizer = Tokenizer.from_file(str(tiny_folder / "tokenizer.json"))
-    voice = Voice(tokenizer, 2, frozenset({1}), None, 512)
-    assert 2 not in voice.encode("the quick brown")
+    text = TextInterface(tokenizer, 2, frozenset({1}), None, 512)
+    assert 2 not in text.encode("the quick brown")

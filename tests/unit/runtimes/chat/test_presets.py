@@ -9,8 +9,8 @@ from gemquant.runtimes.chat.presets import (
     PRESETS,
     Choice,
     Preset,
-    cache_bytes,
     choose_preset,
+    kv_cache_bytes,
 )
 
 GB = 1_000_000_000
@@ -62,9 +62,9 @@ def test_the_cache_of_a_windowed_layer_ends_with_the_window():
         "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
     }
     # 2 × (100 + 28) + 1000 tokens, 2 × 2 × 8 numbers each, 2 bytes each
-    assert cache_bytes(config, context=1000, batch=28, bits=16) == 1256 * 32 * 2
-    assert cache_bytes(config, context=50, batch=28, bits=16) == 150 * 32 * 2
-    assert cache_bytes(config, context=1000, batch=28, bits=4.5) == 1256 * 32 * 4.5 / 8
+    assert kv_cache_bytes(config, tokens=1000, batch=28, bits=16) == 1256 * 32 * 2
+    assert kv_cache_bytes(config, tokens=50, batch=28, bits=16) == 150 * 32 * 2
+    assert kv_cache_bytes(config, tokens=1000, batch=28, bits=4.5) == 1256 * 32 * 4.5 / 8
 
 
 def test_the_help_has_every_preset_as_it_is():

@@ -7,7 +7,7 @@ import pytest
 
 from gemquant.errors import UnsupportedError, UsageError
 from gemquant.formats.compressed_tensors import CompressedTensors
-from gemquant.runtimes.chat.opening import Wanted
+from gemquant.runtimes.chat.load import ChatRequest
 from gemquant.runtimes.chat.serving import Address, address_problems, read_key, serve
 from tests.helpers.tiny_artifact import write_tiny_artifact
 
@@ -28,16 +28,16 @@ def test_this_machine_may_ask_without_a_key(host: str):
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.7", "::", "example.com", "127.0.0.1.nip.io"])
 def test_an_address_that_others_reach_needs_the_flag_and_a_key(host: str):
     said = complaints(host)
-    assert "other machines would reach it" in said
-    assert "needs a key" in said
+    assert "other machines could connect" in said
+    assert "a public server needs a key" in said
 
 
 def test_the_flag_alone_is_not_enough():
-    assert "needs a key" in complaints("0.0.0.0", public=True)
+    assert "a public server needs a key" in complaints("0.0.0.0", public=True)
 
 
 def test_a_key_alone_is_not_enough():
-    assert "Add --public if that is meant" in complaints("0.0.0.0", key=KEY)
+    assert "Add --public to allow that" in complaints("0.0.0.0", key=KEY)
 
 
 def test_the_flag_and_a_key_are_enough():
@@ -49,7 +49,7 @@ def test_a_port_in_use_is_named():
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        assert f"--port {port}: cannot be listened on" in complaints("127.0.0.1", port=port)
+        assert f"--port {port}: cannot listen" in complaints("127.0.0.1", port=port)
 
 
 @pytest.mark.parametrize("port", [-1, 65536])
@@ -88,7 +88,13 @@ def test_a_missing_key_file_is_named(tmp_path: Path):
 def test_another_container_names_what_serves_it(tmp_path: Path):
     folder = write_tiny_artifact(tmp_path / "a", CompressedTensors()).path
     with pytest.raises(UnsupportedError, match="gemquant serve runs GGUF") as refusal:
-        serve(Wanted(str(folder), "auto", 1), Address("127.0.0.1", 0, False), key=None, parallel=1)
+        serve(
+            ChatRequest(str(folder), "auto", 1),
+            Address("127.0.0.1", 0, False),
+            key=None,
+            parallel=1,
+        )
     assert refusal.value.hint == (
-        f"Make one: gemquant gguf google/gemma-2-2b --type Q4_K_M. For this: vllm serve {folder}"
+        "Make a GGUF: gemquant gguf google/gemma-2-2b --type Q4_K_M. "
+        f"To serve this artifact: vllm serve {folder}"
     )

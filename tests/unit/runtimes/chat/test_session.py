@@ -1,34 +1,30 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import pytest
 
 from gemquant.errors import UsageError
-from gemquant.runtimes.chat.engine import Message
-from gemquant.runtimes.chat.pieces import streamed
-from gemquant.runtimes.chat.sampling import Sampling
+from gemquant.models.chat import Message
 from gemquant.runtimes.chat.session import Session
+from gemquant.runtimes.sampling import Sampling, stream_from_callback
 
 
 class Echo:
     """Answers with the number of messages; remembers what it was asked."""
 
-    description, context = "echo", 100
+    software, context = "echo", 100
 
     def __init__(self) -> None:
         self.asked: list[Sequence[Message]] = []
 
     def answer(
         self, messages: Sequence[Message], sampling: Sampling, stop: threading.Event
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         self.asked.append(list(messages))
         yield "heard "
         yield str(len(messages))
-
-    def close(self) -> None:
-        pass
 
 
 def test_every_turn_is_remembered():
@@ -76,7 +72,7 @@ def test_a_question_that_failed_is_forgotten():
     class Failing(Echo):
         def answer(
             self, messages: Sequence[Message], sampling: Sampling, stop: threading.Event
-        ) -> Iterator[str]:
+        ) -> Generator[str, None, None]:
             raise UsageError("no")
             yield ""
 
@@ -94,7 +90,7 @@ def test_pieces_come_while_they_are_made():
         assert more.wait(10)
         put("second")
 
-    pieces = streamed(produce, threading.Event())
+    pieces = stream_from_callback(produce, threading.Event())
     assert next(pieces) == "first"
     more.set()
     assert list(pieces) == ["second"]
@@ -108,9 +104,9 @@ def test_who_takes_no_more_stops_the_other_thread():
             put("more")
         ended.set()
 
-    pieces = streamed(produce, stop)
+    pieces = stream_from_callback(produce, stop)
     next(pieces)
-    pieces.close()  # type: ignore[attr-defined]
+    pieces.close()
     assert ended.wait(10)
 
 
@@ -119,7 +115,7 @@ def test_a_failure_in_the_other_thread_is_raised_in_this_one():
         put("a")
         raise UsageError("no more")
 
-    pieces = streamed(produce, threading.Event())
+    pieces = stream_from_callback(produce, threading.Event())
     assert next(pieces) == "a"
     with pytest.raises(UsageError, match="no more"):
         next(pieces)

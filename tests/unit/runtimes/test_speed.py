@@ -14,10 +14,18 @@ from gemquant.core.protocols import AffineScheme
 from gemquant.errors import ArtifactError
 from gemquant.formats.checkpoint import open_checkpoint
 from gemquant.formats.mlx import MLX
-from gemquant.measure.bench.engine import Engine, Load, Mode
-from gemquant.measure.bench.runtimes import RUNTIMES, runtime, runtimes_of
 from gemquant.runtimes.llamacpp_library import missing
-from gemquant.runtimes.mlx import MlxRunner
+from gemquant.runtimes.mlx import Mlx
+from gemquant.runtimes.runtime import (
+    RUNTIMES,
+    SPEED_RUNTIMES,
+    LoadOptions,
+    LogitsRuntime,
+    Mode,
+    SpeedRuntime,
+    speed_runtime,
+    speed_runtimes,
+)
 from tests.helpers.tiny_artifact import tiny_header, write_tiny_weights
 from tests.helpers.tiny_gemma import Kind
 from tests.helpers.tiny_gguf import LLAMACPP, write_tiny_gguf
@@ -27,15 +35,14 @@ PROMPT = tiny_windows(1, 40).ids[0].tolist()
 needs_llamacpp = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
 
-def load(name: str, path: Path, container: str, mode: str, dtype: str = "float32") -> Engine:
-    return runtime(name).load(
-        Load(path, container, mode, device="cpu", dtype=dtype, threads=1, tokens=len(PROMPT) + 9)
-    )
+def load(name: str, path: Path, container: str, mode: str, dtype: str = "float32") -> SpeedRuntime:
+    options = LoadOptions(dtype=dtype, threads=1, mode=mode, max_tokens=len(PROMPT) + 9)
+    return speed_runtime(name).load(path, container, options)
 
 
-def assert_measured(engine: Engine) -> list[int]:
+def assert_measured(engine: SpeedRuntime) -> list[int]:
     """Two runs are alike, their times are in order."""
-    first, again = (engine.generate(PROMPT, 9) for _ in range(2))
+    first, again = (engine.time(PROMPT, 9) for _ in range(2))
     assert list(first.tokens) == list(again.tokens)
     assert len(first.tokens) == 9
     for run in (first, again):
@@ -49,7 +56,7 @@ def test_modes_of_transformers_agree(tiny_folders: dict[Kind, Path], kind: Kind)
     folder = tiny_folders[kind]
     found = {
         mode.name: assert_measured(load("transformers", folder, "safetensors", mode.name))
-        for mode in runtime("transformers").modes(folder, "cpu")
+        for mode in speed_runtime("transformers").modes(folder, "cpu")
         if mode.not_run is None
     }
     assert list(found) == (["eager", "static"] if kind == "gemma2" else ["eager", "sdpa", "static"])
@@ -57,7 +64,7 @@ def test_modes_of_transformers_agree(tiny_folders: dict[Kind, Path], kind: Kind)
 
 
 def test_what_transformers_cannot_do_is_said_why(tiny_folders: dict[Kind, Path]) -> None:
-    modes = runtime("transformers").modes(tiny_folders["gemma2"], "cpu")
+    modes = speed_runtime("transformers").modes(tiny_folders["gemma2"], "cpu")
     reasons = {mode.name: mode.not_run for mode in modes}
     assert reasons["compiled"] == "transformers compiles on accelerators only, not on cpu"
     assert reasons["flash-attention-2"] == "needs an NVIDIA GPU"
@@ -101,7 +108,7 @@ def test_mlx_generates_what_its_runner_does(tmp_path: Path) -> None:
     scheme = AffineScheme(4, 64, symmetric=False)
     write_tiny_weights(tmp_path, MLX(), tiny_header(MLX(), "gemma3_text", scheme))
     tokens = assert_measured(load("mlx-lm", tmp_path, "mlx", "default"))
-    assert MlxRunner.load(tmp_path, "mlx").generate(PROMPT, max_new_tokens=9) == tokens
+    assert Mlx.load(tmp_path, "mlx").generate(PROMPT, max_new_tokens=9) == tokens
 
 
 def genai_folder(folder: Path, providers: list[dict[str, object]]) -> Path:
@@ -112,7 +119,7 @@ def genai_folder(folder: Path, providers: list[dict[str, object]]) -> Path:
 
 
 def test_an_onnx_folder_runs_on_the_device_that_it_was_made_for(tmp_path: Path) -> None:
-    onnx = runtime("onnxruntime-genai")
+    onnx = speed_runtime("onnxruntime-genai")
     assert onnx.modes(genai_folder(tmp_path, []), "cpu") == [Mode("default")]
     for_gpu = genai_folder(tmp_path, [{"cuda": {}}])
     assert onnx.modes(for_gpu, "cuda:0") == [Mode("default")]
@@ -122,18 +129,22 @@ def test_an_onnx_folder_runs_on_the_device_that_it_was_made_for(tmp_path: Path) 
 def test_an_onnx_folder_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "genai_config.json").write_text('{"model": []}')
     with pytest.raises(ArtifactError, match="not as the builder writes it"):
-        runtime("onnxruntime-genai").modes(tmp_path, "cpu")
+        speed_runtime("onnxruntime-genai").modes(tmp_path, "cpu")
 
 
 def test_every_container_has_its_runtimes() -> None:
-    assert runtimes_of("onnx") == ["onnxruntime-genai"]
-    assert runtimes_of("gguf") == ["llama.cpp"]
-    assert runtimes_of("mlx") == ["mlx-lm"]
-    assert runtimes_of("compressed-tensors") == ["transformers"]
-    assert runtimes_of("unheard-of") == []
+    assert speed_runtimes("onnx") == ["onnxruntime-genai"]
+    assert speed_runtimes("gguf") == ["llama.cpp"]
+    assert speed_runtimes("mlx") == ["mlx-lm"]
+    assert speed_runtimes("compressed-tensors") == ["transformers"]
+    assert speed_runtimes("gptq") == ["transformers"]
+    assert speed_runtimes("unheard-of") == []
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_a_runtime_is_called_what_it_is_listed_as(name: str) -> None:
-    assert runtime(name).name == name
-    assert runtime(name).packages
+    runtime = RUNTIMES[name].load_class()
+    assert runtime.name == name
+    assert runtime.packages
+    assert issubclass(runtime, SpeedRuntime) == (name in SPEED_RUNTIMES)
+    assert issubclass(runtime, LogitsRuntime) == RUNTIMES[name].logits

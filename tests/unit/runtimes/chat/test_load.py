@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,11 +12,11 @@ from gemquant.convert.plugins import exporter
 from gemquant.core.artifact import Artifact, seal, staged
 from gemquant.errors import UnsupportedError, UsageError
 from gemquant.formats.mlx import MLX
-from gemquant.models.chat import render
+from gemquant.models.chat import Message, render
 from gemquant.models.chat_templates import VARIANTS
-from gemquant.runtimes.chat.engine import ContextFullError, Message
-from gemquant.runtimes.chat.opening import Opened, Wanted, open_engine
-from gemquant.runtimes.chat.sampling import Sampling
+from gemquant.runtimes.chat.load import ChatRequest, load_chat_model
+from gemquant.runtimes.chat.session import ContextFullError, TransformersChat
+from gemquant.runtimes.sampling import Sampling
 from tests.helpers.tiny_artifact import (
     tiny_header,
     tiny_manifest,
@@ -40,77 +39,75 @@ def artifact(path: Path, container: str) -> Artifact:
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
+def model(tmp_path_factory: pytest.TempPathFactory) -> TransformersChat:
     folder = artifact(tmp_path_factory.mktemp("a") / "artifact", "compressed-tensors").path
-    wanted = Wanted(
+    request = ChatRequest(
         str(folder), "exact", 1, chat_template="system-in-user", context=256, device="cpu"
     )
-    made = open_engine(wanted, HELLO)
-    yield made
-    made.engine.close()
+    loaded, _ = load_chat_model(request, HELLO)
+    assert isinstance(loaded, TransformersChat)
+    return loaded
 
 
-def test_an_answer_comes_in_pieces(opened: Opened):
+def test_an_answer_comes_in_pieces(model: TransformersChat):
     sampling = Sampling(seed=1, max_tokens=6)
-    pieces = list(opened.engine.answer(HELLO, sampling, threading.Event()))
+    pieces = list(model.answer(HELLO, sampling, threading.Event()))
     assert pieces
-    assert list(opened.engine.answer(HELLO, sampling, threading.Event())) == pieces
+    assert list(model.answer(HELLO, sampling, threading.Event())) == pieces
 
 
-def test_the_likeliest_answer_is_that_of_the_model_alone(opened: Opened):
+def test_the_likeliest_answer_is_that_of_the_model_alone(model: TransformersChat):
     text = render(VARIANTS["system-in-user"], HELLO, add_generation_prompt=True)
     ids = tiny_tokenizer().encode(text, add_special_tokens=False).ids
     assert ids.count(2) == 1
-    runner = opened.engine._runner  # type: ignore[attr-defined]
-    alone = runner.generate(ids, max_new_tokens=6)
+    alone = model.runtime.generate(ids, max_new_tokens=6)
     greedy = Sampling(temperature=0, max_tokens=6)
-    said = "".join(opened.engine.answer(HELLO, greedy, threading.Event()))
+    said = "".join(model.answer(HELLO, greedy, threading.Event()))
     assert said == tiny_tokenizer().decode(alone, skip_special_tokens=True)
 
 
-def test_a_stop_ends_the_answer_soon(opened: Opened):
+def test_a_stop_ends_the_answer_soon(model: TransformersChat):
     stop = threading.Event()
-    pieces = opened.engine.answer(HELLO, Sampling(seed=1, max_tokens=200), stop)
+    pieces = model.answer(HELLO, Sampling(seed=1, max_tokens=200), stop)
     next(pieces)
     stop.set()
     assert len(list(pieces)) < 150
 
 
-def test_a_conversation_that_does_not_fit_is_said_not_to(opened: Opened):
+def test_a_conversation_that_does_not_fit_is_said_not_to(model: TransformersChat):
     long: list[Message] = [{"role": "user", "content": "Hello " * 300}]
     with pytest.raises(ContextFullError, match="leave no room for an answer in a context of 256"):
-        opened.engine.answer(long, Sampling(), threading.Event())
+        model.answer(long, Sampling(), threading.Event())
 
 
-def test_the_description_names_the_runtime_and_its_type(opened: Opened):
-    assert opened.engine.description.startswith("transformers ")
-    assert "float32 on cpu" in opened.engine.description
+def test_the_description_names_the_runtime_and_its_type(model: TransformersChat):
+    assert model.software.startswith("transformers ")
+    assert "float32 on cpu" in model.software
     assert torch.get_num_threads() == 1
 
 
 @pytest.mark.parametrize("device", ["tpu", "cpu:1", "cuda:x", "cuda:99"])
-def test_a_device_that_is_not_here_is_named(opened: Opened, device: str):
-    folder = str(opened.engine._runner.model.name_or_path)  # type: ignore[attr-defined]
+def test_a_device_that_is_not_here_is_named(model: TransformersChat, device: str):
+    folder = str(model.runtime.model.name_or_path)
     with pytest.raises(UsageError, match=f"--device {device}: not on this machine"):
-        open_engine(Wanted(folder, "auto", 1, device=device), HELLO)
+        load_chat_model(ChatRequest(folder, "auto", 1, device=device), HELLO)
 
 
 @pytest.mark.parametrize("preset", ["speed", "memory"])
-def test_a_16_bit_preset_answers(opened: Opened, preset: str):
-    folder = str(opened.engine._runner.model.name_or_path)  # type: ignore[attr-defined]
-    other = open_engine(Wanted(folder, preset, 1, device="cpu"), HELLO).engine
-    assert "bfloat16 on cpu" in other.description
+def test_a_16_bit_preset_answers(model: TransformersChat, preset: str):
+    folder = str(model.runtime.model.name_or_path)
+    other, _ = load_chat_model(ChatRequest(folder, preset, 1, device="cpu"), HELLO)
+    assert "bfloat16 on cpu" in other.software
     assert list(other.answer(HELLO, Sampling(seed=1, max_tokens=4), threading.Event()))
-    other.close()
 
 
 def test_an_mlx_artifact_names_the_program_that_runs_it(tmp_path: Path):
     folder = write_tiny_artifact(tmp_path / "a", MLX()).path
     with pytest.raises(UnsupportedError) as refusal:
-        open_engine(Wanted(str(folder), "auto", 1), HELLO)
+        load_chat_model(ChatRequest(str(folder), "auto", 1), HELLO)
     assert refusal.value.hint == f"On a Mac: mlx_lm.chat --model {folder}"
 
 
 def test_a_folder_that_is_no_artifact_names_the_command_that_makes_one(tmp_path: Path):
     with pytest.raises(UnsupportedError, match=r"holds no GGUF, and is no artifact"):
-        open_engine(Wanted(str(tmp_path), "auto", 1), HELLO)
+        load_chat_model(ChatRequest(str(tmp_path), "auto", 1), HELLO)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from gemquant.runtimes.chat.sampling import Sampling
+from gemquant.runtimes.sampling import Sampling
 
 
 def test_the_defaults_are_in_range():

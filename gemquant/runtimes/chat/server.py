@@ -1,7 +1,7 @@
-"""A GGUF in llama.cpp, through the server that the package ``xllamacpp`` carries.
+"""llama.cpp's server, which the package ``xllamacpp`` contains: for ``serve`` and for ``chat``.
 
-The server always listens; in a conversation nobody else is meant to, so that it then gets a port of
-its own on the loopback interface and a key that is told to nobody.
+The server always listens. In ``chat`` nobody else may connect: it gets a free port on the loopback
+interface and a random key that nobody is given.
 """
 
 from __future__ import annotations
@@ -9,17 +9,18 @@ from __future__ import annotations
 import ctypes
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gemquant.errors import ArtifactError, GemquantError, RuntimeMissingError, UsageError
-from gemquant.runtimes.chat.engine import ContextFullError, Message
-from gemquant.runtimes.chat.pieces import streamed
+from gemquant.models.chat import Message
 from gemquant.runtimes.chat.presets import CacheType
-from gemquant.runtimes.chat.sampling import Sampling
+from gemquant.runtimes.chat.session import ContextFullError
 from gemquant.runtimes.llamacpp_library import INSTALL, VERSION, missing
+from gemquant.runtimes.runtime import cpu_place
+from gemquant.runtimes.sampling import Sampling, stream_from_callback
 
 LOOPBACK = "127.0.0.1"
 _ALL_LAYERS = -1
@@ -31,18 +32,17 @@ _CACHE_TYPES: Mapping[CacheType, str] = {
     "q4_0": "GGML_TYPE_Q4_0",
 }
 _CLIENTS_WAITING = 32
-"""Connections that are held while others are answered; further ones wait to be accepted."""
+"""Connections that are accepted while others are answered; further ones wait."""
 _CONTEXT_FULL = "exceed_context_size_error"
 
 
 @dataclass(frozen=True)
-class LlamaSettings:
-    """How llama.cpp holds a model.
+class ServerSettings:
+    """How llama.cpp's server holds a model.
 
-    template: Jinja source; None for the GGUF's own. context: tokens of a conversation. gpu: whether
-    layers go to a GPU that the build knows. parallel: conversations at once, each with a context of
-    its own. keys: that a client must give one of; none for no check. counted: whether /metrics
-    counts requests.
+    template: Jinja source; None for the GGUF's. context: tokens of a conversation. gpu: whether
+    layers go to a GPU. parallel: conversations at once, each with its own context. keys: a client
+    must send one of them; empty for no check. metrics: whether /metrics counts requests.
     """
 
     path: Path
@@ -57,18 +57,18 @@ class LlamaSettings:
     host: str = LOOPBACK
     port: int = 0
     keys: Sequence[str] = ()
-    counted: bool = False
+    metrics: bool = False
 
 
 def require_llamacpp() -> None:
-    """Raise RuntimeMissingError unless the one version that is known here is installed."""
+    """Raise RuntimeMissingError unless the supported version is installed."""
     reason = missing()
     if reason is not None:
         raise RuntimeMissingError(f"llama.cpp cannot run here: {reason}.", hint=INSTALL)
 
 
 def free_gpu_bytes() -> int | None:
-    """Memory free on the largest GPU that this build of llama.cpp uses; None where it uses none."""
+    """Return the memory free on the largest GPU that this build uses; None if it uses none."""
     import xllamacpp
 
     processor = xllamacpp.ggml_backend_dev_type.GGML_BACKEND_DEVICE_TYPE_CPU
@@ -76,12 +76,11 @@ def free_gpu_bytes() -> int | None:
     return max(free, default=None)
 
 
-def start_server(settings: LlamaSettings) -> Any:
-    """Load the model and listen, for as long as the process lives.
+def start_server(settings: ServerSettings) -> Any:
+    """Load the model and listen until the process ends; ArtifactError if llama.cpp cannot.
 
-    ArtifactError where llama.cpp does neither. The server is never taken down: its destructor was
-    measured to wait for ever where a request is under way, or where none has come yet, and holds
-    the interpreter meanwhile.
+    The server is never destroyed: its destructor was measured to wait forever while a request is
+    running, or before the first one, and it holds the interpreter lock.
     """
     require_llamacpp()
     import xllamacpp
@@ -104,7 +103,7 @@ def start_server(settings: LlamaSettings) -> Any:
     params.api_keys = list(settings.keys)
     # No browser page of another origin may read answers.
     params.cors_origins, params.cors_credentials = f"http://{LOOPBACK}", False
-    params.endpoint_slots, params.endpoint_metrics = False, settings.counted
+    params.endpoint_slots, params.endpoint_metrics = False, settings.metrics
     params.ui = False
     params.warmup = False
     params.cache_ram_mib = 0
@@ -119,21 +118,22 @@ def start_server(settings: LlamaSettings) -> Any:
     return server
 
 
-class LlamaCppEngine:
+class LlamaCppChat:
     """A GGUF that answers in this process."""
 
-    def __init__(self, settings: LlamaSettings) -> None:
+    def __init__(self, settings: ServerSettings) -> None:
         key = secrets.token_urlsafe(32)
-        own = replace(settings, keys=(key,), host=LOOPBACK, port=0, parallel=1, counted=False)
-        self._server = start_server(own)
+        self._server = start_server(
+            replace(settings, keys=(key,), host=LOOPBACK, port=0, parallel=1, metrics=False)
+        )
         self.context = settings.context
-        place = "GPU" if settings.gpu else f"{settings.threads} CPU threads"
-        self.description = f"llama.cpp of xllamacpp {VERSION}, {place}"
+        place = "GPU" if settings.gpu else cpu_place(settings.threads)
+        self.software = f"llama.cpp of xllamacpp {VERSION}, {place}"
 
     def answer(
         self, messages: Sequence[Message], sampling: Sampling, stop: threading.Event
-    ) -> Iterator[str]:
-        """Yield the answer piece by piece; the prompt's tokens of earlier turns are kept."""
+    ) -> Generator[str, None, None]:
+        """Yield the answer piece by piece; the tokens of earlier turns stay in the cache."""
         request = {
             "messages": [dict(message) for message in messages],
             "stream": True,
@@ -144,7 +144,6 @@ class LlamaCppEngine:
             "max_tokens": sampling.max_tokens,
             **({} if sampling.seed is None else {"seed": sampling.seed}),
         }
-        server = self._server
 
         def produce(put: Callable[[str], None]) -> None:
             failures: list[GemquantError] = []
@@ -155,22 +154,19 @@ class LlamaCppEngine:
                 if failure is not None:
                     failures.append(failure)
                     return True
-                piece = _piece(chunk)
-                if piece:
-                    put(piece)
+                choices = chunk.get("choices") or [{}]
+                if piece := (choices[0].get("delta") or {}).get("content"):
+                    put(str(piece))
                 return stop.is_set()
 
             try:
-                server.handle_chat_completions(request, take)
+                self._server.handle_chat_completions(request, take)
             except ValueError as error:
                 raise UsageError(f"llama.cpp refuses the conversation: {error}") from None
             if failures:
                 raise failures[0]
 
-        return streamed(produce, stop)
-
-    def close(self) -> None:
-        """Nothing: what the server holds goes with the process."""
+        return stream_from_callback(produce, stop)
 
 
 def _failure(chunk: Any) -> GemquantError | None:
@@ -181,8 +177,3 @@ def _failure(chunk: Any) -> GemquantError | None:
     if error.get("type") == _CONTEXT_FULL:
         return ContextFullError(message)
     return UsageError(f"llama.cpp refuses the conversation: {message}")
-
-
-def _piece(chunk: Any) -> str:
-    choices = chunk.get("choices") or [{}]
-    return str((choices[0].get("delta") or {}).get("content") or "")

@@ -1,1 +1,0 @@
-"""What answers lm-eval's requests: one file per runtime, all with the interface of ``engine``."""

@@ -1,0 +1,171 @@
+"""Loads the model of a conversation: which runtime, which template, which preset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gemquant.core.artifact import MANIFEST_FILE, Manifest, read_manifest
+from gemquant.core.resources import free_memory_bytes, require_device
+from gemquant.errors import CalibrationError, RuntimeMissingError, UnsupportedError, UsageError
+from gemquant.formats.gguf.find import GgufFile, find_gguf, ggufs_of
+from gemquant.models.chat import Message, choose_template, render
+from gemquant.models.chat_templates import SYSTEM_IN_USER
+from gemquant.runtimes.chat.presets import BITS, Choice, Preset, choose_preset, kv_cache_bytes
+from gemquant.runtimes.runtime import LoadOptions
+
+if TYPE_CHECKING:
+    from gemquant.runtimes.chat.server import ServerSettings
+    from gemquant.runtimes.chat.session import ChatModel
+
+_SMALLEST_CONTEXT = 16
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """What the user asked for. preset: a name or ``auto``; context, device: None for defaults."""
+
+    model: str
+    preset: str
+    threads: int
+    chat_template: str | None = None
+    context: int | None = None
+    device: str | None = None
+
+    def template(self, own: str | None, opening: Sequence[Message]) -> str:
+        """Choose the template, and try it; without any, one that accepts a system message."""
+        template = choose_template(self.chat_template, own or SYSTEM_IN_USER)
+        try:
+            render(template, opening, add_generation_prompt=True)
+        except CalibrationError as refusal:
+            raise UsageError(refusal.message, hint=refusal.hint) from None
+        return template
+
+    def tokens(self, preset: Preset, longest: int) -> int:
+        """Tokens of a conversation: as requested, else the preset's; at most ``longest``."""
+        if self.context is None:
+            return min(preset.context, longest)
+        if not _SMALLEST_CONTEXT <= self.context <= longest:
+            raise UsageError(
+                f"--context {self.context}: must be from {_SMALLEST_CONTEXT} to {longest}, which "
+                "the model was trained for."
+            )
+        return self.context
+
+
+def load_chat_model(request: ChatRequest, opening: Sequence[Message]) -> tuple[ChatModel, Choice]:
+    """Load a GGUF in llama.cpp, any other artifact in transformers.
+
+    opening: messages that the template must accept, such as a system message and a question.
+    Raises a GemquantError before anything is loaded if that can be known.
+    """
+    folder = Path(request.model).expanduser()
+    manifest = read_manifest(folder) if (folder / MANIFEST_FILE).is_file() else None
+    if manifest is not None and not ggufs_of(manifest):
+        return _load_folder(request, folder, manifest, opening)
+    from gemquant.runtimes.chat.server import LlamaCppChat
+
+    settings, choice = server_settings(request, find_gguf(request.model), opening)
+    return LlamaCppChat(settings), choice
+
+
+def server_settings(
+    request: ChatRequest, gguf: GgufFile, opening: Sequence[Message], *, parallel: int = 1
+) -> tuple[ServerSettings, Choice]:
+    """Decide how llama.cpp holds a GGUF for ``parallel`` conversations at once."""
+    from gemquant.runtimes.chat.server import ServerSettings, free_gpu_bytes, require_llamacpp
+    from gemquant.runtimes.text import GGUF_TEMPLATE, config_of_gguf
+
+    require_llamacpp()
+    own = gguf.metadata.get(GGUF_TEMPLATE)
+    template = request.template(own if isinstance(own, str) else None, opening)
+    config = config_of_gguf(gguf.metadata)
+    gpu_bytes = None if request.device == "cpu" else free_gpu_bytes()
+    if request.device not in {None, "cpu"} and gpu_bytes is None:
+        raise UsageError(
+            f"--device {request.device}: this build of llama.cpp computes on the processor only.",
+            hint="Install one for GPUs: https://github.com/xorbitsai/xllamacpp#installation",
+        )
+    choice = choose_preset(
+        request.preset,
+        weights_bytes=gguf.path.stat().st_size,
+        cache_bytes=partial(_cache_bytes, config, conversations=parallel),
+        free_bytes=free_memory_bytes() if gpu_bytes is None else gpu_bytes,
+    )
+    settings = ServerSettings(
+        path=gguf.path,
+        name=gguf.path.stem,
+        template=template,
+        context=request.tokens(choice.preset, config["max_position_embeddings"]),
+        batch=choice.preset.batch,
+        cache=choice.preset.cache,
+        threads=request.threads,
+        gpu=gpu_bytes is not None,
+        parallel=parallel,
+    )
+    return settings, choice
+
+
+def _load_folder(
+    request: ChatRequest, folder: Path, manifest: Manifest, opening: Sequence[Message]
+) -> tuple[ChatModel, Choice]:
+    import torch
+
+    from gemquant.formats.checkpoint.folder import read_raw_config
+    from gemquant.models.config import text_config
+    from gemquant.runtimes.chat.session import TransformersChat
+    from gemquant.runtimes.text import TextInterface
+    from gemquant.runtimes.transformers import Transformers
+
+    reason = Transformers.unavailable(manifest.container)
+    if reason is not None and manifest.container == "mlx":
+        raise UnsupportedError(
+            f"{folder}: {reason}.", hint=f"On a Mac: mlx_lm.chat --model {folder}"
+        )
+    if reason is not None:
+        raise RuntimeMissingError(
+            f"{folder}: {reason}.", hint=f"gemquant show {folder} lists what loads it."
+        )
+    text = TextInterface.of_artifact(folder, manifest.container)
+    text = replace(text, template=request.template(text.template, opening))
+    raw = read_raw_config(folder)
+    config = text_config({key: raw[key] for key in raw if not key.startswith("quantization")})
+    device = request.device or _best_device()
+    require_device(device)
+    on_cuda = device.startswith("cuda")
+    choice = choose_preset(
+        request.preset,
+        weights_bytes=sum(
+            record.bytes for name, record in manifest.files.items() if name.endswith(".safetensors")
+        ),
+        cache_bytes=partial(_cache_bytes, config, bits=16),
+        free_bytes=torch.cuda.mem_get_info(device)[0] if on_cuda else free_memory_bytes(),
+    )
+    context = request.tokens(choice.preset, text.max_tokens)
+    options = LoadOptions(device, choice.preset.dtype, request.threads)
+    runtime = Transformers.load(folder, manifest.container, options)
+    compiled = choice.preset.compiled and on_cuda
+    return TransformersChat(runtime, text, context=context, compiled=compiled), choice
+
+
+def _cache_bytes(
+    config: Mapping[str, Any], preset: Preset, *, bits: float = 0, conversations: int = 1
+) -> int:
+    """Bytes of all conversations' caches; bits: per value, 0 for the preset's in llama.cpp."""
+    return conversations * kv_cache_bytes(
+        config,
+        tokens=min(preset.context, config["max_position_embeddings"]),
+        batch=preset.batch,
+        bits=bits or BITS[preset.cache],
+    )
+
+
+def _best_device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

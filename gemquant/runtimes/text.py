@@ -1,0 +1,119 @@
+"""How a model reads and writes text: tokenizer, BOS, end tokens and chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from tokenizers import Tokenizer
+
+from gemquant.errors import ArtifactError
+from gemquant.formats.checkpoint.bounded_json import read_json_object
+from gemquant.formats.checkpoint.folder import read_raw_config
+from gemquant.formats.checkpoint.tokenizer_files import read_tokenizer_files
+from gemquant.formats.gguf.config import gguf_config
+from gemquant.formats.gguf.find import open_gguf
+from gemquant.formats.gguf.tokenizer import GgufTokenizer
+from gemquant.models.chat import Message, render
+from gemquant.runtimes.llamacpp import gguf_file
+
+if TYPE_CHECKING:
+    from gemquant.formats.checkpoint import Checkpoint
+
+END_OF_TURN = "<end_of_turn>"
+GGUF_TEMPLATE = "tokenizer.chat_template"
+GENAI_CONFIG = "genai_config.json"
+
+
+@dataclass(frozen=True)
+class TextInterface:
+    """A model's text side.
+
+    bos: id. end_tokens: ids that end an answer. template: Jinja source of the chat template.
+    max_tokens: longest window that the model was trained for.
+    """
+
+    tokenizer: Tokenizer
+    bos: int
+    end_tokens: frozenset[int]
+    template: str | None
+    max_tokens: int
+
+    @classmethod
+    def of_artifact(cls, path: Path, container: str) -> Self:
+        """Read an artifact's own files."""
+        tokenizer, bos = read_tokenizer(path, container)
+        if container == "gguf":
+            metadata = open_gguf(gguf_file(path)).metadata
+            eos = {"eos_token_id": metadata.get("tokenizer.ggml.eos_token_id")}
+            config = {**config_of_gguf(metadata), **eos}
+            return cls._of(tokenizer, bos, config, metadata.get(GGUF_TEMPLATE))
+        raw = read_raw_config(path)
+        template = read_tokenizer_files(path).chat_template
+        return cls._of(tokenizer, bos, raw.get("text_config", raw), template)
+
+    @classmethod
+    def of_checkpoint(cls, checkpoint: Checkpoint) -> Self:
+        """Read an original's."""
+        config = checkpoint.config
+        template = checkpoint.chat_template()
+        return cls._of(checkpoint.tokenizer(), config["bos_token_id"], config, template)
+
+    @classmethod
+    def _of(cls, tokenizer: Any, bos: int, config: Mapping[str, Any], template: object) -> Self:
+        max_tokens = config.get("max_position_embeddings")
+        if not isinstance(max_tokens, int):
+            raise ArtifactError("the model's configuration has no max_position_embeddings.")
+        eos = config.get("eos_token_id")
+        ends = {eos} if isinstance(eos, int) else set(eos or ())
+        turn = tokenizer.token_to_id(END_OF_TURN)
+        return cls(
+            tokenizer,
+            bos,
+            frozenset(ends if turn is None else {*ends, turn}),
+            template if isinstance(template, str) else None,
+            max_tokens,
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """Return token ids, without a BOS unless the text contains it."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        """Return a conversation as text in the chat template, which writes the BOS."""
+        if self.template is None:
+            raise ValueError("a model without a chat template")
+        bos = self.tokenizer.id_to_token(self.bos) or ""
+        return render(self.template, messages, bos=bos, add_generation_prompt=add_generation_prompt)
+
+
+def read_tokenizer(path: Path, container: str) -> tuple[Tokenizer, int]:
+    """Return the tokenizer of a folder or GGUF, and the id of BOS; ArtifactError without them."""
+    if container == "gguf":
+        file = gguf_file(path)
+        metadata = open_gguf(file).metadata
+        tokenizer = GgufTokenizer(metadata, str(file)).tokenizer
+        return tokenizer, int(metadata["tokenizer.ggml.bos_token_id"])
+    file = path / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the package raises nothing narrower
+        raise ArtifactError(f"{file} cannot be read: {error}") from error
+    if (path / GENAI_CONFIG).is_file():
+        config = read_json_object(path / GENAI_CONFIG).get("model")
+    else:
+        config = read_json_object(path / "config.json")
+        config = config.get("text_config", config)
+    bos = config.get("bos_token_id") if isinstance(config, dict) else None
+    if type(bos) is not int:
+        raise ArtifactError(f"{path}: its configuration has no bos_token_id.")
+    return tokenizer, bos
+
+
+def config_of_gguf(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the text model's configuration, from a GGUF's metadata."""
+    vocabulary = len(metadata.get("tokenizer.ggml.tokens", ()))
+    return gguf_config(metadata, vocab_size=vocabulary, tied=True)
