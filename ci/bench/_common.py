@@ -61,9 +61,9 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def scratch_folder(given: argparse.Namespace) -> Iterator[Path]:
+def scratch_folder(args: argparse.Namespace) -> Iterator[Path]:
     """Yield a new folder in ``--scratch`` that is removed at the end."""
-    with tempfile.TemporaryDirectory(prefix="gemquant-bench-", dir=given.scratch) as folder:
+    with tempfile.TemporaryDirectory(prefix="gemquant-bench-", dir=args.scratch) as folder:
         yield Path(folder)
 
 
@@ -75,7 +75,7 @@ class Text:
     evaluation: Sequence[TokenWindows]
 
 
-def read_text(given: argparse.Namespace, checkpoint: Checkpoint) -> Text:
+def read_text(args: argparse.Namespace, checkpoint: Checkpoint) -> Text:
     """Tokenize the default calibration mixture and the evaluation slices."""
     tokenizer, bos = checkpoint.tokenizer(), checkpoint.config["bos_token_id"]
     template = choose_template(None, checkpoint.chat_template())
@@ -83,44 +83,44 @@ def read_text(given: argparse.Namespace, checkpoint: Checkpoint) -> Text:
         calibration=calibration_windows(
             tokenizer,
             source=DEFAULT_CALIBRATION,
-            samples=given.samples,
-            seq_len=given.seq_len,
-            seed=given.seed,
+            samples=args.samples,
+            seq_len=args.seq_len,
+            seed=args.seed,
             bos=bos,
             chat_template=template,
         ),
         evaluation=evaluation_windows(
             tokenizer,
-            slices=given.eval_slices,
-            windows=given.eval_windows,
-            seq_len=given.seq_len,
-            seed=given.seed,
+            slices=args.eval_slices,
+            windows=args.eval_windows,
+            seq_len=args.seq_len,
+            seed=args.seed,
             bos=bos,
             chat_template=template,
         ),
     )
 
 
-def job_of(given: argparse.Namespace, quantizer: Quantizer, out: Path, *, eval_windows: int) -> Job:
+def job_of(args: argparse.Namespace, quantizer: Quantizer, out: Path, *, eval_windows: int) -> Job:
     """A job for compressed-tensors, with the recipe that its manifest will hold."""
     exporter = CompressedTensors()
     recipe = Recipe(
-        model=given.model,
+        model=args.model,
         quantizer=quantizer.name,
         options={o.name: getattr(quantizer, o.name) for o in options_of(quantizer)},
         exporter=exporter.name,
-        samples=given.samples,
-        seq_len=given.seq_len,
-        seed=given.seed,
+        samples=args.samples,
+        seq_len=args.seq_len,
+        seed=args.seed,
         eval_windows=eval_windows,
-        eval_slices=None if given.eval_slices is None else tuple(given.eval_slices),
+        eval_slices=None if args.eval_slices is None else tuple(args.eval_slices),
     )
     return Job(quantizer, exporter, out, recipe)
 
 
-def tracing_dtype(given: argparse.Namespace) -> torch.dtype:
+def tracing_dtype(args: argparse.Namespace) -> torch.dtype:
     """The type that the command line would trace calibration windows in, on this machine."""
-    recipe = Recipe(model=given.model, quantizer="")
+    recipe = Recipe(model=args.model, quantizer="")
     return getattr(torch, calibration_dtype(recipe))
 
 
@@ -148,17 +148,17 @@ class Stopwatch:
 
 
 def print_setting(
-    given: argparse.Namespace, *, threads: str, stored: str = "w4 g128 with zero points"
+    args: argparse.Namespace, *, threads: str, stored: str = "w4 g128 with zero points"
 ) -> None:
     """Print what a figure depends on: machine, threads, versions, model and text."""
     versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     print(f"machine  {cpu_model()}, {default_threads()} cores, {platform.platform(terse=True)}")
-    print(f"threads  {threads}; calibration traced in {tracing_dtype(given)}")
+    print(f"threads  {threads}; calibration traced in {tracing_dtype(args)}")
     print(f"versions Python {platform.python_version()}, {versions}")
     print(
-        f"model    {given.model}, {stored}; calibration {given.samples} × "
-        f"{given.seq_len} tokens, evaluation {given.eval_windows} × {given.seq_len} per slice, "
-        f"seed {given.seed}",
+        f"model    {args.model}, {stored}; calibration {args.samples} × "
+        f"{args.seq_len} tokens, evaluation {args.eval_windows} × {args.seq_len} per slice, "
+        f"seed {args.seed}",
         flush=True,
     )
 

@@ -69,8 +69,8 @@ def _attention_of(model: nn.Module, ids: Tensor) -> tuple[list[Tensor], list[Ten
     outputs: list[list[Tensor]] = [[] for _ in model.model.layers]
 
     def remember(index: int) -> Any:
-        def hook(_module: nn.Module, _args: Any, given: Any, result: Any) -> None:
-            inputs[index].append(given["hidden_states"])
+        def hook(_module: nn.Module, _args: Any, args: Any, result: Any) -> None:
+            inputs[index].append(args["hidden_states"])
             outputs[index].append(result[0])
 
         return hook

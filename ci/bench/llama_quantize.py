@@ -208,23 +208,23 @@ def main() -> None:
     add("--tensor-type", action="append", default=[], metavar="PATTERN=TYPE")
     add("--allow-requantize", action="store_true")
     add("--library", type=Path, default=FOLDER, help="folder of the shared libraries")
-    given = parser.parse_args()
+    args = parser.parse_args()
     options = QuantizeOptions(
-        threads=given.threads,
-        pure=given.pure,
-        output_type=given.output_type,
-        embedding_type=given.embedding_type,
-        overrides=[tuple(text.split("=", 1)) for text in given.tensor_type],
-        allow_requantize=given.allow_requantize,
+        threads=args.threads,
+        pure=args.pure,
+        output_type=args.output_type,
+        embedding_type=args.embedding_type,
+        overrides=[tuple(text.split("=", 1)) for text in args.tensor_type],
+        allow_requantize=args.allow_requantize,
     )
-    importance = read_importance(given.imatrix) if given.imatrix else None
-    llama = Llama(given.library)
+    importance = read_importance(args.imatrix) if args.imatrix else None
+    llama = Llama(args.library)
     begin = time.perf_counter()
     try:
-        llama.quantize(given.source, given.target, given.type, options, importance)
+        llama.quantize(args.source, args.target, args.type, options, importance)
     except RuntimeError as error:
         sys.exit(f"llama_model_quantize: {error}")
-    print(f"{time.perf_counter() - begin:.3f} s in llama_model_quantize, {given.threads} threads")
+    print(f"{time.perf_counter() - begin:.3f} s in llama_model_quantize, {args.threads} threads")
 
 
 if __name__ == "__main__":
