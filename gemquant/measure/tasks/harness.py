@@ -24,6 +24,7 @@ from gemquant.errors import (
 )
 from gemquant.measure.tasks.document import Settings
 from gemquant.measure.tasks.folder import folder_problems, task_names
+from gemquant.models.template_process import RenderingError, shared_renderer
 
 INSTALL = "pip install 'gemquant[tasks]'"
 RESAMPLES = 1000
@@ -143,7 +144,7 @@ def run(model: Any, loaded: Loaded, settings: Settings) -> Mapping[str, Any]:
 def contained() -> Iterator[None]:
     """Keep lm-eval to what it is asked for.
 
-    Task templates come from data sets' authors and users: they are rendered in jinja2's sandbox.
+    Task templates come from data sets' authors and users: they are rendered in a limited process.
     Its bars and remarks stay out of our output (``-vv`` shows the remarks), and it starts no
     processes.
     """
@@ -154,15 +155,9 @@ def contained() -> Iterator[None]:
         import lm_eval.api.task
         import lm_eval.evaluator
         import lm_eval.utils
-        from jinja2 import BaseLoader, StrictUndefined
-        from jinja2.sandbox import SandboxedEnvironment
         from tqdm.std import tqdm
 
-        sandbox = SandboxedEnvironment(
-            loader=BaseLoader(), undefined=StrictUndefined, keep_trailing_newline=True
-        )
-        sandbox.filters["regex_replace"] = lm_eval.utils.regex_replace
-        stack.enter_context(_replaced(lm_eval.utils, "env", sandbox))
+        stack.enter_context(_replaced(lm_eval.utils, "env", _TaskTemplates()))
         # Neither a commit nor this machine's packages belong into the document, and both start
         # other programs to find out.
         stack.enter_context(_replaced(lm_eval.evaluator, "get_git_commit_hash", lambda: None))
@@ -177,6 +172,25 @@ def contained() -> Iterator[None]:
         for name in ("lm_eval", "datasets", "huggingface_hub", "evaluate"):
             stack.enter_context(_hushed(logging.getLogger(name)))
         yield
+
+
+class _TaskTemplates:
+    """In place of lm-eval's jinja2 environment: each template is rendered in a limited process."""
+
+    def from_string(self, source: str) -> _TaskTemplate:
+        return _TaskTemplate(source)
+
+
+@dataclass(frozen=True)
+class _TaskTemplate:
+    source: str
+
+    def render(self, **record: Any) -> str:
+        try:
+            return shared_renderer("task").render(self.source, record)
+        except RenderingError as error:
+            start = " ".join(self.source[:80].split())
+            raise CalibrationError(f"the task's template {start!r} fails: {error}.") from None
 
 
 @contextmanager

@@ -167,6 +167,21 @@ class TestWithLmEval:
         assert result.code != 0
         assert "unsafe" in result.err
 
+    @pytest.mark.parametrize("template", ["'a'|center(3000000000)", "9**999999999"])
+    def test_task_templates_are_limited(
+        self, run: Run, gemma: str, tasks: str, template: str
+    ) -> None:
+        file = Path(tasks, "tiny_choice.yaml")
+        text = file.read_text(encoding="utf-8")
+        hostile = f'"{{{{ ({template}) | length }}}}"'
+        file.write_text(text.replace("'{{question}}'", hostile), encoding="utf-8")
+        result = run(
+            *("tasks", gemma, "--no-original", "--task-folder", tasks, "--tasks", "tiny_choice")
+        )
+        assert result.code == 5
+        assert "the task's template " in result.err
+        assert ") | length }}' fails: it " in result.err
+
     def test_a_task_in_a_chat_template(self, run: Run, gemma: str, tasks: str) -> None:
         result = run(
             *("tasks", gemma, "--no-original", "--task-folder", tasks, "--json", "-q"),
