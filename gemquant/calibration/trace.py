@@ -21,6 +21,7 @@ from gemquant.calibration.windows import TokenWindows
 from gemquant.core.protocols import Block, Statistics, Weights
 from gemquant.core.results import LayerReach
 from gemquant.errors import CalibrationError
+from gemquant.models.architecture import layer_structure
 from gemquant.models.skeleton import Skeleton
 from gemquant.models.structure import (
     EMBEDDING,
@@ -28,9 +29,7 @@ from gemquant.models.structure import (
     HEAD,
     embedding_structure,
     head_structure,
-    layer_parameters,
     layer_prefix,
-    layer_structure,
 )
 
 SAMPLED_TOKENS = 512
@@ -86,10 +85,9 @@ class Trace:
         """Yield every decoder layer that is not left out with the statistics of its inputs."""
         if self._calibration is not None and self._stream is None:
             self._stream = embed_windows(self._skeleton, self._weights, self._calibration.ids)
-        structure = layer_structure(self._weights.config)
-        names = layer_parameters(self._weights.config)
         for index in range(self._first, self._skeleton.layers):
-            prefix = layer_prefix(index)
+            structure = layer_structure(self._weights.config, index)
+            prefix, names = layer_prefix(index), list(structure.shapes)
             unheld = UnheldWeights.of_layer(self._weights, prefix, names, self._skeleton.device)
             weights: Mapping[str, Tensor] = unheld
             if self._held:

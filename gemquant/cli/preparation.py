@@ -26,6 +26,7 @@ from gemquant.core.scheme import Scheme, label
 from gemquant.errors import ProblemCollector, refuse
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemquant.formats.source_model import model_name
+from gemquant.models.architecture import architecture_of
 from gemquant.models.chat import ChatTemplate, choose_template
 from gemquant.models.structure import EMBEDDING
 from gemquant.numerics.native.gram import has_bfloat16_products
@@ -195,7 +196,11 @@ def default_output(ref: str, quantizer: str, labels: Sequence[str]) -> str:
 
 def chat_template(recipe: Recipe, checkpoint: Checkpoint) -> ChatTemplate:
     """Return the template asked for, by name or from a file, or else the checkpoint's own."""
-    source = choose_template(recipe.chat_template, checkpoint.chat_template())
+    source = choose_template(
+        recipe.chat_template,
+        checkpoint.chat_template(),
+        architecture_of(checkpoint.config).chat_template,
+    )
     return ChatTemplate(source, checkpoint.special_tokens())
 
 

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from gemquant.core.targets.device import Npu
     from gemquant.core.targets.target import Target
 
-GENERATIONS = ("gemma", "gemma2", "gemma3_text")
-
 
 class TargetsCommand(click.Command):
     """List the targets, or describe one."""
@@ -74,11 +72,12 @@ def _describe(target: Target) -> None:
 def _describe_npu(npu: Npu) -> None:
     from gemquant.cli import render
     from gemquant.core.targets.toolkit import load_toolkit
+    from gemquant.models.architecture import ARCHITECTURES
 
     toolkit = load_toolkit(npu.toolkit)
-    matrix = render.table("quantized dtype", *GENERATIONS)
+    matrix = render.table("quantized dtype", *ARCHITECTURES)
     for dtype in npu.dtypes:
-        found = (toolkit.converting(npu.platform, each, dtype.name) for each in GENERATIONS)
+        found = (toolkit.converting(npu.platform, each, dtype.name) for each in ARCHITECTURES)
         oldest = (f"{toolkit.name} {each[0].version}" if each else "none" for each in found)
         matrix.add_row(dtype.name, *oldest)
     cores = "/".join(map(str, npu.cores))

@@ -24,14 +24,8 @@ from gemquant.core.recipe import Recipe
 from gemquant.errors import GemquantError, OutputError, refuse
 from gemquant.formats.checkpoint import Checkpoint
 from gemquant.formats.source_model import Origin
-from gemquant.models.structure import (
-    EMBEDDING,
-    HEAD,
-    layer_prefix,
-    layer_structure,
-    linear_shapes,
-    tensor_shapes,
-)
+from gemquant.models.architecture import linear_shapes, tensor_shapes
+from gemquant.models.structure import EMBEDDING, HEAD
 
 # Tokenizer, card, configuration and manifest beside the weights: a generous guess.
 SMALL_FILES_BYTES = 64_000_000
@@ -93,12 +87,7 @@ class JobPlan:
 
 def linear_weights(weights: Weights) -> dict[str, tuple[int, int]]:
     """Full names and shapes (out, in) of all decoder linears."""
-    shapes = linear_shapes(weights.config)
-    return {
-        f"{layer_prefix(index)}{linear}.weight": shapes[linear]
-        for index in range(weights.config["num_hidden_layers"])
-        for linear in layer_structure(weights.config).linears
-    }
+    return linear_shapes(weights.config)
 
 
 def plan(jobs: Sequence[Job], checkpoint: Checkpoint) -> list[JobPlan]:

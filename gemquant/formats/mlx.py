@@ -36,6 +36,7 @@ from gemquant.formats.packed_linear import PackedLinear, module_of
 from gemquant.formats.packed_weights import SchemeReader
 from gemquant.formats.safetensors.mapped import MappedSafetensors
 from gemquant.formats.transformers_config import runtime_config
+from gemquant.models.architecture import architecture_of
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
@@ -116,7 +117,8 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 def _unreadable(config: Mapping[str, Any]) -> list[GemquantError]:
     """Refuse what mlx-lm would load and compute wrongly."""
     problems: list[GemquantError] = []
-    if not config["tie_word_embeddings"] and config["model_type"] != "gemma3_text":
+    mlx = architecture_of(config).mlx
+    if not config["tie_word_embeddings"] and not mlx.untied_head:
         problems.append(
             UnsupportedError(
                 f"mlx-lm ties the head of a {config['model_type']} to its embedding; here it is "
@@ -124,7 +126,7 @@ def _unreadable(config: Mapping[str, Any]) -> list[GemquantError]:
                 hint="Leave out --quantize-head.",
             )
         )
-    if config["model_type"] == "gemma3_text":
+    if mlx.regular_layer_types:
         older = runtime_config(config, torch.bfloat16, {})
         if "sliding_window_pattern" not in older:
             problems.append(

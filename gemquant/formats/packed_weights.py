@@ -18,8 +18,8 @@ from gemquant.formats.checkpoint.bounded_json import read_json_object
 from gemquant.formats.limits import listed
 from gemquant.formats.packed_linear import PackedLinear, module_of, stored_specs
 from gemquant.formats.safetensors.mapped import MappedSafetensors
+from gemquant.models.architecture import tensor_shapes
 from gemquant.models.config import text_config
-from gemquant.models.structure import tensor_shapes
 
 SchemeReader = Callable[[Mapping[str, Any], MappedSafetensors, str], Scheme]
 """(quantization_config, tensors, module) → scheme; ArtifactError where there is none."""

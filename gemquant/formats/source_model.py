@@ -13,6 +13,7 @@ from gemquant.formats.checkpoint import Checkpoint
 from gemquant.formats.checkpoint.provenance import Provenance
 from gemquant.formats.checkpoint.tokenizer_files import with_chat_template
 from gemquant.formats.gguf.values import Metadata
+from gemquant.models.architecture import architecture_of
 from gemquant.models.chat import choose_template
 
 
@@ -51,7 +52,11 @@ class Origin:
         """The text of the chat template that was asked for."""
         if self.chosen_template is None:
             return None
-        return choose_template(self.chosen_template, self.checkpoint.chat_template())
+        return choose_template(
+            self.chosen_template,
+            self.checkpoint.chat_template(),
+            architecture_of(self.checkpoint.config).chat_template,
+        )
 
     @cached_property
     def tokenizer_files(self) -> Mapping[str, bytes]:

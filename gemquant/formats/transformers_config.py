@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from gemquant.models.config import CAUSAL_LM
+from gemquant.models.architecture import architecture_of
 
 
 def runtime_config(
@@ -27,7 +27,7 @@ def runtime_config(
     name = str(dtype).removeprefix("torch.")
     made = {
         **config,
-        "architectures": [CAUSAL_LM[config["model_type"]]],
+        "architectures": [architecture_of(config).causal_lm],
         "dtype": name,
         **_older_keys(config),
         "torch_dtype": name,
@@ -42,7 +42,7 @@ def _older_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     scaling = {key: value for key, value in everywhere.items() if key != "rope_theta"}
     if scaling.get("rope_type", "default") != "default":
         older["rope_scaling"] = scaling
-    if config["model_type"] != "gemma3_text":
+    if not architecture_of(config).rope_by_layer_type:
         return older
     older["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
     pattern = _sliding_window_pattern(config["layer_types"])

@@ -60,14 +60,15 @@ class ChatTemplate:
     special_tokens: SpecialTokens = field(default_factory=lambda: GEMMA_TOKENS)
 
 
-def choose_template(choice: str | None, own: str | None) -> str:
-    """The source to use: what the user chose, else the checkpoint's own, else STOCK.
+def choose_template(choice: str | None, own: str | None, stock: str = STOCK) -> str:
+    """The source to use: what the user chose, else the checkpoint's own, else ``stock``.
 
-    choice: a variant's name, the path of a file, or None. own: the checkpoint's template.
+    choice: a variant's name, the path of a file, or None. own: the checkpoint's template. stock:
+    the architecture's.
     Raises UsageError for a name that is neither, or a file that cannot be read or parsed.
     """
     if choice is None:
-        return own if own is not None else STOCK
+        return own if own is not None else stock
     if choice in VARIANTS:
         return VARIANTS[choice]
     path = Path(choice)

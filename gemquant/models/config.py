@@ -15,42 +15,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from gemquant.errors import CheckpointError, GemquantError, UnsupportedError, refuse
-from gemquant.models.attention_config import layer_types, rope_parameters
-
-ARCHITECTURES: Mapping[str, str] = {
-    "GemmaForCausalLM": "gemma",
-    "Gemma2ForCausalLM": "gemma2",
-    "Gemma3ForCausalLM": "gemma3_text",
-    "Gemma3ForConditionalGeneration": "gemma3_text",
-}
-"""Supported architectures and the ``model_type`` of their text model."""
-
-CAUSAL_LM: Mapping[str, str] = {
-    "gemma": "GemmaForCausalLM",
-    "gemma2": "Gemma2ForCausalLM",
-    "gemma3_text": "Gemma3ForCausalLM",
-}
-
-# The values that transformers assumes where a published file leaves a key out.
-_DIMENSIONS: Mapping[str, Mapping[str, int]] = {
-    "gemma": {
-        "vocab_size": 256000, "hidden_size": 3072, "intermediate_size": 24576,
-        "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 16,
-        "head_dim": 256, "max_position_embeddings": 8192,
-    },
-    "gemma2": {
-        "vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216,
-        "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4,
-        "head_dim": 256, "max_position_embeddings": 8192,
-        "query_pre_attn_scalar": 256, "sliding_window": 4096,
-    },
-    "gemma3_text": {
-        "vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216,
-        "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4,
-        "head_dim": 256, "max_position_embeddings": 131072,
-        "query_pre_attn_scalar": 256, "sliding_window": 4096,
-    },
-}  # fmt: skip
+from gemquant.models.architecture import library_classes, model_types
+from gemquant.models.structure import ACTIVATION, FULL, SLIDING, Architecture
 
 # Far above any Gemma (27B: hidden 5376, 62 layers), far below what a damaged file may claim.
 _LARGEST: Mapping[str, int] = {
@@ -64,14 +30,10 @@ _LARGEST: Mapping[str, int] = {
 }
 _LARGEST_WIDTH = 2**20
 
-_SOFTCAPS: Mapping[str, Mapping[str, float | None]] = {
-    "gemma": {},
-    "gemma2": {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
-    "gemma3_text": {"attn_logit_softcapping": None, "final_logit_softcapping": None},
-}
-_ACTIVATION = "gelu_pytorch_tanh"
 _DTYPES = ("bfloat16", "float16", "float32")
 _SPECIAL_TOKENS: Mapping[str, int] = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+_LOCAL_THETA = 10_000.0
+_ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 
 
 def text_config(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,21 +43,24 @@ def text_config(raw: Mapping[str, Any]) -> dict[str, Any]:
     Gemma 3 is taken out. Raises UnsupportedError for another model, and otherwise one error for
     every key that is wrong.
     """
-    generation = _generation(raw)
+    architecture = architecture_of_file(raw)
     nested = raw.get("text_config")
     text: Mapping[str, Any] = nested if isinstance(nested, dict) else raw
     problems: list[GemquantError] = []
-    config: dict[str, Any] = {"architectures": [CAUSAL_LM[generation]], "model_type": generation}
-    config |= _dimensions(generation, text, problems)
-    problems += _relation_problems(config)
-    config |= _numbers(generation, text, problems)
+    config: dict[str, Any] = {
+        "architectures": [architecture.causal_lm],
+        "model_type": architecture.model_type,
+    }
+    config |= _dimensions(architecture, text, problems)
+    problems += _relation_problems(architecture, config)
+    config |= _numbers(architecture, text, problems)
     config |= _tokens(raw, text, problems)
-    if generation != "gemma":
+    if architecture.full_attention_every is not None:
         layers = config["num_hidden_layers"]
-        config["layer_types"] = layer_types(generation, text, layers, problems)
-    config["rope_parameters"] = rope_parameters(generation, text, problems)
-    problems += _unsupported(generation, raw, text)
-    config["hidden_act" if generation == "gemma" else "hidden_activation"] = _ACTIVATION
+        config["layer_types"] = _layer_types(architecture, text, layers, problems)
+    config["rope_parameters"] = _rope_parameters(architecture, text, problems)
+    problems += _unsupported(architecture, raw, text)
+    config[architecture.activation_key] = ACTIVATION
     config |= {"attention_bias": False, "attention_dropout": 0.0, "use_cache": True}
     config["tie_word_embeddings"] = _tied(raw, text, problems)
     spelled = [part.get(key) for part in (raw, text) for key in ("dtype", "torch_dtype")]
@@ -106,20 +71,21 @@ def text_config(raw: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _generation(raw: Mapping[str, Any]) -> str:
-    supported = ", ".join(ARCHITECTURES)
+def architecture_of_file(raw: Mapping[str, Any]) -> Architecture:
+    """Return the architecture of a parsed ``config.json``; UnsupportedError if it has none."""
+    classes, types = library_classes(), model_types()
+    supported = ", ".join(classes)
     names = raw.get("architectures")
     if isinstance(names, list) and names:
         for name in names:
-            if isinstance(name, str) and name in ARCHITECTURES:
-                return ARCHITECTURES[name]
+            if isinstance(name, str) and name in classes:
+                return classes[name]
         raise UnsupportedError(
             f"architecture {', '.join(map(str, names))[:200]}: supported are {supported}."
         )
-    by_type = {**{value: value for value in CAUSAL_LM}, "gemma3": "gemma3_text"}
     model_type = raw.get("model_type")
-    if isinstance(model_type, str) and model_type in by_type:
-        return by_type[model_type]
+    if isinstance(model_type, str) and model_type in types:
+        return types[model_type]
     raise UnsupportedError(
         f"config.json names no architecture (model_type {model_type!r}): supported are {supported}."
     )
@@ -133,23 +99,25 @@ def _whole(value: Any) -> int | None:
 
 
 def _dimensions(
-    generation: str, text: Mapping[str, Any], problems: list[GemquantError]
+    architecture: Architecture, text: Mapping[str, Any], problems: list[GemquantError]
 ) -> dict[str, int]:
     dimensions = {}
-    for key, default in _DIMENSIONS[generation].items():
-        given = text.get(key)
-        value = default if given is None else _whole(given)
+    for key, default in architecture.dimensions.items():
+        listed = text.get(key)
+        value = default if listed is None else _whole(listed)
         largest = _LARGEST.get(key, _LARGEST_WIDTH)
         if value is None or not 1 <= value <= largest:
             problems.append(
-                CheckpointError(f"config.json: {key} {given!r}: must be from 1 to {largest}.")
+                CheckpointError(f"config.json: {key} {listed!r}: must be from 1 to {largest}.")
             )
             value = default
         dimensions[key] = value
     return dimensions
 
 
-def _relation_problems(config: Mapping[str, Any]) -> list[GemquantError]:
+def _relation_problems(
+    architecture: Architecture, config: Mapping[str, Any]
+) -> list[GemquantError]:
     problems: list[GemquantError] = []
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     if heads % kv_heads:
@@ -159,7 +127,7 @@ def _relation_problems(config: Mapping[str, Any]) -> list[GemquantError]:
                 f"num_key_value_heads {kv_heads}."
             )
         )
-    if config["hidden_size"] % heads and config["model_type"] != "gemma":
+    if config["hidden_size"] % heads and architecture.heads_divide_hidden:
         problems.append(
             CheckpointError(
                 f"config.json: hidden_size {config['hidden_size']} is not a multiple of "
@@ -174,13 +142,14 @@ def _relation_problems(config: Mapping[str, Any]) -> list[GemquantError]:
 
 
 def _numbers(
-    generation: str, text: Mapping[str, Any], problems: list[GemquantError]
+    architecture: Architecture, text: Mapping[str, Any], problems: list[GemquantError]
 ) -> dict[str, Any]:
-    wanted = {"rms_norm_eps": 1e-6, "initializer_range": 0.02, **_SOFTCAPS[generation]}
+    softcaps = architecture.softcaps
+    defaults = {"rms_norm_eps": 1e-6, "initializer_range": 0.02, **softcaps}
     numbers: dict[str, Any] = {}
-    for key, default in wanted.items():
+    for key, default in defaults.items():
         value = text.get(key, default)
-        if value is None and key in _SOFTCAPS[generation]:
+        if value is None and key in softcaps:
             numbers[key] = None
         elif type(value) in (int, float) and 0 < value < float("inf"):
             numbers[key] = float(value)
@@ -218,7 +187,7 @@ def _tied(raw: Mapping[str, Any], text: Mapping[str, Any], problems: list[Gemqua
 
 
 def _unsupported(
-    generation: str, raw: Mapping[str, Any], text: Mapping[str, Any]
+    architecture: Architecture, raw: Mapping[str, Any], text: Mapping[str, Any]
 ) -> list[GemquantError]:
     problems: list[GemquantError] = []
     method = raw.get("quantization_config") or text.get("quantization_config")
@@ -239,12 +208,106 @@ def _unsupported(
                 "not a causal language model."
             )
         )
-    # Gemma 1 was published with "gelu", meant as its tanh approximation.
-    legacy = ("gelu",) if generation == "gemma" else ()
     for key in ("hidden_act", "hidden_activation"):
         value = text.get(key)
-        if value is not None and value not in (_ACTIVATION, *legacy):
+        if value is not None and value not in architecture.activations:
             problems.append(
-                UnsupportedError(f"config.json: {key} {value!r}: only {_ACTIVATION} is supported.")
+                UnsupportedError(f"config.json: {key} {value!r}: only {ACTIVATION} is supported.")
             )
     return problems
+
+
+def _layer_types(
+    architecture: Architecture, text: Mapping[str, Any], layers: int, problems: list[GemquantError]
+) -> list[str]:
+    """Return the kind of attention of every layer; append what is wrong to ``problems``.
+
+    Where a file lists none, every n-th layer attends to everything and the others slide.
+    """
+    listed = text.get("layer_types")
+    if listed is None:
+        every = text.get("sliding_window_pattern", text.get("_sliding_window_pattern"))
+        if every is None or not architecture.reads_window_pattern:
+            every = architecture.full_attention_every
+        if type(every) is not int or every < 1:
+            problems.append(
+                CheckpointError(
+                    f"config.json: sliding_window_pattern {every!r}: must be at least 1."
+                )
+            )
+            every = 1
+        return [SLIDING if (index + 1) % every else FULL for index in range(layers)]
+    if (
+        not isinstance(listed, list)
+        or len(listed) != layers
+        or any(kind not in (SLIDING, FULL) for kind in listed)
+    ):
+        problems.append(
+            CheckpointError(
+                f"config.json: layer_types: must be {layers} times {SLIDING} or {FULL}."
+            )
+        )
+        return []
+    return list(listed)
+
+
+def _rope_parameters(
+    architecture: Architecture, text: Mapping[str, Any], problems: list[GemquantError]
+) -> dict[str, Any]:
+    """Return the parameters of the rotary embedding; append what is wrong to ``problems``.
+
+    One table, or one for full and one for sliding attention; ``rope_scaling`` then belongs to the
+    first.
+    """
+    listed = _table(text, "rope_parameters", problems)
+    scaling = _table(text, "rope_scaling", problems)
+    theta = text.get("rope_theta", architecture.rope_theta)
+    if not architecture.rope_by_layer_type:
+        return _rope_table({**scaling, **listed}, theta, problems)
+    stray = sorted(set(listed) - {FULL, SLIDING})
+    if stray:
+        problems.append(
+            CheckpointError(
+                f"config.json: rope_parameters of a {architecture.name} holds {FULL} and "
+                f"{SLIDING}, not {', '.join(stray)}."
+            )
+        )
+    full = {**_table(listed, FULL, problems), **scaling}
+    sliding = _table(listed, SLIDING, problems)
+    local = text.get("rope_local_base_freq", _LOCAL_THETA)
+    return {
+        FULL: _rope_table(full, theta, problems),
+        SLIDING: _rope_table(sliding, local, problems),
+    }
+
+
+def _table(owner: Mapping[str, Any], key: str, problems: list[GemquantError]) -> Mapping[str, Any]:
+    value = owner.get(key)
+    if value is not None and not isinstance(value, dict):
+        problems.append(CheckpointError(f"config.json: {key} {value!r}: must be an object."))
+        return {}
+    return value or {}
+
+
+def _rope_table(
+    listed: Mapping[str, Any], theta: Any, problems: list[GemquantError]
+) -> dict[str, Any]:
+    table = {key: value for key, value in listed.items() if key != "type"}
+    table.setdefault("rope_type", listed.get("type", "default"))
+    table.setdefault("rope_theta", theta)
+    if table["rope_type"] not in _ROPE_TYPES:
+        problems.append(
+            UnsupportedError(
+                f"config.json: rope_type {table['rope_type']!r}: supported are "
+                f"{', '.join(_ROPE_TYPES)}."
+            )
+        )
+    for key in ("rope_theta", "factor"):
+        value = table.get(key, 1.0)
+        if type(value) not in (int, float) or not 0 < value < float("inf"):
+            problems.append(
+                CheckpointError(f"config.json: {key} {value!r}: must be a positive number.")
+            )
+        elif key in table:
+            table[key] = float(value)
+    return table

@@ -17,19 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gemquant.models.architecture import architecture_of
+
 Observer = Callable[[Tensor], None]
-
-
-def _classes(model_type: str) -> tuple[type[Any], type[Any]]:
-    from transformers.models.gemma import GemmaConfig, GemmaModel
-    from transformers.models.gemma2 import Gemma2Config, Gemma2Model
-    from transformers.models.gemma3 import Gemma3TextConfig, Gemma3TextModel
-
-    return {
-        "gemma": (GemmaConfig, GemmaModel),
-        "gemma2": (Gemma2Config, Gemma2Model),
-        "gemma3_text": (Gemma3TextConfig, Gemma3TextModel),
-    }[model_type]
 
 
 class _Recorder(nn.Module):
@@ -74,7 +64,8 @@ class Skeleton:
         self.device = torch.device(device)
         self.dtype = dtype
         self.layers: int = config["num_hidden_layers"]
-        self._given = config
+        self.architecture = architecture_of(config)
+        self._text_config = config
         self._arguments: dict[int, list[dict[str, Any]]] = {}
 
     @cached_property
@@ -84,11 +75,9 @@ class Skeleton:
 
     @cached_property
     def _emptied(self) -> _Emptied:
-        config_class, model_class = _classes(self._given["model_type"])
-        config = config_class(**self._given)
-        # Softcapped attention scores exist only in the eager implementation; so the library has no
-        # other for Gemma 2, even where its configuration leaves them out.
-        eager = self._eager or self._given["model_type"] == "gemma2"
+        config_class, model_class = self.architecture.library()
+        config = config_class(**self._text_config)
+        eager = self._eager or self.architecture.eager_attention
         config._attn_implementation = "eager" if eager else "sdpa"
         config.use_cache = False
         with torch.device("meta"):

@@ -1,30 +1,44 @@
-"""The shape of a decoder layer, as data: which linears share an input, and where a scale folds.
+"""The words in which a generation of Gemma is described: layers, folds, and ``Architecture``.
 
-Gemma normalizes by (1 + w). Gemma 1 has a norm before attention and one before the feed-forward;
-Gemma 2 and 3 have norms before and after each, so that gate and up read the output of
-``pre_feedforward_layernorm`` while ``post_attention_layernorm`` follows attention.
-
-Source: transformers ``modeling_gemma.py``, ``modeling_gemma2.py``, ``modeling_gemma3.py``.
+Each generation fills these in, in its own file (``gemma1.py``, ``gemma2.py``, ``gemma3.py``). Other
+packages ask ``gemquant.models.architecture``, which knows every generation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
 
-Generation = Literal["gemma", "gemma2", "gemma3_text"]
+from gemquant.models.chat_templates import STOCK
 
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
 HEAD = "lm_head.weight"
 
+FAMILY = "gemma"
+"""The Hub's tag of every Gemma, and how the name of its architecture begins in a GGUF."""
+
+GEMMA_LICENSE = "gemma"
+"""How the Hub spells the Gemma terms."""
+
+ACTIVATION = "gelu_pytorch_tanh"
+"""The only activation function of any Gemma."""
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+"""The two values of ``layer_types``."""
+
 
 @dataclass(frozen=True)
 class NormFold:
-    """A scale on the inputs folds into a (1 + w) norm: w' = (1 + w) / s − 1."""
+    """A scale on the inputs folds into a norm: w' = (offset + w) / s − offset.
+
+    offset: 1 where the norm multiplies by 1 + w, 0 where it multiplies by w.
+    """
 
     norm: str
+    offset: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -52,25 +66,39 @@ class InputGroup:
 
 @dataclass(frozen=True)
 class LayerStructure:
-    """One decoder layer: its groups of linears and its norms, by short module name."""
+    """One decoder layer, by short module names.
+
+    groups: its linears, by the input they share, in the order of computation.
+    shapes: every parameter (``mlp.up_proj.weight``) with its shape, in the order of storage.
+    attention: ``full_attention`` or ``sliding_attention``.
+    cache_values: keys and values that the layer caches for each token.
+    """
 
     groups: tuple[InputGroup, ...]
-    norms: tuple[str, ...]
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    attention: str = FULL
+    cache_values: int = 0
 
     @property
     def linears(self) -> tuple[str, ...]:
         """All linears, in the order of their inputs."""
         return tuple(linear for group in self.groups for linear in group.linears)
 
+    @property
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """Shape (out, in) of every linear."""
+        shapes = {linear: self.shapes[f"{linear}.weight"] for linear in self.linears}
+        return {linear: (shape[0], shape[1]) for linear, shape in shapes.items()}
+
 
 def head_structure() -> LayerStructure:
     """The head as a layer of one linear, whose input's scale has nowhere to fold."""
-    return LayerStructure((InputGroup("head", ("lm_head",), None),), ())
+    return LayerStructure((InputGroup("head", ("lm_head",), None),))
 
 
 def embedding_structure() -> LayerStructure:
     """The embedding as a layer of one linear, which reads no activations."""
-    return LayerStructure((InputGroup("embedding", ("model.embed_tokens",), None),), ())
+    return LayerStructure((InputGroup("embedding", ("model.embed_tokens",), None),))
 
 
 def layer_prefix(index: int) -> str:
@@ -78,68 +106,172 @@ def layer_prefix(index: int) -> str:
     return f"model.layers.{index}."
 
 
-def layer_structure(config: Mapping[str, Any]) -> LayerStructure:
-    """Describe the decoder layer of a text configuration (every layer of a Gemma has the same)."""
-    generation: Generation = config["model_type"]
-    before_mlp = (
-        "post_attention_layernorm" if generation == "gemma" else "pre_feedforward_layernorm"
-    )
-    repeats = config["num_attention_heads"] // config["num_key_value_heads"]
+def gated_layer(
+    config: Mapping[str, Any],
+    index: int,
+    *,
+    before_mlp: str,
+    norms: Sequence[str],
+    norm_offset: float = 1.0,
+    head_dim: int | None = None,
+    value_projection: bool = True,
+) -> LayerStructure:
+    """Describe a decoder layer of attention and a gated MLP.
+
+    before_mlp: the norm that gate and up read. norms: all norms, in the order of storage; those
+    inside ``self_attn`` are as wide as a head. head_dim: of this layer, where it is not the
+    configuration's. value_projection: False where the keys' projection produces the values too; a
+    scale on o's input then has nowhere to fold.
+    """
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    width = head_dim or config["head_dim"]
+    values = ("self_attn.v_proj",) if value_projection else ()
     groups = (
         InputGroup(
             "qkv",
-            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-            NormFold("input_layernorm"),
+            ("self_attn.q_proj", "self_attn.k_proj", *values),
+            NormFold("input_layernorm", norm_offset),
         ),
         InputGroup(
-            "o", ("self_attn.o_proj",), RowFold("self_attn.v_proj", repeats, config["head_dim"])
+            "o",
+            ("self_attn.o_proj",),
+            RowFold("self_attn.v_proj", heads // kv_heads, width) if values else None,
         ),
-        InputGroup("gate_up", ("mlp.gate_proj", "mlp.up_proj"), NormFold(before_mlp)),
+        InputGroup("gate_up", ("mlp.gate_proj", "mlp.up_proj"), NormFold(before_mlp, norm_offset)),
         InputGroup("down", ("mlp.down_proj",), RowFold("mlp.up_proj")),
     )
-    norms = ["input_layernorm", "post_attention_layernorm"]
-    if generation != "gemma":
-        norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
-    if generation == "gemma3_text":
-        norms += ["self_attn.q_norm", "self_attn.k_norm"]
-    return LayerStructure(groups, tuple(norms))
-
-
-def linear_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """Shapes (out, in) of a decoder layer's linears, by short module name."""
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
-    heads = config["num_attention_heads"] * config["head_dim"]
-    kv_heads = config["num_key_value_heads"] * config["head_dim"]
-    return {
-        "self_attn.q_proj": (heads, hidden),
-        "self_attn.k_proj": (kv_heads, hidden),
-        "self_attn.v_proj": (kv_heads, hidden),
-        "self_attn.o_proj": (hidden, heads),
+    shapes = {
+        "self_attn.q_proj": (heads * width, hidden),
+        **dict.fromkeys(("self_attn.k_proj", *values), (kv_heads * width, hidden)),
+        "self_attn.o_proj": (hidden, heads * width),
         "mlp.gate_proj": (inner, hidden),
         "mlp.up_proj": (inner, hidden),
         "mlp.down_proj": (hidden, inner),
+        **{norm: (width if norm.startswith("self_attn") else hidden,) for norm in norms},
     }
+    return LayerStructure(
+        groups,
+        {f"{name}.weight": shape for name, shape in shapes.items()},
+        attention=config["layer_types"][index] if "layer_types" in config else FULL,
+        cache_values=2 * kv_heads * width,
+    )
 
 
-def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a text-only Gemma with its shape, in the order of the forward pass."""
-    hidden = config["hidden_size"]
-    structure, linears = layer_structure(config), linear_shapes(config)
-    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (config["vocab_size"], hidden)}
-    for index in range(config["num_hidden_layers"]):
-        prefix = layer_prefix(index)
-        for name, shape in linears.items():
-            shapes[f"{prefix}{name}.weight"] = shape
-        for norm in structure.norms:
-            width = config["head_dim"] if norm.startswith("self_attn") else hidden
-            shapes[f"{prefix}{norm}.weight"] = (width,)
-    shapes[FINAL_NORM] = (hidden,)
-    if not config["tie_word_embeddings"]:
-        shapes[HEAD] = shapes[EMBEDDING]
-    return shapes
+GATED_LAYER_IN_GGUF: Mapping[str, str] = MappingProxyType(
+    {
+        "attn_norm": "input_layernorm",
+        "attn_q": "self_attn.q_proj",
+        "attn_k": "self_attn.k_proj",
+        "attn_v": "self_attn.v_proj",
+        "attn_output": "self_attn.o_proj",
+        "ffn_gate": "mlp.gate_proj",
+        "ffn_up": "mlp.up_proj",
+        "ffn_down": "mlp.down_proj",
+    }
+)
+"""llama.cpp's name of every module that ``gated_layer`` always has, but the norm before the MLP."""
 
 
-def layer_parameters(config: Mapping[str, Any]) -> list[str]:
-    """Short names of every parameter of a decoder layer."""
-    structure = layer_structure(config)
-    return [f"{name}.weight" for name in (*structure.linears, *structure.norms)]
+@dataclass(frozen=True)
+class GgufFacts:
+    """How llama.cpp stores and computes a generation.
+
+    architecture: its ``general.architecture``. tensors: the modules of a layer, ``ffn_gate`` →
+    ``mlp.gate_proj``. layers_of_27b: number of layers by which it recognizes a 27B, whose query
+    scale it then takes from hidden / heads, not from head_dim. untied_head: it reads a head that
+    differs from the embedding. caps_attention: it computes ``attn_logit_softcapping``.
+    requires_softcaps: it caps always, also where no key says so. requires_window: it expects
+    ``attention.sliding_window`` also where no layer slides. writes_rope_base: its converter writes
+    ``rope.freq_base`` also where it is the default. block_count_first: its converter writes that
+    key before the dimensions. end_of_turn_id: the token that its converter writes as EOT where the
+    tokenizer's files name none.
+
+    Source: llama.cpp ``conversion/gemma.py``, ``src/models/gemma*.cpp``; gguf-py
+    ``tensor_mapping.py``.
+    """
+
+    architecture: str
+    tensors: Mapping[str, str]
+    layers_of_27b: int | None = None
+    untied_head: bool = False
+    caps_attention: bool = True
+    requires_softcaps: bool = False
+    requires_window: bool = False
+    writes_rope_base: bool = False
+    block_count_first: bool = False
+    end_of_turn_id: int | None = None
+
+    def query_pre_attn_scalar(self, config: Mapping[str, Any]) -> int:
+        """The square of the query scale's denominator, which llama.cpp infers from the sizes."""
+        if config["num_hidden_layers"] == self.layers_of_27b:
+            return int(config["hidden_size"] // max(config["num_attention_heads"], 1))
+        return int(config["head_dim"])
+
+
+@dataclass(frozen=True)
+class MlxFacts:
+    """How mlx-lm computes a generation.
+
+    untied_head: it reads a head that differs from the embedding. ignores_window: it lets sliding
+    layers attend to everything. regular_layer_types: it lets every n-th layer attend to everything,
+    whatever ``layer_types`` says.
+
+    Source: mlx-lm 0.32 ``models/gemma*.py``.
+    """
+
+    untied_head: bool = False
+    ignores_window: bool = False
+    regular_layer_types: bool = False
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All that is true of one generation of Gemma.
+
+    name: for messages, "Gemma 2". model_type: of the text model in ``config.json``. causal_lm: the
+    library's class of the text model with its head. library: imports and returns the library's
+    (configuration class, class of the model without a head).
+    wrappers: multimodal class → its ``model_type``; their ``text_config`` is a text model of this
+    generation.
+    dimensions, softcaps: keys of the configuration with the values that the library assumes.
+    full_attention_every: every n-th layer attends to everything, the others to a window; None
+    where there is no window. reads_window_pattern: ``sliding_window_pattern`` replaces that n.
+    rope_theta: the base that the library assumes. rope_by_layer_type: full and sliding layers have
+    rotary tables of their own.
+    activation_key, activations: where the activation's name stands, and the spellings accepted.
+    heads_divide_hidden: hidden_size must be a multiple of num_attention_heads.
+    layer: describes decoder layer ``index`` of a configuration.
+    norm_offset: norms multiply by norm_offset + w.
+    eager_attention: the library computes it with no other implementation than ``eager``.
+    overflows_float16: activations exceed float16. vllm_float16: vLLM accepts float16 for it.
+    autoawq: AutoAWQ quantizes it.
+    license, license_link: as the Hub spells them. chat_template, end_of_turn: its chat format.
+    """
+
+    name: str
+    model_type: str
+    causal_lm: str
+    library: Callable[[], tuple[type[Any], type[Any]]]
+    layer: Callable[[Mapping[str, Any], int], LayerStructure]
+    dimensions: Mapping[str, int]
+    gguf: GgufFacts
+    mlx: MlxFacts = field(default_factory=MlxFacts)
+    wrappers: Mapping[str, str] = field(default_factory=dict)
+    softcaps: Mapping[str, float | None] = field(default_factory=dict)
+    full_attention_every: int | None = None
+    reads_window_pattern: bool = False
+    rope_theta: float = 10_000.0
+    rope_by_layer_type: bool = False
+    activation_key: str = "hidden_activation"
+    activations: tuple[str, ...] = (ACTIVATION,)
+    heads_divide_hidden: bool = True
+    norm_offset: float = 1.0
+    eager_attention: bool = False
+    overflows_float16: bool = False
+    vllm_float16: bool = False
+    autoawq: bool = False
+    license: str = GEMMA_LICENSE
+    license_link: str = "https://ai.google.dev/gemma/terms"
+    chat_template: str = STOCK
+    end_of_turn: str = "<end_of_turn>"

@@ -227,7 +227,7 @@ def fold_scale(
 
     if isinstance(fold, NormFold):
         name = f"{fold.norm}.weight"
-        return name, *fold_into_norm(weights[name], scale, dtype=dtype)
+        return name, *fold_into_norm(weights[name], scale, dtype=dtype, offset=fold.offset)
     rows = scale
     if fold.repeats > 1:
         rows = scale.reshape(-1, fold.repeats, fold.head_dim)[:, 0].reshape(-1)

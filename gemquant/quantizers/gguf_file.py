@@ -14,7 +14,7 @@ from gemquant.errors import GemquantError, RuntimeMissingError
 from gemquant.formats.gguf.names import to_gguf
 from gemquant.formats.gguf.type_summary import fallbacks
 from gemquant.formats.gguf.types import TypePlan
-from gemquant.models.structure import tensor_shapes
+from gemquant.models.architecture import tensor_shapes
 from gemquant.numerics.ggml.types import GgmlType
 from gemquant.quantizers.gguf_importance import Weighting
 

@@ -29,7 +29,7 @@ from gemquant.core.targets.toolkit import load_toolkit
 from gemquant.core.weights import AffineScheme
 from gemquant.errors import ArtifactError
 from gemquant.formats.checkpoint import Checkpoint
-from gemquant.models.structure import layer_prefix, linear_shapes, tensor_shapes
+from gemquant.models.architecture import linear_shapes, tensor_shapes
 from gemquant.rockchip.options import Conversion
 
 if TYPE_CHECKING:
@@ -165,11 +165,7 @@ def _layout(conversion: Conversion, config: Mapping[str, Any]) -> Layout:
 
     dtype = conversion.dtype
     scheme = AffineScheme(dtype.weight_bits, dtype.group_size, symmetric=True)
-    linears = {
-        f"{layer_prefix(index)}{name}.weight": shape
-        for index in range(config["num_hidden_layers"])
-        for name, shape in linear_shapes(config).items()
-    }
+    linears = linear_shapes(config)
     return {
         name: QuantizedSpec(linears[name], scheme)
         if name in linears

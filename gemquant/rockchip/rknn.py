@@ -27,8 +27,9 @@ from gemquant.calibration.stream import embed_windows, layer_weights
 from gemquant.core.progress import Progress
 from gemquant.errors import RuntimeMissingError, UnsupportedError, UsageError
 from gemquant.formats.checkpoint import Checkpoint
+from gemquant.models.architecture import layer_parameters
 from gemquant.models.skeleton import Skeleton
-from gemquant.models.structure import layer_parameters, layer_prefix
+from gemquant.models.structure import layer_prefix
 from gemquant.numerics.precision import fast_products
 from gemquant.rockchip.programs import PROGRAMS
 from gemquant.runtimes.worker import Interpreter, Limits, Tool, run_tool
@@ -91,10 +92,11 @@ def write_blocks(
     _require_onnx()
     skeleton = Skeleton(checkpoint.config, eager=True)
     stream = embed_windows(skeleton, checkpoint, torch.cat([calibration, compared]))
-    names, written = layer_parameters(checkpoint.config), []
+    written = []
     last = max(layers)
     progress.start("running the original", last + 1)
     for index in range(last + 1):
+        names = layer_parameters(checkpoint.config, index)
         weights = layer_weights(checkpoint, layer_prefix(index), names, skeleton)
         before = stream.hidden.clone() if index in layers else None
         stream.advance(index, weights)

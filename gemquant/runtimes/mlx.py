@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from gemquant.errors import ArtifactError
+from gemquant.models.architecture import model_types
 from gemquant.runtimes.runtime import (
     DEFAULTS,
     POSITIONS_AT_ONCE,
@@ -48,10 +49,10 @@ class Mlx(HiddenStatesRuntime, SpeedRuntime):
         self.max_tokens = None if gpu else TOKENS_ON_CPU
         eos = config.get("eos_token_id", ())
         self.end_tokens = frozenset([eos] if isinstance(eos, int) else eos)
-        if config["model_type"] == "gemma2":
-            # mlx-lm's Gemma 2 lets every layer attend to everything.
+        architecture = model_types().get(config["model_type"])
+        if architecture is not None and architecture.mlx.ignores_window:
             self.max_window = int(config["sliding_window"])
-            self.software += f"; Gemma 2 only within its window of {self.max_window} tokens"
+            self.software += f"; {architecture.name} only within its window of {self.max_window} tokens"
 
     @classmethod
     def requirement(cls, container: str, device: str) -> Requirement:

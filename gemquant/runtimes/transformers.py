@@ -26,6 +26,7 @@ from torch import Tensor
 from gemquant.errors import ArtifactError
 from gemquant.formats.checkpoint.bounded_json import read_json_object
 from gemquant.models.skeleton import Skeleton
+from gemquant.models.architecture import model_types
 from gemquant.runtimes.runtime import (
     DEFAULTS,
     POSITIONS_AT_ONCE,
@@ -107,8 +108,10 @@ class Transformers(HiddenStatesRuntime, SpeedRuntime):
         config = read_json_object(path / "config.json")
         model_type = config.get("text_config", config).get("model_type")
         reasons: dict[str, str] = {}
-        if model_type == "gemma2":
-            reasons["sdpa"] = "transformers has no sdpa for Gemma 2: torch's has no softcap"
+        architecture = model_types().get(model_type)
+        if architecture is not None and architecture.eager_attention:
+            name = architecture.name
+            reasons["sdpa"] = f"transformers has no sdpa for {name}: torch's has no softcap"
         if not device.startswith("cuda"):
             reasons["flash-attention-2"] = "needs an NVIDIA GPU"
             reasons["compiled"] = f"transformers compiles on accelerators only, not on {device}"

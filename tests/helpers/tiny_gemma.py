@@ -19,7 +19,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
-from gemquant.models.structure import EMBEDDING, HEAD, tensor_shapes
+from gemquant.models.architecture import tensor_shapes
+from gemquant.models.structure import EMBEDDING, HEAD
 
 Kind = Literal["gemma", "gemma2", "gemma3_text", "gemma3"]
 GENERATIONS: tuple[Kind, ...] = ("gemma", "gemma2", "gemma3_text")

@@ -10,7 +10,7 @@ import gguf
 import torch
 from torch import Tensor
 
-from gemquant.formats.gguf.names import stores_one_plus, to_gguf
+from gemquant.formats.gguf.names import is_norm, to_gguf
 from tests.helpers.tiny_gemma import Kind, tiny_config, tiny_tensors, tiny_tokenizer
 
 _ARCHITECTURE = {"gemma": "gemma", "gemma2": "gemma2", "gemma3_text": "gemma3"}
@@ -52,7 +52,7 @@ def write_tiny_gguf(
     for key, value in (metadata or {}).items():
         writer.add_uint32(key, value)
     for name, tensor in tiny_gguf_tensors(kind, overrides).items():
-        values = (tensor + 1 if stores_one_plus(name) else tensor).numpy()
+        values = (tensor + 1 if is_norm(name) else tensor).numpy()
         stored = to_gguf(name, kind)
         if values.ndim == 1:
             writer.add_tensor(stored, values)

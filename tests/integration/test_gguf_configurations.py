@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemquant.formats.gguf.keys import unrepresentable
 from gemquant.formats.gguf.metadata import converted_metadata
-from gemquant.formats.gguf.names import architecture_of, stores_one_plus, to_gguf
+from gemquant.formats.gguf.names import is_norm, to_gguf
+from gemquant.models.architecture import ARCHITECTURES
 from gemquant.models.config import text_config
 from gemquant.runtimes.llamacpp import LlamaCpp
 from gemquant.runtimes.runtime import LoadOptions
@@ -52,7 +53,7 @@ def expected_logits(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Tensor
 def written(path: Path, checkpoint: Checkpoint) -> Path:
     """Every tensor in float32, through the gguf package's own writer."""
     generation = checkpoint.config["model_type"]
-    writer = gguf.GGUFWriter(path, architecture_of(generation))
+    writer = gguf.GGUFWriter(path, ARCHITECTURES[generation].gguf.architecture)
     metadata = converted_metadata(
         checkpoint.config, checkpoint.tokenizer_files(), checkpoint.provenance, file_type=0
     )
@@ -62,7 +63,7 @@ def written(path: Path, checkpoint: Checkpoint) -> Path:
     for name in checkpoint.names():
         tensor = checkpoint.tensor(name, torch.float32)
         writer.add_tensor(
-            to_gguf(name, generation), (tensor + 1 if stores_one_plus(name) else tensor).numpy()
+            to_gguf(name, generation), (tensor + 1 if is_norm(name) else tensor).numpy()
         )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

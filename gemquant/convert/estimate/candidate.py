@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
 
-from gemquant.models.structure import EMBEDDING, tensor_shapes
+from gemquant.models.architecture import tensor_shapes
+from gemquant.models.structure import EMBEDDING
 
 
 @dataclass(frozen=True)

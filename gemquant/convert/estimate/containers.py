@@ -15,7 +15,8 @@ from gemquant.core.weights import AffineScheme, CodebookName, CodebookScheme, Ro
 from gemquant.errors import GemquantError
 from gemquant.formats.gguf.file_types import FILE_TYPES
 from gemquant.formats.gguf.types import TypeRequest, choose_types
-from gemquant.models.structure import EMBEDDING, layer_prefix, linear_shapes, tensor_shapes
+from gemquant.models.architecture import linear_shapes, tensor_shapes
+from gemquant.models.structure import EMBEDDING
 
 GGUF = "gguf"
 FOREIGN = ("onnx",)
@@ -115,11 +116,7 @@ def _sized(
 
 def _header(made: Exporter, config: Mapping[str, Any], scheme: Scheme | None) -> ArtifactHeader:
     float_dtype = made.container(config).float_dtype
-    linears = {
-        f"{layer_prefix(index)}{name}.weight": shape
-        for index in range(config["num_hidden_layers"])
-        for name, shape in linear_shapes(config).items()
-    }
+    linears = linear_shapes(config)
     layout = {
         name: QuantizedSpec(linears[name], scheme)
         if scheme is not None and name in linears

@@ -10,7 +10,8 @@ from gemquant.convert.estimate.candidate import Candidate, table_size, weight_co
 from gemquant.core.targets.device import NpuDtype
 from gemquant.core.targets.target import Target
 from gemquant.core.targets.toolkit import Toolkit, ToolkitVersion, load_toolkit
-from gemquant.models.structure import HEAD, linear_shapes, tensor_shapes
+from gemquant.models.architecture import linear_shapes, tensor_shapes
+from gemquant.models.structure import HEAD
 
 SCALE_BYTES = 4
 """Of the scale of a row or a group: float32, as toolkit 1.0.1 stores it."""
@@ -44,9 +45,7 @@ def stored_bytes(
 
 def linear_bytes(config: Mapping[str, Any], dtype: NpuDtype) -> int:
     """Codes and scales of all decoder linears."""
-    return int(config["num_hidden_layers"]) * sum(
-        _matrix_bytes(shape, dtype) for shape in linear_shapes(config).values()
-    )
+    return sum(_matrix_bytes(shape, dtype) for shape in linear_shapes(config).values())
 
 
 def group_problem(config: Mapping[str, Any], dtype: NpuDtype) -> str | None:
@@ -59,7 +58,8 @@ def group_problem(config: Mapping[str, Any], dtype: NpuDtype) -> str | None:
     for name, (rows, columns) in linear_shapes(config).items():
         for what, size in (("outputs", rows), ("inputs", columns)):
             if size % dtype.group_size:
-                return f"{name} has {size} {what}, not a multiple of {dtype.group_size}"
+                linear = name.split(".", 3)[-1].removesuffix(".weight")
+                return f"{linear} has {size} {what}, not a multiple of {dtype.group_size}"
     return None
 
 

@@ -19,13 +19,13 @@ from gemquant.convert.external.build import Build, Built
 from gemquant.core.progress import Progress
 from gemquant.errors import GemquantError, RuntimeMissingError, UnsupportedError, UsageError
 from gemquant.formats.transformers_config import runtime_config
+from gemquant.models.architecture import ARCHITECTURES, architecture_of
 from gemquant.quantizers.options import indivisible
 from gemquant.runtimes.worker import Interpreter, Limits, Tool, run_tool
 from gemquant.runtimes.worker.run import PROGRAMS
 
 VERSION = "0.2.9"
 PACKAGES = ("autoawq", "torch", "transformers", "triton")
-GENERATIONS = ("gemma", "gemma2")
 CLIPPED_ROWS = 64
 DTYPE = "bfloat16"
 """What the plain folder stores, and so what AutoAWQ leaves unquantized."""
@@ -83,10 +83,11 @@ def problems(
 ) -> list[GemquantError]:
     """What AutoAWQ would refuse, before it is asked."""
     found: list[GemquantError] = []
-    if config["model_type"] not in GENERATIONS:
+    if not architecture_of(config).autoawq:
+        supported = " and ".join(each.name for each in ARCHITECTURES.values() if each.autoawq)
         found.append(
             UnsupportedError(
-                f"{config['model_type']}: AutoAWQ {VERSION} knows Gemma 1 and 2 only.",
+                f"{config['model_type']}: AutoAWQ {VERSION} quantizes {supported} only.",
                 hint="Leave --engine out: gemquant's own awq quantizes every Gemma.",
             )
         )

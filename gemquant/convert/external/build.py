@@ -35,6 +35,7 @@ from gemquant.formats.checkpoint.tokenizer_files import with_chat_template
 from gemquant.formats.safetensors.plain import PlainSafetensors
 from gemquant.measure.quality.compare import compare
 from gemquant.measure.quality.native import NativeRuntime
+from gemquant.models.architecture import architecture_of
 from gemquant.models.chat import choose_template
 from gemquant.quantizers.cast import Cast
 
@@ -139,7 +140,11 @@ def _complete(built: Built, folder: Path, checkpoint: Checkpoint, recipe: Recipe
     """Write configuration and tokenizer, over what the tool may have written of them."""
     files = checkpoint.tokenizer_files()
     if recipe.chat_template is not None:
-        template = choose_template(recipe.chat_template, checkpoint.chat_template())
+        template = choose_template(
+            recipe.chat_template,
+            checkpoint.chat_template(),
+            architecture_of(checkpoint.config).chat_template,
+        )
         files = with_chat_template(files, template)
     text = json.dumps(built.config, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     for name, content in {**files, "config.json": text.encode()}.items():

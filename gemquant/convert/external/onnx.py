@@ -16,6 +16,7 @@ from gemquant.convert.external.build import Build, Built
 from gemquant.convert.external.onnx_options import ACTIVATIONS, GROUP_SIZES, OnnxOptions
 from gemquant.core.progress import Progress
 from gemquant.errors import GemquantError, RuntimeMissingError, UnsupportedError, UsageError
+from gemquant.models.architecture import architecture_of
 from gemquant.runtimes.worker import Interpreter, Limits, Tool, run_tool
 from gemquant.runtimes.worker.run import PROGRAMS
 
@@ -63,7 +64,7 @@ def builder_options(options: OnnxOptions, provider: str) -> list[str]:
 
 def rope_facts(config: Mapping[str, Any]) -> dict[str, Any] | None:
     """What the builder must be told of Gemma 3's two rotary tables; None for the others."""
-    if config["model_type"] != "gemma3_text":
+    if not architecture_of(config).rope_by_layer_type:
         return None
     full = config["rope_parameters"]["full_attention"]
     return {

@@ -21,6 +21,8 @@ from gemquant.core.artifact.certificates import MeasurementRecord, emulated_corn
 from gemquant.core.artifact.loading import loaders
 from gemquant.core.artifact.manifest import Manifest, fallbacks_by_reason
 from gemquant.core.scheme import describe
+from gemquant.models.architecture import ARCHITECTURES
+from gemquant.models.structure import FAMILY
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -135,8 +137,9 @@ def _front_matter(
 
     bits = sorted({scheme.bits for scheme in manifest.quantization.schemes})
     matter: dict[str, Any] = {"license": manifest.license}
-    if manifest.license == "gemma":
-        matter["license_link"] = "https://ai.google.dev/gemma/terms"
+    architecture = ARCHITECTURES[manifest.architecture]
+    if manifest.license == architecture.license:
+        matter["license_link"] = architecture.license_link
     if inherited.languages:
         matter["language"] = list(inherited.languages)
     matter |= _lineage(manifest)
@@ -146,7 +149,7 @@ def _front_matter(
         "tags": list(
             dict.fromkeys(
                 (
-                    "gemma",
+                    FAMILY,
                     manifest.quantization.quantizer,
                     manifest.container,
                     *(f"{n}-bit" for n in bits),

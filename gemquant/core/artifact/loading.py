@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from gemquant.core.artifact.manifest import Manifest
+from gemquant.models.architecture import ARCHITECTURES
 
 _VLLM_BITS = (4, 8)
 _RKLLM = "https://github.com/airockchip/rknn-llm/tree/main"
@@ -41,15 +42,16 @@ def loaders(manifest: Manifest) -> list[Loader]:
 
 def _awq_gemm(manifest: Manifest) -> list[Loader]:
     transformers = _transformers("gptqmodel accelerate", "float16")
-    if manifest.architecture == "gemma3_text":
+    architecture = ARCHITECTURES[manifest.architecture]
+    if architecture.overflows_float16:
         return [
             Loader(
-                "This container is made for float16, where Gemma 3 overflows: vLLM refuses the "
-                "pair, and on a GPU transformers computes NaN. On a CPU:"
+                f"This container is made for float16, where {architecture.name} overflows: "
+                "vLLM refuses the pair, and on a GPU transformers computes NaN. On a CPU:"
             ),
             _transformers("gptqmodel accelerate", "float32"),
         ]
-    if manifest.architecture == "gemma2":
+    if not architecture.vllm_float16:
         return [transformers, _vllm("--dtype bfloat16 --quantization awq_marlin")]
     return [transformers, _vllm()]
 
@@ -73,7 +75,7 @@ def _compressed_tensors(manifest: Manifest) -> list[Loader]:
 
 
 def _gptq(manifest: Manifest) -> list[Loader]:
-    overflows = manifest.architecture == "gemma3_text"
+    overflows = ARCHITECTURES[manifest.architecture].overflows_float16
     return [_transformers("gptqmodel optimum accelerate", "float32" if overflows else "float16")]
 
 
@@ -101,11 +103,12 @@ def _mlx(manifest: Manifest) -> list[Loader]:
 pip install mlx-lm
 mlx_lm.generate --model path/to/this/folder --prompt "The capital of France is" --max-tokens 20"""
     made = [Loader("With mlx-lm, on a Mac:", "sh", code)]
-    if manifest.architecture == "gemma2":
+    architecture = ARCHITECTURES[manifest.architecture]
+    if architecture.mlx.ignores_window:
         made.append(
             Loader(
-                "mlx-lm lets every layer of Gemma 2 attend to everything, so its answers are right "
-                "only within the model's sliding window."
+                f"mlx-lm lets every layer of {architecture.name} attend to everything, so its "
+                "answers are right only within the model's sliding window."
             )
         )
     return made
@@ -167,7 +170,7 @@ def _safetensors(manifest: Manifest) -> list[Loader]:
         why = "Activations were seen to overflow" if seen else "Activations may overflow"
         caution = Loader(f"{why} in float16: compute in bfloat16.")
         made = [caution, _transformers("accelerate", "bfloat16")]
-    if dtype == "float16" and manifest.architecture != "gemma":
+    if dtype == "float16" and not ARCHITECTURES[manifest.architecture].vllm_float16:
         return [*made, _vllm("--dtype bfloat16")]
     return [*made, _vllm()]
 

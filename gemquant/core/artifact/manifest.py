@@ -10,11 +10,13 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import AfterValidator, Field, JsonValue
 
 from gemquant.core.artifact.certificates import CertificateRecord
 from gemquant.core.json_document import Document, Record
 from gemquant.core.scheme import INTEGER
+from gemquant.models.architecture import ARCHITECTURES, registered
+from gemquant.models.structure import GEMMA_LICENSE
 
 if TYPE_CHECKING:
     from gemquant.core.protocols import Layout
@@ -161,13 +163,16 @@ class Manifest(Document):
         default=SCHEMA_VERSION, description="Version of this document's layout."
     )
     container: str = Field(description="The container format: `awq-gemm`, `compressed-tensors`, …")
-    architecture: Literal["gemma", "gemma2", "gemma3_text"] = Field(
-        description="The text model's `model_type`."
+    architecture: Annotated[str, AfterValidator(registered)] = Field(
+        description="The text model's `model_type`.",
+        json_schema_extra={"enum": [*ARCHITECTURES]},
     )
     base_model: str | None = Field(
         default=None, description="Hub id of the model that this one derives from."
     )
-    license: str = Field(default="gemma", description="Licence identifier, as the Hub spells it.")
+    license: str = Field(
+        default=GEMMA_LICENSE, description="Licence identifier, as the Hub spells it."
+    )
     source: Source = Field(description="The checkpoint that was converted.")
     recipe: Mapping[str, JsonValue] = Field(
         description="Every option of the run, defaults included; `gemquant --recipe` accepts it."

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from gemquant.models.structure import Generation
+from gemquant.models.architecture import registered
+
+Generation = Annotated[str, AfterValidator(registered)]
+"""A generation of Gemma, by its text model's ``model_type``."""
 
 NonEmpty = Annotated[str, Field(min_length=1)]
 Sources = Annotated[tuple[NonEmpty, ...], Field(min_length=1)]

@@ -18,9 +18,8 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 
 from gemquant.core.resources import data_folder
 from gemquant.core.scheme import BLOCK_FORMATS, INTEGER, Scheme, describe, in_words
-from gemquant.core.targets.device import Data, Footprint, NonEmpty, Npu, Speed
+from gemquant.core.targets.device import Data, Footprint, Generation, NonEmpty, Npu, Speed
 from gemquant.errors import ProblemCollector, UnsupportedError, UsageError
-from gemquant.models.structure import Generation
 
 
 class Schemes(Data):

@@ -10,9 +10,8 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError
 
 from gemquant.core.resources import data_folder
-from gemquant.core.targets.device import Data, NonEmpty, Sources
+from gemquant.core.targets.device import Data, Generation, NonEmpty, Sources
 from gemquant.errors import UsageError
-from gemquant.models.structure import Generation
 
 
 class ToolkitVersion(Data):

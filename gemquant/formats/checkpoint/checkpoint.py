@@ -19,8 +19,8 @@ from gemquant.formats.checkpoint.source import TensorSource, require_finite
 from gemquant.formats.checkpoint.tokenizer_files import TokenizerSource
 from gemquant.formats.gguf.source import GgufTensors
 from gemquant.formats.gguf.values import Metadata
+from gemquant.models.architecture import tensor_shapes
 from gemquant.models.chat import SpecialTokens
-from gemquant.models.structure import tensor_shapes
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,8 @@ from gemquant.formats.checkpoint.bounded_json import read_json_object
 from gemquant.formats.checkpoint.contained import contained
 from gemquant.formats.checkpoint.names import text_name
 from gemquant.formats.safetensors.mapped import MappedSafetensors
-from gemquant.models.structure import HEAD, tensor_shapes
+from gemquant.models.architecture import tensor_shapes
+from gemquant.models.structure import HEAD
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -21,6 +21,7 @@ from gemquant.formats.checkpoint.sample import assembled, sample_named
 from gemquant.formats.checkpoint.tokenizer_files import read_tokenizer_files
 from gemquant.formats.gguf.source import GgufTensors
 from gemquant.formats.gguf.tokenizer import GgufTokenizer
+from gemquant.models.architecture import architecture_of
 from gemquant.models.config import text_config
 
 T = TypeVar("T")
@@ -79,7 +80,7 @@ def _open_folder(folder: Path, ref: str, revision: str | None, lora: str | None)
     raw = read_raw_config(folder)
     config = text_config(raw)
     problems = ProblemCollector()
-    provenance = folder_provenance(folder, raw)
+    provenance = folder_provenance(folder, raw, assumed_license=architecture_of(config).license)
     tensors = problems.attempt(lambda: FolderTensors(folder, config))
     tokenizer = problems.attempt(lambda: read_tokenizer_files(folder))
     adapter = problems.attempt(lambda: _adapter(lora, config, provenance))

@@ -25,7 +25,7 @@ from gemquant.formats.checkpoint.lora_config import LoraConfig, read_lora_config
 from gemquant.formats.checkpoint.names import text_name
 from gemquant.formats.checkpoint.source import require_finite
 from gemquant.formats.safetensors.mapped import MappedSafetensors
-from gemquant.models.structure import layer_prefix, linear_shapes
+from gemquant.models.architecture import linear_shapes
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -75,11 +75,7 @@ def open_lora(folder: Path, config: Mapping[str, Any], *, base_model: str) -> Lo
         _log.warning("The adapter names %s as its base, not %s.", lora.base_model, base_model)
     weights = MappedSafetensors([contained(folder, WEIGHTS)])
     pairs, problems = _pairs(weights, folder)
-    shapes = {
-        f"{layer_prefix(index)}{name}.weight": shape
-        for index in range(config["num_hidden_layers"])
-        for name, shape in linear_shapes(config).items()
-    }
+    shapes = linear_shapes(config)
     strangers = [name for name in pairs if name not in shapes]
     if strangers:
         problems.append(

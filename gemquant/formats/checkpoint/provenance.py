@@ -12,10 +12,9 @@ import yaml
 
 from gemquant.errors import CheckpointError
 from gemquant.formats.checkpoint.contained import contained, hub_repository
+from gemquant.models.structure import GEMMA_LICENSE
 
 MAX_CARD_BYTES = 5_000_000
-LICENSE = "gemma"
-"""The terms of every Gemma up to 3, assumed where a checkpoint names none."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -35,11 +34,14 @@ class Provenance:
     name: str | None = None
 
 
-def folder_provenance(folder: Path, raw_config: Mapping[str, Any]) -> Provenance:
+def folder_provenance(
+    folder: Path, raw_config: Mapping[str, Any], *, assumed_license: str = GEMMA_LICENSE
+) -> Provenance:
     """Read a folder's origin.
 
     The base model is the folder's own id: its place in the Hub cache, or the name under which it
     was saved; failing that the model that its card was made from; failing that its name.
+    assumed_license: where the card names none.
     """
     card = _card(folder)
     matter = front_matter(card or "")
@@ -50,7 +52,7 @@ def folder_provenance(folder: Path, raw_config: Mapping[str, Any]) -> Provenance
     declared = matter.get("license")
     return Provenance(
         base_model=[*own, *parents, name][0],
-        license=declared if isinstance(declared, str) else LICENSE,
+        license=declared if isinstance(declared, str) else assumed_license,
         card=card,
         name=name if parents and not own else None,
     )
@@ -60,7 +62,9 @@ def _hub_ids(*candidates: object) -> list[str]:
     return [c for c in candidates if isinstance(c, str) and _HUB_ID.fullmatch(c)]
 
 
-def gguf_provenance(path: Path, metadata: Mapping[str, Any]) -> Provenance:
+def gguf_provenance(
+    path: Path, metadata: Mapping[str, Any], *, assumed_license: str = GEMMA_LICENSE
+) -> Provenance:
     """Read a GGUF's origin from its general metadata; failing that, the file's name."""
     candidates = [
         metadata.get("general.base_model.0.repo_url"),
@@ -72,7 +76,7 @@ def gguf_provenance(path: Path, metadata: Mapping[str, Any]) -> Provenance:
     declared = metadata.get("general.license")
     return Provenance(
         base_model=known[0] if known else path.stem,
-        license=declared if isinstance(declared, str) else LICENSE,
+        license=declared if isinstance(declared, str) else assumed_license,
         card=None,
     )
 

@@ -1,7 +1,6 @@
 """The configuration that a GGUF's metadata describes.
 
-Some of it llama.cpp does not write but knows: it recognises a 27B by its number of layers, and
-scales queries there by hidden / heads instead of head_dim.
+llama.cpp infers the scale of queries from the sizes: ``GgufFacts.query_pre_attn_scalar``.
 
 Source: llama.cpp ``src/llama-model.cpp``, ``load_hparams``, and ``convert_hf_to_gguf.py``.
 """
@@ -13,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gemquant.errors import CheckpointError, GemquantError, UnsupportedError, refuse
-from gemquant.formats.gguf.names import GGUF_ARCHITECTURES
-from gemquant.models.config import CAUSAL_LM, text_config
+from gemquant.models.architecture import gguf_architectures
+from gemquant.models.config import text_config
+from gemquant.models.structure import FULL, SLIDING, Architecture
 
 _REQUIRED = {
     "embedding_length": "hidden_size",
@@ -34,20 +34,19 @@ _OPTIONAL = {
     "final_logit_softcapping": "final_logit_softcapping",
 }
 _TOKENS = {"padding": "pad_token_id", "eos": "eos_token_id", "bos": "bos_token_id"}
-_LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
 
 
-def generation_of(metadata: Mapping[str, Any]) -> str:
-    """Return the model type of a GGUF. Raises UnsupportedError for another architecture."""
-    architecture = metadata.get("general.architecture")
-    if not isinstance(architecture, str) or architecture not in GGUF_ARCHITECTURES:
+def gguf_architecture(metadata: Mapping[str, Any]) -> Architecture:
+    """Return the architecture of a GGUF; UnsupportedError if it is no supported Gemma."""
+    name, supported = metadata.get("general.architecture"), gguf_architectures()
+    if not isinstance(name, str) or name not in supported:
         raise UnsupportedError(
-            f"GGUF architecture {architecture!r}: supported are {', '.join(GGUF_ARCHITECTURES)}.",
+            f"GGUF architecture {name!r}: supported are {', '.join(supported)}.",
             hint="This file holds only the vision part of a model; open the text model's."
-            if architecture == "clip"
+            if name == "clip"
             else None,
         )
-    return GGUF_ARCHITECTURES[architecture]
+    return supported[name]
 
 
 def gguf_config(metadata: Mapping[str, Any], *, vocab_size: int, tied: bool) -> dict[str, Any]:
@@ -56,36 +55,33 @@ def gguf_config(metadata: Mapping[str, Any], *, vocab_size: int, tied: bool) -> 
     vocab_size: rows of the embedding. tied: whether the file holds no head of its own.
     Raises one error for every key that is missing or wrong.
     """
-    generation = generation_of(metadata)
-    architecture = metadata["general.architecture"]
+    architecture = gguf_architecture(metadata)
+    prefix = architecture.gguf.architecture
     problems: list[GemquantError] = []
     raw: dict[str, Any] = {
-        "architectures": [CAUSAL_LM[generation]],
+        "architectures": [architecture.causal_lm],
         "vocab_size": vocab_size,
         "tie_word_embeddings": tied,
         "dtype": "bfloat16",
     }
     for key, ours in (_REQUIRED | _OPTIONAL).items():
-        value = metadata.get(f"{architecture}.{key}")
+        value = metadata.get(f"{prefix}.{key}")
         if value is not None:
             raw[ours] = _shortest(value)
         elif key in _REQUIRED:
-            problems.append(CheckpointError(f"metadata key {architecture}.{key} is missing."))
+            problems.append(CheckpointError(f"metadata key {prefix}.{key} is missing."))
     refuse(problems)
     for name, ours in _TOKENS.items():
         value = metadata.get(f"tokenizer.ggml.{name}_token_id")
         if value is not None:
             raw[ours] = value
-    if metadata.get(f"{architecture}.rope.scaling.type") == "linear":
-        factor = _shortest(metadata.get(f"{architecture}.rope.scaling.factor", 1.0))
+    if metadata.get(f"{prefix}.rope.scaling.type") == "linear":
+        factor = _shortest(metadata.get(f"{prefix}.rope.scaling.factor", 1.0))
         raw["rope_scaling"] = {"rope_type": "linear", "factor": factor}
-    if raw["num_hidden_layers"] == _LAYERS_OF_27B.get(architecture):
-        raw["query_pre_attn_scalar"] = raw["hidden_size"] // max(raw["num_attention_heads"], 1)
-    else:
-        raw["query_pre_attn_scalar"] = raw["head_dim"]
-    pattern = metadata.get(f"{architecture}.attention.sliding_window_pattern")
+    raw["query_pre_attn_scalar"] = architecture.gguf.query_pre_attn_scalar(raw)
+    pattern = metadata.get(f"{prefix}.attention.sliding_window_pattern")
     if isinstance(pattern, Sequence) and not isinstance(pattern, str):
-        raw["layer_types"] = ["sliding_attention" if s else "full_attention" for s in pattern]
+        raw["layer_types"] = [SLIDING if s else FULL for s in pattern]
     elif pattern is not None:
         raw["sliding_window_pattern"] = pattern
     return text_config(raw)

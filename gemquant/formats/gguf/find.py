@@ -12,6 +12,7 @@ from gemquant.core.artifact import MANIFEST_FILE, Manifest, read_manifest
 from gemquant.errors import CheckpointError, UnsupportedError, UsageError
 from gemquant.formats.checkpoint.sample import assembled, sample_named
 from gemquant.formats.gguf.header import read_gguf_header
+from gemquant.models.structure import FAMILY
 
 SAMPLE = "sample:"
 SUFFIX = ".gguf"
@@ -32,7 +33,7 @@ class GgufFile:
     @property
     def is_gemma(self) -> bool:
         """Whether Gemma's terms apply to it."""
-        return str(self.metadata.get("general.architecture", "")).startswith("gemma")
+        return str(self.metadata.get("general.architecture", "")).startswith(FAMILY)
 
     @property
     def parts(self) -> int:

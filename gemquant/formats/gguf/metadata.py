@@ -21,7 +21,6 @@ from gguf import GGML_QUANT_VERSION
 from gemquant.formats.checkpoint.provenance import Provenance
 from gemquant.formats.gguf.general import general_metadata
 from gemquant.formats.gguf.keys import FILE_TYPE, architecture_metadata
-from gemquant.formats.gguf.names import architecture_of
 from gemquant.formats.gguf.special_tokens import special_token_metadata
 from gemquant.formats.gguf.tokenizer_parts import TokenizerParts, tokenizer_parts
 from gemquant.formats.gguf.values import (
@@ -35,7 +34,7 @@ from gemquant.formats.gguf.values import (
     uint32,
 )
 from gemquant.formats.gguf.vocabulary import vocabulary
-from gemquant.models.structure import tensor_shapes
+from gemquant.models.architecture import architecture_of, tensor_shapes
 
 QUANTIZATION_VERSION = "general.quantization_version"
 
@@ -59,7 +58,7 @@ def converted_metadata(
     parts = tokenizer_parts(tokenizer_files, provenance.base_model)
     parameters = sum(map(prod, tensor_shapes(config).values()))
     return {
-        "general.architecture": string(architecture_of(config["model_type"])),
+        "general.architecture": string(architecture_of(config).gguf.architecture),
         "general.type": string("model"),
         **general_metadata(provenance, parts.generation, parameters=parameters, name=name),
         **architecture_metadata(config, file_type=file_type),

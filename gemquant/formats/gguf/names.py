@@ -1,6 +1,6 @@
 """llama.cpp's names for Gemma's tensors.
 
-Norms are stored there as 1 + w, so that its kernel multiplies by them directly.
+Norms are stored there as their gain (1 + w in Gemma 1 to 3), by which its kernel multiplies.
 
 Source: gguf-py ``tensor_mapping.py``; llama.cpp ``convert_hf_to_gguf.py``.
 """
@@ -8,49 +8,19 @@ Source: gguf-py ``tensor_mapping.py``; llama.cpp ``convert_hf_to_gguf.py``.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
+from gemquant.models.architecture import ARCHITECTURES
 from gemquant.models.structure import EMBEDDING, FINAL_NORM, HEAD
-
-GGUF_ARCHITECTURES: Mapping[str, str] = {
-    "gemma": "gemma",
-    "gemma2": "gemma2",
-    "gemma3": "gemma3_text",
-}
-"""llama.cpp's ``general.architecture`` and the model type that it holds."""
 
 _LAYER_NUMBER = re.compile(r"blk\.(\d+)\.")
 
 _OUTSIDE = {"token_embd.weight": EMBEDDING, "output_norm.weight": FINAL_NORM, "output.weight": HEAD}
-_IN_LAYER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "attn_output": "self_attn.o_proj",
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
 _FROM_OUTSIDE = {ours: theirs for theirs, ours in _OUTSIDE.items()}
-_FROM_LAYER = {ours: theirs for theirs, ours in _IN_LAYER.items()}
 _LAYER = re.compile(r"blk\.(\d{1,4})\.(\w+)\.weight")
 
 
-def architecture_of(generation: str) -> str:
-    """Return llama.cpp's name for a model type; the inverse of ``GGUF_ARCHITECTURES``.
-
-    >>> architecture_of("gemma3_text")
-    'gemma3'
-    """
-    return {ours: theirs for theirs, ours in GGUF_ARCHITECTURES.items()}[generation]
-
-
-def from_gguf(name: str, generation: str) -> str | None:
+def from_gguf(name: str, model_type: str) -> str | None:
     """Return Gemma's own name for a GGUF tensor, or None if Gemma has no such tensor.
 
     >>> from_gguf("blk.3.ffn_norm.weight", "gemma2")
@@ -64,14 +34,11 @@ def from_gguf(name: str, generation: str) -> str | None:
     if match is None:
         return None
     index, part = match.groups()
-    if part == "ffn_norm":
-        before_mlp = "post_attention" if generation == "gemma" else "pre_feedforward"
-        return f"model.layers.{int(index)}.{before_mlp}_layernorm.weight"
-    module = _IN_LAYER.get(part)
+    module = ARCHITECTURES[model_type].gguf.tensors.get(part)
     return None if module is None else f"model.layers.{int(index)}.{module}.weight"
 
 
-def to_gguf(name: str, generation: str) -> str:
+def to_gguf(name: str, model_type: str) -> str:
     """Return llama.cpp's name for one of Gemma's tensors; the inverse of ``from_gguf``.
 
     >>> to_gguf("model.layers.3.pre_feedforward_layernorm.weight", "gemma2")
@@ -80,14 +47,12 @@ def to_gguf(name: str, generation: str) -> str:
     if name in _FROM_OUTSIDE:
         return _FROM_OUTSIDE[name]
     _, _, index, module = name.removesuffix(".weight").split(".", 3)
-    before_mlp = "post_attention" if generation == "gemma" else "pre_feedforward"
-    if module == f"{before_mlp}_layernorm":
-        return f"blk.{index}.ffn_norm.weight"
-    return f"blk.{index}.{_FROM_LAYER[module]}.weight"
+    parts = {ours: theirs for theirs, ours in ARCHITECTURES[model_type].gguf.tensors.items()}
+    return f"blk.{index}.{parts[module]}.weight"
 
 
-def stores_one_plus(name: str) -> bool:
-    """Whether a GGUF holds 1 + w for this tensor of Gemma's: true for every norm."""
+def is_norm(name: str) -> bool:
+    """Whether a tensor of Gemma's is a norm, which a GGUF stores as its gain."""
     return name == FINAL_NORM or name.endswith(("layernorm.weight", "_norm.weight"))
 
 

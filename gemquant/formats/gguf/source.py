@@ -14,12 +14,13 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 from torch import Tensor
 
 from gemquant.errors import CheckpointError, GemquantError, UnsupportedError, refuse
-from gemquant.formats.gguf.config import generation_of, gguf_config
+from gemquant.formats.gguf.config import gguf_architecture, gguf_config
 from gemquant.formats.gguf.header import GgufEntry
-from gemquant.formats.gguf.names import from_gguf, stores_one_plus
+from gemquant.formats.gguf.names import from_gguf, is_norm
 from gemquant.formats.gguf.parts import open_parts
 from gemquant.formats.gguf.values import StoredArray
-from gemquant.models.structure import EMBEDDING, HEAD, tensor_shapes
+from gemquant.models.architecture import tensor_shapes
+from gemquant.models.structure import EMBEDDING, HEAD
 from gemquant.numerics.ggml.dequantize import dequantize_rows
 from gemquant.numerics.ggml.types import TYPES
 
@@ -34,7 +35,7 @@ _LISTED = 8
 
 
 class GgufTensors:
-    """The tensors of a GGUF under Gemma's own names, norms as w instead of 1 + w.
+    """The tensors of a GGUF under Gemma's own names, norms as w, not as their gain.
 
     Packed types are declared float32: the decoded values (scale · code, in float32) are in general
     not those of any 16-bit type.
@@ -47,13 +48,14 @@ class GgufTensors:
         self._files = tuple(part.path for part in parts)
         self.typed_metadata = parts[0].header.typed_metadata
         self.metadata: Mapping[str, Any] = parts[0].header.metadata
-        generation = generation_of(self.metadata)
+        architecture = gguf_architecture(self.metadata)
+        self._norm_offset = architecture.norm_offset
         self._entries: dict[str, GgufEntry] = {}
         self._data: dict[str, mmap.mmap] = {}
         unknown: list[str] = []
         for part in parts:
             for stored, entry in part.header.tensors.items():
-                name = from_gguf(stored, generation)
+                name = from_gguf(stored, architecture.model_type)
                 if name is not None:
                     self._entries[name], self._data[name] = entry, part.data
                 elif stored not in _IGNORED:
@@ -79,7 +81,7 @@ class GgufTensors:
 
     def stored_dtype(self, name: str) -> torch.dtype:
         """Its own type where it is a plain float; float32 for packed types and for norms."""
-        if stores_one_plus(name):
+        if is_norm(name):
             return torch.float32
         return _PLAIN.get(self._entries[name].type, torch.float32)
 
@@ -101,7 +103,7 @@ class GgufTensors:
         if len(entry.shape) == 1:
             # A vector is one row of blocks.
             whole = self._decode(name, 0, 1).to(torch.float32)[0]
-            return (whole - 1 if stores_one_plus(name) else whole)[start:stop].to(dtype)
+            return (whole - self._norm_offset if is_norm(name) else whole)[start:stop].to(dtype)
         start, stop = max(start, 0), min(stop, entry.shape[0])
         if entry.type in _PLAIN:
             return self._decode(name, start, stop).to(dtype)

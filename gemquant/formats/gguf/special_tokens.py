@@ -10,14 +10,13 @@ from typing import Any
 
 from gemquant.formats.gguf.tokenizer_parts import TokenizerParts
 from gemquant.formats.gguf.values import GgufValue, boolean, uint32
+from gemquant.models.architecture import architecture_of
 
 # The converter's names of the roles, and llama.cpp's keys, spelled as it spells them.
 _ROLES: Mapping[str, str] = {
     "bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding",
     "cls": "cls", "mask": "mask",
 }  # fmt: skip
-_END_OF_TURN = 107
-"""In every Gemma 1; Gemma 2 and 3 leave it to llama.cpp, which looks for <end_of_turn>."""
 
 
 def special_token_metadata(
@@ -42,9 +41,10 @@ def special_token_metadata(
     for role, adds in _additions(parts).items():
         keys[f"tokenizer.ggml.add_{role}_token"] = boolean(adds)
     # Upstream also means to name CodeGemma's infill tokens, and has no key for them.
-    if config["model_type"] == "gemma" and size > _END_OF_TURN:
+    end_of_turn = architecture_of(config).gguf.end_of_turn_id
+    if end_of_turn is not None and size > end_of_turn:
         named = _named(parts, "eot")
-        keys["tokenizer.ggml.eot_token_id"] = uint32(_END_OF_TURN if named is None else named)
+        keys["tokenizer.ggml.eot_token_id"] = uint32(end_of_turn if named is None else named)
     return keys
 
 

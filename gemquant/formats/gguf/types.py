@@ -17,7 +17,7 @@ from gemquant.formats.gguf.file_types import FileType
 from gemquant.formats.gguf.mixtures import COUNTED, Place, fitting_type, head_type, layer_type
 from gemquant.formats.gguf.names import to_gguf
 from gemquant.formats.gguf.overrides import TypeOverride
-from gemquant.models.structure import tensor_shapes
+from gemquant.models.architecture import tensor_shapes
 from gemquant.numerics.ggml.types import TYPES, GgmlType
 
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"

@@ -14,7 +14,7 @@ from gemquant.core.protocols import Layout, PlainSpec, QuantizedSpec
 from gemquant.core.weights import BlockScheme
 from gemquant.errors import ArtifactError, GemquantError, Problems, refuse
 from gemquant.formats.gguf.source import GgufTensors
-from gemquant.models.structure import tensor_shapes
+from gemquant.models.architecture import tensor_shapes
 from gemquant.numerics.ggml.types import TYPES
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from gemquant.core.protocols import Layout, PlainSpec, QuantizedSpec
 from gemquant.core.weights import BlockWeight, QuantizedRows
 from gemquant.formats.gguf.file_layout import FileLayout
-from gemquant.formats.gguf.names import stores_one_plus, to_gguf
+from gemquant.formats.gguf.names import is_norm, to_gguf
 from gemquant.formats.preallocated import begin, reopen, reported, write_all
+from gemquant.models.architecture import ARCHITECTURES
 
 
 class GgufWriter:
@@ -32,6 +33,7 @@ class GgufWriter:
     ) -> None:
         """finished: names in the layout that the files have already."""
         self._files, self._layout, self._generation = files, layout, generation
+        self._norm_offset = ARCHITECTURES[generation].norm_offset
         self._places = {
             name: (path, offset)
             for path, layout in layouts.items()
@@ -75,7 +77,7 @@ class GgufWriter:
             raise ValueError(f"{name} came as {value!r}, announced as {spec}.")
         # Added in float32, as llama.cpp's converter does it.
         values = value.detach().cpu().to(torch.float32)
-        stored = values + 1 if stores_one_plus(name) else values
+        stored = values + self._norm_offset if is_norm(name) else values
         self._store(name, 0, stored.view(torch.uint8))
         self._rows[name] = spec.shape[0]
 

@@ -20,15 +20,8 @@ from gemquant.core.protocols import Layout, PlainSpec, QuantizedSpec
 from gemquant.core.weights import AffineScheme, AffineWeight
 from gemquant.errors import ArtifactError, GemquantError, refuse
 from gemquant.formats.onnx.graph import Node, OnnxGraph
-from gemquant.models.structure import (
-    EMBEDDING,
-    FINAL_NORM,
-    HEAD,
-    layer_prefix,
-    layer_structure,
-    linear_shapes,
-    tensor_shapes,
-)
+from gemquant.models.architecture import layer_structure, tensor_shapes
+from gemquant.models.structure import EMBEDDING, FINAL_NORM, HEAD, layer_prefix
 
 QUANTIZED = "MatMulNBits"
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -142,19 +135,19 @@ class OnnxWeights:
 
 def _linears(config: Mapping[str, Any], graph: OnnxGraph) -> dict[str, _Linear]:
     """Find the operator of every linear, the head's too; and of the embedding, where it is tied."""
-    shapes = linear_shapes(config)
     found: dict[str, _Linear] = {}
     for index in range(config["num_hidden_layers"]):
         layer = f"/model/layers.{index}"
         together = any(name.startswith(f"{layer}/attn/qkv_proj/") for name in graph.nodes)
         first = 0
-        for linear in layer_structure(config).linears:
+        structure = layer_structure(config, index)
+        for linear in structure.linears:
             part, _, projection = linear.partition(".")
             place = f"{layer}/{part.removeprefix('self_')}/{projection}/MatMul"
             if linear in _QKV and together:
                 node = graph.node(f"{layer}/attn/qkv_proj/MatMul")
                 found[f"{layer_prefix(index)}{linear}.weight"] = _Linear(node, first)
-                first += shapes[linear][0]
+                first += structure.linear_shapes[linear][0]
             else:
                 found[f"{layer_prefix(index)}{linear}.weight"] = _Linear(graph.node(place), 0)
     head = EMBEDDING if config["tie_word_embeddings"] else HEAD

@@ -28,8 +28,9 @@ from gemquant.measure.quality.streams import (
     head_table,
     reference_runtime,
 )
+from gemquant.models.architecture import layer_parameters, layer_structure
 from gemquant.models.skeleton import Skeleton
-from gemquant.models.structure import layer_parameters, layer_prefix, layer_structure
+from gemquant.models.structure import layer_prefix
 from gemquant.numerics import int8
 from gemquant.numerics.int8 import Granularity, Int8Activations, Int8Weight
 from gemquant.numerics.precision import fast_products
@@ -79,11 +80,10 @@ def emulate(
         for stream in streams.candidates
         for _ in GRANULARITIES
     ]
-    names = layer_parameters(original.config)
-    linears = layer_structure(original.config).linears
     progress.start("emulating layers", skeleton.layers)
     for index in range(skeleton.layers):
-        prefix = layer_prefix(index)
+        prefix, names = layer_prefix(index), layer_parameters(original.config, index)
+        linears = layer_structure(original.config, index).linears
         assert streams.original is not None
         streams.original.advance(index, layer_weights(original, prefix, names, skeleton))
         candidates = iter(streams.candidates)

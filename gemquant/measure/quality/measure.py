@@ -24,8 +24,9 @@ from gemquant.measure.quality.streams import (
     head_table,
     reference_runtime,
 )
+from gemquant.models.architecture import layer_parameters
 from gemquant.models.skeleton import Skeleton
-from gemquant.models.structure import layer_parameters, layer_prefix
+from gemquant.models.structure import layer_prefix
 from gemquant.numerics.precision import fast_products
 
 # A quantized model may untie its head; everything else decides what is computed.
@@ -103,12 +104,11 @@ def measure(
     streams.embed(original, [(each.weights, None) for each in subjects])
     tracks = [_Track(each, streams, number) for number, each in enumerate(subjects)]
     _refuse(track.embedding_problems() for track in tracks)
-    names = layer_parameters(original.config)
     assert streams.original is not None
     progress.start("evaluating layers", skeleton.layers)
     for index in range(skeleton.layers):
         before = streams.original.hidden.clone() if by_layer else None
-        prefix = layer_prefix(index)
+        prefix, names = layer_prefix(index), layer_parameters(original.config, index)
         streams.original.advance(index, layer_weights(original, prefix, names, skeleton))
         for track in tracks:
             weights = layer_weights(track.subject.weights, prefix, names, skeleton)

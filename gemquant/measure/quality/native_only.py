@@ -22,8 +22,9 @@ from gemquant.measure.quality.streams import (
     head_table,
     reference_runtime,
 )
+from gemquant.models.architecture import layer_parameters
 from gemquant.models.skeleton import Skeleton
-from gemquant.models.structure import layer_parameters, layer_prefix
+from gemquant.models.structure import layer_prefix
 from gemquant.numerics.precision import fast_products
 
 
@@ -57,10 +58,10 @@ def measure_unread(
     skeleton = Skeleton(original.config, device=device, dtype=compute_dtype)
     streams = EvaluationStreams(skeleton, evaluation)
     streams.embed(original, [])
-    names = layer_parameters(original.config)
     assert streams.original is not None
     progress.start("evaluating layers", skeleton.layers)
     for index in range(skeleton.layers):
+        names = layer_parameters(original.config, index)
         weights = layer_weights(original, layer_prefix(index), names, skeleton)
         streams.original.advance(index, weights)
         progress.advance("evaluating layers")

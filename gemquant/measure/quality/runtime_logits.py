@@ -16,8 +16,9 @@ from gemquant.errors import WorkerError
 from gemquant.measure.quality.divergence import Logits, TokenScores, compare_predictions
 from gemquant.measure.quality.streams import EvaluationStreams, final_norm, head_table
 from gemquant.measure.quality.summary import summarise
+from gemquant.models.architecture import layer_parameters
 from gemquant.models.skeleton import Skeleton
-from gemquant.models.structure import layer_parameters, layer_prefix
+from gemquant.models.structure import layer_prefix
 from gemquant.numerics.precision import fast_products
 
 
@@ -35,9 +36,9 @@ class ForeignLogits:
         self._streams = EvaluationStreams(skeleton, slices)
         self._streams.embed(original, [])
         assert self._streams.original is not None
-        names = layer_parameters(original.config)
         progress.start("running the original", skeleton.layers)
         for index in range(skeleton.layers):
+            names = layer_parameters(original.config, index)
             weights = layer_weights(original, layer_prefix(index), names, skeleton)
             self._streams.original.advance(index, weights)
             progress.advance("running the original")

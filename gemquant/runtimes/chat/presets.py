@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from gemquant.core.resources import human_bytes
+from gemquant.models.architecture import cached_values
 
 CacheType = Literal["f32", "f16", "q8_0", "q4_0"]
 
@@ -139,9 +140,5 @@ def kv_cache_bytes(
     config: the text model's, flat. bits: per value. sliding: whether layers with a sliding window
     store only the window and the ``batch`` tokens that are computed at once.
     """
-    kinds = config.get("layer_types") or ["full_attention"] * config["num_hidden_layers"]
     window = (config.get("sliding_window") or tokens) + batch
-    stored = sum(
-        min(tokens, window) if sliding and kind == "sliding_attention" else tokens for kind in kinds
-    )
-    return int(stored * 2 * config["num_key_value_heads"] * config["head_dim"] * bits / 8)
+    return int(cached_values(config, tokens, window if sliding else tokens) * bits / 8)

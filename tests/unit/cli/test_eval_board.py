@@ -18,7 +18,7 @@ from gemquant.cli import eval_request
 from gemquant.core.artifact import ConversionRecord, Manifest, Source, quantization_record, seal
 from gemquant.core.protocols import PlainSpec
 from gemquant.formats.checkpoint import open_checkpoint
-from gemquant.models.structure import tensor_shapes
+from gemquant.models.architecture import tensor_shapes
 from tests.helpers.stand_in_board import ADDRESS, StandInBoard
 from tests.helpers.stand_in_rkllmrt import random_table, stand_in_runtime, write_table
 from tests.helpers.tiny_gemma import write_tiny_gemma

@@ -52,7 +52,7 @@ def test_it_rounds_within_half_a_step_inside_the_kept_range() -> None:
     block = Block(
         index=0,
         prefix="model.layers.0.",
-        structure=LayerStructure((InputGroup("only", ("mlp.up_proj",), NormFold("norm")),), ()),
+        structure=LayerStructure((InputGroup("only", ("mlp.up_proj",), NormFold("norm")),)),
         weights={"mlp.up_proj.weight": weight},
         statistics={},
     )

@@ -19,6 +19,7 @@ from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemquant.formats.compressed_tensors import CompressedTensors
 from gemquant.formats.mlx import MLX
 from gemquant.measure.quality.compare import compare
+from gemquant.models.architecture import ARCHITECTURES
 from gemquant.models.structure import EMBEDDING
 from gemquant.quantizers.awq import AWQ
 from gemquant.quantizers.rtn import RoundToNearest
@@ -169,7 +170,9 @@ def test_without_a_certificate_weights_are_not_held_and_are_the_same(
         raise AssertionError("a whole layer was read, or something was computed")
 
     monkeypatch.setattr("gemquant.calibration.trace.layer_weights", forbidden)
-    monkeypatch.setattr("gemquant.models.skeleton._classes", forbidden)
+    model_type = checkpoint.config["model_type"]
+    unloadable = dataclasses.replace(ARCHITECTURES[model_type], library=forbidden)
+    monkeypatch.setitem(ARCHITECTURES, model_type, unloadable)
     monkeypatch.setattr("gemquant.core.weights.ChunkedWeight.rows", forbidden)
     run_tiny(checkpoint, [dataclasses.replace(job, out=tmp_path / "unheld")], evaluation=())
     held, unheld = contents(tmp_path / "held"), contents(tmp_path / "unheld")

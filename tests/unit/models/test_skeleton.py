@@ -13,8 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from gemquant.calibration.stream import Stream, embed_windows, layer_weights
 from gemquant.errors import CalibrationError
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
+from gemquant.models.architecture import layer_parameters
 from gemquant.models.skeleton import Skeleton
-from gemquant.models.structure import FINAL_NORM, layer_parameters, layer_prefix
+from gemquant.models.structure import FINAL_NORM, layer_prefix
 from tests.helpers.tiny_gemma import Kind, write_tiny_gemma
 from tests.helpers.tiny_windows import tiny_windows
 
@@ -33,8 +34,8 @@ def whole_model(checkpoint: Checkpoint, dtype: torch.dtype, attention: str) -> t
 
 def streamed(checkpoint: Checkpoint, skeleton: Skeleton, ids: Tensor) -> Stream:
     stream = embed_windows(skeleton, checkpoint, ids)
-    names = layer_parameters(checkpoint.config)
     for index in range(skeleton.layers):
+        names = layer_parameters(checkpoint.config, index)
         stream.advance(index, layer_weights(checkpoint, layer_prefix(index), names, skeleton))
     return stream
 
@@ -109,7 +110,7 @@ def test_observers_see_each_window_and_leave_with_the_context(tiny_folder: Path)
     skeleton = Skeleton(checkpoint.config)
     stream = embed_windows(skeleton, checkpoint, IDS)
     weights = layer_weights(
-        checkpoint, layer_prefix(0), layer_parameters(checkpoint.config), skeleton
+        checkpoint, layer_prefix(0), layer_parameters(checkpoint.config, 0), skeleton
     )
     inputs: list[Tensor] = []
     outputs: list[str] = []

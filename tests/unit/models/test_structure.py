@@ -5,20 +5,18 @@ from pathlib import Path
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from gemquant.formats.checkpoint import open_checkpoint
-from gemquant.models.structure import (
-    InputGroup,
-    NormFold,
-    RowFold,
+from gemquant.models.architecture import (
     layer_parameters,
     layer_structure,
     linear_shapes,
     tensor_shapes,
 )
+from gemquant.models.structure import InputGroup, NormFold, RowFold
 from tests.helpers.tiny_gemma import Kind, tiny_config
 
 
 def test_gemma_1_folds_the_feed_forward_into_the_norm_after_attention() -> None:
-    assert layer_structure(tiny_config("gemma")).groups == (
+    assert layer_structure(tiny_config("gemma"), 0).groups == (
         InputGroup(
             "qkv",
             ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -34,7 +32,7 @@ def test_gemma_1_folds_the_feed_forward_into_the_norm_after_attention() -> None:
 
 def test_gemma_2_and_3_fold_it_into_the_norm_before_the_feed_forward() -> None:
     for kind in ("gemma2", "gemma3_text"):
-        groups = {g.name: g for g in layer_structure(tiny_config(kind)).groups}
+        groups = {g.name: g for g in layer_structure(tiny_config(kind), 1).groups}
         assert groups["gate_up"].fold == NormFold("pre_feedforward_layernorm")
         assert groups["o"].fold == RowFold("self_attn.v_proj", 4, 32)
 
@@ -56,5 +54,13 @@ def test_a_layers_parameters_are_its_linears_and_norms(tiny_folder: Path) -> Non
     config = open_checkpoint(str(tiny_folder)).config
     prefix = "model.layers.0."
     expected = {n.removeprefix(prefix) for n in tensor_shapes(config) if n.startswith(prefix)}
-    assert set(layer_parameters(config)) == expected
-    assert set(linear_shapes(config)) == set(layer_structure(config).linears)
+    assert set(layer_parameters(config, 0)) == expected
+    structure = layer_structure(config, 0)
+    assert set(structure.linear_shapes) == set(structure.linears)
+
+
+def test_linears_are_listed_layer_by_layer(tiny_folder: Path) -> None:
+    config = open_checkpoint(str(tiny_folder)).config
+    matrices = {n: s for n, s in tensor_shapes(config).items() if len(s) == 2}
+    del matrices["model.embed_tokens.weight"]
+    assert linear_shapes(config) == matrices

@@ -10,8 +10,9 @@ import torch
 from gemquant.core.options import problems_with
 from gemquant.core.protocols import Block, QuantizedWeight
 from gemquant.formats.bitsandbytes import BitsAndBytes
+from gemquant.models.architecture import layer_structure
 from gemquant.models.config import text_config
-from gemquant.models.structure import EMBEDDING, HEAD, layer_structure
+from gemquant.models.structure import EMBEDDING, HEAD
 from gemquant.quantizers.bitsandbytes import FP4, NF4, Int8
 from tests.helpers.tiny_gemma import tiny_config, tiny_tensors
 
@@ -27,7 +28,7 @@ def block() -> Block:
         for name, tensor in tiny_tensors(config).items()
         if name.startswith(prefix)
     }
-    return Block(0, prefix, layer_structure(config), weights, {})
+    return Block(0, prefix, layer_structure(config, 0), weights, {})
 
 
 def made(quantizer: Quantizer, block: Block) -> dict[str, QuantizedWeight]:

@@ -7,7 +7,7 @@ from gemquant.core.protocols import Block
 from gemquant.core.results import LayerReach
 from gemquant.errors import UnsupportedError
 from gemquant.formats.safetensors.plain import PlainSafetensors
-from gemquant.models.structure import layer_structure
+from gemquant.models.architecture import layer_structure
 from gemquant.quantizers.cast import Cast
 from tests.helpers.tiny_gemma import tiny_config
 
@@ -17,7 +17,7 @@ NORM = "model.layers.3.post_feedforward_layernorm"
 
 def block(largest: float) -> Block:
     reach = LayerReach(residual=largest / 2, largest=largest, where=NORM)
-    structure = layer_structure(tiny_config("gemma2"))
+    structure = layer_structure(tiny_config("gemma2"), 0)
     return Block(3, "model.layers.3.", structure, {}, {}, reach)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gemquant.core.protocols import AffineScheme, AffineWeight, Block, Container
-from gemquant.models.structure import layer_structure
+from gemquant.models.architecture import layer_structure
 from gemquant.numerics.affine import AffineRounding, quantize_affine
 from gemquant.quantizers.rtn import RoundToNearest
 from tests.helpers.tiny_gemma import tiny_config, tiny_tensors
@@ -22,7 +22,7 @@ def block() -> Block:
         for name, tensor in tiny_tensors(config | {"tie_word_embeddings": True}).items()
         if name.startswith(prefix)
     }
-    return Block(0, prefix, layer_structure(config), weights, {})
+    return Block(0, prefix, layer_structure(config, 0), weights, {})
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

@@ -12,8 +12,9 @@ from torch import Tensor
 from gemquant.calibration.trace import Trace
 from gemquant.core.protocols import Block, Container
 from gemquant.formats.checkpoint import Checkpoint
+from gemquant.models.architecture import layer_structure
 from gemquant.models.skeleton import Skeleton
-from gemquant.models.structure import InputGroup, layer_structure
+from gemquant.models.structure import InputGroup
 from gemquant.numerics.smoothquant import (
     SmoothingProblem,
     SmoothingScale,
@@ -112,7 +113,7 @@ def test_heads_that_share_a_key_value_head_share_their_scales(
 def test_every_input_is_told_with_its_exponents(tiny: Callable[[Kind], Checkpoint]) -> None:
     checkpoint = tiny("gemma3_text")
     _, found = smoothed(sampled_blocks(checkpoint), group_size=64)
-    groups = [group.name for group in layer_structure(checkpoint.config).groups]
+    groups = [group.name for group in layer_structure(checkpoint.config, 0).groups]
     assert [(prefix, group.name) for prefix, group, _ in found] == [
         (f"model.layers.{index}.", name) for index in range(3) for name in groups
     ]

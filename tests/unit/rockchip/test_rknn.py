@@ -14,8 +14,8 @@ import torch
 from gemquant.core.progress import Silence
 from gemquant.errors import RuntimeMissingError, UsageError
 from gemquant.formats.checkpoint import open_checkpoint
+from gemquant.models.architecture import layer_parameters
 from gemquant.models.skeleton import Skeleton
-from gemquant.models.structure import layer_parameters
 from gemquant.rockchip.programs import rknn_simulate
 from gemquant.rockchip.rknn import BlockFiles, chosen_layers, rknn_interpreter, write_blocks
 from tests.helpers.tiny_gemma import Kind, write_tiny_gemma
@@ -51,7 +51,7 @@ def test_a_traced_block_computes_what_the_library_computes(
         session = onnxruntime.InferenceSession(block.model, providers=["CPUExecutionProvider"])
         assert session.get_inputs()[0].shape == [1, TOKENS, 128]
         (traced,) = session.run(None, {"hidden": given})
-        names = layer_parameters(checkpoint.config)
+        names = layer_parameters(checkpoint.config, block.layer)
         prefix = f"model.layers.{block.layer}."
         weights = {name: checkpoint.tensor(prefix + name, torch.float32) for name in names}
         library = skeleton.layer(block.layer, weights, torch.from_numpy(given)).numpy()

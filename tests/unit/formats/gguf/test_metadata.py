@@ -13,7 +13,7 @@ import torch
 from gemquant.formats.checkpoint import open_checkpoint
 from gemquant.formats.checkpoint.checkpoint import Checkpoint
 from gemquant.formats.gguf.metadata import converted_metadata, quantized_metadata
-from gemquant.formats.gguf.names import from_gguf, stored_order, stores_one_plus, to_gguf
+from gemquant.formats.gguf.names import from_gguf, is_norm, stored_order, to_gguf
 from gemquant.formats.gguf.values import GgufValue, uint32
 from tests.helpers.gguf_records import recorded
 from tests.helpers.tiny_gemma import KINDS, Kind
@@ -70,7 +70,7 @@ def test_every_tensors_name_shape_type_and_bytes_are_the_converters(
     generation = checkpoint.config["model_type"]
     ours = {}
     for name in checkpoint.names():
-        plain = stores_one_plus(name)
+        plain = is_norm(name)
         tensor = checkpoint.tensor(name, torch.float32 if plain else torch.bfloat16)
         stored = tensor + 1 if plain else tensor
         digest = hashlib.sha256(stored.contiguous().view(torch.uint8).numpy().tobytes())

@@ -5,9 +5,10 @@ from __future__ import annotations
 import gguf
 import pytest
 
-from gemquant.formats.gguf.names import from_gguf, stores_one_plus, to_gguf
+from gemquant.formats.gguf.names import from_gguf, is_norm, to_gguf
+from gemquant.models.architecture import tensor_shapes
 from gemquant.models.config import text_config
-from gemquant.models.structure import HEAD, tensor_shapes
+from gemquant.models.structure import HEAD
 from tests.helpers.tiny_gemma import Kind, tiny_config
 
 ARCHITECTURES = {
@@ -39,4 +40,4 @@ def test_a_tensor_that_no_gemma_has_is_none(name: str) -> None:
 
 def test_norms_alone_are_stored_one_higher() -> None:
     shapes = tensor_shapes(text_config(tiny_config("gemma3_text")))
-    assert all(stores_one_plus(name) == (len(shape) == 1) for name, shape in shapes.items())
+    assert all(is_norm(name) == (len(shape) == 1) for name, shape in shapes.items())

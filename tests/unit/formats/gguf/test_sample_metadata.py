@@ -12,7 +12,7 @@ import torch
 from gemquant.formats.checkpoint import open_checkpoint
 from gemquant.formats.checkpoint.checkpoint import Checkpoint
 from gemquant.formats.gguf.metadata import converted_metadata, quantized_metadata
-from gemquant.formats.gguf.names import stored_order, stores_one_plus, to_gguf
+from gemquant.formats.gguf.names import is_norm, stored_order, to_gguf
 from gemquant.formats.gguf.source import GgufTensors
 from tests.helpers.gguf_records import recorded
 from tests.helpers.sample_folder import write_sample_folder
@@ -45,7 +45,7 @@ def test_keys_types_and_values_are_the_converters(folder: Checkpoint) -> None:
 def test_names_shapes_types_and_bytes_are_the_converters(folder: Checkpoint) -> None:
     ours = {}
     for name in folder.names():
-        one_plus = stores_one_plus(name)
+        one_plus = is_norm(name)
         tensor = folder.tensor(name, torch.float32 if one_plus else torch.bfloat16)
         stored = (tensor + 1 if one_plus else tensor).contiguous().view(torch.uint8)
         digest = hashlib.sha256(memoryview(stored.numpy())).hexdigest()  # type: ignore[arg-type]

@@ -9,8 +9,9 @@ from gemquant.calibration.windows import TokenWindows, stream_digest
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemquant.measure.quality.divergence import Head, Logits
 from gemquant.measure.quality.streams import EvaluationStreams, final_norm, head_table
+from gemquant.models.architecture import layer_parameters
 from gemquant.models.skeleton import Skeleton
-from gemquant.models.structure import layer_parameters, layer_prefix
+from gemquant.models.structure import layer_prefix
 from tests.helpers.tiny_gemma import Kind
 
 
@@ -35,7 +36,7 @@ def run(
     for index in range(skeleton.layers):
         weights = {
             name: checkpoint.tensor(layer_prefix(index) + name, torch.float32)
-            for name in layer_parameters(checkpoint.config)
+            for name in layer_parameters(checkpoint.config, index)
         }
         assert streams.original is not None
         streams.original.advance(index, weights)

@@ -55,6 +55,10 @@ def test_a_preset_by_name_is_taken_whatever_the_memory():
 
 def test_the_cache_of_a_windowed_layer_ends_with_the_window():
     config = {
+        "model_type": "gemma3_text",
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": 8,
         "num_hidden_layers": 3,

@@ -1,0 +1,108 @@
+"""What other packages ask about a Gemma: its ``Architecture``, and the tensors of a configuration.
+
+To add a generation, describe it in a file of its own, as ``gemma3.py`` does, and add it to
+``ARCHITECTURES``. Nothing else compares a generation's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gemquant.models.gemma1 import GEMMA1
+from gemquant.models.gemma2 import GEMMA2
+from gemquant.models.gemma3 import GEMMA3
+from gemquant.models.structure import (
+    EMBEDDING,
+    FINAL_NORM,
+    FULL,
+    HEAD,
+    Architecture,
+    LayerStructure,
+    layer_prefix,
+)
+
+ARCHITECTURES: dict[str, Architecture] = {
+    architecture.model_type: architecture for architecture in (GEMMA1, GEMMA2, GEMMA3)
+}
+"""Every supported generation by the ``model_type`` of its text model."""
+
+
+def architecture_of(config: Mapping[str, Any]) -> Architecture:
+    """Return the architecture of a text configuration."""
+    return ARCHITECTURES[config["model_type"]]
+
+
+def registered(model_type: str) -> str:
+    """Return ``model_type`` if an architecture has it; ValueError otherwise."""
+    if model_type not in ARCHITECTURES:
+        raise ValueError(f"{model_type!r} is not one of {', '.join(ARCHITECTURES)}")
+    return model_type
+
+
+def library_classes() -> dict[str, Architecture]:
+    """Map the library's class names, of text models and of multimodal ones, to architectures."""
+    return {
+        name: architecture
+        for architecture in ARCHITECTURES.values()
+        for name in (architecture.causal_lm, *architecture.wrappers)
+    }
+
+
+def model_types() -> dict[str, Architecture]:
+    """Map every ``model_type``, of text models and of multimodal ones, to its architecture."""
+    return {
+        name: architecture
+        for architecture in ARCHITECTURES.values()
+        for name in (architecture.model_type, *architecture.wrappers.values())
+    }
+
+
+def gguf_architectures() -> dict[str, Architecture]:
+    """Map llama.cpp's ``general.architecture`` to architectures."""
+    return {architecture.gguf.architecture: architecture for architecture in ARCHITECTURES.values()}
+
+
+def layer_structure(config: Mapping[str, Any], index: int) -> LayerStructure:
+    """Describe decoder layer ``index`` of a text configuration; layers may differ."""
+    return architecture_of(config).layer(config, index)
+
+
+def layer_parameters(config: Mapping[str, Any], index: int) -> list[str]:
+    """Short names of every parameter of decoder layer ``index``."""
+    return list(layer_structure(config, index).shapes)
+
+
+def linear_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Full names and shapes (out, in) of the linears of all decoder layers."""
+    return {
+        f"{layer_prefix(index)}{name}.weight": shape
+        for index in range(config["num_hidden_layers"])
+        for name, shape in layer_structure(config, index).linear_shapes.items()
+    }
+
+
+def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a text-only Gemma with its shape, in the order of the forward pass."""
+    hidden = config["hidden_size"]
+    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (config["vocab_size"], hidden)}
+    for index in range(config["num_hidden_layers"]):
+        prefix = layer_prefix(index)
+        for name, shape in layer_structure(config, index).shapes.items():
+            shapes[prefix + name] = shape
+    shapes[FINAL_NORM] = (hidden,)
+    if not config["tie_word_embeddings"]:
+        shapes[HEAD] = shapes[EMBEDDING]
+    return shapes
+
+
+def cached_values(config: Mapping[str, Any], context: int, window: int) -> int:
+    """Keys and values that ``context`` tokens leave in the cache.
+
+    window: tokens that a sliding layer keeps of them.
+    """
+    layers = (layer_structure(config, index) for index in range(config["num_hidden_layers"]))
+    return sum(
+        layer.cache_values * (context if layer.attention == FULL else min(context, window))
+        for layer in layers
+    )

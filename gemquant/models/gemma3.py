@@ -1,0 +1,77 @@
+"""Gemma 3: Gemma 2's norms, q and k normed too, five sliding layers to a full one, no soft caps.
+
+Full and sliding layers have rotary tables of their own; ``rope_scaling`` belongs to the first.
+
+Source: transformers ``configuration_gemma3.py``, ``modeling_gemma3.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gemquant.models.gemma2 import IN_GGUF, NORMS
+from gemquant.models.structure import (
+    Architecture,
+    GgufFacts,
+    LayerStructure,
+    MlxFacts,
+    gated_layer,
+)
+
+
+def _library() -> tuple[type[Any], type[Any]]:
+    from transformers.models.gemma3 import Gemma3TextConfig, Gemma3TextModel
+
+    return Gemma3TextConfig, Gemma3TextModel
+
+
+def _layer(config: Mapping[str, Any], index: int) -> LayerStructure:
+    return gated_layer(
+        config,
+        index,
+        before_mlp="pre_feedforward_layernorm",
+        norms=(*NORMS, "self_attn.q_norm", "self_attn.k_norm"),
+    )
+
+
+GEMMA3 = Architecture(
+    name="Gemma 3",
+    model_type="gemma3_text",
+    causal_lm="Gemma3ForCausalLM",
+    library=_library,
+    layer=_layer,
+    wrappers={"Gemma3ForConditionalGeneration": "gemma3"},
+    dimensions={
+        "vocab_size": 262208,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "max_position_embeddings": 131072,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+    },
+    softcaps={"attn_logit_softcapping": None, "final_logit_softcapping": None},
+    full_attention_every=6,
+    reads_window_pattern=True,
+    rope_theta=1_000_000.0,
+    rope_by_layer_type=True,
+    overflows_float16=True,
+    gguf=GgufFacts(
+        architecture="gemma3",
+        tensors={
+            **IN_GGUF,
+            "attn_q_norm": "self_attn.q_norm",
+            "attn_k_norm": "self_attn.k_norm",
+        },
+        layers_of_27b=62,
+        untied_head=True,
+        caps_attention=False,
+        writes_rope_base=True,
+        block_count_first=True,
+    ),
+    mlx=MlxFacts(untied_head=True, regular_layer_types=True),
+)
