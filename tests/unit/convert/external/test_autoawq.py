@@ -32,7 +32,7 @@ def test_gemma_3_is_refused_as_autoawq_refuses_it(kind: Kind, refused: bool) -> 
     found = autoawq.problems(text_config(tiny_config(kind)), LINEARS, AutoAwqOptions())
     assert [type(problem) for problem in found] == [UnsupportedError] * refused
     if refused:
-        assert found[0].message == "gemma3_text: AutoAWQ 0.2.9 knows Gemma 1 and 2 only."
+        assert found[0].message == "gemma3_text: AutoAWQ 0.2.9 quantizes Gemma 1 and Gemma 2 only."
 
 
 def test_groups_that_do_not_divide_are_refused() -> None:
@@ -82,7 +82,7 @@ def test_everything_that_is_wrong_is_said_at_once(run: Run, tiny_folders: dict[K
         run("awq", str(tiny_folders["gemma3_text"]), *FEW, *options),
         2,
         "--engine autoawq: needs --python, an environment that has AutoAWQ.",
-        "AutoAWQ 0.2.9 knows Gemma 1 and 2 only.",
+        "AutoAWQ 0.2.9 quantizes Gemma 1 and Gemma 2 only.",
         "evaluation slice klingon",
     )
 
