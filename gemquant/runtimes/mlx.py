@@ -52,7 +52,9 @@ class Mlx(HiddenStatesRuntime, SpeedRuntime):
         architecture = model_types().get(config["model_type"])
         if architecture is not None and architecture.mlx.ignores_window:
             self.max_window = int(config["sliding_window"])
-            self.software += f"; {architecture.name} only within its window of {self.max_window} tokens"
+            self.software += (
+                f"; {architecture.name} only within its window of {self.max_window} tokens"
+            )
 
     @classmethod
     def requirement(cls, container: str, device: str) -> Requirement:

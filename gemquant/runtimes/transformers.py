@@ -25,8 +25,8 @@ from torch import Tensor
 
 from gemquant.errors import ArtifactError
 from gemquant.formats.checkpoint.bounded_json import read_json_object
-from gemquant.models.skeleton import Skeleton
 from gemquant.models.architecture import model_types
+from gemquant.models.skeleton import Skeleton
 from gemquant.runtimes.runtime import (
     DEFAULTS,
     POSITIONS_AT_ONCE,
