@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -12,11 +12,11 @@ from tokenizers import Tokenizer
 from gemquant.errors import ArtifactError
 from gemquant.formats.checkpoint.bounded_json import read_json_object
 from gemquant.formats.checkpoint.folder import read_raw_config
-from gemquant.formats.checkpoint.tokenizer_files import read_tokenizer_files
+from gemquant.formats.checkpoint.tokenizer_files import TokenizerSource, read_tokenizer_files
 from gemquant.formats.gguf.config import gguf_config
 from gemquant.formats.gguf.find import open_gguf
 from gemquant.formats.gguf.tokenizer import GgufTokenizer
-from gemquant.models.chat import Message, render
+from gemquant.models.chat import GEMMA_TOKENS, ChatTemplate, Message, SpecialTokens, render
 from gemquant.runtimes.llamacpp import gguf_file
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ class TextInterface:
     """A model's text side.
 
     bos: id. end_tokens: ids that end an answer. template: Jinja source of the chat template.
-    max_tokens: longest window that the model was trained for.
+    max_tokens: longest window that the model was trained for. special_tokens: the template's
+    variables.
     """
 
     tokenizer: Tokenizer
@@ -40,41 +41,40 @@ class TextInterface:
     end_tokens: frozenset[int]
     template: str | None
     max_tokens: int
+    special_tokens: SpecialTokens = field(default_factory=lambda: GEMMA_TOKENS)
 
     @classmethod
     def of_artifact(cls, path: Path, container: str) -> Self:
         """Read an artifact's own files."""
-        tokenizer, bos = read_tokenizer(path, container)
         if container == "gguf":
-            metadata = open_gguf(gguf_file(path)).metadata
+            file = gguf_file(path)
+            metadata = open_gguf(file).metadata
             eos = {"eos_token_id": metadata.get("tokenizer.ggml.eos_token_id")}
             config = {**config_of_gguf(metadata), **eos}
-            return cls._of(tokenizer, bos, config, metadata.get(GGUF_TEMPLATE))
+            return cls._of(GgufTokenizer(metadata, str(file)), config)
         raw = read_raw_config(path)
-        template = read_tokenizer_files(path).chat_template
-        return cls._of(tokenizer, bos, raw.get("text_config", raw), template)
+        return cls._of(read_tokenizer_files(path), raw.get("text_config", raw))
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Checkpoint) -> Self:
         """Read an original's."""
-        config = checkpoint.config
-        template = checkpoint.chat_template()
-        return cls._of(checkpoint.tokenizer(), config["bos_token_id"], config, template)
+        return cls._of(checkpoint.tokenizer_source, checkpoint.config)
 
     @classmethod
-    def _of(cls, tokenizer: Any, bos: int, config: Mapping[str, Any], template: object) -> Self:
-        max_tokens = config.get("max_position_embeddings")
-        if not isinstance(max_tokens, int):
-            raise ArtifactError("the model's configuration has no max_position_embeddings.")
+    def _of(cls, source: TokenizerSource, config: Mapping[str, Any]) -> Self:
+        for name in ("max_position_embeddings", "bos_token_id"):
+            if not isinstance(config.get(name), int):
+                raise ArtifactError(f"the model's configuration has no {name}.")
         eos = config.get("eos_token_id")
         ends = {eos} if isinstance(eos, int) else set(eos or ())
-        turn = tokenizer.token_to_id(END_OF_TURN)
+        turn = source.tokenizer.token_to_id(END_OF_TURN)
         return cls(
-            tokenizer,
-            bos,
+            source.tokenizer,
+            config["bos_token_id"],
             frozenset(ends if turn is None else {*ends, turn}),
-            template if isinstance(template, str) else None,
-            max_tokens,
+            source.chat_template,
+            config["max_position_embeddings"],
+            source.special_tokens(config),
         )
 
     def encode(self, text: str) -> list[int]:
@@ -86,8 +86,8 @@ class TextInterface:
         """Return a conversation as text in the chat template, which writes the BOS."""
         if self.template is None:
             raise ValueError("a model without a chat template")
-        bos = self.tokenizer.id_to_token(self.bos) or ""
-        return render(self.template, messages, bos=bos, add_generation_prompt=add_generation_prompt)
+        template = ChatTemplate(self.template, self.special_tokens)
+        return render(template, messages, add_generation_prompt=add_generation_prompt)
 
 
 def read_tokenizer(path: Path, container: str) -> tuple[Tokenizer, int]:

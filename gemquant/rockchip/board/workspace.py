@@ -33,7 +33,7 @@ from gemquant.rockchip.board.connection import (
 from gemquant.rockchip.board.events import MAX_LINE_BYTES, Done, Event, Failed, read_event
 from gemquant.rockchip.board.survey import Survey
 from gemquant.rockchip.programs.rkllm_board import FOLDER_PREFIX
-from gemquant.runtimes.worker.run import SECONDS_TO_END, Tail, end, read_lines
+from gemquant.runtimes.worker.process import SECONDS_TO_END, Tail, end, read_lines
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,15 @@ from gemquant.core.artifact import MANIFEST_FILE, Manifest, read_manifest
 from gemquant.core.resources import free_memory_bytes, require_device
 from gemquant.errors import CalibrationError, RuntimeMissingError, UnsupportedError, UsageError
 from gemquant.formats.gguf.find import GgufFile, find_gguf, ggufs_of
-from gemquant.models.chat import Message, choose_template, render
+from gemquant.models.chat import (
+    GEMMA_TOKENS,
+    ChatTemplate,
+    Message,
+    SpecialTokens,
+    check_template,
+    choose_template,
+    render,
+)
 from gemquant.models.chat_templates import SYSTEM_IN_USER
 from gemquant.runtimes.chat.presets import BITS, Choice, Preset, choose_preset, kv_cache_bytes
 from gemquant.runtimes.runtime import LoadOptions
@@ -35,9 +43,18 @@ class ChatRequest:
     context: int | None = None
     device: str | None = None
 
-    def template(self, own: str | None, opening: Sequence[Message]) -> str:
-        """Choose the template, and try it; without any, one that accepts a system message."""
-        template = choose_template(self.chat_template, own or SYSTEM_IN_USER)
+    def template(
+        self,
+        own: object,
+        opening: Sequence[Message],
+        special_tokens: SpecialTokens = GEMMA_TOKENS,
+    ) -> ChatTemplate:
+        """Choose the template, and try it; without any, one that accepts a system message.
+
+        own: the model's template, where it is a text.
+        """
+        own = own if isinstance(own, str) and own else SYSTEM_IN_USER
+        template = ChatTemplate(choose_template(self.chat_template, own), special_tokens)
         try:
             render(template, opening, add_generation_prompt=True)
         except CalibrationError as refusal:
@@ -80,8 +97,8 @@ def server_settings(
     from gemquant.runtimes.text import GGUF_TEMPLATE, config_of_gguf
 
     require_llamacpp()
-    own = gguf.metadata.get(GGUF_TEMPLATE)
-    template = request.template(own if isinstance(own, str) else None, opening)
+    template = request.template(gguf.metadata.get(GGUF_TEMPLATE), opening)
+    check_template(template)  # llama.cpp renders without limits
     config = config_of_gguf(gguf.metadata)
     gpu_bytes = None if request.device == "cpu" else free_gpu_bytes()
     if request.device not in {None, "cpu"} and gpu_bytes is None:
@@ -98,7 +115,7 @@ def server_settings(
     settings = ServerSettings(
         path=gguf.path,
         name=gguf.path.stem,
-        template=template,
+        template=template.source,
         context=request.tokens(choice.preset, config["max_position_embeddings"]),
         batch=choice.preset.batch,
         cache=choice.preset.cache,
@@ -130,7 +147,8 @@ def _load_folder(
             f"{folder}: {reason}.", hint=f"gemquant show {folder} lists what loads it."
         )
     text = TextInterface.of_artifact(folder, manifest.container)
-    text = replace(text, template=request.template(text.template, opening))
+    template = request.template(text.template, opening, text.special_tokens)
+    text = replace(text, template=template.source)
     raw = read_raw_config(folder)
     config = text_config({key: raw[key] for key in raw if not key.startswith("quantization")})
     device = request.device or _best_device()

@@ -1,8 +1,8 @@
-"""Foreign tools with versions of their own, run under another interpreter.
+"""External tools with their own pinned versions, run under another interpreter.
 
-Nothing of them is imported here. A job goes to the tool as a JSON file; it answers with JSON lines
-of progress on stdout and a JSON file as its result. It gets so much time and memory and no more,
-and no process of it outlives the call.
+Nothing of them is imported here. The tool reads its job from a JSON file; it writes JSON lines of
+progress to stdout and its result to a JSON file. Its time and memory are limited, and no process of
+it outlives the call.
 """
 
 from gemquant.runtimes.worker.interpreter import Interpreter

@@ -1,4 +1,4 @@
-"""Another Python, asked what it is and what is installed in it before anything is run under it."""
+"""Another Python interpreter: its version and installed packages, checked before it runs a tool."""
 
 from __future__ import annotations
 
@@ -30,10 +30,7 @@ json.dump({"python": "%d.%d.%d" % sys.version_info[:3],
 
 @dataclass(frozen=True)
 class Interpreter:
-    """A Python that answered.
-
-    packages: versions of the packages asked about, None where one is missing.
-    """
+    """A Python interpreter. packages: requested packages and their versions, None if missing."""
 
     path: Path
     python: str
@@ -41,20 +38,20 @@ class Interpreter:
 
     @classmethod
     def ask(cls, python: str | None, packages: Sequence[str]) -> Self:
-        """Ask an interpreter for versions; importing none of the packages.
+        """Ask an interpreter for versions, without importing the packages.
 
-        python: path or name; None for our own. RuntimeMissingError where nothing sensible answers.
+        python: path or name; None for our own. RuntimeMissingError if it does not answer.
         """
-        # An absolute path that keeps links as they are: a virtual environment's Python is one.
-        found = sys.executable if python is None else shutil.which(Path(python).expanduser())
-        if found is None:
+        # An absolute path with its links: a virtual environment's Python is one.
+        program = sys.executable if python is None else shutil.which(Path(python).expanduser())
+        if program is None:
             raise RuntimeMissingError(
                 f"--python {python}: no such program.",
                 hint="Name the Python of an environment, as in --python ./tool-venv/bin/python",
             )
         try:
             answer = subprocess.run(
-                [found, "-I", "-c", _QUESTION, *packages],
+                [program, "-I", "-c", _QUESTION, *packages],
                 capture_output=True,
                 text=True,
                 check=True,
@@ -62,12 +59,12 @@ class Interpreter:
                 stdin=subprocess.DEVNULL,
             )
             facts = json.loads(answer.stdout)
-            path = Path(os.path.abspath(found))  # noqa: PTH100 (resolve() would leave the venv)
+            path = Path(os.path.abspath(program))  # noqa: PTH100 (resolve() would leave the venv)
             return cls(path, str(facts["python"]), dict(facts["packages"]))
         except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError) as error:
             raise RuntimeMissingError(
-                f"--python {found}: does not answer as a Python does ({type(error).__name__}).",
-                hint=f"Try: {found} --version",
+                f"--python {program}: does not answer like a Python ({type(error).__name__}).",
+                hint=f"Try: {program} --version",
             ) from None
 
     def missing(self) -> list[str]:

@@ -30,5 +30,5 @@ def test_a_program_that_is_not_there_is_refused() -> None:
 
 @pytest.mark.parametrize("program", ["true", "false", "cat"])
 def test_a_program_that_is_no_python_is_refused(program: str) -> None:
-    with pytest.raises(RuntimeMissingError, match="does not answer as a Python does"):
+    with pytest.raises(RuntimeMissingError, match="does not answer like a Python"):
         Interpreter.ask(program, [])

@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict
 from gemquant.core.progress import Silence
 from gemquant.errors import WorkerError
 from gemquant.runtimes.worker import Interpreter, Limits, Tool, run_tool
-from gemquant.runtimes.worker.events import Advanced, read_event
-from gemquant.runtimes.worker.memory import group_memory
+from gemquant.runtimes.worker.process import group_memory
+from gemquant.runtimes.worker.run import Advanced, read_event
 
 TOOL = Tool("faulty", Path(__file__).parent / "tools" / "tools.py")
 AMPLE = Limits(seconds=60, memory_bytes=2_000_000_000)
@@ -123,8 +123,8 @@ def test_a_tool_sees_nothing_of_ours(
         ("vanish", "faulty ended with status 5 and no explanation."),
         ("killed", "faulty was killed by SIGKILL."),
         ("invalid", "faulty left a result that is not valid: answer: Input should be a valid int"),
-        ("unknown_event", """faulty said what is no event: '{"event": "sing"}'."""),
-        ("unannounced", "faulty advanced a task that had not begun: 'never begun'."),
+        ("unknown_event", """faulty wrote a line that is not an event: '{"event": "sing"}'."""),
+        ("unannounced", "faulty advanced a task that it had not started: 'never begun'."),
     ],
 )
 def test_each_fault_has_its_message(
@@ -172,7 +172,7 @@ def test_a_tool_that_hangs_is_ended_with_its_children(
 def test_a_tool_that_ignores_being_asked_is_killed(
     tmp_path: Path, interpreter: Interpreter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gemquant.runtimes.worker.run.SECONDS_TO_END", 0.3)
+    monkeypatch.setattr("gemquant.runtimes.worker.process.SECONDS_TO_END", 0.3)
     with pytest.raises(WorkerError, match="did not finish"):
         run("stubborn", tmp_path, interpreter, Limits(1, AMPLE.memory_bytes))
     assert_all_gone(tmp_path / "pids")
@@ -182,7 +182,7 @@ def test_a_tool_that_ignores_being_asked_is_killed(
 def test_a_tool_that_takes_too_much_memory_is_ended(
     tmp_path: Path, interpreter: Interpreter, fault: str
 ) -> None:
-    with pytest.raises(WorkerError, match=r"took \d+ MB of memory; allowed were 100 MB"):
+    with pytest.raises(WorkerError, match=r"used \d+ MB of memory; the limit is 100 MB"):
         run(fault, tmp_path, interpreter, Limits(60, 100_000_000))
 
 
@@ -197,7 +197,7 @@ def test_garbage_instead_of_events_is_refused(tmp_path: Path) -> None:
     other = tmp_path / "python"
     other.write_text("#!/bin/sh\nhead -c 300000 /dev/zero | tr '\\0' a\nsleep 1000\n")
     other.chmod(0o755)
-    with pytest.raises(WorkerError, match="faulty said what is no event: 'aaaa"):
+    with pytest.raises(WorkerError, match="faulty wrote a line that is not an event: 'aaaa"):
         run("none", tmp_path, Interpreter(other, "3", {}))
 
 
@@ -205,7 +205,7 @@ def test_a_tool_that_says_nothing_is_not_believed(tmp_path: Path) -> None:
     other = tmp_path / "python"
     other.write_text('#!/bin/sh\necho \'{"answer": 42}\' > "$6"\n')
     other.chmod(0o755)
-    with pytest.raises(WorkerError, match="ended without saying that it was done"):
+    with pytest.raises(WorkerError, match="ended without reporting that it was done"):
         run("none", tmp_path, Interpreter(other, "3", {}))
 
 
