@@ -1,37 +1,34 @@
-"""Flags of a board, and what is found of it before anything is measured there."""
+"""Flags of a board, shared by ``bench --board`` and ``eval --board``."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from gemquant.errors import GemquantError, ProblemCollector, UnsupportedError, UsageError, refuse
+from gemquant.errors import GemquantError, UsageError
 
 if TYPE_CHECKING:
+    from gemquant.core.artifact import Artifact
     from gemquant.core.progress import Progress
     from gemquant.measure.bench.document import Benchmark, Settings
     from gemquant.measure.bench.subject import Subject
-    from gemquant.rockchip.bench import BoardSubject
-    from gemquant.rockchip.board import BoardAddress, Survey
-    from gemquant.rockchip.board.rkllm import BoardRuntime
+    from gemquant.rockchip.board.rkllm import Board
 
 ADDRESS = "ssh://USER@HOST[:PORT]|adb:SERIAL"
-LEFT_TO_THE_BOARD = {
+DECIDED_BY_BOARD = {
     "runtimes": None,
     "modes": None,
     "device": "cpu",
     "dtype": "auto",
     "threads": None,
 }
-"""Settings that a board's runtime decides itself, with what they are where they are not given."""
+"""Settings that the board's runtime decides itself, with their defaults."""
 
 
 def board_flags() -> list[click.Parameter]:
-    """``--board`` and what says more about it."""
+    """``--board`` and its details."""
     return [
         click.Option(
             ["--board"],
@@ -41,109 +38,80 @@ def board_flags() -> list[click.Parameter]:
         click.Option(
             ["--board-library"],
             metavar="PATH",
-            help="The librkllmrt.so there, where it is not found or there are several.",
+            help="The board's librkllmrt.so, if it is not found or there are several.",
         ),
         click.Option(
             ["--board-release"],
             metavar="VERSION",
-            help="Its release, where it does not say so itself.",
+            help="Release of the library, if it does not report one.",
         ),
     ]
 
 
-@dataclass(frozen=True)
-class FoundBoard:
-    """A board that answered and can measure."""
+def connect(params: Mapping[str, Any], progress: Progress) -> Board:
+    """Survey the board that the flags name; raise all its problems together."""
+    from gemquant.rockchip.board.rkllm import Board
 
-    address: BoardAddress
-    told: Survey
-    runtime: BoardRuntime
+    return Board.connect(
+        params["board"],
+        library=params["board_library"],
+        release=params["board_release"],
+        progress=progress,
+    )
 
-    @classmethod
-    def ask(cls, given: dict[str, Any], progress: Progress) -> FoundBoard:
-        """Look at the board that was named; every problem of it at once."""
-        from gemquant.rockchip.board import BoardAddress, survey
-        from gemquant.rockchip.board.rkllm import BoardRuntime
 
-        address = BoardAddress.parse(given["board"])
-        progress.note(f"asking {address.text}")
-        told = survey(address)
-        runtime = BoardRuntime.choose(told, given["board_library"], given["board_release"])
-        return cls(address, told, runtime)
+def needs_board(params: Mapping[str, Any], *others: str) -> list[GemquantError]:
+    """Flags that have no meaning without ``--board``. others: besides its details."""
+    return [
+        UsageError(f"--{name.replace('_', '-')}: needs --board.")
+        for name in ("board_library", "board_release", *others)
+        if params[name] is not None
+    ]
 
 
 # ---------------------------------------------------------------- gemquant bench --board
 
 
-def bench_problems(given: dict[str, Any]) -> list[GemquantError]:
-    """Settings that do not go together with ``--board``, or need it."""
-    if given["board"] is None:
-        return [
-            UsageError(f"--{name.replace('_', '-')}: needs --board.")
-            for name in ("board_library", "board_release", "tokenizer")
-            if given[name] is not None
-        ]
+def bench_problems(params: Mapping[str, Any]) -> list[GemquantError]:
+    """Flags that cannot be combined with ``--board``, or need it."""
+    if params["board"] is None:
+        return needs_board(params, "tokenizer")
     return [
-        UsageError(f"--{name} {given[name]}: with --board, the board's runtime decides that.")
-        for name, absent in LEFT_TO_THE_BOARD.items()
-        if given[name] != absent
+        UsageError(f"--{name} {params[name]}: with --board, the board's runtime decides that.")
+        for name, default in DECIDED_BY_BOARD.items()
+        if params[name] != default
     ]
 
 
-def bench_subjects(given: dict[str, Any]) -> list[Subject]:
-    """The files to measure; every problem of them at once."""
-    from gemquant.measure.bench.subject import Subject
-    from gemquant.rockchip.board.rkllm import CONTAINER
+def bench_subjects(params: Mapping[str, Any]) -> list[Subject]:
+    """The files to measure."""
+    from gemquant.rockchip.bench import open_subjects
 
-    subjects, problems = [], ProblemCollector()
-    for name in dict.fromkeys(given["artifacts"]):
-        opened = problems.attempt(partial(Subject.open, name))
-        if not opened.succeeded:
-            continue
-        subject = opened.value
-        if subject.container != CONTAINER:
-            problems.append(
-                UnsupportedError(
-                    f"{name}: --board runs RKLLM files, and this is {subject.container}.",
-                    hint=f"Without --board: gemquant bench {name}",
-                )
-            )
-        subjects.append(subject)
-    refuse(problems)
-    return subjects
+    return open_subjects(params["artifacts"])
 
 
 def bench_on_board(
-    given: dict[str, Any], subjects: list[Subject], settings: Settings, progress: Progress
+    params: Mapping[str, Any], subjects: Sequence[Subject], settings: Settings, progress: Progress
 ) -> Benchmark:
     """Measure RKLLM files on a board."""
-    from gemquant.rockchip import bench as board
+    from gemquant.rockchip import bench
 
-    found = FoundBoard.ask(given, progress)
-    prompted = [_prompted(each, given, found, settings.prompt_tokens) for each in subjects]
-    return board.run(found.address, found.told, found.runtime, prompted, settings, progress)
+    board = connect(params, progress)
+    return bench.run(board, subjects, settings, progress, tokenizer=params["tokenizer"])
 
 
-def _prompted(
-    subject: Subject, given: dict[str, Any], found: FoundBoard, tokens: int
-) -> BoardSubject:
-    from gemquant.core.artifact import MANIFEST_FILE, read_manifest
-    from gemquant.formats.checkpoint import open_checkpoint
-    from gemquant.measure.bench.measure import prompt_from
-    from gemquant.rockchip.bench import BoardSubject
-    from gemquant.rockchip.board.rkllm import require_platform
+# ---------------------------------------------------------------- gemquant eval --board
 
-    model = given["tokenizer"]
-    if (Path(subject.path) / MANIFEST_FILE).is_file():
-        manifest = read_manifest(subject.path)
-        if manifest.conversion is not None:
-            require_platform(found.told, manifest.conversion.platform, subject.name)
-        model = model or manifest.source.ref
-    if model is None:
-        raise UsageError(
-            f"{subject.name}: has no manifest.json that names its model.",
-            hint="Name the model whose tokenizer it has: --tokenizer MODEL",
-        )
-    checkpoint = open_checkpoint(model)
-    bos = checkpoint.config["bos_token_id"]
-    return BoardSubject(subject, prompt_from(checkpoint.tokenizer(), bos, tokens))
+
+def board_problems(artifacts: Sequence[Artifact], params: Mapping[str, Any]) -> list[GemquantError]:
+    """Artifacts and flags that cannot be combined with ``--board``, or need it."""
+    from gemquant.rockchip.board.rkllm import container_problems
+
+    problems = container_problems(artifacts, board=params["board"] is not None)
+    if params["board"] is None:
+        return [*problems, *needs_board(params)]
+    if params["by_layer"]:
+        problems.append(UsageError("--by-layer: a board's runtime does not expose layers."))
+    if not params["native"]:
+        problems.append(UsageError("--no-native: with --board there is no other level."))
+    return problems

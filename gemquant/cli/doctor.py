@@ -38,7 +38,7 @@ def _doctor(*, target: str | None, board: str | None, as_json: bool, quiet: bool
 
 def _target(name: str) -> list[Finding]:
     from gemquant.core.targets.target import load_target
-    from gemquant.rockchip.rkllm_doctor import examine_target
+    from gemquant.rockchip.doctor import examine_target
 
     return examine_target(load_target(name))
 
@@ -46,7 +46,7 @@ def _target(name: str) -> list[Finding]:
 def _board(address: str, target: str | None) -> list[Finding]:
     from gemquant.core.targets.target import load_target
     from gemquant.rockchip.board import BoardAddress
-    from gemquant.rockchip.board_doctor import examine_board
+    from gemquant.rockchip.doctor import examine_board
 
     chip = None if target is None else load_target(target)
     return examine_board(BoardAddress.parse(address), chip)

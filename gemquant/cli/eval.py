@@ -9,13 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gemquant.cli.board import FoundBoard, board_flags
-from gemquant.cli.eval_board import (
-    board_problems,
-    measured_on_board,
-    prepared_problems,
-    require_platforms,
-)
+from gemquant.cli.board import board_flags, board_problems, connect
 from gemquant.cli.flags import (
     complete_suite,
     document_flag,
@@ -55,6 +49,7 @@ class EvalCommand(click.Command):
         from gemquant.core.artifact import Artifact
         from gemquant.core.artifact.evaluation import EvaluationDocument
         from gemquant.core.artifact.staged_files import document_problems, write_document
+        from gemquant.rockchip.board.rkllm import prepared_problems
 
         given = ctx.params
         threads = threads_of(given, problems_of(ctx))
@@ -104,19 +99,22 @@ def measure_artifacts(
     from gemquant.measure.quality.slices import level_evaluations
     from gemquant.numerics.bootstrap import RESAMPLES
     from gemquant.rockchip.bench import machine_of
+    from gemquant.rockchip.evaluate import measured_on_board, require_platforms
 
     require_device(recipe.device)
-    found = None if given["board"] is None else FoundBoard.ask(given, progress)
-    if found is not None:
-        require_platforms(artifacts, found)
+    board = None if given["board"] is None else connect(given, progress)
+    if board is not None:
+        require_platforms(artifacts, board)
     torch.set_num_threads(threads)
     progress.note(f"opening {recipe.model}")
     original = open_checkpoint(recipe.model, lora=recipe.lora)
     text = evaluation_text(recipe, given, original)
     for note in other_files(artifacts, original):
         progress.note(note)
-    if found is not None:
-        measured = measured_on_board(artifacts, found, original, text.slices, recipe, progress)
+    if board is not None:
+        measured = measured_on_board(
+            artifacts, board, original, text.slices, recipe, PROMPT, progress
+        )
     else:
         measured = _measured(artifacts, recipe, given, original, text, progress)
     return EvaluationDocument(
@@ -129,7 +127,7 @@ def measure_artifacts(
             "seed": recipe.seed,
             "resamples": RESAMPLES,
         },
-        machine=(machine() if found is None else machine_of(found.told)).fingerprint,
+        machine=(machine() if board is None else machine_of(board.survey)).fingerprint,
         artifacts=tuple(
             artifact_evaluation(
                 artifact, level_evaluations(artifact_name(artifact), each, seed=recipe.seed)

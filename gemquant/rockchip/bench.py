@@ -1,4 +1,4 @@
-"""RKLLM files measured on a board, in the same document as everything else.
+"""Speed and memory of RKLLM files on a board, in the document of all benchmarks.
 
 Seconds are counted on the board, from passing the prompt's ids to each token in the callback.
 """
@@ -7,119 +7,117 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from gemquant import __version__
+from gemquant.core.artifact import MANIFEST_FILE, read_manifest
 from gemquant.core.progress import Progress
-from gemquant.errors import WorkerError
+from gemquant.errors import ProblemCollector, UnsupportedError, UsageError, WorkerError
+from gemquant.formats.checkpoint import open_checkpoint
+from gemquant.measure.bench import document
 from gemquant.measure.bench.child import speed
-from gemquant.measure.bench.document import (
-    Accelerator,
-    Benchmark,
-    Board,
-    Conditions,
-    Environment,
-    Figures,
-    Machine,
-    Range,
-    Row,
-    RuntimeStatistics,
-    Settings,
-    Spread,
-)
-from gemquant.measure.bench.measure import digest_of
+from gemquant.measure.bench.document import Benchmark, Environment, Range, Row, Settings, Spread
+from gemquant.measure.bench.measure import digest_of, prompt_from
 from gemquant.measure.bench.subject import Subject
-from gemquant.rockchip.board import BoardAddress, Survey, survey
+from gemquant.rockchip.board import Survey, survey
 from gemquant.rockchip.board.events import Done, Loaded, Ran, Statistics
-from gemquant.rockchip.board.rkllm import BoardRuntime, RkllmOnBoard, on_board, rkllm_file
-from gemquant.rockchip.board.survey import Clock
+from gemquant.rockchip.board.rkllm import CONTAINER, Board, RkllmOnBoard, model_file, on_board
 from gemquant.runtimes.runtime import Timing
 
 RUNTIME, MODE = "rkllm", "npu"
-MEASURING = "measuring on the board"
+TASK = "measuring on the board"
 
 
-@dataclass(frozen=True)
-class BoardSubject:
-    """A file to measure, and the prompt's ids."""
-
-    subject: Subject
-    prompt: tuple[int, ...]
-
-
-@dataclass
-class _Watched:
-    """What was looked at after every run."""
-
-    samples: list[Mapping[str, int]] = field(default_factory=list)
-    releases: list[str] = field(default_factory=list)
-
-    def ranges(self, kind: str, units: Mapping[str, float]) -> dict[str, Range]:
-        found: dict[str, list[float]] = {}
-        for sample in self.samples:
-            for name, value in sample.items():
-                if name.startswith(f"{kind} "):
-                    short = name.removeprefix(f"{kind} ")
-                    found.setdefault(short, []).append(value / units.get(short, 1.0))
-        return {name: Range(lowest=min(v), highest=max(v)) for name, v in found.items()}
-
-    def throttled(self) -> bool:
-        return any(
-            value > 0
-            for sample in self.samples
-            for name, value in sample.items()
-            if name.startswith("cooling ")
-        )
+def open_subjects(names: Sequence[str]) -> list[Subject]:
+    """Open the files to measure; raise all problems together."""
+    problems = ProblemCollector()
+    subjects = []
+    for name in dict.fromkeys(names):
+        subject = problems.attempt(lambda name=name: Subject.open(name))  # type: ignore[misc]
+        if not subject.succeeded:
+            continue
+        if subject.value.container != CONTAINER:
+            problems.append(
+                UnsupportedError(
+                    f"{name}: --board runs RKLLM files, and this is {subject.value.container}.",
+                    hint=f"Without --board: gemquant bench {name}",
+                )
+            )
+        subjects.append(subject.value)
+    problems.refuse()
+    return subjects
 
 
 def run(
-    board: BoardAddress,
-    told: Survey,
-    runtime: BoardRuntime,
-    subjects: Sequence[BoardSubject],
+    board: Board,
+    subjects: Sequence[Subject],
     settings: Settings,
     progress: Progress,
+    *,
+    tokenizer: str | None = None,
 ) -> Benchmark:
-    """Measure one file after the other; one that fails leaves its reason in its row."""
-    watched = _Watched()
+    """Measure one file after the other; a file that fails has the reason in its row.
+
+    tokenizer: the model whose tokenizer encodes the prompt; None for that of the manifest.
+    """
+    prompts = {
+        each.name: _prompt(each, board, tokenizer, settings.prompt_tokens) for each in subjects
+    }
+    samples = _Samples()
     rows: list[Row] = []
-    progress.start(MEASURING, len(subjects))
+    progress.start(TASK, len(subjects))
     for each in subjects:
         try:
-            file = rkllm_file(each.subject.path)
-            with on_board(board, told, runtime, file, progress) as there:
-                rows.append(_measured(each, there, settings, watched, progress))
+            with on_board(board, model_file(each.path), progress) as model:
+                rows.append(_measure(each, prompts[each.name], model, settings, samples, progress))
         except WorkerError as error:
-            rows.append(_row(each.subject, None, None, str(error)))
-        progress.advance(MEASURING)
+            rows.append(_row(each, not_run=str(error)))
+        progress.advance(TASK)
     try:
-        after = survey(board)
-    except WorkerError as error:  # what was measured is worth more than how it looked afterwards
-        progress.note(f"how the board is afterwards is not known: {error.message}")
+        after = survey(board.address)
+    except WorkerError as error:  # the measurements count without it
+        progress.note(f"the board cannot be surveyed again: {error.message}")
         after = None
     return Benchmark(
-        environment=_environment(told, watched),
+        environment=_environment(board.survey, samples),
         settings=settings,
-        prompts={each.subject.name: digest_of(each.prompt) for each in subjects},
+        prompts={name: digest_of(prompt) for name, prompt in prompts.items()},
         rows=tuple(rows),
-        board=_board(told, after, watched),
+        board=_condition(board.survey, after, samples),
     )
 
 
-def _measured(
-    each: BoardSubject,
-    there: RkllmOnBoard,
+def _prompt(subject: Subject, board: Board, tokenizer: str | None, tokens: int) -> tuple[int, ...]:
+    if (Path(subject.path) / MANIFEST_FILE).is_file():
+        manifest = read_manifest(subject.path)
+        if manifest.conversion is not None:
+            board.require_platform(manifest.conversion.platform, subject.name)
+        tokenizer = tokenizer or manifest.source.ref
+    if tokenizer is None:
+        raise UsageError(
+            f"{subject.name}: has no manifest.json that names its model.",
+            hint="Name the model that its tokenizer comes from: --tokenizer MODEL",
+        )
+    checkpoint = open_checkpoint(tokenizer)
+    return prompt_from(checkpoint.tokenizer(), checkpoint.config["bos_token_id"], tokens)
+
+
+def _measure(
+    subject: Subject,
+    prompt: Sequence[int],
+    model: RkllmOnBoard,
     settings: Settings,
-    watched: _Watched,
+    samples: _Samples,
     progress: Progress,
 ) -> Row:
     loaded: Loaded | None = None
     runs: list[Ran] = []
     peak: int | None = None
-    events = there.generate(
-        each.prompt,
+    events = model.generate(
+        prompt,
         new_tokens=settings.new_tokens,
         repetitions=settings.repetitions,
         warm_up_runs=settings.warm_up_runs,
@@ -128,27 +126,22 @@ def _measured(
         for event in events:
             if isinstance(event, Loaded):
                 loaded = event
-                watched.releases.append(event.version)
+                samples.releases.append(event.version)
                 progress.note(f"librkllmrt {event.version}: loaded in {event.seconds:.1f} s")
             elif isinstance(event, Ran):
                 runs.append(event)
-                watched.samples.append(event.watched)
+                samples.watched.append(event.watched)
             elif isinstance(event, Done):
                 peak = event.peak_resident_bytes
     if loaded is None or any(len(run.tokens) < 2 for run in runs):
-        return _row(each.subject, None, None, "fewer than two tokens were generated")
-    return _row(each.subject, _software(loaded), _figures(each, loaded, runs, peak), None)
-
-
-def _figures(each: BoardSubject, loaded: Loaded, runs: Sequence[Ran], peak: int | None) -> Figures:
+        return _row(subject, not_run="fewer than two tokens were generated")
     counted = [run for run in runs if not run.warm_up]
     warm_up = [run for run in runs if run.warm_up]
-    prompt_tokens = len(each.prompt)
     first, *others = [run.tokens for run in runs]
-    return Figures(
+    figures = document.Figures(
         load_seconds=loaded.seconds,
-        measured=speed(_timings(counted), prompt_tokens=prompt_tokens),
-        warm_up=speed(_timings(warm_up), prompt_tokens=prompt_tokens) if warm_up else None,
+        measured=speed(_timings(counted), prompt_tokens=len(prompt)),
+        warm_up=speed(_timings(warm_up), prompt_tokens=len(prompt)) if warm_up else None,
         baseline_anonymous_bytes=None,
         peak_anonymous_bytes=None,
         peak_resident_bytes=peak,
@@ -157,39 +150,39 @@ def _figures(each: BoardSubject, loaded: Loaded, runs: Sequence[Ran], peak: int 
         repeatable=all(tokens == first for tokens in others),
         runtime_statistics=_statistics([run.statistics for run in counted if run.statistics]),
     )
+    chosen = ", ".join(f"{name} {value}" for name, value in loaded.chosen.items())
+    software = f"librkllmrt {loaded.version}" + (f"; its own choice: {chosen}" if chosen else "")
+    return _row(subject, software=software, figures=figures)
 
 
 def _timings(runs: Sequence[Ran]) -> list[Timing]:
-    # The first token is the first that is heard of the prompt's end.
+    # The first token also marks the end of the prompt.
     return [
         Timing(run.tokens, run.first_token_seconds, run.first_token_seconds, run.total_seconds)
         for run in runs
     ]
 
 
-def _statistics(told: Sequence[Statistics]) -> RuntimeStatistics | None:
-    usable = [each for each in told if each.prefill_time_ms > 0 and each.generate_time_ms > 0]
+def _statistics(runs: Sequence[Statistics]) -> document.RuntimeStatistics | None:
+    usable = [each for each in runs if each.prefill_time_ms > 0 and each.generate_time_ms > 0]
     if not usable:
         return None
-    return RuntimeStatistics(
+    prefill = [1000 * each.prefill_tokens / each.prefill_time_ms for each in usable]
+    decode = [1000 * each.generate_tokens / each.generate_time_ms for each in usable]
+    return document.RuntimeStatistics(
         prompt_tokens=int(min(each.prefill_tokens for each in usable)),
-        prefill_tokens_per_second=Spread.of(
-            [1000 * each.prefill_tokens / each.prefill_time_ms for each in usable]
-        ),
-        decode_tokens_per_second=Spread.of(
-            [1000 * each.generate_tokens / each.generate_time_ms for each in usable]
-        ),
+        prefill_tokens_per_second=Spread.of(prefill),
+        decode_tokens_per_second=Spread.of(decode),
         peak_resident_bytes=int(max(each.memory_usage_mb for each in usable) * (1 << 20)),
     )
 
 
-def _software(loaded: Loaded) -> str:
-    chosen = ", ".join(f"{name} {value}" for name, value in loaded.chosen.items())
-    return f"librkllmrt {loaded.version}" + (f"; its own choice: {chosen}" if chosen else "")
-
-
 def _row(
-    subject: Subject, software: str | None, figures: Figures | None, not_run: str | None
+    subject: Subject,
+    *,
+    software: str | None = None,
+    figures: document.Figures | None = None,
+    not_run: str | None = None,
 ) -> Row:
     return Row(
         artifact=subject.name,
@@ -204,60 +197,87 @@ def _row(
     )
 
 
-# ---------------------------------------------------------------- where it ran
+# ---------------------------------------------------------------- the board's condition
 
 
-def machine_of(told: Survey) -> Machine:
+@dataclass
+class _Samples:
+    """Values of the board's files after every run, and releases of its runtime."""
+
+    watched: list[Mapping[str, int]] = field(default_factory=list)
+    releases: list[str] = field(default_factory=list)
+
+    def values(self, kind: str) -> dict[str, list[int]]:
+        """Values of all files of a kind, by the name of what they describe."""
+        values: dict[str, list[int]] = {}
+        for sample in self.watched:
+            for name, value in sample.items():
+                if name.startswith(f"{kind} "):
+                    values.setdefault(name.removeprefix(f"{kind} "), []).append(value)
+        return values
+
+    def ranges(self, kind: str, units: Mapping[str, float]) -> dict[str, Range]:
+        """Lowest and highest value. units: what a value is divided by."""
+        return {
+            name: Range(
+                lowest=min(values) / units.get(name, 1.0),
+                highest=max(values) / units.get(name, 1.0),
+            )
+            for name, values in self.values(kind).items()
+        }
+
+
+def machine_of(board: Survey) -> document.Machine:
     """A board as the machine of a document."""
-    npu = Accelerator(
-        name=f"NPU of {told.platform or 'an unknown chip'}",
+    npu = document.Accelerator(
+        name=f"NPU of {board.platform or 'an unknown chip'}",
         memory_bytes=None,
-        driver=told.driver,
+        driver=board.driver,
         compute_capability=None,
     )
     facts = {
-        "system": told.system,
-        "processor": told.model or told.platform or "unknown",
-        "physical_cores": told.processors,
-        "logical_processors": told.processors or 0,
-        "memory_gib": None if told.memory_bytes is None else round(told.memory_bytes / (1 << 30)),
+        "system": board.system,
+        "processor": board.model or board.platform or "unknown",
+        "physical_cores": board.processors,
+        "logical_processors": board.processors or 0,
+        "memory_gib": None if board.memory_bytes is None else round(board.memory_bytes / (1 << 30)),
     }
     digest = {**facts, "accelerators": [npu.model_dump(exclude={"driver"})]}
     fingerprint = hashlib.sha256(json.dumps(digest, sort_keys=True).encode()).hexdigest()
-    return Machine.model_validate({**facts, "accelerators": (npu,), "fingerprint": fingerprint})
+    return document.Machine.model_validate(
+        {**facts, "accelerators": (npu,), "fingerprint": fingerprint}
+    )
 
 
-def _environment(told: Survey, watched: _Watched) -> Environment:
-    cpus = [each for each in told.clocks if each.kind == "cpu"]
+def _environment(board: Survey, samples: _Samples) -> Environment:
+    cpus = board.cpu_clocks
+    clocks = {"NPU": board.npu, "memory": board.memory_clock}
     return Environment(
-        machine=machine_of(told),
-        conditions=Conditions(
-            kernel=told.kernel,
+        machine=machine_of(board),
+        conditions=document.Conditions(
+            kernel=board.kernel,
             governor=", ".join(sorted({each.governor for each in cpus})) or None,
-            clock_mhz=_span(each.hertz for each in cpus),
-            clock_limit_mhz=_span(each.highest_hertz for each in cpus),
+            clock_mhz=_span([each.hertz for each in cpus]),
+            clock_limit_mhz=_span([each.highest_hertz for each in cpus]),
             power=None,
-            load_average=told.load_average,
+            load_average=board.load_average,
             virtual=None,
-            accelerators=tuple(
-                f"{name} {each.words()}"
-                for name, each in (("NPU", told.npu), ("memory", told.memory_clock))
-                if each is not None
-            ),
+            accelerators=tuple(f"{name} {each.words()}" for name, each in clocks.items() if each),
         ),
         libraries={
             "gemquant": __version__,
-            "librkllmrt": ", ".join(dict.fromkeys(watched.releases)) or None,
+            "librkllmrt": ", ".join(dict.fromkeys(samples.releases)) or None,
         },
     )
 
 
-def _board(before: Survey, after: Survey | None, watched: _Watched) -> Board:
-    clocks = _decisive(before)
-    later = [] if after is None else _decisive(after)
-    a_megahertz = {each.name: (1e3 if each.kind == "cpu" else 1e6) for each in clocks}
-    a_degree = {each.name: 1e3 for each in before.temperatures}
-    return Board(
+def _condition(before: Survey, after: Survey | None, samples: _Samples) -> document.Board:
+    clocks = before.speed_clocks
+    later = [] if after is None else after.speed_clocks
+    throttling = () if after is None else after.cooling
+    to_megahertz = {each.name: (1e3 if each.kind == "cpu" else 1e6) for each in clocks}
+    to_celsius = {each.name: 1e3 for each in before.temperatures}
+    return document.Board(
         platform=before.platform or "unknown",
         npu_driver=before.driver,
         fixed_clocks=bool(clocks and later) and all(each.is_fixed for each in (*clocks, *later)),
@@ -265,18 +285,13 @@ def _board(before: Survey, after: Survey | None, watched: _Watched) -> Board:
         clocks_after={each.name: each.words() for each in later},
         celsius_before={each.name: each.celsius for each in before.temperatures},
         celsius_after={each.name: each.celsius for each in (after.temperatures if after else ())},
-        clocks_mhz=watched.ranges("clock", a_megahertz),
-        celsius=watched.ranges("temperature", a_degree),
-        throttled=watched.throttled()
-        or any(each.slows for each in (after.cooling if after else ())),
+        clocks_mhz=samples.ranges("clock", to_megahertz),
+        celsius=samples.ranges("temperature", to_celsius),
+        throttled=any(max(values) > 0 for values in samples.values("cooling").values())
+        or any(each.slows for each in throttling),
     )
 
 
-def _decisive(told: Survey) -> list[Clock]:
-    cpus = [each for each in told.clocks if each.kind == "cpu"]
-    return cpus + [each for each in (told.npu, told.memory_clock) if each is not None]
-
-
-def _span(hertz: Iterable[int | None]) -> str | None:
+def _span(hertz: Sequence[int | None]) -> str | None:
     known = sorted(each / 1e6 for each in hertz if each is not None)
     return f"{known[0]:.0f} to {known[-1]:.0f}" if known else None

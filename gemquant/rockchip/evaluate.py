@@ -1,33 +1,107 @@
-"""An RKLLM file on a board: level ``native`` for the container ``rkllm``.
+"""RKLLM files compared with their original on a board: level ``native``.
 
-Tokens go there, and logits come back, in float32 and bit by bit; all else is the vendor's runtime.
+Tokens go to the board and float32 logits come back, bit by bit; the vendor's runtime does the rest.
 What its logits leave out, such as a softcap, would show as divergence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gemquant.calibration.windows import TokenWindows
+from gemquant.core.artifact import Artifact
+from gemquant.core.progress import Progress
+from gemquant.core.recipe import Recipe
 from gemquant.errors import ArtifactError, WorkerError
+from gemquant.formats.checkpoint import Checkpoint
+from gemquant.measure.quality.measure import Measured
+from gemquant.measure.quality.native import GENERATED_TOKENS, NativeRuntime
+from gemquant.measure.quality.native_only import UnreadSubject, measure_unread
+from gemquant.measure.quality.records import artifact_name
 from gemquant.rockchip.board.events import Done, Loaded, Ran, Rows
-from gemquant.rockchip.board.rkllm import RkllmOnBoard, longest_window, rows_of
+from gemquant.rockchip.board.rkllm import (
+    NOT_READABLE,
+    Board,
+    RkllmOnBoard,
+    longest_window,
+    model_file,
+    on_board,
+    rows_of,
+)
 from gemquant.rockchip.programs.rkllm_structures import layout_of
 
 POSITIONS_AT_ONCE = 128
-"""Positions that are compared together, as each time the whole head of the original is read."""
+"""Positions to compare together; each comparison reads the whole head of the original."""
+
+
+def require_platforms(artifacts: Sequence[Artifact], board: Board) -> None:
+    """Refuse artifacts for another chip than the board's."""
+    for each in artifacts:
+        if each.manifest.conversion is not None:
+            board.require_platform(each.manifest.conversion.platform, str(each.path))
+
+
+def measured_on_board(
+    artifacts: Sequence[Artifact],
+    board: Board,
+    original: Checkpoint,
+    slices: Sequence[TokenWindows],
+    recipe: Recipe,
+    prompt: str,
+    progress: Progress,
+) -> list[Measured]:
+    """Compare every artifact's predictions on a board. prompt: a text to continue first."""
+    subjects = [
+        UnreadSubject(
+            artifact_name(each),
+            partial(_runtime, each, board, original, prompt, progress),
+            NOT_READABLE,
+        )
+        for each in artifacts
+    ]
+    return measure_unread(
+        original,
+        subjects,
+        slices,
+        device=recipe.device,
+        compute_dtype=getattr(torch, recipe.dtype),
+        progress=progress,
+    )
+
+
+@contextmanager
+def _runtime(
+    artifact: Artifact, board: Board, original: Checkpoint, prompt: str, progress: Progress
+) -> Iterator[NativeRuntime]:
+    """Copy an artifact to the board and let it continue a prompt."""
+    tokenizer, bos = original.tokenizer(), original.config["bos_token_id"]
+    with on_board(board, model_file(artifact.path), progress) as model:
+        runner = RkllmRunner.start(
+            model,
+            vocabulary=original.config["vocab_size"],
+            prompt=[bos, *tokenizer.encode(prompt, add_special_tokens=False).ids],
+            new_tokens=GENERATED_TOKENS,
+        )
+        continued = tokenizer.decode(list(runner.beginning))
+        progress.note(f"{runner.software} continues {prompt!r} with {continued!r}")
+        if runner.not_run is not None:
+            yield NativeRuntime(runner.software, None, runner.not_run)
+        else:
+            yield NativeRuntime(runner.software, runner)
 
 
 @dataclass(frozen=True)
 class RkllmRunner:
-    """A file on a board. software: for a document. max_window: as its logits fit there."""
+    """A file on a board. software: runtime and version. beginning: first generated tokens."""
 
-    there: RkllmOnBoard
+    model: RkllmOnBoard
     software: str
     version: str
     vocabulary: int
@@ -36,18 +110,18 @@ class RkllmRunner:
 
     @classmethod
     def start(
-        cls, there: RkllmOnBoard, *, vocabulary: int, prompt: Sequence[int], new_tokens: int
+        cls, model: RkllmOnBoard, *, vocabulary: int, prompt: Sequence[int], new_tokens: int
     ) -> RkllmRunner:
-        """Have a prompt continued, which tells the release; WorkerError where that fails."""
-        loaded, ran = _continued(there, prompt, new_tokens)
-        told = there.told
-        place = f"{told.platform or 'an unknown chip'}, NPU driver {told.driver or 'unknown'}"
-        software = f"librkllmrt {loaded.version} on {place}"
-        return cls(there, software, loaded.version, vocabulary, ran.tokens)
+        """Continue a prompt, which also reports the release; WorkerError if it fails."""
+        loaded, ran = _continue(model, prompt, new_tokens)
+        survey = model.board.survey
+        chip = f"{survey.platform or 'an unknown chip'}, NPU driver {survey.driver or 'unknown'}"
+        software = f"librkllmrt {loaded.version} on {chip}"
+        return cls(model, software, loaded.version, vocabulary, ran.tokens)
 
     @property
-    def max_window(self) -> int:
-        """Tokens of a window whose logits the board is asked to hold."""
+    def max_window(self) -> int | None:
+        """Largest window, in tokens, whose logits fit the board's limit."""
         return longest_window(self.vocabulary)
 
     @property
@@ -62,52 +136,49 @@ class RkllmRunner:
 
     def generate(self, prompt: Sequence[int], *, max_new_tokens: int) -> list[int]:
         """Return the tokens that follow a prompt, greedily."""
-        return list(_continued(self.there, prompt, max_new_tokens)[1].tokens)
+        return list(_continue(self.model, prompt, max_new_tokens)[1].tokens)
 
     def logit_chunks(self, ids: Tensor) -> Iterator[Tensor]:
         """Yield the logits that predict a token: (positions, vocabulary) float32.
 
-        ids: (windows, tokens). The next chunk overwrites the last. ArtifactError where the runtime
-        has another vocabulary; WorkerError where rows are missing.
+        ids: (windows, tokens). The next chunk overwrites the last. ArtifactError for another
+        vocabulary; WorkerError for missing rows.
         """
         windows, tokens = ids.shape
-        held = np.empty((POSITIONS_AT_ONCE, self.vocabulary), dtype=np.float32)
+        buffer = np.empty((POSITIONS_AT_ONCE, self.vocabulary), dtype=np.float32)
         filled, expected = 0, 0
-        events = self.there.logits(ids.tolist())
+        events = self.model.logits(ids.tolist())
         with closing(events):  # type: ignore[type-var]
             for event in events:
-                if isinstance(event, Rows):
-                    if event.window * tokens + event.first != expected:
-                        raise WorkerError("Logits came from the board in another order.")
-                    if event.columns != self.vocabulary:
-                        raise ArtifactError(
-                            f"{self.software}: logits over {event.columns} tokens, and the model "
-                            f"has {self.vocabulary}."
-                        )
-                    expected += event.rows
-                    # The last token of a window predicts nothing that is known.
-                    rows = rows_of(event)[: tokens - 1 - event.first]
-                    while len(rows):
-                        some = rows[: POSITIONS_AT_ONCE - filled]
-                        held[filled : filled + len(some)] = some
-                        filled, rows = filled + len(some), rows[len(some) :]
-                        if filled == POSITIONS_AT_ONCE:
-                            yield torch.from_numpy(held)
-                            filled = 0
+                if not isinstance(event, Rows):
+                    continue
+                if event.window * tokens + event.first != expected:
+                    raise WorkerError("Logits came from the board in another order.")
+                if event.columns != self.vocabulary:
+                    raise ArtifactError(
+                        f"{self.software}: logits over {event.columns} tokens, and the model "
+                        f"has {self.vocabulary}."
+                    )
+                expected += event.rows
+                # The last token of a window predicts nothing known.
+                rows = rows_of(event)[: tokens - 1 - event.first]
+                while len(rows):
+                    part = rows[: POSITIONS_AT_ONCE - filled]
+                    buffer[filled : filled + len(part)] = part
+                    filled, rows = filled + len(part), rows[len(part) :]
+                    if filled == POSITIONS_AT_ONCE:
+                        yield torch.from_numpy(buffer)
+                        filled = 0
         if expected != windows * tokens:
-            raise WorkerError(f"Logits of {expected} tokens came back, and {ids.numel()} went in.")
+            raise WorkerError(f"The board sent logits of {expected} of {ids.numel()} tokens.")
         if filled:
-            yield torch.from_numpy(held[:filled])
+            yield torch.from_numpy(buffer[:filled])
 
 
-def _continued(there: RkllmOnBoard, prompt: Sequence[int], new_tokens: int) -> tuple[Loaded, Ran]:
-    loaded, ran, done = None, None, False
-    for event in there.generate(prompt, new_tokens=new_tokens):
-        if isinstance(event, Loaded):
-            loaded = event
-        elif isinstance(event, Ran):
-            ran = event
-        done = done or isinstance(event, Done)
-    if loaded is None or ran is None or not done:
-        raise WorkerError("The board did not say what it generated.")
-    return loaded, ran
+def _continue(model: RkllmOnBoard, prompt: Sequence[int], new_tokens: int) -> tuple[Loaded, Ran]:
+    events = list(model.generate(prompt, new_tokens=new_tokens))
+    loaded = [event for event in events if isinstance(event, Loaded)]
+    ran = [event for event in events if isinstance(event, Ran)]
+    if not loaded or not ran or not any(isinstance(event, Done) for event in events):
+        raise WorkerError("The board did not report what it generated.")
+    return loaded[-1], ran[-1]

@@ -382,7 +382,7 @@ def test_the_prepared_folder_is_smoothed_and_says_so(run: Run, model: Path) -> N
     assert all(each["level"] == "emulated" for each in emulated)
     refused = run("eval", "ready")
     assert refused.code == 2
-    assert "prepared for a toolkit, and no artifact yet" in refused.err
+    assert "prepared for a toolkit, not converted yet" in refused.err
     assert "ready/emulated.json" in refused.err
 
 

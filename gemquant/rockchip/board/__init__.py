@@ -1,4 +1,4 @@
-"""A board behind ssh or adb: what it is; programs that run on it and leave nothing there."""
+"""A board reached through ssh or adb: its survey, and programs that leave nothing on it."""
 
 from __future__ import annotations
 

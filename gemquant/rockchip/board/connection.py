@@ -27,26 +27,26 @@ _FORM = "write ssh://user@host, ssh://user@host:port or adb:SERIAL"
 
 @dataclass(frozen=True)
 class BoardAddress:
-    """Where a board is.
+    """The address of a board.
 
-    text: as the user wrote it. place: for ssh the host, a user before it where one was given; for
-    adb the serial. Neither begins with a dash, nor holds anything that a shell would read.
+    text: as the user wrote it. destination: [user@]host for ssh, the serial for adb; neither begins
+    with a dash or holds a character that is special to a shell.
     """
 
     text: str
     kind: Literal["ssh", "adb"]
-    place: str
+    destination: str
     port: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read an address; UsageError where it is none."""
+        """Parse an address; UsageError if it is not valid."""
         if match := _ADB.fullmatch(text):
             return cls(text, "adb", match["serial"])
         match = _SSH.fullmatch(text)
         if match is None:
             raise UsageError(
-                f"--board {text}: not an address of a board; {_FORM}.",
+                f"--board {text}: not a board's address; {_FORM}.",
                 hint="`adb devices` lists serials; ~/.ssh/config may name keys and other options.",
             )
         port = int(match["port"]) if match["port"] else None
@@ -66,36 +66,30 @@ _PACKAGES = {"ssh": "openssh-client", "adb": "adb"}
 
 
 def command(board: BoardAddress, script: str) -> list[str]:
-    """Arguments of the program that runs a script of ``sh`` on a board."""
+    """Command line that runs a ``sh`` script on a board."""
     remote = f"sh -c {shlex.quote(script)}"
     if board.kind == "adb":
-        return ["adb", "-s", board.place, "shell", remote]
+        return ["adb", "-s", board.destination, "shell", remote]
     port = ["-p", str(board.port)] if board.port is not None else []
-    return ["ssh", "-T", *_OPTIONS, *port, "--", board.place, remote]
+    return ["ssh", "-T", *_OPTIONS, *port, "--", board.destination, remote]
 
 
 _OPTIONS = (
-    "-o",
-    "BatchMode=yes",
-    "-o",
-    f"ConnectTimeout={SECONDS_TO_CONNECT}",
-    "-o",
-    "ServerAliveInterval=15",
-    "-o",
-    "ServerAliveCountMax=4",
+    *("-o", "BatchMode=yes", "-o", f"ConnectTimeout={SECONDS_TO_CONNECT}"),
+    *("-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4"),
 )
 
 
 def ask(board: BoardAddress, script: str, *, seconds: float = 30.0) -> str:
-    """Run a script to its end and return what it said on stdout.
+    """Run a script and return its stdout.
 
-    RuntimeMissingError where ssh or adb is missing; WorkerError where the board cannot be reached,
-    does not answer in time, or the script fails.
+    RuntimeMissingError without ssh or adb; WorkerError if the board cannot be reached, does not
+    answer in time, or the script fails.
     """
     arguments = command(board, f"( {script}\n); status=$?; echo; echo gemquant-status $status")
     logger.debug("%s: %s", board.text, script)
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             arguments,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -106,49 +100,50 @@ def ask(board: BoardAddress, script: str, *, seconds: float = 30.0) -> str:
         raise program_missing(board) from error
     except subprocess.TimeoutExpired as error:
         raise WorkerError(
-            f"{board.text}: no answer within {seconds:g} seconds.", hint=_by_hand(board)
+            f"{board.text}: no answer within {seconds:g} seconds.", hint=_next_step(board)
         ) from error
-    said = done.stdout[:MAX_ANSWER_BYTES].decode("utf-8", "replace").replace("\r\n", "\n")
-    match = _STATUS.search(said)
+    output = process.stdout[:MAX_ANSWER_BYTES].decode("utf-8", "replace").replace("\r\n", "\n")
+    match = _STATUS.search(output)
     if match is None:
-        raise unreachable(board, done.returncode, done.stderr)
+        raise unreachable(board, process.returncode, process.stderr)
     if match[1] != "0":
-        why = _last(done.stderr) or f"status {match[1]}"
-        raise WorkerError(f"{board.text}: a command failed there: {why}.")
-    return said[: match.start()].rstrip("\n")
+        reason = _last_line(process.stderr) or f"status {match[1]}"
+        raise WorkerError(f"{board.text}: a command failed on the board: {reason}.")
+    return output[: match.start()].rstrip("\n")
 
 
 def program_missing(board: BoardAddress) -> RuntimeMissingError:
-    """The error where ``ssh`` or ``adb`` is not installed here."""
+    """The error without ``ssh`` or ``adb``."""
     return RuntimeMissingError(
-        f"{board.text}: the program {board.kind} is not installed here.",
+        f"{board.text}: the program {board.kind} is not installed on this machine.",
         hint=f"On Debian or Ubuntu: sudo apt install {_PACKAGES[board.kind]}",
     )
 
 
 def unreachable(board: BoardAddress, status: int, stderr: bytes) -> WorkerError:
-    """The error where a connection could not be made, or broke."""
-    why = _last(stderr) or f"{board.kind} ended with status {status}"
-    return WorkerError(f"{board.text}: cannot be reached: {why}.", hint=_by_hand(board))
+    """The error for a connection that failed or broke."""
+    reason = _last_line(stderr) or f"{board.kind} ended with status {status}"
+    return WorkerError(f"{board.text}: cannot be reached: {reason}.", hint=_next_step(board))
 
 
 def printable(text: str) -> str:
-    """What a board said, without what a terminal would act on."""
+    """Text of a board without control characters."""
     return "".join(c for c in text if c.isprintable())
 
 
-def _by_hand(board: BoardAddress) -> str:
+def _next_step(board: BoardAddress) -> str:
     if board.kind == "adb":
-        return f"adb devices must list {board.place} as `device`; try: adb -s {board.place} shell"
-    port = f" -p {board.port}" if board.port is not None else ""
+        serial = board.destination
+        return f"adb devices must list {serial} as `device`; try: adb -s {serial} shell"
+    host = (f"-p {board.port} " if board.port is not None else "") + board.destination
     return (
-        "It must work without a password, with its host key known; try, and accept the key: "
-        f"ssh{port} {board.place} true; then, for a key of yours: ssh-copy-id{port} {board.place}"
+        "ssh must work without a password and with the host key known. Accept the key: "
+        f"ssh {host} true; then install yours: ssh-copy-id {host}"
     )
 
 
-def _last(stderr: bytes) -> str:
-    """The last line that says something, without what a terminal would act on."""
-    lines = stderr.decode("utf-8", "replace").splitlines()
-    said = [printable(line).strip() for line in lines]
-    return next((line for line in reversed(said) if line), "")[:_SHOWN].rstrip(".")
+def _last_line(stderr: bytes) -> str:
+    """The last line that is not empty, without control characters."""
+    text = stderr.decode("utf-8", "replace")
+    lines = [line for line in (printable(line).strip() for line in text.splitlines()) if line]
+    return lines[-1][:_SHOWN].rstrip(".") if lines else ""

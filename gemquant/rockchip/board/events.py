@@ -1,4 +1,4 @@
-"""What the program on a board says: a JSON object a line, of these kinds; other lines are noise."""
+"""Events of the program on a board, one JSON object a line; other lines are ignored."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from gemquant.errors import WorkerError
 
 MAX_LINE_BYTES = 16_000_000
-"""A row of logits over a million entries, in base64, and room to spare."""
+"""Enough for a row of logits over a million tokens, in base64."""
 
 
 class _Event(BaseModel):
@@ -23,14 +23,14 @@ class _Event(BaseModel):
 
 
 class Started(_Event):
-    """The program runs."""
+    """The program started."""
 
     event: Literal["started"]
     python: str
 
 
 class Loaded(_Event):
-    """The model is loaded. chosen: what the runtime set itself of its extended parameters."""
+    """The model is loaded. chosen: extended parameters that the runtime set itself."""
 
     event: Literal["loaded"]
     seconds: Annotated[float, Field(ge=0)]
@@ -39,7 +39,7 @@ class Loaded(_Event):
 
 
 class Statistics(_Event):
-    """What the runtime counted of a run."""
+    """The runtime's statistics of a run."""
 
     prefill_time_ms: Annotated[float, Field(ge=0)]
     prefill_tokens: Annotated[float, Field(ge=0)]
@@ -49,7 +49,7 @@ class Statistics(_Event):
 
 
 class Ran(_Event):
-    """One prompt was continued. watched: what files of the system held afterwards."""
+    """One prompt was continued. watched: values of system files afterwards."""
 
     event: Literal["run"]
     warm_up: bool
@@ -72,18 +72,18 @@ class Rows(_Event):
     data: str
 
     def content(self) -> bytes:
-        """The numbers; WorkerError where they did not arrive whole."""
+        """The bytes; WorkerError if they arrived damaged."""
         try:
             content = base64.b64decode(self.data, validate=True)
         except binascii.Error:
             content = b""
         if len(content) != 4 * self.rows * self.columns or zlib.crc32(content) != self.crc32:
-            raise WorkerError("Logits did not arrive as the board sent them.")
+            raise WorkerError("Logits from the board arrived damaged.")
         return content
 
 
 class Windowed(_Event):
-    """All logits of a window were told."""
+    """All logits of a window were sent."""
 
     event: Literal["window"]
     index: Annotated[int, Field(ge=0)]
@@ -91,14 +91,14 @@ class Windowed(_Event):
 
 
 class Failed(_Event):
-    """The program gave up, and why."""
+    """The program failed. error: the reason."""
 
     event: Literal["failed"]
     error: Annotated[str, Field(max_length=4000)]
 
 
 class Done(_Event):
-    """Everything was done."""
+    """The program finished."""
 
     event: Literal["done"]
     peak_resident_bytes: int | None
@@ -110,7 +110,7 @@ _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="e
 
 
 def read_event(line: bytes) -> Event | None:
-    """Return the event of a line, or None where the line is none."""
+    """Parse a line; None if it is not an event."""
     if not line.startswith(b'{"event": '):
         return None
     try:

@@ -1,4 +1,4 @@
-"""An RKLLM file on a board: prompts continued, logits of windows, through the runtime there."""
+"""An RKLLM file on a board: continue prompts and compute logits with the board's runtime."""
 
 from __future__ import annotations
 
@@ -11,95 +11,115 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gemquant.core.artifact import Artifact
 from gemquant.core.progress import Progress, Silence
-from gemquant.errors import GemquantError, UnsupportedError, refuse
+from gemquant.errors import GemquantError, UnsupportedError, UsageError, refuse
 from gemquant.rockchip.board.connection import BoardAddress
 from gemquant.rockchip.board.events import Event, Rows
-from gemquant.rockchip.board.survey import Survey
-from gemquant.rockchip.board.workspace import Workspace, workspace
+from gemquant.rockchip.board.survey import Survey, survey
+from gemquant.rockchip.board.workspace import Workspace, make_workspace
 from gemquant.rockchip.programs import PROGRAMS
 from gemquant.rockchip.programs.rkllm_structures import LAYOUTS
 
 CONTAINER, SUFFIX = "rkllm", ".rkllm"
+NOT_READABLE = "the RKLLM format is not published, so the weights cannot be read back"
 PROGRAM = "rkllm_board.py"
 FILES = (PROGRAM, "rkllm_runtime.py", "rkllm_structures.py")
 MODEL, JOB = "model.rkllm", "job.json"
 CONTEXT_MULTIPLE = 32
 LOGITS_BYTES = 1 << 28
-"""What the runtime may hold of logits on the board: all of one window's at once."""
-_OLDEST_PYTHON = (3, 8)
+"""Memory that the runtime may use for one window's logits on the board."""
+OLDEST_PYTHON = (3, 8)
 
 
 @dataclass(frozen=True)
-class BoardRuntime:
-    """Which runtime is used. library: its path there. release: what the user says that it is."""
+class Board:
+    """A board that answered and can measure. library: path of its runtime.
 
+    release: of the runtime, if the user states it.
+    """
+
+    address: BoardAddress
+    survey: Survey
     library: str
     release: str | None = None
 
     @classmethod
-    def choose(cls, told: Survey, library: str | None, release: str | None) -> BoardRuntime:
-        """The library that was named, or the first that was found; every problem at once."""
-        problems = problems_of(told, release)
-        if library is None and not told.libraries:
+    def connect(
+        cls, address: str, *, library: str | None, release: str | None, progress: Progress
+    ) -> Board:
+        """Survey a board; raise all its problems together. library: None for the one found."""
+        parsed = BoardAddress.parse(address)
+        progress.note(f"connecting to {parsed.text}")
+        return cls.surveyed(parsed, survey(parsed), library=library, release=release)
+
+    @classmethod
+    def surveyed(
+        cls,
+        address: BoardAddress,
+        survey: Survey,
+        *,
+        library: str | None = None,
+        release: str | None = None,
+    ) -> Board:
+        """Check a survey; raise all problems together."""
+        problems = _problems(survey, release)
+        if library is None and not survey.libraries:
             problems.append(
                 UnsupportedError(
-                    "The board has no librkllmrt.so where one is looked for.",
-                    hint="Name it with --board-library, or see: gemquant doctor --board ADDRESS",
+                    "The board has no librkllmrt.so in the usual folders.",
+                    hint="Use --board-library PATH, or run: gemquant doctor --board ADDRESS",
                 )
             )
         refuse(problems)
-        return cls(library or told.libraries[0].path, release)
+        return cls(address, survey, library or survey.libraries[0].path, release)
+
+    def require_platform(self, platform: str, name: str) -> None:
+        """Refuse a file for another chip."""
+        if self.survey.platform not in {None, platform}:
+            raise UnsupportedError(
+                f"{name} is for {platform}; the board has an {self.survey.platform}.",
+                hint=f"gemquant rkllm MODEL --target {self.survey.platform}",
+            )
 
 
-def problems_of(told: Survey, release: str | None) -> list[GemquantError]:
-    """What keeps a board from being measured at all."""
+def _problems(survey: Survey, release: str | None) -> list[GemquantError]:
     problems: list[GemquantError] = []
     if release is not None and release not in LAYOUTS:
         problems.append(
             UnsupportedError(f"--board-release {release}: known are {', '.join(LAYOUTS)}.")
         )
-    if told.system != "Linux aarch64":
+    if survey.system != "Linux aarch64":
         problems.append(
-            UnsupportedError(f"The board runs {told.system}; the runtime is for Linux aarch64.")
+            UnsupportedError(f"The board runs {survey.system}; the runtime needs Linux aarch64.")
         )
-    if told.python is None or told.python_version < _OLDEST_PYTHON:
-        found = ".".join(map(str, told.python_version)) or "none"
+    if survey.python is None or survey.python_version < OLDEST_PYTHON:
+        version = ".".join(map(str, survey.python_version)) or "none"
         problems.append(
             UnsupportedError(
-                f"The board's python3: {found}; 3.8 or newer is needed.",
+                f"The board's python3: {version}; 3.8 or newer is needed.",
                 hint="On the board: sudo apt install python3",
             )
         )
     return problems
 
 
-def require_platform(told: Survey, platform: str, name: str) -> None:
-    """Refuse a file that is made for another chip."""
-    if told.platform is not None and told.platform != platform:
-        raise UnsupportedError(
-            f"{name} is made for {platform}, and the board has an {told.platform}.",
-            hint=f"gemquant rkllm MODEL --target {told.platform}",
-        )
-
-
-def rkllm_file(path: Path) -> Path:
-    """The file itself, of an artifact's folder or as it was named."""
+def model_file(path: Path) -> Path:
+    """The RKLLM file of an artifact's folder, or the named file."""
     if path.is_file():
         return path
-    found = sorted(path.glob(f"*{SUFFIX}"))
-    if len(found) != 1:
-        raise UnsupportedError(f"{path}: holds {len(found)} {SUFFIX} files, not one.")
-    return found[0]
+    files = sorted(path.glob(f"*{SUFFIX}"))
+    if len(files) != 1:
+        raise UnsupportedError(f"{path} holds {len(files)} {SUFFIX} files; it must hold one.")
+    return files[0]
 
 
 @dataclass(frozen=True)
 class RkllmOnBoard:
-    """A file that was copied to a board, and what runs it there."""
+    """A model file on a board, with the runtime that executes it."""
 
-    place: Workspace
-    told: Survey
-    runtime: BoardRuntime
+    workspace: Workspace
+    board: Board
     model: str
     sha256: str
 
@@ -119,57 +139,94 @@ class RkllmOnBoard:
                 "new_tokens": new_tokens,
                 "repetitions": repetitions,
                 "warm_up_runs": warm_up_runs,
-                "max_context": context(len(prompt) + new_tokens),
+                "max_context": _context(len(prompt) + new_tokens),
             }
         )
 
     def logits(self, windows: Sequence[Sequence[int]]) -> Iterator[Event]:
-        """Have every token of every window predicted: Started, Loaded, Rows and Windowed, Done."""
+        """Compute logits for every token: Started, Loaded, Rows and Windowed, Done."""
         yield from self._run(
             {
                 "task": "logits",
                 "windows": [list(ids) for ids in windows],
-                "max_context": context(max(len(ids) for ids in windows) + 1),
+                "max_context": _context(max(len(ids) for ids in windows) + 1),
             }
         )
 
     def _run(self, job: dict[str, Any]) -> Iterator[Event]:
-        whole = {
+        complete = {
             **job,
             "model": self.model,
             "sha256": self.sha256,
-            "library": self.runtime.library,
-            "release": self.runtime.release,
-            "watch": self.told.watched(),
+            "library": self.board.library,
+            "release": self.board.release,
+            "watch": self.board.survey.watched(),
         }
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / JOB
-            file.write_text(json.dumps(whole), encoding="utf-8")
-            path = self.place.copy(file, JOB, Silence())
-        yield from self.place.run(PROGRAM, [path])
+            file.write_text(json.dumps(complete), encoding="utf-8")
+            path = self.workspace.copy(file, JOB, Silence())
+        yield from self.workspace.run(PROGRAM, [path])
+
+
+def prepared_problems(paths: Sequence[Path]) -> list[GemquantError]:
+    """Folders of ``rkllm --prepare-only``, which are not artifacts yet."""
+    return [
+        UsageError(
+            f"{path}: prepared for a toolkit, not converted yet.",
+            hint=f"Its emulation is in {path / 'emulated.json'}; for more windows: "
+            "gemquant rkllm MODEL --prepare-only --emulate N",
+        )
+        for path in paths
+        if (path / "job.json").is_file() and (path / "convert.py").is_file()
+    ]
+
+
+def container_problems(artifacts: Sequence[Artifact], *, board: bool) -> list[GemquantError]:
+    """RKLLM artifacts without a board, and other artifacts with one."""
+    problems: list[GemquantError] = []
+    for each in artifacts:
+        container = each.manifest.container
+        if not board and container == CONTAINER:
+            problems.append(
+                UsageError(
+                    f"{each.path}: {NOT_READABLE}; only a board runs it.",
+                    hint=f"gemquant eval {each.path} --board ssh://USER@HOST; the emulation of "
+                    f"its conversion: gemquant show {each.path}",
+                )
+            )
+        if board and container != CONTAINER:
+            problems.append(
+                UnsupportedError(
+                    f"{each.path}: --board runs RKLLM files, and this is {container}.",
+                    hint=f"Without --board: gemquant eval {each.path}",
+                )
+            )
+    return problems
 
 
 @contextmanager
-def on_board(
-    board: BoardAddress, told: Survey, runtime: BoardRuntime, file: Path, progress: Progress
-) -> Iterator[RkllmOnBoard]:
-    """Copy a file to a board for as long as it is needed there."""
-    progress.note(f"{file.name}: hashing, and copying to {board.text}")
+def on_board(board: Board, file: Path, progress: Progress) -> Iterator[RkllmOnBoard]:
+    """Copy a file to a board; it is removed when the context ends."""
+    progress.note(f"{file.name}: hashing, and copying to {board.address.text}")
     with file.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     programs = {name: PROGRAMS / name for name in FILES}
-    with workspace(board, told, needed_bytes=file.stat().st_size, files=programs) as place:
-        model = place.copy(file, MODEL, progress)
-        yield RkllmOnBoard(place, told, runtime, model, sha256)
+    needed = file.stat().st_size
+    with make_workspace(
+        board.address, board.survey, needed_bytes=needed, files=programs
+    ) as workspace:
+        model = workspace.copy(file, MODEL, progress)
+        yield RkllmOnBoard(workspace, board, model, sha256)
 
 
-def context(tokens: int) -> int:
-    """The context to ask for: a multiple of 32, as the toolkit documents of it."""
+def _context(tokens: int) -> int:
+    """The context for a number of tokens: a multiple of 32, as the toolkit documents."""
     return -(-tokens // CONTEXT_MULTIPLE) * CONTEXT_MULTIPLE
 
 
 def longest_window(vocabulary: int) -> int:
-    """Tokens of a window whose logits the board is asked to hold.
+    """Largest window, in tokens, whose logits fit the memory limit.
 
     >>> longest_window(262144), longest_window(256000)
     (256, 262)
@@ -178,7 +235,7 @@ def longest_window(vocabulary: int) -> int:
 
 
 def rows_of(event: Rows) -> Any:
-    """Logits as numpy's float32 (rows, columns); read-only."""
+    """Logits as a read-only float32 array (rows, columns)."""
     import numpy as np
 
     return np.frombuffer(event.content(), dtype="<f4").reshape(event.rows, event.columns)

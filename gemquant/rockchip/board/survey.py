@@ -1,4 +1,4 @@
-"""What a board tells of itself, asked by one script of ``sh`` (``survey.sh``)."""
+"""What a board reports about itself, through one ``sh`` script (``survey.sh``)."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from gemquant.rockchip.board.connection import BoardAddress, ask, printable
 SCRIPT = Path(__file__).with_name("survey.sh")
 _SECONDS = 60.0
 _DRIVER = re.compile(r"\d+\.\d+\.\d+")
-_NPU = re.compile(r"npu")
 
 
 @dataclass(frozen=True)
 class Clock:
-    """A processor cluster, or a device with a clock of its own.
+    """The clock of a processor cluster or a device.
 
-    kind: ``cpu`` or ``devfreq``. path: the file that tells the clock. hertz: now; None where it is
-    not told.
+    kind: ``cpu`` or ``devfreq``. path: the file with the current clock. hertz: None if unknown.
     """
 
     kind: str
@@ -33,26 +31,26 @@ class Clock:
 
     @property
     def governor_path(self) -> str:
-        """The file that sets the governor."""
+        """Path of the governor's file."""
         name = "scaling_governor" if self.kind == "cpu" else "governor"
         return f"{self.path.rpartition('/')[0]}/{name}"
 
     @property
     def is_fixed(self) -> bool:
-        """Whether the clock stays at its highest, as far as the governor is concerned."""
+        """Whether the governor holds the clock at its maximum."""
         return self.governor == "performance" or (
             self.governor == "userspace" and self.hertz == self.highest_hertz
         )
 
     def words(self) -> str:
         """Governor and clock: ``performance, 1000 of 1000 MHz``."""
-        now, highest = (_megahertz(each) for each in (self.hertz, self.highest_hertz))
-        return f"{self.governor}, {now} of {highest} MHz"
+        current, highest = (_megahertz(each) for each in (self.hertz, self.highest_hertz))
+        return f"{self.governor}, {current} of {highest} MHz"
 
 
 @dataclass(frozen=True)
 class Temperature:
-    """A sensor. limit: °C from which the kernel slows down, the highest passive trip; or None."""
+    """A sensor. limit: °C from which the kernel throttles, the highest passive trip point."""
 
     name: str
     path: str
@@ -62,7 +60,7 @@ class Temperature:
 
 @dataclass(frozen=True)
 class Cooling:
-    """A way of cooling. state: 0 where it is not in use; for clocks, steps that are taken away."""
+    """A cooling device. state: 0 if not in use; for clocks, the number of steps removed."""
 
     name: str
     path: str
@@ -70,13 +68,13 @@ class Cooling:
 
     @property
     def slows(self) -> bool:
-        """Whether it takes clock away; fans do not."""
+        """Whether it reduces clocks; fans do not."""
         return "freq" in self.name and self.state > 0
 
 
 @dataclass(frozen=True)
 class Library:
-    """A ``librkllmrt.so``. versions: numbers that stand alone in it, or that it names itself."""
+    """A ``librkllmrt.so``. versions: version numbers found in the file."""
 
     path: str
     versions: tuple[str, ...]
@@ -84,10 +82,10 @@ class Library:
 
 @dataclass(frozen=True)
 class Survey:
-    """A board as it told. None where it does not tell.
+    """The state of a board. None for what it does not report.
 
-    system: operating system and architecture. compatible: names of the device tree, the board's
-    first. driver: version of the NPU's. spaces: writable folders with their free bytes.
+    system: operating system and architecture. compatible: names in the device tree, the board's
+    first. driver: version of the NPU driver. spaces: writable folders with their free bytes.
     """
 
     system: str
@@ -109,15 +107,20 @@ class Survey:
 
     @property
     def platform(self) -> str | None:
-        """The chip, by the last name of the device tree: ``rk3588``."""
+        """The chip, from the last name in the device tree: ``rk3588``."""
         names = [name.partition(",")[2] for name in self.compatible if name.startswith("rockchip,")]
-        # The RK3588S is the same chip with fewer pins, to the toolkit too.
+        # The RK3588S is the same chip with fewer pins; the toolkit treats it so.
         return re.sub(r"^(rk3588)s$", r"\1", names[-1]) if names else None
+
+    @property
+    def cpu_clocks(self) -> list[Clock]:
+        """The clocks of the processor clusters."""
+        return [each for each in self.clocks if each.kind == "cpu"]
 
     @property
     def npu(self) -> Clock | None:
         """The NPU's clock."""
-        return next((c for c in self.clocks if c.kind == "devfreq" and _NPU.search(c.name)), None)
+        return next((c for c in self.clocks if c.kind == "devfreq" and "npu" in c.name), None)
 
     @property
     def memory_clock(self) -> Clock | None:
@@ -125,37 +128,40 @@ class Survey:
         return next((c for c in self.clocks if c.kind == "devfreq" and "dmc" in c.name), None)
 
     @property
+    def speed_clocks(self) -> list[Clock]:
+        """The clocks that decide the speed: processors, NPU, memory."""
+        return [*self.cpu_clocks, *filter(None, (self.npu, self.memory_clock))]
+
+    @property
     def hottest(self) -> Temperature | None:
-        """The sensor that shows most."""
+        """The hottest sensor."""
         return max(self.temperatures, key=lambda each: each.celsius, default=None)
 
     def watched(self) -> dict[str, str]:
-        """Files that change while it works, by what they tell."""
-        decisive = [each for each in self.clocks if each.kind == "cpu"]
-        decisive += [each for each in (self.npu, self.memory_clock) if each is not None]
+        """Files that change while the board computes, by their meaning."""
         return {
-            **{f"clock {each.name}": each.path for each in decisive},
+            **{f"clock {each.name}": each.path for each in self.speed_clocks},
             **{f"temperature {each.name}": each.path for each in self.temperatures},
             **{f"cooling {each.name}": each.path for each in self.cooling if "freq" in each.name},
         }
 
 
 def survey(board: BoardAddress) -> Survey:
-    """Ask a board; WorkerError where it cannot be reached or says nothing of use."""
-    said = ask(board, SCRIPT.read_text(encoding="utf-8"), seconds=_SECONDS)
-    return read_survey(said, board.text)
+    """Survey a board; WorkerError if it cannot be reached or its answer is not valid."""
+    output = ask(board, SCRIPT.read_text(encoding="utf-8"), seconds=_SECONDS)
+    return read_survey(output, board.text)
 
 
-def read_survey(said: str, name: str) -> Survey:
-    """Read what the script said; lines that are none of its own are left out."""
+def read_survey(output: str, name: str) -> Survey:
+    """Parse the script's output; other lines are ignored."""
     facts: dict[str, list[list[str]]] = {}
-    for line in said.splitlines():
+    for line in output.splitlines():
         key, *values = [printable(part).strip() for part in line.split("\t")]
         if values:
             facts.setdefault(key, []).append(values)
     system = _first(facts, "system")
     if system is None:
-        raise WorkerError(f"{name}: what it answered is not to be read: {said[:80]!r}.")
+        raise WorkerError(f"{name}: the answer is not a survey: {output[:80]!r}.")
     memory = {each[0]: each[-1] for each in facts.get("memory", ())}
     python = next((each for each in facts.get("python", ()) if len(each) == 2), None)
     return Survey(
@@ -189,24 +195,24 @@ def read_survey(said: str, name: str) -> Survey:
 
 
 def _clocks(facts: dict[str, list[list[str]]]) -> list[Clock]:
-    found = []
-    for kind, unit in (("cpu", 1000), ("devfreq", 1)):  # cpufreq tells kHz, devfreq Hz
+    clocks = []
+    for kind, unit in (("cpu", 1000), ("devfreq", 1)):  # cpufreq reports kHz, devfreq Hz
         for each in facts.get(kind, ()):
             if len(each) == 5:
-                name, governor, path, now, highest = each
-                hertz, most = (None if n is None else n * unit for n in (_int(now), _int(highest)))
-                found.append(Clock(kind, name, governor, path, hertz, most))
-    return found
+                name, governor, path, *numbers = each
+                hertz, highest = (None if (n := _int(t)) is None else n * unit for t in numbers)
+                clocks.append(Clock(kind, name, governor, path, hertz, highest))
+    return clocks
 
 
 def _temperatures(lines: Sequence[Sequence[str]]) -> list[Temperature]:
-    found = []
+    sensors = []
     for each in lines:
-        if len(each) == 4 and (now := _int(each[2])) is not None:
+        if len(each) == 4 and (current := _int(each[2])) is not None:
             limit = _int(each[3])
-            told = None if limit is None else limit / 1000
-            found.append(Temperature(each[0], each[1], now / 1000, told))
-    return found
+            celsius = None if limit is None else limit / 1000
+            sensors.append(Temperature(each[0], each[1], current / 1000, celsius))
+    return sensors
 
 
 def _driver(lines: Sequence[Sequence[str]]) -> str | None:

@@ -1,7 +1,7 @@
-"""A folder on a board for as long as it is needed: files copied there, programs run in it.
+"""A temporary folder on a board: copy files, run programs.
 
-Whatever happens here, what runs there is killed and the folder removed; where the connection is
-lost, the program there does both itself.
+In the end running programs are killed and the folder is removed, after any error; if the connection
+is lost, the program on the board does both itself.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 RESERVE_BYTES = 1 << 24
 SECONDS_OF_SILENCE = 1800.0
-"""Loading a large file from a slow card takes minutes; nothing takes half an hour."""
+"""Timeout without output. Loading a large file from a slow card takes minutes."""
 LINES_HELD = 4
 COPYING = "copying to the board (MB)"
 _AT_ONCE = 1 << 20
@@ -50,14 +50,14 @@ _SSH_FAILED = 255
 
 @dataclass(frozen=True)
 class Workspace:
-    """A fresh folder on a board. python: the interpreter there."""
+    """A new folder on a board. python: the board's interpreter."""
 
     board: BoardAddress
     folder: str
     python: str
 
     def copy(self, file: Path, name: str, progress: Progress) -> str:
-        """Copy a file into the folder and return its path there; its size is compared."""
+        """Copy a file into the folder, compare the size, return the path on the board."""
         path, size = f"{self.folder}/{name}", file.stat().st_size
         if self.board.kind == "adb":
             _push(self.board, file, path)
@@ -69,17 +69,17 @@ class Workspace:
         return path
 
     def run(self, program: str, arguments: Sequence[str]) -> Iterator[Event]:
-        """Run a Python program of the folder; yield what it says, until it is done.
+        """Run a Python program of the folder and yield its events.
 
-        WorkerError, with the end of what it printed, where it fails, ends early, or keeps silent.
+        WorkerError, with the end of its output, if it fails, ends early, or is silent too long.
         """
         words = [self.python, "-I", "-B", "-u", f"{self.folder}/{program}", *arguments]
-        # Not `exec`: the shell there turns a signal into a status, which ssh would not pass on.
+        # Not `exec`: the remote shell turns a signal into a status; ssh would not pass it on.
         script = f"cd {shlex.quote(self.folder)} && {shlex.join(words)}; exit $?"
         try:
             process = subprocess.Popen(
                 command(self.board, script),
-                stdin=subprocess.PIPE,  # held open: the program ends when it closes
+                stdin=subprocess.PIPE,  # stays open: the program ends when it closes
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 start_new_session=True,
@@ -105,7 +105,7 @@ class Workspace:
                 line = lines.get(timeout=SECONDS_OF_SILENCE)
             except queue.Empty:
                 raise WorkerError(
-                    f"{self.board.text}: nothing was heard for {SECONDS_OF_SILENCE:g} seconds."
+                    f"{self.board.text}: no output for {SECONDS_OF_SILENCE:g} seconds."
                 ) from None
             if line is None:
                 raise _ended_early(self.board, process.wait())
@@ -116,7 +116,7 @@ class Workspace:
             if isinstance(event, Failed):
                 raise WorkerError(f"{self.board.text}: {printable(event.error)}.")
             if isinstance(event, Done):
-                # Left alone until it has ended: a closed stdin would have it remove the folder.
+                # Wait: closing stdin would make it remove the folder.
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(SECONDS_TO_END)
                 yield event
@@ -125,41 +125,41 @@ class Workspace:
 
 
 @contextmanager
-def workspace(
-    board: BoardAddress, told: Survey, *, needed_bytes: int, files: Mapping[str, Path]
+def make_workspace(
+    board: BoardAddress, survey: Survey, *, needed_bytes: int, files: Mapping[str, Path]
 ) -> Iterator[Workspace]:
-    """Make a folder where there is room, with some small files in it; remove it in the end.
+    """Create a folder with enough space and copy small files into it; remove it in the end.
 
-    OutputError where no folder has the room.
+    OutputError if no folder has the space.
     """
     needed = needed_bytes + RESERVE_BYTES
-    place = next((folder for folder, free in told.spaces if free >= needed), None)
-    if place is None:
-        largest = max((free for _, free in told.spaces), default=0)
+    parent = next((folder for folder, free in survey.spaces if free >= needed), None)
+    if parent is None:
+        largest = max((free for _, free in survey.spaces), default=0)
         raise OutputError(
-            f"{board.text}: {human_bytes(needed)} are needed there; the most that is free in a "
-            f"folder that can be written is {human_bytes(largest)}."
+            f"{board.text}: {human_bytes(needed)} are needed on the board; no writable folder has "
+            f"more than {human_bytes(largest)} free."
         )
-    if told.python is None:
+    if survey.python is None:
         raise UnsupportedError(
-            f"{board.text}: has no python3, which measures there.",
+            f"{board.text}: has no python3, which runs the measuring program.",
             hint="On the board: sudo apt install python3",
         )
-    folder = ask(board, f"mktemp -d {shlex.quote(place)}/{FOLDER_PREFIX}XXXXXXXX").strip()
+    folder = ask(board, f"mktemp -d {shlex.quote(parent)}/{FOLDER_PREFIX}XXXXXXXX").strip()
     if not _FOLDER.fullmatch(folder):
-        raise WorkerError(f"{board.text}: mktemp answered {folder[:80]!r}.")
-    made = Workspace(board, folder, told.python)
+        raise WorkerError(f"{board.text}: mktemp printed {folder[:80]!r}.")
+    workspace = Workspace(board, folder, survey.python)
     try:
         for name, file in files.items():
-            made.copy(file, name, Silence())
-        yield made
+            workspace.copy(file, name, Silence())
+        yield workspace
     finally:
-        _remove(made)
+        _remove(workspace)
 
 
-def _remove(made: Workspace) -> None:
-    """Kill what still runs in the folder, and remove it; log what is left where that fails."""
-    folder = shlex.quote(made.folder)
+def _remove(workspace: Workspace) -> None:
+    """Kill the folder's program and remove the folder; log a warning if that fails."""
+    folder = shlex.quote(workspace.folder)
     script = f"""
 if p=$(cat {folder}/pid 2>/dev/null) && grep -q {FOLDER_PREFIX} "/proc/$p/cmdline" 2>/dev/null; then
     kill "$p" 2>/dev/null
@@ -168,28 +168,28 @@ if p=$(cat {folder}/pid 2>/dev/null) && grep -q {FOLDER_PREFIX} "/proc/$p/cmdlin
 fi
 rm -rf {folder}"""
     try:
-        ask(made.board, script)
+        ask(workspace.board, script)
     except WorkerError as error:
         logger.warning(
             "%s may still hold %s; remove it with: rm -rf %s (%s)",
-            made.board.text,
-            made.folder,
-            made.folder,
+            workspace.board.text,
+            workspace.folder,
+            workspace.folder,
             error.message,
         )
 
 
 def _send(board: BoardAddress, file: Path, path: str, progress: Progress) -> str:
-    """Send a file through ssh itself, as boards may have neither sftp nor scp; return its size."""
+    """Send a file through ssh, since boards may lack sftp and scp; return the size received."""
     size, sent = file.stat().st_size, 0
     progress.start(COPYING, max(1, size // 10**6))
-    with tempfile.TemporaryFile() as noise, file.open("rb") as source:
+    with tempfile.TemporaryFile() as stderr, file.open("rb") as source:
         try:
             process = subprocess.Popen(
                 command(board, f"cat > {shlex.quote(path)} && wc -c < {shlex.quote(path)}"),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=noise,
+                stderr=stderr,
                 start_new_session=True,
             )
         except FileNotFoundError as error:
@@ -210,33 +210,35 @@ def _send(board: BoardAddress, file: Path, path: str, progress: Progress) -> str
                 with suppress(OSError):
                     _open(pipe).close()
         if status != 0:
-            noise.seek(0)
-            raise unreachable(board, status, noise.read())
+            stderr.seek(0)
+            raise unreachable(board, status, stderr.read())
         return arrived
 
 
 def _push(board: BoardAddress, file: Path, path: str) -> None:
-    arguments = ["adb", "-s", board.place, "push", str(file.resolve()), path]
+    arguments = ["adb", "-s", board.destination, "push", str(file.resolve()), path]
     try:
-        done = subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        process = subprocess.run(
+            arguments, stdin=subprocess.DEVNULL, capture_output=True, check=False
+        )
     except FileNotFoundError as error:
         raise program_missing(board) from error
-    if done.returncode != 0:
-        raise unreachable(board, done.returncode, done.stderr or done.stdout)
+    if process.returncode != 0:
+        raise unreachable(board, process.returncode, process.stderr or process.stdout)
 
 
 def _ended_early(board: BoardAddress, status: int) -> WorkerError:
     if status == _ILLEGAL_INSTRUCTION:
         return WorkerError(
-            f"{board.text}: the runtime used an instruction that this processor does not have.",
-            hint="Users report it of release 1.3.0 on the RK3588 "
-            "(https://github.com/airockchip/rknn-llm/issues/518); 1.2.3 and its toolkit do not.",
+            f"{board.text}: the runtime used an instruction that this processor lacks.",
+            hint="Reported for release 1.3.0 on the RK3588, not for 1.2.3: "
+            "https://github.com/airockchip/rknn-llm/issues/518",
         )
     if status == _SSH_FAILED and board.kind == "ssh":
         return WorkerError(f"{board.text}: the connection was lost.")
     return WorkerError(
-        f"{board.text}: the measuring program ended with status {status} before it was done.",
-        hint="A runtime of another release than the file's toolkit, or too little memory, ends so.",
+        f"{board.text}: the measuring program ended early, with status {status}.",
+        hint="Check the memory, and that runtime and toolkit are of the same release.",
     )
 
 

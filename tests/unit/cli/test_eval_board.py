@@ -97,7 +97,7 @@ def test_perplexity_and_divergence_are_those_of_whole_logits(
     assert done.code == 0, done.err
     (told,) = json.loads(done.out)["artifacts"]
     reference, native = told["levels"]
-    assert reference["not_run"].startswith("an RKLLM file's format is not published")
+    assert reference["not_run"].startswith("the RKLLM format is not published")
     assert native["not_run"] is None
     assert native["runtime"] == "librkllmrt 1.3.0 on rk3588, NPU driver 0.9.8"
     assert [each["slice"] for each in native["slices"]] == ["english", "code"]
@@ -151,4 +151,4 @@ def test_an_artifact_for_another_chip_is_refused(
     board.write("proc/device-tree/compatible", "rockchip,rk3576\0")
     done = run("eval", str(artifact), "--board", ADDRESS, *SHORT)
     assert done.code == 4
-    assert "is made for rk3588, and the board has an rk3576" in done.err
+    assert "is for rk3588; the board has an rk3576" in done.err

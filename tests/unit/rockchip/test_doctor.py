@@ -10,8 +10,8 @@ import pytest
 from gemquant.core.targets.target import load_target
 from gemquant.core.targets.toolkit import load_toolkit
 from gemquant.errors import UnsupportedError
-from gemquant.rockchip import rkllm_doctor
-from gemquant.rockchip.rkllm_doctor import examine_target
+from gemquant.rockchip import doctor
+from gemquant.rockchip.doctor import examine_target
 from tests.helpers.signature_checker import signature_checker
 
 
@@ -45,7 +45,7 @@ def test_every_environment_is_named_with_what_it_converts(tmp_path: Path) -> Non
     assert new.purpose == "runtime 1.2.0, NPU driver 0.9.8 or newer on the board"
     rv = {f.name: f for f in examine_target(load_target("rv1126b"))}
     assert rv["rkllm-toolkit 1.2.0"].state == "warning"
-    assert "does not know rv1126b" in rv["rkllm-toolkit 1.2.0"].found
+    assert "does not support rv1126b" in rv["rkllm-toolkit 1.2.0"].found
 
 
 def test_the_stub_of_pypi_is_named_wherever_it_is(tmp_path: Path) -> None:
@@ -55,9 +55,7 @@ def test_the_stub_of_pypi_is_named_wherever_it_is(tmp_path: Path) -> None:
     (site / "rkllm-0.0.1.dist-info").mkdir()
     (finding,) = (f for f in examine_target(load_target("rk3588")) if f.name == "rkllm")
     assert finding.state == "warning"
-    assert (
-        finding.found == f"0.0.1 in {python}: a package of PyPI's that is not the vendor's toolkit"
-    )
+    assert finding.found == f"0.0.1 in {python}: a PyPI package that is not the vendor's toolkit"
     assert finding.command == f"{python} -m pip uninstall rkllm"
 
 
@@ -65,7 +63,7 @@ def test_the_stub_of_pypi_is_named_wherever_it_is(tmp_path: Path) -> None:
     ("digest", "said"),
     [
         ("36880ff8e12844c60d6e3d876cf9cef40de3a0bb9000a0a1c6a1819ff00ee857", "the vendor's"),
-        ("0" * 64, "not one that is known"),
+        ("0" * 64, "unknown"),
     ],
 )
 def test_the_wheel_that_pip_noted_is_compared(tmp_path: Path, digest: str, said: str) -> None:
@@ -80,7 +78,7 @@ def test_the_wheel_that_pip_noted_is_compared(tmp_path: Path, digest: str, said:
 
 
 def test_another_system_is_told_to_convert_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rkllm_doctor.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(doctor.platform, "machine", lambda: "aarch64")
     (finding,) = (f for f in examine_target(load_target("rk3588")) if f.name == "system")
     assert finding.state == "warning"
     assert "--prepare-only" in str(finding.command)

@@ -11,7 +11,7 @@ import pytest
 from gemquant.convert.doctor import Finding
 from gemquant.core.targets.target import load_target
 from gemquant.rockchip.board import BoardAddress
-from gemquant.rockchip.board_doctor import examine_board
+from gemquant.rockchip.doctor import examine_board
 from tests.helpers.stand_in_board import StandInBoard, make_board
 from tests.unit.cli.conftest import Run, run  # noqa: F401 (a fixture)
 

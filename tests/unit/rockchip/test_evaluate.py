@@ -19,7 +19,7 @@ from gemquant.core.progress import Silence
 from gemquant.errors import ArtifactError, WorkerError
 from gemquant.rockchip.board import BoardAddress, survey
 from gemquant.rockchip.board.events import Event, Rows
-from gemquant.rockchip.board.rkllm import BoardRuntime, RkllmOnBoard, on_board
+from gemquant.rockchip.board.rkllm import Board, RkllmOnBoard, on_board
 from gemquant.rockchip.evaluate import RkllmRunner
 from tests.helpers.stand_in_board import make_board
 from tests.helpers.stand_in_rkllmrt import greedy, random_table, stand_in_runtime, write_table
@@ -32,12 +32,11 @@ def test_long_windows_arrive_in_pieces_and_in_order(
     monkeypatch.setenv("PATH", f"{stand_in.programs}{os.pathsep}{os.environ['PATH']}")
     shutil.copy(stand_in_runtime("1.2.3"), stand_in.root / "usr/lib/librkllmrt.so")
     table = write_table(tmp_path / "wide.rkllm", random_table(2048))
-    board = BoardAddress.parse("ssh://rock-5b.local")
-    told = survey(board)
+    address = BoardAddress.parse("ssh://rock-5b.local")
+    board = Board.surveyed(address, survey(address))
     ids = torch.randint(2, 2048, (2, 600), generator=torch.Generator().manual_seed(0))
-    runtime = BoardRuntime.choose(told, None, None)
-    with on_board(board, told, runtime, tmp_path / "wide.rkllm", Silence()) as there:
-        runner = RkllmRunner.start(there, vocabulary=2048, prompt=[2, 7], new_tokens=3)
+    with on_board(board, tmp_path / "wide.rkllm", Silence()) as model:
+        runner = RkllmRunner.start(model, vocabulary=2048, prompt=[2, 7], new_tokens=3)
         assert list(runner.beginning) == greedy(table, 7, 3)
         chunks = [chunk.clone() for chunk in runner.logit_chunks(ids)]
     assert [len(chunk) for chunk in chunks] == [128] * 9 + [46]  # 2 · 599 positions
@@ -78,7 +77,7 @@ def test_the_last_token_of_a_window_predicts_nothing() -> None:
 
 
 def test_rows_that_are_missing_are_an_error() -> None:
-    with pytest.raises(WorkerError, match="Logits of 3 tokens came back, and 6 went in"):
+    with pytest.raises(WorkerError, match="The board sent logits of 3 of 6 tokens"):
         chunks(rows(0, 0, NUMBERS[:3]))
 
 
@@ -88,7 +87,7 @@ def test_rows_in_another_order_are_an_error() -> None:
 
 
 def test_rows_that_were_damaged_on_the_way_are_an_error() -> None:
-    with pytest.raises(WorkerError, match="did not arrive as the board sent them"):
+    with pytest.raises(WorkerError, match="Logits from the board arrived damaged"):
         chunks(rows(0, 0, NUMBERS[:3], crc32=7))
 
 

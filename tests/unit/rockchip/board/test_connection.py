@@ -18,7 +18,7 @@ from gemquant.rockchip.board import BoardAddress
 )
 def test_addresses_are_read(text: str, kind: str, place: str, port: int | None) -> None:
     board = BoardAddress.parse(text)
-    assert (board.kind, board.place, board.port) == (kind, place, port)
+    assert (board.kind, board.destination, board.port) == (kind, place, port)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from gemquant.core.progress import Silence
 from gemquant.errors import GemquantError, UnsupportedError, WorkerError
 from gemquant.rockchip.board import BoardAddress, survey
 from gemquant.rockchip.board.events import Event, Loaded, Ran, Rows
-from gemquant.rockchip.board.rkllm import BoardRuntime, RkllmOnBoard, on_board, rows_of
+from gemquant.rockchip.board.rkllm import Board, RkllmOnBoard, on_board, rows_of
 from gemquant.rockchip.programs.rkllm_structures import LAYOUTS, layout_of
 from tests.helpers.stand_in_board import StandInBoard
 from tests.helpers.stand_in_rkllmrt import greedy, random_table, stand_in_runtime, write_table
@@ -51,10 +51,8 @@ def measured(
     shutil.copy(stand_in_runtime(version, structures), stand_in.root / "usr/lib/librkllmrt.so")
     file = stand_in.root.parent / "tiny.rkllm"
     write_table(file, random_table(48), eos=eos, microseconds=microseconds)
-    told = survey(board)
-    runtime = BoardRuntime.choose(told, None, release)
-    with on_board(board, told, runtime, file, Silence()) as there:
-        return measure(there)
+    with on_board(Board.surveyed(board, survey(board), release=release), file, Silence()) as model:
+        return measure(model)
 
 
 def thrice(there: RkllmOnBoard) -> list[Event]:
@@ -194,7 +192,7 @@ def test_what_the_runtime_printed_comes_with_the_error(stand_in: StandInBoard) -
     [
         (-1, windows, r"gave logits of 1 tokens where 4 went in: perplexity cannot be had"),
         pytest.param(-2, thrice, r"the runtime generated nothing", marks=SLOW),
-        (-3, thrice, r"used an instruction that this processor does not have"),
+        (-3, thrice, r"used an instruction that this processor lacks"),
     ],
     ids=["last token alone", "nothing", "illegal instruction"],
 )
@@ -212,8 +210,8 @@ def test_a_board_with_too_little_room_is_refused(stand_in: StandInBoard) -> None
     file = stand_in.root.parent / "tiny.rkllm"
     write_table(file, random_table(48))
     with (
-        pytest.raises(GemquantError, match="the most that is free"),
-        on_board(BOARD, full, BoardRuntime("/usr/lib/librkllmrt.so"), file, Silence()),
+        pytest.raises(GemquantError, match="no writable folder has more than"),
+        on_board(Board(BOARD, full, "/usr/lib/librkllmrt.so"), file, Silence()),
     ):
         pass
 
@@ -221,10 +219,10 @@ def test_a_board_with_too_little_room_is_refused(stand_in: StandInBoard) -> None
 def test_every_problem_of_a_board_is_told_at_once(stand_in: StandInBoard) -> None:
     (stand_in.root / "bin/uname").write_text("#!/bin/sh\necho armv7l\n")
     with pytest.raises(GemquantError) as error:
-        BoardRuntime.choose(survey(BOARD), None, "1.9.9")
+        Board.surveyed(BOARD, survey(BOARD), release="1.9.9")
     text = str(error.value)
     assert "--board-release 1.9.9: known are" in text
-    assert "the runtime is for Linux aarch64" in text
+    assert "the runtime needs Linux aarch64" in text
     assert "has no librkllmrt.so" in text
 
 
@@ -234,12 +232,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell h
 from pathlib import Path
 from gemquant.rockchip.board import BoardAddress, survey
 from gemquant.rockchip.board.events import Loaded
-from gemquant.rockchip.board.rkllm import BoardRuntime, on_board
+from gemquant.rockchip.board.rkllm import Board, on_board
 from gemquant.core.progress import Silence
 board = BoardAddress.parse("ssh://rock@rock-5b.local")
-told, file = survey(board), Path(sys.argv[1])
-with on_board(board, told, BoardRuntime.choose(told, None, None), file, Silence()) as there:
-    for event in there.generate([2, 7], new_tokens=1000):
+with on_board(Board.surveyed(board, survey(board)), Path(sys.argv[1]), Silence()) as model:
+    for event in model.generate([2, 7], new_tokens=1000):
         if isinstance(event, Loaded):
             print("loaded", flush=True)
 """
@@ -277,7 +274,6 @@ def test_an_interrupt_leaves_neither_process_nor_folder(
 
 
 def test_a_file_for_another_chip_is_refused(stand_in: StandInBoard) -> None:
-    from gemquant.rockchip.board.rkllm import require_platform
-
-    with pytest.raises(UnsupportedError, match="x is made for rk3576, and the board has an rk3588"):
-        require_platform(survey(BOARD), "rk3576", "x")
+    board = Board(BOARD, survey(BOARD), "/usr/lib/librkllmrt.so")
+    with pytest.raises(UnsupportedError, match="x is for rk3576; the board has an rk3588"):
+        board.require_platform("rk3576", "x")

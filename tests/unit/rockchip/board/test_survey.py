@@ -83,7 +83,9 @@ def test_adb_speaks_to_the_named_device_alone(stand_in: StandInBoard) -> None:
 
 def test_without_ssh_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(RuntimeMissingError, match="the program ssh is not installed here") as error:
+    with pytest.raises(
+        RuntimeMissingError, match="the program ssh is not installed on this machine"
+    ) as error:
         survey(BOARDS[0])
     assert error.value.hint == "On Debian or Ubuntu: sudo apt install openssh-client"
 
