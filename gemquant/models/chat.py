@@ -132,10 +132,9 @@ def _token_text(value: object) -> str | None:
 
 
 def render(
-    template: ChatTemplate | str,
+    template: ChatTemplate,
     messages: Sequence[Message],
     *,
-    bos: str | None = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
     documents: Sequence[Mapping[str, Any]] | None = None,
     add_generation_prompt: bool = False,
@@ -147,11 +146,7 @@ def render(
     """
     if not messages:
         raise CalibrationError("a conversation has no messages; it needs at least one.")
-    if isinstance(template, str):
-        template = ChatTemplate(template)
     values = _values(template, messages, tools, documents, add_generation_prompt)
-    if bos is not None:
-        values["bos_token"] = bos
     try:
         return _text(template.source, values)
     except RefusedError as refusal:

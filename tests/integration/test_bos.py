@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from gemquant.__main__ import main
 from gemquant.formats.checkpoint.tokenizer_files import read_tokenizer_files, with_chat_template
-from gemquant.models.chat import render
+from gemquant.models.chat import ChatTemplate, render
 from gemquant.models.chat_templates import VARIANTS
 from gemquant.runtimes import llamacpp_library
 from gemquant.runtimes.chat.server import LlamaCppChat, ServerSettings
@@ -39,8 +39,10 @@ def folder_with(variant: str, folder: Path, *, only: str | None = None) -> Path:
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
 def test_rendered_text_is_encoded_without_a_second_one(variant: str) -> None:
     tokenizer = tiny_tokenizer()
-    written = tokenizer.encode(render(VARIANTS[variant], TALK), add_special_tokens=False).ids
-    added = tokenizer.encode(render(VARIANTS[variant], TALK, bos="")).ids
+    written = tokenizer.encode(
+        render(ChatTemplate(VARIANTS[variant]), TALK), add_special_tokens=False
+    ).ids
+    added = tokenizer.encode(render(ChatTemplate(VARIANTS[variant], {"bos_token": ""}), TALK)).ids
     assert written.count(BOS) == 1
     assert written == added
 
@@ -52,7 +54,7 @@ def test_transformers_reads_the_template_from_either_place(
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder_with(variant, tmp_path, only=only))
     ids = tokenizer.apply_chat_template(TALK, add_generation_prompt=True)["input_ids"]
-    expected = render(VARIANTS[variant], TALK, add_generation_prompt=True)
+    expected = render(ChatTemplate(VARIANTS[variant]), TALK, add_generation_prompt=True)
     assert ids.count(BOS) == 1
     assert ids == tiny_tokenizer().encode(expected, add_special_tokens=False).ids
 
@@ -84,7 +86,8 @@ def test_a_gguf_made_here_is_read_with_one(variant: str, added: bool, tmp_path: 
         assert content.count(key + boolean + b"\1") == 1
         path.write_bytes(content.replace(key + boolean + b"\1", key + boolean + b"\0"))
     ids = tiny_tokenizer().encode(
-        render(VARIANTS[variant], TALK, add_generation_prompt=True), add_special_tokens=False
+        render(ChatTemplate(VARIANTS[variant]), TALK, add_generation_prompt=True),
+        add_special_tokens=False,
     )
     assert ids.ids.count(BOS) == 1
     assert read_by_llamacpp(path) == len(ids.ids)

@@ -18,7 +18,7 @@ WITH_SYSTEM = [{"role": "system", "content": "Be brief."}, *TALK]
 
 
 def test_the_stock_template_writes_gemmas_turns():
-    assert chat.render(templates.STOCK, TALK, add_generation_prompt=True) == (
+    assert chat.render(chat.ChatTemplate(templates.STOCK), TALK, add_generation_prompt=True) == (
         "<bos><start_of_turn>user\nHello<end_of_turn>\n"
         "<start_of_turn>model\nGood morning.<end_of_turn>\n"
         "<start_of_turn>user\nBye<end_of_turn>\n"
@@ -27,20 +27,20 @@ def test_the_stock_template_writes_gemmas_turns():
 
 
 def test_without_bos_the_text_begins_with_the_first_turn():
-    assert chat.render(templates.STOCK, TALK[:1], bos="") == (
+    assert chat.render(chat.ChatTemplate(templates.STOCK, {"bos_token": ""}), TALK[:1]) == (
         "<start_of_turn>user\nHello<end_of_turn>\n"
     )
 
 
 def test_the_system_variant_gives_the_system_a_turn():
-    assert chat.render(templates.SYSTEM, WITH_SYSTEM[:2]) == (
+    assert chat.render(chat.ChatTemplate(templates.SYSTEM), WITH_SYSTEM[:2]) == (
         "<bos><start_of_turn>system\nBe brief.<end_of_turn>\n"
         "<start_of_turn>user\nHello<end_of_turn>\n"
     )
 
 
 def test_system_in_user_opens_the_first_user_turn_only():
-    assert chat.render(templates.SYSTEM_IN_USER, WITH_SYSTEM) == (
+    assert chat.render(chat.ChatTemplate(templates.SYSTEM_IN_USER), WITH_SYSTEM) == (
         "<bos><start_of_turn>user\nBe brief.\n\nHello<end_of_turn>\n"
         "<start_of_turn>model\nGood morning.<end_of_turn>\n"
         "<start_of_turn>user\nBye<end_of_turn>\n"
@@ -49,7 +49,7 @@ def test_system_in_user_opens_the_first_user_turn_only():
 
 def test_the_stock_template_refuses_the_system_role():
     with pytest.raises(CalibrationError, match="system role is not supported") as refusal:
-        chat.render(templates.STOCK, WITH_SYSTEM)
+        chat.render(chat.ChatTemplate(templates.STOCK), WITH_SYSTEM)
     assert refusal.value.hint is not None
     assert "--chat-template system-in-user" in refusal.value.hint
 
@@ -57,7 +57,7 @@ def test_the_stock_template_refuses_the_system_role():
 @pytest.mark.parametrize("variant", sorted(templates.VARIANTS))
 def test_roles_must_alternate(variant: str):
     with pytest.raises(CalibrationError, match=r"roles user, user: roles must alternate"):
-        chat.render(templates.VARIANTS[variant], [TALK[0], TALK[2]])
+        chat.render(chat.ChatTemplate(templates.VARIANTS[variant]), [TALK[0], TALK[2]])
 
 
 @pytest.mark.parametrize("variant", sorted(templates.VARIANTS))
@@ -68,7 +68,9 @@ def test_rendering_equals_that_of_transformers(variant: str, prompt: bool):
     (theirs,), _ = render_jinja_template(
         [messages], chat_template=template, add_generation_prompt=prompt, bos_token="<bos>"
     )
-    assert chat.render(template, messages, add_generation_prompt=prompt) == theirs
+    assert (
+        chat.render(chat.ChatTemplate(template), messages, add_generation_prompt=prompt) == theirs
+    )
 
 
 def test_loop_controls_and_tojson_work_as_in_transformers():
@@ -76,7 +78,7 @@ def test_loop_controls_and_tojson_work_as_in_transformers():
     (theirs,), _ = render_jinja_template(
         [[{"role": "user", "content": "é<"}]], chat_template=template
     )
-    ours = chat.render(template, [{"role": "user", "content": "é<"}])
+    ours = chat.render(chat.ChatTemplate(template), [{"role": "user", "content": "é<"}])
     assert ours == theirs == '{"role": "user", "content": "é<"}'
 
 
@@ -114,7 +116,7 @@ def test_a_file_that_is_not_jinja_is_refused_with_its_line(tmp_path: Path):
 
 def test_an_empty_conversation_is_refused():
     with pytest.raises(CalibrationError, match="no messages"):
-        chat.render(templates.STOCK, [])
+        chat.render(chat.ChatTemplate(templates.STOCK), [])
 
 
 HOSTILE = {
@@ -135,9 +137,9 @@ HOSTILE = {
 @pytest.mark.parametrize("name", sorted(HOSTILE))
 def test_a_hostile_template_ends_in_an_error(name: str):
     with pytest.raises(CheckpointError, match="chat template fails on a conversation"):
-        chat.render(HOSTILE[name], TALK)
+        chat.render(chat.ChatTemplate(HOSTILE[name]), TALK)
 
 
 def test_an_oversized_template_is_refused():
     with pytest.raises(CheckpointError, match="more than 100000 characters"):
-        chat.render("x" * 100_001, TALK)
+        chat.render(chat.ChatTemplate("x" * 100_001), TALK)

@@ -9,7 +9,7 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from gemquant.errors import CalibrationError
-from gemquant.models.chat import Message, render
+from gemquant.models.chat import ChatTemplate, Message, render
 from gemquant.models.chat_templates import VARIANTS
 from gemquant.numerics.ggml.library import shared_objects
 from gemquant.runtimes import llamacpp_library
@@ -58,7 +58,7 @@ CONVERSATIONS: dict[str, tuple[str, list[Message], str]] = {
 @pytest.mark.parametrize("name", sorted(CONVERSATIONS))
 def test_a_conversation_is_written_as_documented(name: str):
     variant, messages, expected = CONVERSATIONS[name]
-    assert render(VARIANTS[variant], messages, add_generation_prompt=True) == expected
+    assert render(ChatTemplate(VARIANTS[variant]), messages, add_generation_prompt=True) == expected
 
 
 @pytest.mark.parametrize("name", sorted(CONVERSATIONS))
@@ -76,22 +76,22 @@ def test_transformers_writes_the_same(name: str):
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
 def test_bos_is_written_once(variant: str):
     messages = KNOCK if variant == "stock" else [SYSTEM, *KNOCK]
-    assert render(VARIANTS[variant], messages).count("<bos>") == 1
-    assert render(VARIANTS[variant], messages, bos="").count("<bos>") == 0
+    assert render(ChatTemplate(VARIANTS[variant]), messages).count("<bos>") == 1
+    assert render(ChatTemplate(VARIANTS[variant], {"bos_token": ""}), messages).count("<bos>") == 0
 
 
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
 def test_content_in_parts_is_their_text(variant: str):
     parts = [{"type": "text", "text": "knock "}, {"type": "text", "text": "knock"}]
-    whole = render(VARIANTS[variant], KNOCK[:1])
-    assert render(VARIANTS[variant], [{"role": "user", "content": parts}]) == whole
+    whole = render(ChatTemplate(VARIANTS[variant]), KNOCK[:1])
+    assert render(ChatTemplate(VARIANTS[variant]), [{"role": "user", "content": parts}]) == whole
 
 
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
 def test_a_part_that_is_no_text_is_refused(variant: str):
     picture = [{"type": "image", "url": "a.png"}]
     with pytest.raises(CalibrationError, match="only parts of type text"):
-        render(VARIANTS[variant], [{"role": "user", "content": picture}])
+        render(ChatTemplate(VARIANTS[variant]), [{"role": "user", "content": picture}])
 
 
 class ChatMessage(ctypes.Structure):
@@ -114,5 +114,6 @@ def of_llamacpp(messages: list[Message]) -> str:
 @pytest.mark.skipif(llamacpp_library.missing() is not None, reason="xllamacpp is not installed")
 @pytest.mark.parametrize("messages", [KNOCK, [SYSTEM, *KNOCK]], ids=["plain", "with system"])
 def test_system_in_user_is_what_llamacpp_has_built_in(messages: list[Message]):
-    ours = render(VARIANTS["system-in-user"], messages, bos="", add_generation_prompt=True)
+    template = ChatTemplate(VARIANTS["system-in-user"], {"bos_token": ""})
+    ours = render(template, messages, add_generation_prompt=True)
     assert of_llamacpp(messages) == ours

@@ -16,7 +16,7 @@ from gemquant.core.progress import Silence
 from gemquant.errors import ArtifactError, UnsupportedError
 from gemquant.formats.checkpoint import open_checkpoint
 from gemquant.measure.quality.compare import compare
-from gemquant.models.chat import render
+from gemquant.models.chat import ChatTemplate, render
 from gemquant.runtimes.runtime import Chunk, Window
 from gemquant.runtimes.text import TextInterface
 from tests.helpers.tiny_gemma import CHAT_TEMPLATE
@@ -124,7 +124,7 @@ class TestBos:
         model = ours(tiny_folder)
         turn = [{"role": "user", "content": "hello"}]
         text = model.apply_chat_template(turn)
-        assert text == render(CHAT_TEMPLATE, turn, add_generation_prompt=True)
+        assert text == render(ChatTemplate(CHAT_TEMPLATE), turn, add_generation_prompt=True)
         assert model.tok_encode(text).count(2) == 1
 
     def test_an_answer_begun_is_left_open(self, tiny_folder: Path) -> None:

@@ -12,7 +12,7 @@ from gemquant.convert.plugins import exporter
 from gemquant.core.artifact import Artifact, seal, staged
 from gemquant.errors import UnsupportedError, UsageError
 from gemquant.formats.mlx import MLX
-from gemquant.models.chat import Message, render
+from gemquant.models.chat import ChatTemplate, Message, render
 from gemquant.models.chat_templates import VARIANTS
 from gemquant.runtimes.chat.load import ChatRequest, load_chat_model
 from gemquant.runtimes.chat.session import ContextFullError, TransformersChat
@@ -57,7 +57,7 @@ def test_an_answer_comes_in_pieces(model: TransformersChat):
 
 
 def test_the_likeliest_answer_is_that_of_the_model_alone(model: TransformersChat):
-    text = render(VARIANTS["system-in-user"], HELLO, add_generation_prompt=True)
+    text = render(ChatTemplate(VARIANTS["system-in-user"]), HELLO, add_generation_prompt=True)
     ids = tiny_tokenizer().encode(text, add_special_tokens=False).ids
     assert ids.count(2) == 1
     alone = model.runtime.generate(ids, max_new_tokens=6)

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from gemquant.errors import ArtifactError, UsageError
-from gemquant.models.chat import Message, render
+from gemquant.errors import ArtifactError, CheckpointError, UsageError
+from gemquant.formats.gguf.find import find_gguf
+from gemquant.models.chat import ChatTemplate, Message, render
 from gemquant.models.chat_templates import VARIANTS
 from gemquant.runtimes import llamacpp_library
-from gemquant.runtimes.chat.load import ChatRequest, load_chat_model
+from gemquant.runtimes.chat.load import ChatRequest, load_chat_model, server_settings
 from gemquant.runtimes.chat.server import LlamaCppChat, ServerSettings
 from gemquant.runtimes.chat.session import ContextFullError
 from gemquant.runtimes.sampling import Sampling
@@ -80,7 +81,7 @@ def test_the_prompt_has_bos_once(settings: ServerSettings, variant: str, message
         pytest.skip("stock refuses the system role")
     model = LlamaCppChat(replace(settings, template=VARIANTS[variant]))
     answer = model._server.handle_chat_completions({"messages": messages, "max_tokens": 1})
-    text = render(VARIANTS[variant], messages, add_generation_prompt=True)
+    text = render(ChatTemplate(VARIANTS[variant]), messages, add_generation_prompt=True)
     ids = tiny_tokenizer().encode(text, add_special_tokens=False).ids
     assert ids.count(2) == 1
     assert answer["usage"]["prompt_tokens"] == len(ids)
@@ -140,3 +141,21 @@ def test_a_template_that_refuses_the_system_is_found_before_loading(settings: Se
         load_chat_model(request, SYSTEM)
     assert refusal.value.hint is not None
     assert "system-in-user" in refusal.value.hint
+
+
+BOMBS = {
+    "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "memory": "{{ 'a' * 10**10 }}",
+    "loop": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("bomb", sorted(BOMBS))
+def test_a_template_that_would_exhaust_llamacpp_is_refused_before_loading(
+    settings: ServerSettings, tmp_path: Path, bomb: str
+):
+    file = tmp_path / "mine.jinja"
+    file.write_text(f"{{% if messages | length > 1 %}}{BOMBS[bomb]}{{% endif %}}Hello")
+    request = ChatRequest(str(settings.path), "speed", 1, chat_template=str(file))
+    with pytest.raises(CheckpointError, match=r"would exhaust llama\.cpp"):
+        server_settings(request, find_gguf(request.model), HELLO)
