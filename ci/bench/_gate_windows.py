@@ -11,7 +11,6 @@ from gemquant.core.artifact.evaluation import LevelEvaluation
 from gemquant.core.progress import Progress
 from gemquant.core.protocols import Weights
 from gemquant.measure.quality.measure import Subject, measure
-from gemquant.measure.quality.slices import level_evaluations
 
 ROUNDING = 0.08
 """Noise on all linears of the baseline, relative: about what 4 bits in groups of 128 leave."""
@@ -37,7 +36,4 @@ def measured_levels(
     """Level reference of every candidate, all in one pass."""
     subjects = [Subject(name, weights) for name, weights in candidates.items()]
     found = measure(model, subjects, slices, progress=progress)
-    return {
-        name: level_evaluations(name, each, seed=0)[0]
-        for name, each in zip(candidates, found, strict=True)
-    }
+    return {name: levels[0] for name, levels in zip(candidates, found, strict=True)}

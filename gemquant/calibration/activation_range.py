@@ -7,18 +7,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gemquant.core.results import LayerReach
+from gemquant.core.protocols import ActivationRange
 
 
 @dataclass
-class ActivationRangeScan:
-    """Keeps the largest magnitude of every decoder layer's activations and where it occurred.
+class ActivationRanges:
+    """The largest magnitude of every decoder layer's activations and where it occurred.
 
-    layers: layer index → what its activations reach. What a module computes inside itself, such as
-    attention scores, is not seen.
+    layers: by layer index. What a module computes inside itself, such as attention scores, is not
+    seen.
     """
 
-    layers: dict[int, LayerReach] = field(default_factory=dict)
+    layers: dict[int, ActivationRange] = field(default_factory=dict)
 
     def observer(self, index: int, prefix: str) -> ActivationObserver:
         """An observer for ``Skeleton.observing`` at one layer."""
@@ -33,10 +33,10 @@ class ActivationRangeScan:
 class ActivationObserver:
     """Sees the outputs of every module of one layer; call ``close`` after the last window.
 
-    A module's output is kept under its short name, the layer's own under the empty one.
+    seen: by the module's short name; the layer's own output under the empty one.
     """
 
-    scan: ActivationRangeScan
+    ranges: ActivationRanges
     index: int
     prefix: str
     seen: dict[str, Tensor] = field(default_factory=dict)
@@ -48,13 +48,12 @@ class ActivationObserver:
         before = self.seen.get(module)
         self.seen[module] = largest if before is None else torch.maximum(before, largest)
 
-    def close(self) -> LayerReach:
-        """Record what this layer reaches."""
+    def close(self) -> ActivationRange:
+        """Record this layer's range."""
         largest, where = max(
             (float(value), (self.prefix + module).rstrip("."))
             for module, value in self.seen.items()
         )
         residual = float(self.seen.get("", torch.tensor(0.0)))
-        reach = LayerReach(residual, largest, where)
-        self.scan.layers[self.index] = reach
-        return reach
+        self.ranges.layers[self.index] = ActivationRange(residual, largest, where)
+        return self.ranges.layers[self.index]

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gemquant.core.progress import Progress
 from gemquant.core.protocols import PackedSource, RowSource, Weights
 from gemquant.errors import CalibrationError
+from gemquant.models.architecture import layer_parameters
 from gemquant.models.skeleton import Skeleton
-from gemquant.models.structure import EMBEDDING
+from gemquant.models.structure import EMBEDDING, layer_prefix
 
 TOKENS_AT_ONCE = 1024
 ROWS_AT_ONCE = 8192
@@ -83,6 +85,24 @@ def layer_weights(
     return {
         name: weights.tensor(prefix + name, torch.float32).to(skeleton.device) for name in names
     }
+
+
+def stream_layers(
+    stream: Stream, weights: Weights, progress: Progress, task: str, *, layers: int | None = None
+) -> Iterator[tuple[int, Mapping[str, Tensor]]]:
+    """Advance a stream layer by layer; yield each layer's index and parameters by short name.
+
+    What is done with a layer happens before the next is asked for, and counts towards the
+    progress of ``task``. layers: how many; by default all.
+    """
+    count = stream.skeleton.layers if layers is None else layers
+    progress.start(task, count)
+    for index in range(count):
+        names = layer_parameters(weights.config, index)
+        parameters = layer_weights(weights, layer_prefix(index), names, stream.skeleton)
+        stream.advance(index, parameters)
+        yield index, parameters
+        progress.advance(task)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from gemquant.calibration.activation_range import ActivationRangeScan
+from gemquant.calibration.activation_range import ActivationRanges
 from gemquant.calibration.statistics import StatisticsGatherer
 from gemquant.calibration.stream import (
     ROWS_AT_ONCE,
@@ -18,8 +18,7 @@ from gemquant.calibration.stream import (
     layer_weights,
 )
 from gemquant.calibration.windows import TokenWindows
-from gemquant.core.protocols import Block, Statistics, Weights
-from gemquant.core.results import LayerReach
+from gemquant.core.protocols import ActivationRange, Block, Statistics, Weights
 from gemquant.errors import CalibrationError
 from gemquant.models.architecture import layer_structure
 from gemquant.models.skeleton import Skeleton
@@ -62,7 +61,7 @@ class Trace:
         self._held = held or calibration is not None
         self._stream: Stream | None = None
         self._first = 0
-        self.scan = ActivationRangeScan()
+        self.activation_ranges = ActivationRanges()
 
     @property
     def layers(self) -> int:
@@ -74,10 +73,12 @@ class Trace:
         """What is behind the last block, (windows, tokens, hidden); None without calibration."""
         return None if self._stream is None else self._stream.hidden
 
-    def go_on(self, finished: int, hidden: Tensor | None, reach: Mapping[int, LayerReach]) -> None:
+    def go_on(
+        self, finished: int, hidden: Tensor | None, ranges: Mapping[int, ActivationRange]
+    ) -> None:
         """Leave out the first layers, of which an earlier run has told this much."""
         self._first = finished
-        self.scan.layers |= reach
+        self.activation_ranges.layers |= ranges
         if hidden is not None:
             self._stream = Stream(self._skeleton, hidden.to(self._skeleton.device))
 
@@ -93,7 +94,7 @@ class Trace:
             if self._held:
                 weights = layer_weights(self._weights, prefix, names, self._skeleton)
             statistics: dict[str, Statistics] = {}
-            reach: LayerReach | None = None
+            activation_range: ActivationRange | None = None
             if self._stream is not None:
                 gatherers = {
                     group.linears[0]: StatisticsGatherer(
@@ -104,7 +105,7 @@ class Trace:
                     )
                     for group in structure.groups
                 }
-                observer = self.scan.observer(index, prefix)
+                observer = self.activation_ranges.observer(index, prefix)
                 with self._skeleton.observing(index, inputs=gatherers, outputs=observer):
                     self._stream.advance(index, weights)
                 self._require_finite(prefix)
@@ -113,9 +114,11 @@ class Trace:
                     statistics |= dict.fromkeys(group.linears, shared)
                     # What gate and up produce together is the output of no module.
                     observer(f"{group.linears[0]} (input)", shared.max_abs)
-                reach = observer.close()
+                activation_range = observer.close()
                 del gatherers, observer, shared
-            yield Block(index, prefix, structure, weights, statistics, reach, packed=unheld)
+            yield Block(
+                index, prefix, structure, weights, statistics, activation_range, packed=unheld
+            )
             del weights, statistics
 
     def table_runs(self, name: str) -> int:

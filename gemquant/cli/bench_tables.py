@@ -9,8 +9,7 @@ from gemquant.cli.render import counted, print_json, print_tables, table
 from gemquant.core.resources import human_bytes
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from gemquant.core.tables import Table
     from gemquant.measure.bench.compare import Comparison
     from gemquant.measure.bench.document import Benchmark, Row, Spread
     from gemquant.measure.bench.measure import Measurement

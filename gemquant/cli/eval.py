@@ -1,8 +1,8 @@
-"""``gemquant eval``: measure finished artifacts against their original again."""
+"""``gemquant eval``: compare quantized artifacts with the original model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,57 +23,68 @@ from gemquant.cli.settings import problems_of, setting, threads_of
 from gemquant.errors import ProblemCollector, refuse
 
 if TYPE_CHECKING:
-    from gemquant.cli.eval_request import EvaluationText
+    from gemquant.calibration.suites import SuiteText
     from gemquant.core.artifact import Artifact
     from gemquant.core.artifact.evaluation import EvaluationDocument
     from gemquant.core.progress import Progress
+    from gemquant.core.protocols import Weights
     from gemquant.core.recipe import Recipe
-    from gemquant.formats.checkpoint import Checkpoint
-    from gemquant.measure.quality.measure import Measured
-    from gemquant.measure.quality.native import NativeRuntime
+    from gemquant.measure.quality.evaluation import EvaluationRequest
+    from gemquant.rockchip.board.rkllm import Board
 
-PROMPT = "The capital of France is"
+SETTINGS = (
+    *("against", "eval_windows", "eval_slices", "seq_len", "seed", "device", "dtype"),
+    *("native", "by_layer"),
+)
+"""Flags that are fields of the request, by the same names."""
 
 
 class EvalCommand(click.Command):
-    """Measure again, with the settings of the artifacts' recipe unless others are given."""
+    """Measure, with the settings of the artifacts' recipe unless others are given."""
 
     def invoke(self, ctx: click.Context) -> None:
         """Run the command."""
-        from gemquant.cli import eval_plan, evaluation_tables, render
-        from gemquant.cli.eval_request import (
-            asked_suite,
-            name_problems,
-            shared_recipe,
-        )
+        from gemquant.cli import evaluation_tables, render
         from gemquant.core.artifact import Artifact
         from gemquant.core.artifact.evaluation import EvaluationDocument
         from gemquant.core.artifact.staged_files import document_problems, write_document
+        from gemquant.measure.quality.evaluation import (
+            Evaluation,
+            EvaluationRequest,
+            name_problems,
+        )
         from gemquant.rockchip.board.rkllm import prepared_problems
 
-        given = ctx.params
-        threads = threads_of(given, problems_of(ctx))
+        flags = ctx.params
+        output: Path | None = flags["output"]
+        threads = threads_of(flags, problems_of(ctx))
         refuse(problems_of(ctx))
-        refuse(prepared_problems(given["artifacts"]))
+        refuse(prepared_problems(flags["artifacts"]))
         problems = ProblemCollector()
-        opened = [problems.attempt(partial(Artifact.open, path)) for path in given["artifacts"]]
-        problems += document_problems(given["output"], EvaluationDocument)
-        problems.attempt(lambda: asked_suite(given))
+        opened = [problems.attempt(partial(Artifact.open, path)) for path in flags["artifacts"]]
+        problems += document_problems(output, EvaluationDocument)
+        suite = problems.attempt(lambda: _suite(flags))
         artifacts = [each.value for each in opened if each.succeeded]
-        problems += [*name_problems(artifacts), *board_problems(artifacts, given)]
-        shared = problems.attempt(partial(shared_recipe, artifacts, given))
-        problems.attempt(lambda: refuse(shared.value.problems()))
+        problems += [*name_problems(artifacts), *board_problems(artifacts, flags)]
+        request = problems.attempt(
+            lambda: EvaluationRequest(suite=suite.value, **{name: flags[name] for name in SETTINGS})
+        )
+        recipe = problems.attempt(lambda: request.value.recipe(artifacts))
+        problems.attempt(lambda: refuse(recipe.value.problems()))
         problems.refuse()
-        recipe = shared.value
-        if given["dry_run"]:
-            planned = eval_plan.evaluation_plan(artifacts, recipe, given)
-            eval_plan.print_plan(planned, as_json=given["as_json"])
+        if flags["dry_run"]:
+            evaluation = Evaluation.open(artifacts, request.value, _on_device(recipe.value))
+            plan = evaluation_tables.plan(evaluation, flags["board"], output)
+            evaluation_tables.print_plan(plan, as_json=flags["as_json"])
             return
-        with reporter(quiet=given["quiet"]) as progress:
-            document = measure_artifacts(artifacts, recipe, given, threads, progress)
-        if given["output"] is not None:
-            write_document(given["output"], document)
-        if given["as_json"]:
+        with reporter(quiet=flags["quiet"]) as progress:
+            found = None if flags["board"] is None else connect(flags, progress)
+            document = measure_artifacts(
+                artifacts, request.value, recipe.value, threads, progress, board=found
+            )
+        if output is not None:
+            write_document(output, document)
+        if flags["as_json"]:
             render.print_json(document.model_dump(mode="json"))
         else:
             evaluation_tables.print_document(document)
@@ -81,109 +92,57 @@ class EvalCommand(click.Command):
 
 def measure_artifacts(
     artifacts: Sequence[Artifact],
+    request: EvaluationRequest,
     recipe: Recipe,
-    given: dict[str, Any],
     threads: int,
     progress: Progress,
+    *,
+    board: Board | None = None,
 ) -> EvaluationDocument:
-    """Measure artifacts of one recipe. given: the parameters of this command, by name."""
+    """Measure artifacts of one recipe on this machine, or on a board that was found."""
     import torch
 
-    import gemquant
-    from gemquant.cli.eval_request import evaluation_text, other_files
-    from gemquant.core.artifact.evaluation import EvaluationDocument
-    from gemquant.core.resources import require_device
-    from gemquant.formats.checkpoint import open_checkpoint
     from gemquant.measure.bench.machine import machine
-    from gemquant.measure.quality.records import artifact_evaluation, artifact_name, original_record
-    from gemquant.measure.quality.slices import level_evaluations
-    from gemquant.numerics.bootstrap import RESAMPLES
-    from gemquant.rockchip.bench import machine_of
-    from gemquant.rockchip.evaluate import measured_on_board, require_platforms
+    from gemquant.measure.quality.evaluation import Evaluation
 
-    require_device(recipe.device)
-    board = None if given["board"] is None else connect(given, progress)
-    if board is not None:
-        require_platforms(artifacts, board)
     torch.set_num_threads(threads)
     progress.note(f"opening {recipe.model}")
-    original = open_checkpoint(recipe.model, lora=recipe.lora)
-    text = evaluation_text(recipe, given, original)
-    for note in other_files(artifacts, original):
+    evaluation = Evaluation.open(artifacts, request, _on_device(recipe))
+    for note in evaluation.cautions():
         progress.note(note)
-    if board is not None:
-        measured = measured_on_board(
-            artifacts, board, original, text.slices, recipe, PROMPT, progress
-        )
+    if board is None:
+        subjects, fingerprint = evaluation.subjects(_open, progress), machine().fingerprint
     else:
-        measured = _measured(artifacts, recipe, given, original, text, progress)
-    return EvaluationDocument(
-        gemquant=gemquant.__version__,
-        suite=text.record,
-        original=original_record(original),
-        settings={
-            "dtype": recipe.dtype,
-            "device": recipe.device,
-            "seed": recipe.seed,
-            "resamples": RESAMPLES,
-        },
-        machine=(machine() if board is None else machine_of(board.survey)).fingerprint,
-        artifacts=tuple(
-            artifact_evaluation(
-                artifact, level_evaluations(artifact_name(artifact), each, seed=recipe.seed)
-            )
-            for artifact, each in zip(artifacts, measured, strict=True)
-        ),
+        from gemquant.rockchip.bench import machine_of
+        from gemquant.rockchip.evaluate import board_subjects
+
+        subjects = board_subjects(evaluation, board, progress)
+        fingerprint = machine_of(board.survey).fingerprint
+    return evaluation.run(subjects, machine=fingerprint, progress=progress)
+
+
+def _suite(flags: Mapping[str, Any]) -> SuiteText | None:
+    """The suite asked for, with the slices, windows and length asked for; None for the recipe's."""
+    from gemquant.calibration.suites import SuiteText
+
+    if flags["suite"] is None:
+        return None
+    return SuiteText.named(flags["suite"]).reduced(
+        slices=flags["eval_slices"], windows=flags["eval_windows"], seq_len=flags["seq_len"]
     )
 
 
-def _measured(
-    artifacts: Sequence[Artifact],
-    recipe: Recipe,
-    given: dict[str, Any],
-    original: Checkpoint,
-    text: EvaluationText,
-    progress: Progress,
-) -> list[Measured]:
-    """Measure artifacts whose weights are read back, and their runtimes where those are here."""
-    import torch
+def _on_device(recipe: Recipe) -> Recipe:
+    from gemquant.core.resources import require_device
 
+    require_device(recipe.device)
+    return recipe
+
+
+def _open(artifact: Artifact) -> Weights:
     from gemquant.convert.plugins import exporter
-    from gemquant.measure.quality.measure import Subject, measure
-    from gemquant.measure.quality.records import artifact_name
 
-    subjects = [
-        Subject(
-            artifact_name(each),
-            exporter(each.manifest.container).open(each.path),
-            partial(_runtime, each, original, recipe.device, progress) if given["native"] else None,
-        )
-        for each in artifacts
-    ]
-    return measure(
-        original,
-        subjects,
-        text.slices,
-        by_layer=given["by_layer"],
-        device=recipe.device,
-        compute_dtype=getattr(torch, recipe.dtype),
-        progress=progress,
-    )
-
-
-def _runtime(
-    artifact: Artifact, original: Checkpoint, device: str, progress: Progress
-) -> NativeRuntime:
-    """Load an artifact in the runtime it is made for, and let it continue a prompt."""
-    from gemquant.measure.quality.native import NativeRuntime
-
-    runtime = NativeRuntime.find(artifact.path, artifact.manifest.container, device=device)
-    if runtime.not_run is None:
-        tokenizer, bos = original.tokenizer(), original.config["bos_token_id"]
-        prompt = tokenizer.encode(PROMPT, add_special_tokens=False).ids
-        continued = tokenizer.decode(runtime.generate([bos, *prompt]))
-        progress.note(f"{runtime.runtime} continues {PROMPT!r} with {continued!r}")
-    return runtime
+    return exporter(artifact.manifest.container).open(artifact.path)
 
 
 command = EvalCommand(
@@ -199,24 +158,24 @@ command = EvalCommand(
         setting(
             "--against",
             metavar="MODEL",
-            instead="what the artifacts were made from",
+            instead="the model the artifacts were made from",
             help="The original.",
         ),
         setting(
             "--suite",
             metavar="default|long|multilingual|chat|code|FILE",
             instead="the text of the artifacts' own recipe",
-            help="Text to measure on: a suite's name, or a .txt or .jsonl file of your own.",
+            help="Text to measure on: a suite's name, or your own .txt or .jsonl file.",
             complete=complete_suite,
         ),
         document_flag("all figures, window by window,"),
         click.Option(
-            ["--dry-run"], is_flag=True, help="Say what would be measured; measure nothing."
+            ["--dry-run"], is_flag=True, help="Print what would be measured; measure nothing."
         ),
         click.Option(
             ["--by-layer"],
             is_flag=True,
-            help="Also measure each layer's own error, fed with the original's hidden states.",
+            help="Also measure each layer's own error, given the original's hidden states.",
         ),
         click.Option(
             ["--native/--no-native"],
@@ -230,13 +189,13 @@ command = EvalCommand(
         *machine_flags(inherited="the artifacts'"),
         *output_flags(),
     ],
-    help="""Measure artifacts against their original again.
+    help="""Compare quantized artifacts with the original model.
 
-    Streams the original and all artifacts, which were made from it, through the same evaluation
-    windows in one pass, and prints what was lost: level reference. The windows are those of the
-    artifacts' own certificates, or a suite's. Then each artifact is loaded, whole, in the runtime
-    that executes it, and measured on the same windows: level native. An RKLLM file can be run on
-    a board alone, and its weights cannot be read back: it has that level only.""",
+    Streams the original and all artifacts made from it through the same evaluation windows in one
+    pass and prints perplexity, KL divergence and top-1 agreement with 95 % intervals: level
+    reference. The windows are those of the artifacts' own certificates, or a suite's. Then loads
+    each artifact in the runtime it is made for and measures it on the same windows: level native.
+    RKLLM files run on a board only and cannot be read back, so they have level native alone.""",
     epilog="""\b
 Examples:
   gemquant eval gemma-2-2b-awq

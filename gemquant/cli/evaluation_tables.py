@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from gemquant.cli.render import print_tables, table
+from gemquant.cli.render import losses, print_json, print_tables, table
+from gemquant.core.resources import human_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
-    from rich.table import Table
-
+    from gemquant.core.artifact import Artifact
     from gemquant.core.artifact.evaluation import (
         ArtifactEvaluation,
         EvaluationDocument,
-        Interval,
         LayerErrors,
         LevelEvaluation,
-        SliceEvaluation,
     )
-
-LEGEND = "KL divergence in nats per token; [ ] is the 95 % interval over windows."
+    from gemquant.core.tables import Table
+    from gemquant.measure.quality.evaluation import Evaluation
 
 
 def print_document(document: EvaluationDocument) -> None:
@@ -32,40 +31,12 @@ def print_document(document: EvaluationDocument) -> None:
     for artifact in document.artifacts:
         for level in artifact.levels:
             print_tables("", *_level(artifact, level))
-    print_tables(LEGEND)
 
 
 def _level(artifact: ArtifactEvaluation, level: LevelEvaluation) -> Sequence[Table | str]:
-    title = f"{artifact.name}, level {level.level} ({level.runtime})"
-    if level.not_run is not None:
-        return [f"{title}: not run, {level.not_run}"]
-    numbers = ("tokens", "perplexity", "quantized", "KL mean", "KL 99 %", "top-1", "top-5")
-    losses = table("slice", *numbers, title=title, numbers=numbers)
-    for row in level.slices:
-        losses.add_row(
-            row.slice,
-            str(sum(row.windows.tokens)),
-            f"{row.perplexity_original.value:.3f}",
-            f"{row.perplexity_quantized.value:.3f}",
-            _figure(row, row.kl_mean, ".4f"),
-            f"{row.kl_p99.value:z.3f}",
-            f"{row.top1.value:.1%}",
-            f"{row.top5.value:.1%}",
-        )
-    parts: list[Table | str] = [losses]
-    if level.kl_from_reference is not None:
-        figure = f"{level.kl_from_reference.value:z.5f}"
-        parts.append(f"KL divergence of this level from level reference: {figure}.")
-    if level.layers_own:
-        parts += ["", _layers(level)]
-    return parts
-
-
-def _figure(row: SliceEvaluation, measured: Interval, form: str) -> str:
-    """Write a figure with its interval, which a window that stands alone does not have."""
-    # A divergence of nothing may come out a little below zero.
-    interval = f" [{measured.low:z{form}}, {measured.high:z{form}}]"
-    return f"{measured.value:z{form}}{interval if len(row.windows.tokens) > 1 else ''}"
+    size = f"{human_bytes(artifact.size_bytes)}, {artifact.bits_per_weight:.2f} bits per weight"
+    parts = losses([level], title=f"{artifact.name}: {size}; level {level.level}")
+    return [*parts, "", _layers(level)] if level.layers_own else parts
 
 
 def _layers(level: LevelEvaluation) -> Table:
@@ -88,3 +59,74 @@ def _worst(slices: Sequence[LayerErrors]) -> Sequence[tuple[float, float]]:
     relative = [max(layer) for layer in zip(*(each.relative for each in slices), strict=True)]
     cosine = [min(layer) for layer in zip(*(each.cosine for each in slices), strict=True)]
     return list(zip(relative, cosine, strict=True))
+
+
+# ---------------------------------------------------------------- gemquant eval --dry-run
+
+
+def plan(evaluation: Evaluation, board: str | None, output: Path | None) -> dict[str, Any]:
+    """Describe the windows, the levels, and what would compute them."""
+    from gemquant.measure.quality.evaluation import artifact_name
+
+    return {
+        "original": evaluation.original.ref,
+        "suite": evaluation.suite.model_dump(mode="json"),
+        "slices": [
+            {
+                "slice": each.name,
+                "windows": each.ids.shape[0],
+                "seq_len": each.ids.shape[1],
+                "tokens": each.ids.shape[0] * (each.ids.shape[1] - 1),
+            }
+            for each in evaluation.slices
+        ],
+        "artifacts": [
+            {
+                "name": artifact_name(each),
+                "path": str(each.path),
+                "levels": _levels(each, board, native=evaluation.request.native),
+            }
+            for each in evaluation.artifacts
+        ],
+        "output": None if output is None else str(output),
+    }
+
+
+def _levels(artifact: Artifact, board: str | None, *, native: bool) -> list[dict[str, str | None]]:
+    """Each level that would be in the document; ``not_run``: why it could not be measured."""
+    from gemquant.measure.quality.native import NativeRuntime
+
+    if board is not None:
+        return [{"level": "native", "runtime": f"librkllmrt at {board}", "not_run": None}]
+    levels: list[dict[str, str | None]] = [
+        {"level": "reference", "runtime": "torch", "not_run": None}
+    ]
+    if native:
+        runtime, not_run = NativeRuntime.available(artifact.manifest.container)
+        levels.append({"level": "native", "runtime": runtime, "not_run": not_run})
+    return levels
+
+
+def print_plan(plan: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print a plan as tables, or as one document."""
+    if as_json:
+        print_json(plan)
+        return
+    text = table("slice", "windows", "tokens each", "predicted", numbers=("windows", "predicted"))
+    for each in plan["slices"]:
+        text.add_row(*(str(each[key]) for key in ("slice", "windows", "seq_len", "tokens")))
+    levels = table("artifact", "level", "computed by")
+    for artifact in plan["artifacts"]:
+        for level in artifact["levels"]:
+            missing = level["not_run"]
+            runtime = level["runtime"] + (f": would not run, {missing}" if missing else "")
+            levels.add_row(artifact["name"], level["level"], runtime)
+    suite = plan["suite"]
+    print_tables(
+        f"Against {plan['original']}; text: {suite['name']}, version {suite['version']}.",
+        text,
+        "",
+        levels,
+        "",
+        "Nothing was measured (--dry-run).",
+    )

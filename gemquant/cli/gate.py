@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
     from gemquant.measure.gate.baseline import Baseline
     from gemquant.measure.gate.budget import Budgets
     from gemquant.measure.gate.verdict import Verdict
+    from gemquant.measure.quality.evaluation import EvaluationRequest
+
+
+FIRST_SUITE = "default"
+"""The suite of a baseline's first measurement."""
 
 
 class GateCommand(click.Command):
@@ -103,19 +109,55 @@ def _measured(
 ) -> list[EvaluationDocument]:
     """Measure artifacts as `gemquant eval` does, on what the baseline names."""
     from gemquant.cli.eval import measure_artifacts
-    from gemquant.cli.eval_request import name_problems, shared_recipe
-    from gemquant.cli.gate_request import measuring
     from gemquant.core.artifact import Artifact
+    from gemquant.measure.quality.evaluation import name_problems
 
     threads = threads_of(given, problems)
     refuse(problems)
     artifacts = [Artifact.open(path) for path in folders]
     refuse(name_problems(artifacts))
-    asked = measuring(baseline, [path.resolve().name for path in folders])
-    recipe = shared_recipe(artifacts, asked)
+    request = _request(baseline, [path.resolve().name for path in folders])
+    recipe = request.recipe(artifacts)
     refuse(recipe.problems())
     with reporter(quiet=given["quiet"]) as progress:
-        return [measure_artifacts(artifacts, recipe, asked, threads, progress)]
+        return [measure_artifacts(artifacts, request, recipe, threads, progress)]
+
+
+def _request(baseline: Baseline | None, names: Sequence[str]) -> EvaluationRequest:
+    """The request that measures what a baseline holds.
+
+    names: of the artifacts; those that the baseline does not hold are measured like its first one.
+    Without a baseline: the default suite, and the settings of the artifacts' own recipe.
+    """
+    from gemquant.calibration.suites import SuiteText
+    from gemquant.measure.quality.evaluation import RECIPE, EvaluationRequest
+
+    if baseline is None:
+        return EvaluationRequest(suite=SuiteText.named(FIRST_SUITE))
+    entries = [each for each in baseline.artifacts if each.name in names] or baseline.artifacts[:1]
+    levels = [
+        level for each in entries for level in each.evaluation.levels if level.not_run is None
+    ]
+    # Level reference is of the whole suite; a runtime may have been measured on less.
+    slices = next((each.slices for each in levels if each.level == "reference"), levels[0].slices)
+    windows, seq_len = slices[0].window_count, slices[0].seq_len
+    chosen = tuple(each.slice for each in slices)
+    suite = None
+    if baseline.suite.name != RECIPE:
+        suite = SuiteText.named(baseline.suite.name).reduced(
+            slices=chosen, windows=windows, seq_len=seq_len
+        )
+    settings: Mapping[str, Any] = entries[0].settings
+    return EvaluationRequest(
+        suite=suite,
+        eval_windows=windows,
+        eval_slices=chosen,
+        seq_len=seq_len,
+        seed=settings.get("seed"),
+        device=settings.get("device"),
+        dtype=settings.get("dtype"),
+        native=any(each.level == "native" for each in levels),
+    )
 
 
 def _name_problems(documents: list[EvaluationDocument]) -> list[GemquantError]:

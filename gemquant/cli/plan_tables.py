@@ -6,8 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
 from gemquant.cli.render import (
     counted,
     fact_table,
@@ -15,11 +13,12 @@ from gemquant.cli.render import (
     named,
     print_json,
     print_tables,
-    scheme_words,
     table,
 )
 from gemquant.core.protocols import QuantizedSpec
 from gemquant.core.resources import human_bytes
+from gemquant.core.scheme import describe
+from gemquant.core.tables import Table
 from gemquant.core.weights import BlockScheme
 
 if TYPE_CHECKING:
@@ -100,4 +99,4 @@ def _schemes(planned: JobPlan) -> Mapping[str, int]:
     """Count the layers of each scheme, by the scheme's words."""
     layout = planned.header.layout
     specs = (layout[name] for name in planned.quantized)
-    return Counter(scheme_words(spec.scheme) for spec in specs if isinstance(spec, QuantizedSpec))
+    return Counter(describe(spec.scheme) for spec in specs if isinstance(spec, QuantizedSpec))

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich import table as rich_table
 from rich.console import Console
-from rich.table import Table
 
 from gemquant.core.resources import human_bytes
-from gemquant.core.scheme import INTEGER, PER_CHANNEL, Scheme, describe
+from gemquant.core.scheme import describe
+from gemquant.core.tables import Column, Table
+from gemquant.core.tables import counted as counted  # noqa: PLC0414 - for the other tables
 
 if TYPE_CHECKING:
-    from gemquant.core.artifact import Artifact, CertificateRecord, Manifest
-    from gemquant.core.artifact.certificates import MeasurementRecord, SliceRecord
+    from gemquant.core.artifact import Artifact, LevelEvaluation, Manifest
 
 MATRICES_NAMED = 4
+WIDTH = 120
 
 
 def print_json(document: Any) -> None:
@@ -26,39 +28,50 @@ def print_json(document: Any) -> None:
 
 
 def print_tables(*parts: Table | str) -> None:
-    """Print tables and lines; 100 columns where stdout is no terminal."""
+    """Print tables and lines; 120 columns where stdout is no terminal."""
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
-        console.width = 100
+        console.width = WIDTH
     with console.capture() as printed:
         for part in parts:
-            console.print(part, soft_wrap=isinstance(part, str))
+            if isinstance(part, str):
+                console.print(part, soft_wrap=True)
+            else:
+                console.print(_rich(part))
     click.echo("\n".join(line.rstrip() for line in printed.get().splitlines()))
 
 
-def table(*columns: str, title: str | None = None, numbers: Sequence[str] = ()) -> Table:
-    """Make a plain table; columns named in ``numbers`` are aligned to the right."""
-    made = Table(
-        title=title,
+def _rich(table: Table) -> rich_table.Table:
+    """A plain table; numbers are aligned to the right."""
+    drawn = rich_table.Table(
+        title=table.title,
         title_justify="left",
         title_style="bold",
         box=None,
         pad_edge=False,
         padding=(0, 2, 0, 0),
+        show_header=table.show_header,
     )
-    for column in columns:
-        right = column in numbers
-        made.add_column(
-            column, justify="right" if right else "left", no_wrap=right, overflow="fold"
+    for column in table.columns:
+        drawn.add_column(
+            column.name,
+            justify="right" if column.numeric else "left",
+            no_wrap=column.numeric,
+            overflow="fold",
         )
-    return made
+    for row in table.rows:
+        drawn.add_row(*(cell.text for cell in row))
+    return drawn
+
+
+def table(*names: str, title: str | None = None, numbers: Sequence[str] = ()) -> Table:
+    """Make a table; columns named in ``numbers`` are numeric."""
+    return Table([Column(name, numeric=name in numbers) for name in names], title=title)
 
 
 def fact_table() -> Table:
-    """A table of what is what, without a head."""
-    facts = table("", "")
-    facts.show_header = False
-    return facts
+    """A table of names and values, without a head."""
+    return Table([Column(""), Column("")], show_header=False)
 
 
 # ---------------------------------------------------------------- artifacts
@@ -85,53 +98,31 @@ def artifact(made: Artifact, *, as_json: bool) -> None:
         print_tables(f"{made.path}", *_facts(made.manifest), "")
         print_certificates(made.manifest.certificates)
         if not made.manifest.certificates:
-            print_tables("No certificate: it was not asked for.")
+            print_tables("No certificate (--no-eval).")
 
 
-def print_certificates(records: Sequence[CertificateRecord]) -> None:
+def print_certificates(levels: Sequence[LevelEvaluation]) -> None:
     """Print a table per level; the corners of an emulation's bracket are one table."""
     from gemquant.core.artifact import emulated_corners
 
-    corners = emulated_corners(records)
-    for record in records:
-        if record not in corners:
-            print_tables(*certificate(record), "")
-    if corners:
-        print_tables(*_bracket(corners), "")
+    corners = emulated_corners(levels)
+    for level in levels:
+        if level not in corners:
+            print_tables(*losses([level], title=f"Certificate, level {level.level}"), "")
+    if corners and (first := corners[0].emulation):
+        title = f"Certificate, level emulated, {first.dtype}, not the device"
+        print_tables(*losses(corners, title=title), "")
 
 
-def _bracket(corners: Sequence[CertificateRecord]) -> list[Table | str]:
-    """Lay out a bracket: a row per corner and slice."""
-    first = corners[0].emulation
-    assert first is not None
-    numbers = ("perplexity", "quantized", "KL mean", "KL 99.9 %", "top-1 same")
-    title = f"Certificate, level emulated: {first.dtype}, not the device"
-    words = ("smoothing", "activations", "head", "slice")
-    losses = table(*words, *numbers, title=title, numbers=numbers)
-    for each in corners:
-        assert each.emulation is not None
-        for row in each.slices:
-            losses.add_row(
-                "yes" if each.emulation.smoothing else "no",
-                each.emulation.activations,
-                each.emulation.head,
-                *_losses(row),
-            )
-    return [losses, _LEGEND, f"{corners[0].runtime}; the others likewise."]
+def losses(levels: Sequence[LevelEvaluation], *, title: str) -> list[Table | str]:
+    """Lay out what was lost, at one level or in a bracket; title: without the runtime."""
+    from gemquant.core.artifact.losses import from_reference, legend, loss_table
 
-
-_LEGEND = "KL divergence in nats per token; ± is the standard error over windows."
-
-
-def _losses(row: SliceRecord) -> Iterator[str]:
-    """A slice's name, and each figure ± its standard error."""
-    alone = row.windows == 1
-    yield row.slice
-    yield f"{row.perplexity_original.value:.3f}"
-    yield f"{row.perplexity_quantized.value:.3f}"
-    yield _figure(row.kl_mean, ".4f", alone=alone)
-    yield _figure(row.kl_p999, ".3f", alone=alone)
-    yield _figure(row.top1_agreement, ".2%", alone=alone)
+    title = f"{title} ({levels[0].runtime}{'; the others likewise' if len(levels) > 1 else ''})"
+    if levels[0].not_run is not None:
+        return [f"{title}: not run, {levels[0].not_run}"]
+    distance = from_reference(levels[0])
+    return [loss_table(levels, title=title), legend(levels), *([distance] if distance else [])]
 
 
 def _facts(manifest: Manifest) -> list[Table | str]:
@@ -142,7 +133,7 @@ def _facts(manifest: Manifest) -> list[Table | str]:
     for scheme in quantization.schemes:
         facts.add_row(
             quantization.quantizer,
-            f"{scheme_words(scheme)}: {counted(len(scheme.modules), 'layer')}",
+            f"{describe(scheme)}: {counted(len(scheme.modules), 'layer')}",
         )
     if quantization.unquantized and quantization.schemes:
         facts.add_row("kept", f"{named(quantization.unquantized)} in {quantization.float_dtype}")
@@ -202,49 +193,8 @@ def named(matrices: Sequence[str]) -> str:
     return ", ".join(matrices) if len(matrices) <= MATRICES_NAMED else f"{len(matrices)} matrices"
 
 
-def counted(count: int, noun: str) -> str:
-    """Write a number of things."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
 def _origin(manifest: Manifest) -> str:
     source = manifest.source
     revision = f" at {source.revision}" if source.revision else ""
     base = f", from {manifest.base_model}" if manifest.base_model not in {None, source.ref} else ""
     return f"{source.ref}{revision}{base} ({manifest.architecture})"
-
-
-def scheme_words(scheme: Scheme) -> str:
-    """Name a scheme in words."""
-    if scheme.codes != INTEGER:
-        return describe(scheme)
-    groups = (
-        "one scale per row"
-        if scheme.group_size == PER_CHANNEL
-        else f"groups of {scheme.group_size}"
-    )
-    return f"{scheme.bits} bits, {groups}, {'symmetric' if scheme.symmetric else 'zero points'}"
-
-
-def certificate(record: CertificateRecord) -> list[Table | str]:
-    """Lay out what was lost, at one level: a row per slice, each figure ± its standard error."""
-    title = f"Certificate, level {record.level} ({record.runtime})"
-    if record.not_run is not None:
-        return [f"{title}: not run, {record.not_run}"]
-    numbers = ("tokens", "perplexity", "quantized", "KL mean", "KL 99.9 %", "top-1 same")
-    losses = table("slice", *numbers, title=title, numbers=numbers)
-    for row in record.slices:
-        name, *figures = _losses(row)
-        losses.add_row(name, str(row.tokens), *figures)
-    parts: list[Table | str] = [losses, _LEGEND]
-    if record.kl_from_reference is not None:
-        figure = _figure(record.kl_from_reference, ".5f", alone=False)
-        parts.append(f"KL divergence of this level from level reference: {figure}.")
-    return parts
-
-
-def _figure(measured: MeasurementRecord, form: str, *, alone: bool) -> str:
-    """Write a figure with its standard error, which a window that stands alone does not have."""
-    error = "" if alone else f" ± {measured.standard_error:{form}}"
-    # A divergence of nothing may come out a little below zero.
-    return f"{measured.value:z{form}}{error}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,22 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gemquant.calibration.activation_range import ActivationRangeScan
+from gemquant.calibration.activation_range import ActivationRanges
 from gemquant.calibration.stream import ROWS_AT_ONCE
-from gemquant.calibration.windows import TokenWindows, stream_digest
+from gemquant.calibration.windows import TokenWindows
 from gemquant.convert.manifest_facts import calibration_record, library_versions, source_record
 from gemquant.convert.plan import SMALL_FILES_BYTES, JobPlan
 from gemquant.convert.resume import Unfinished
 from gemquant.core.artifact import (
-    ActivationRange,
+    ActivationRangeRecord,
     Fallback,
     Manifest,
-    certificate_record,
+    finalize,
     quantization_record,
-    seal,
     staged,
 )
+from gemquant.core.artifact.evaluation import LevelEvaluation, SliceEvaluation
 from gemquant.core.protocols import (
+    FLOAT16_LIMIT,
     Block,
     QuantizedSpec,
     QuantizedWeight,
@@ -36,7 +37,6 @@ from gemquant.core.protocols import (
     RowSource,
     Writer,
 )
-from gemquant.core.results import FLOAT16_LIMIT, Certificate, SliceResult
 from gemquant.core.weights import ChunkedWeight, QuantizedRows, Stackable
 from gemquant.errors import OutputError
 from gemquant.formats.checkpoint import Checkpoint
@@ -182,11 +182,10 @@ class Production:
 
     def close(
         self,
-        slices: Sequence[SliceResult],
-        evaluation: Sequence[TokenWindows],
+        slices: tuple[SliceEvaluation, ...],
         *,
         calibration: TokenWindows | None,
-        scan: ActivationRangeScan,
+        ranges: ActivationRanges,
     ) -> None:
         """Write everything beside the weights: configuration, tokenizer, manifest, card."""
         config = self._writer.finish()
@@ -194,18 +193,10 @@ class Production:
             self._write_beside(config)
         # A folder that its own reader cannot open must never get its final name.
         self.plan.job.exporter.open(self._folder)
-        certificates = []
-        if evaluation:
-            certificates.append(
-                Certificate(
-                    level="reference",
-                    runtime=reference_runtime(self._skeleton),
-                    slices=slices,
-                    token_stream=stream_digest([windows.ids for windows in evaluation]),
-                )
-            )
-        manifest = self._manifest(certificates, calibration, scan)
-        seal(self._folder, manifest, original_card=self._checkpoint.provenance.card)
+        runtime = reference_runtime(self._skeleton)
+        certificate = LevelEvaluation(level="reference", runtime=runtime, slices=slices)
+        manifest = self._manifest((certificate,) if slices else (), calibration, ranges)
+        finalize(self._folder, manifest, original_card=self._checkpoint.provenance.card)
 
     def _write_beside(self, config: Mapping[str, Any]) -> None:
         origin = self.plan.header.origin
@@ -240,12 +231,12 @@ class Production:
 
     def _manifest(
         self,
-        certificates: Sequence[Certificate],
+        certificates: tuple[LevelEvaluation, ...],
         calibration: TokenWindows | None,
-        scan: ActivationRangeScan,
+        ranges: ActivationRanges,
     ) -> Manifest:
         checkpoint, job = self._checkpoint, self.plan.job
-        largest, where = scan.worst()
+        largest, where = ranges.worst()
         return Manifest(
             container=job.exporter.name,
             architecture=checkpoint.config["model_type"],
@@ -267,11 +258,11 @@ class Production:
                 for name in each.names
             ),
             calibration=calibration_record(calibration if job.quantizer.needs else None),
-            activation_range=ActivationRange(
+            activation_range=ActivationRangeRecord(
                 largest=largest, where=where, fits_float16=largest < FLOAT16_LIMIT
             )
             if where and job.quantizer.needs
             else None,
-            certificates=tuple(map(certificate_record, certificates)),
+            certificates=certificates,
             libraries={**library_versions(), "gemquant-kernels": native.version()},
         )

@@ -18,9 +18,9 @@ from gemquant.convert.job import Production, producing
 from gemquant.convert.plan import Job, JobPlan, plan
 from gemquant.convert.resume import Resumption, RunState, Unfinished, unfinished
 from gemquant.core.artifact import Artifact, read_manifest
+from gemquant.core.artifact.evaluation import SliceEvaluation
 from gemquant.core.progress import Progress, Silence
 from gemquant.core.protocols import Resumable
-from gemquant.core.results import SliceResult
 from gemquant.errors import CalibrationError
 from gemquant.formats.checkpoint import Checkpoint
 from gemquant.measure.quality.streams import EvaluationStreams, final_norm, head_table
@@ -93,7 +93,7 @@ def run(
                 if streams is not None:
                     streams.candidates[number].advance(block.index, production.decoded(stored))
                 del stored
-            if streams is not None and streams.original is not None:
+            if streams is not None:
                 streams.original.advance(block.index, block.weights)
             progress.advance("quantizing layers")
             finished = block.index + 1
@@ -103,16 +103,16 @@ def run(
         for production in productions:
             production.write_final_norm()
         _write_table(HEAD, productions, trace, progress)
-        results: list[list[SliceResult]] = [[] for _ in productions]
+        results: list[tuple[SliceEvaluation, ...]] = [() for _ in productions]
         if streams is not None:
             progress.note("comparing predictions")
             original, *candidates = streams.predictors(
                 [(final_norm(checkpoint, skeleton), head_table(checkpoint, skeleton))]
                 + [(made.final_norm(), made.head_table()) for made in productions]
             )
-            results = streams.score(original, candidates)
+            results = streams.score(original, candidates, seed=jobs[0].recipe.seed)
         for production, slices in zip(productions, results, strict=True):
-            production.close(slices, evaluation, calibration=calibration, scan=trace.scan)
+            production.close(slices, calibration=calibration, ranges=trace.activation_ranges)
     # Every file was hashed as it was sealed; only what stands in the manifest is read again.
     return [Artifact(job.out, read_manifest(job.out)) for job in jobs]
 
@@ -148,7 +148,7 @@ def _begin(
     trace.go_on(state.layers, state.hidden.get(CALIBRATION), state.reach)
     if streams is not None:
         candidates = [state.hidden[f"{CANDIDATE}{n}"] for n in range(len(productions))]
-        streams.go_on(state.hidden[ORIGINAL], candidates)
+        streams.resume(state.hidden[ORIGINAL], candidates)
     return state.layers
 
 
@@ -163,12 +163,12 @@ def _keep(
     if kept is None or not kept.due():
         return
     hidden = {CALIBRATION: trace.hidden} if trace.hidden is not None else {}
-    if streams is not None and streams.original is not None:
+    if streams is not None:
         hidden[ORIGINAL] = streams.original.hidden
         hidden |= {f"{CANDIDATE}{n}": each.hidden for n, each in enumerate(streams.candidates)}
     for production in productions:
         production.flush()
-    kept.save(RunState(finished, hidden, trace.scan.layers))
+    kept.save(RunState(finished, hidden, trace.activation_ranges.layers))
 
 
 # ---------------------------------------------------------------- tables, statistics

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from gemquant.core.artifact.staging import flush, make_folder, make_parents, scratch_of, tree_bytes
 from gemquant.core.progress import Progress
+from gemquant.core.protocols import ActivationRange
 from gemquant.core.resources import human_bytes
-from gemquant.core.results import LayerReach
 from gemquant.errors import GemquantError, OutputError
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class RunState:
 
     layers: int
     hidden: Mapping[str, Tensor]
-    reach: Mapping[int, LayerReach] = field(default_factory=dict)
+    reach: Mapping[int, ActivationRange] = field(default_factory=dict)
 
     def write(self, path: Path, identity: str) -> None:
         """Write a file that is whole or absent."""
@@ -95,7 +95,7 @@ class RunState:
                 return cls(
                     int(facts["layers"]),
                     {name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118
-                    {int(n): LayerReach(**each) for n, each in reach.items()},
+                    {int(n): ActivationRange(**each) for n, each in reach.items()},
                 )
         except FileNotFoundError:
             return None

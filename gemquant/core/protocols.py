@@ -22,7 +22,6 @@ from gemquant.errors import GemquantError
 if TYPE_CHECKING:
     from torch import Tensor, dtype
 
-    from gemquant.core.results import LayerReach
     from gemquant.formats.source_model import Origin
     from gemquant.models.structure import LayerStructure
 
@@ -125,6 +124,28 @@ class PackedSource(Protocol):
         """Rows as they are stored, (rows, bytes) uint8, if that is ggml's format ``kind``."""
 
 
+FLOAT16_LIMIT = 65504.0
+"""The largest float16."""
+
+
+@dataclass(frozen=True)
+class ActivationRange:
+    """How large one layer's activations become: absolute values over all calibration tokens.
+
+    residual: of the residual stream, the layer's own output. largest: of that and of every
+    module's output and linear's input inside the layer. where: the module of the largest.
+    """
+
+    residual: float
+    largest: float
+    where: str
+
+    @property
+    def fits_float16(self) -> bool:
+        """Whether float16 holds all of it."""
+        return self.largest < FLOAT16_LIMIT
+
+
 @dataclass(frozen=True)
 class Block:
     """One decoder layer, with the statistics of its inputs; or some rows of embedding or head.
@@ -134,7 +155,7 @@ class Block:
         them in memory they are read anew each time: ``rows`` then holds the least.
     statistics: linear's short module name (``self_attn.q_proj``) → its input's statistics;
         linears that read the same input share one object.
-    reach: how large the layer's activations become; None without calibration.
+    activation_range: how large the layer's activations become; None without calibration.
     shared: results that another job may want of the same block; forgotten with it.
     packed: where the weights come from, by short name, if it may hold them quantized.
     """
@@ -144,7 +165,7 @@ class Block:
     structure: LayerStructure
     weights: Mapping[str, Tensor]
     statistics: Mapping[str, Statistics]
-    reach: LayerReach | None = None
+    activation_range: ActivationRange | None = None
     shared: dict[Hashable, Any] = field(default_factory=dict)
     packed: PackedSource | None = None
 

@@ -13,9 +13,13 @@ from pathlib import Path
 
 from gemquant.core.artifact import MANIFEST_FILE, SIGNATURE_FILE, Manifest, read_manifest
 from gemquant.core.artifact.card import CARD_FILE, Later, inherited_again, render_card
-from gemquant.core.artifact.content import ABOUT_FILES, EVALUATION_FILE, TASKS_FILE
+from gemquant.core.artifact.finalize import (
+    ABOUT_FILES,
+    EVALUATION_FILE,
+    TASKS_FILE,
+    with_updated_files,
+)
 from gemquant.core.artifact.finalize import file_problems as changed_files
-from gemquant.core.artifact.finalize import resealed
 from gemquant.core.artifact.staged_files import file_problems, staged_files
 from gemquant.errors import ArtifactError, OutputError, refuse
 from gemquant.publish.measured import shown_evaluation
@@ -58,17 +62,17 @@ def make_card(artifact: Path, *, evaluation: Path | None = None, tasks: Path | N
             continue
         content, section = show(document or artifact / name, manifest)
         later.append(section)
-        if document is not None and resealed(manifest, {name: content}) != manifest:
+        if document is not None and with_updated_files(manifest, {name: content}) != manifest:
             changed[name] = content
     text = render_card(
-        resealed(manifest, changed),
+        with_updated_files(manifest, changed),
         inherited=inherited_again(old.decode(errors="replace")),
         later=later,
     )
     if text.encode() != old:
         changed[CARD_FILE] = text.encode()
     if changed:
-        changed[MANIFEST_FILE] = resealed(manifest, changed).to_json()
+        changed[MANIFEST_FILE] = with_updated_files(manifest, changed).to_json()
     return Card(artifact, manifest, text, changed)
 
 

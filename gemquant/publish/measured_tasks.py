@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from gemquant.core.artifact import Manifest
 from gemquant.core.artifact.card import Later, card_environment, card_template
-from gemquant.core.artifact.card_metrics import rounded
-from gemquant.core.artifact.content import content_digest
+from gemquant.core.artifact.finalize import content_digest
+from gemquant.core.artifact.losses import rounded
 from gemquant.measure.tasks.document import (
     Drop,
     TaskResult,

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from gemquant.core.options import option
-from gemquant.core.protocols import Block, Container
-from gemquant.core.results import FLOAT16_LIMIT, LayerReach
+from gemquant.core.protocols import FLOAT16_LIMIT, ActivationRange, Block, Container
 from gemquant.errors import GemquantError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -48,19 +47,19 @@ class Cast:
 
     def quantize(self, block: Block, container: Container) -> Mapping[str, Tensor]:  # noqa: ARG002
         """Change nothing; refuse a layer whose activations overflow in the type."""
-        reach = block.reach
-        if self.dtype == "float16" and not self.allow_overflow and reach is not None:
-            _refuse_overflow(block.prefix.rstrip("."), reach)
+        seen = block.activation_range
+        if self.dtype == "float16" and not self.allow_overflow and seen is not None:
+            _refuse_overflow(block.prefix.rstrip("."), seen)
         return {}
 
 
-def _refuse_overflow(layer: str, reach: LayerReach) -> None:
-    if reach.fits_float16:
+def _refuse_overflow(layer: str, seen: ActivationRange) -> None:
+    if seen.fits_float16:
         return
     raise UnsupportedError(
         f"{layer} overflows in float16, which ends at {FLOAT16_LIMIT:,.0f}: its residual stream "
-        f"reaches {reach.residual:,.0f} on the calibration text, its largest activation "
-        f"{reach.largest:,.0f}, at {reach.where}.",
+        f"reaches {seen.residual:,.0f} on the calibration text, its largest activation "
+        f"{seen.largest:,.0f}, at {seen.where}.",
         hint="Use --dtype bfloat16; or --allow-overflow, if the runtime computes in bfloat16 or "
         "float32.",
     )

@@ -17,12 +17,12 @@ from gemquant.convert.estimate.npu import linear_bytes, stored_bytes
 from gemquant.convert.manifest_facts import calibration_record, library_versions, source_record
 from gemquant.core.artifact import (
     CallRecord,
-    CertificateRecord,
     ConversionRecord,
     Manifest,
     SmoothingRecord,
     quantization_record,
 )
+from gemquant.core.artifact.evaluation import LevelEvaluation
 from gemquant.core.protocols import Layout, PlainSpec, QuantizedSpec
 from gemquant.core.recipe import Recipe
 from gemquant.core.targets.toolkit import load_toolkit
@@ -120,7 +120,7 @@ def rkllm_manifest(
     file_bytes: int,
     windows: TokenWindows | None,
     smoothing: SmoothingRecord | None,
-    certificates: tuple[CertificateRecord, ...],
+    certificates: tuple[LevelEvaluation, ...],
 ) -> Manifest:
     """Describe a converted file. windows: what codes or scales made here were calibrated on."""
     least, most = size_range(conversion, checkpoint.config)

@@ -15,16 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gemquant.calibration.windows import TokenWindows
 from gemquant.core.artifact import Artifact
 from gemquant.core.progress import Progress
-from gemquant.core.recipe import Recipe
 from gemquant.errors import ArtifactError, WorkerError
-from gemquant.formats.checkpoint import Checkpoint
-from gemquant.measure.quality.measure import Measured
+from gemquant.measure.quality.evaluation import Evaluation, artifact_name
+from gemquant.measure.quality.measure import Subject
 from gemquant.measure.quality.native import GENERATED_TOKENS, NativeRuntime
-from gemquant.measure.quality.native_only import UnreadSubject, measure_unread
-from gemquant.measure.quality.records import artifact_name
 from gemquant.rockchip.board.events import Done, Loaded, Ran, Rows
 from gemquant.rockchip.board.rkllm import (
     NOT_READABLE,
@@ -41,56 +37,36 @@ POSITIONS_AT_ONCE = 128
 """Positions to compare together; each comparison reads the whole head of the original."""
 
 
-def require_platforms(artifacts: Sequence[Artifact], board: Board) -> None:
-    """Refuse artifacts for another chip than the board's."""
-    for each in artifacts:
-        if each.manifest.conversion is not None:
-            board.require_platform(each.manifest.conversion.platform, str(each.path))
-
-
-def measured_on_board(
-    artifacts: Sequence[Artifact],
-    board: Board,
-    original: Checkpoint,
-    slices: Sequence[TokenWindows],
-    recipe: Recipe,
-    prompt: str,
-    progress: Progress,
-) -> list[Measured]:
-    """Compare every artifact's predictions on a board. prompt: a text to continue first."""
-    subjects = [
-        UnreadSubject(
-            artifact_name(each),
-            partial(_runtime, each, board, original, prompt, progress),
-            NOT_READABLE,
+def board_subjects(evaluation: Evaluation, board: Board, progress: Progress) -> list[Subject]:
+    """Every artifact, to be run on a board; refuse artifacts for another chip than the board's."""
+    for artifact in evaluation.artifacts:
+        if artifact.manifest.conversion is not None:
+            board.require_platform(artifact.manifest.conversion.platform, str(artifact.path))
+    return [
+        Subject(
+            artifact_name(artifact),
+            None,
+            partial(_runtime, artifact, board, evaluation, progress),
+            unread=NOT_READABLE,
+            not_finite_hint="gemma-3-4b needed --quantized-dtype w8a8_g128 or --hybrid-rate 0.25.",
         )
-        for each in artifacts
+        for artifact in evaluation.artifacts
     ]
-    return measure_unread(
-        original,
-        subjects,
-        slices,
-        device=recipe.device,
-        compute_dtype=getattr(torch, recipe.dtype),
-        progress=progress,
-    )
 
 
 @contextmanager
 def _runtime(
-    artifact: Artifact, board: Board, original: Checkpoint, prompt: str, progress: Progress
+    artifact: Artifact, board: Board, evaluation: Evaluation, progress: Progress
 ) -> Iterator[NativeRuntime]:
     """Copy an artifact to the board and let it continue a prompt."""
-    tokenizer, bos = original.tokenizer(), original.config["bos_token_id"]
     with on_board(board, model_file(artifact.path), progress) as model:
         runner = RkllmRunner.start(
             model,
-            vocabulary=original.config["vocab_size"],
-            prompt=[bos, *tokenizer.encode(prompt, add_special_tokens=False).ids],
+            vocabulary=evaluation.original.config["vocab_size"],
+            prompt=evaluation.prompt,
             new_tokens=GENERATED_TOKENS,
         )
-        continued = tokenizer.decode(list(runner.beginning))
-        progress.note(f"{runner.software} continues {prompt!r} with {continued!r}")
+        evaluation.note_continuation(runner.software, runner.beginning, progress)
         if runner.not_run is not None:
             yield NativeRuntime(runner.software, None, runner.not_run)
         else:

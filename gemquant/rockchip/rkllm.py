@@ -16,12 +16,11 @@ from gemquant.convert.external.build import plain_dtype
 from gemquant.convert.plan import SMALL_FILES_BYTES, Job, plan
 from gemquant.core.artifact import (
     Artifact,
-    CertificateRecord,
     SmoothingRecord,
-    certificate_record,
-    seal,
+    finalize,
     staged,
 )
+from gemquant.core.artifact.evaluation import LevelEvaluation
 from gemquant.core.progress import Progress, Silence
 from gemquant.core.protocols import Quantizer
 from gemquant.core.recipe import Recipe
@@ -30,7 +29,7 @@ from gemquant.formats.checkpoint import Checkpoint
 from gemquant.formats.checkpoint.tokenizer_files import with_chat_template
 from gemquant.formats.gptq import Gptq
 from gemquant.formats.safetensors.plain import PlainSafetensors
-from gemquant.measure.quality.runtime_logits import ForeignLogits
+from gemquant.measure.quality.runtime_logits import RuntimeLogits
 from gemquant.quantizers.awq import AWQ
 from gemquant.quantizers.cast import Cast
 from gemquant.rockchip.artifact import ConvertResult, file_problems, rkllm_manifest
@@ -79,7 +78,7 @@ class Preparation:
     """What was done to the weights before the toolkit, and what an emulation says of it."""
 
     smoothing: SmoothingRecord | None
-    certificates: tuple[CertificateRecord, ...]
+    certificates: tuple[LevelEvaluation, ...]
 
 
 def reading_problems(conversion: Conversion, checkpoint: Checkpoint) -> list[GemquantError]:
@@ -196,9 +195,9 @@ def convert(
         ) as scratch:
             prepared = prepare(job, checkpoint, Path(scratch), progress)
             told, heard = worker_job(job, checkpoint), progress
-            expected: ForeignLogits | None = None
+            expected: RuntimeLogits | None = None
             if job.simulated:
-                expected = ForeignLogits(checkpoint, job.simulated, progress=progress)
+                expected = RuntimeLogits(checkpoint, job.simulated, progress=progress)
                 told["simulation"] = simulation_job(job.conversion.release, expected)
                 heard = Listening(progress, Path(scratch) / LOGITS, expected)
             result = run_tool(
@@ -217,7 +216,7 @@ def convert(
         if expected is not None:
             conversion = job.conversion
             measured = certificate(conversion.toolkit.name, conversion.release, expected)
-            certificates = (*certificates, certificate_record(measured))
+            certificates = (*certificates, measured)
         manifest = rkllm_manifest(
             job.recipe,
             job.conversion,
@@ -228,7 +227,7 @@ def convert(
             smoothing=prepared.smoothing,
             certificates=certificates,
         )
-        seal(folder, manifest, original_card=checkpoint.provenance.card)
+        finalize(folder, manifest, original_card=checkpoint.provenance.card)
     return Artifact.open(job.out)
 
 

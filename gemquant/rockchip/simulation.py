@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gemquant.core.artifact.evaluation import LevelEvaluation
 from gemquant.core.progress import Progress
-from gemquant.core.results import Certificate
 from gemquant.errors import WorkerError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from gemquant.core.targets.toolkit import ToolkitVersion
-    from gemquant.measure.quality.runtime_logits import ForeignLogits
+    from gemquant.measure.quality.runtime_logits import RuntimeLogits
 
 FOLDER, TASK = "logits", "simulating"
 CHUNK_BYTES = 64_000_000
@@ -29,7 +29,7 @@ WAYS = {
 }
 
 
-def simulation_job(release: ToolkitVersion, expected: ForeignLogits) -> dict[str, Any]:
+def simulation_job(release: ToolkitVersion, expected: RuntimeLogits) -> dict[str, Any]:
     """What the program is told: how to simulate, what, and how many positions to a file."""
     return {
         "way": release.simulator,
@@ -39,11 +39,11 @@ def simulation_job(release: ToolkitVersion, expected: ForeignLogits) -> dict[str
     }
 
 
-def certificate(toolkit: str, release: ToolkitVersion, scored: ForeignLogits) -> Certificate:
+def certificate(toolkit: str, release: ToolkitVersion, scored: RuntimeLogits) -> LevelEvaluation:
     """What the simulator's predictions differ by."""
     assert release.simulator is not None
     runtime = f"{toolkit} {release.version}, {WAYS[release.simulator]}"
-    return Certificate("vendor-sim", runtime, scored.results(), scored.digest)
+    return LevelEvaluation(level="vendor-sim", runtime=runtime, slices=scored.results())
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Listening:
 
     progress: Progress
     folder: Path
-    expected: ForeignLogits
+    expected: RuntimeLogits
     number: int = 0
 
     def start(self, task: str, total: int) -> None:

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 from gemquant.convert.external.build import plain_dtype
 from gemquant.core.artifact import (
-    CertificateRecord,
     FoldRecord,
     SmoothingRecord,
-    certificate_record,
 )
+from gemquant.core.artifact.evaluation import LevelEvaluation
 from gemquant.core.progress import Progress
 from gemquant.core.targets.device import NpuDtype
 from gemquant.formats.checkpoint import Checkpoint
@@ -75,7 +74,7 @@ def emulated(
     *,
     smoothed: bool,
     progress: Progress,
-) -> tuple[CertificateRecord, ...]:
+) -> tuple[LevelEvaluation, ...]:
     """Emulate the folder that the toolkit will read, and where it is smoothed the original too.
 
     model: that folder. Empty where no evaluation text is given.
@@ -84,20 +83,17 @@ def emulated(
         return ()
     dtype = conversion.dtype
     if reason := _reason(dtype, conversion.options):
-        return (certificate_record(not_emulated(dtype.name, reason)),)
+        return (not_emulated(dtype.name, reason),)
     models = [Emulated(PlainSafetensors().open(model), smoothing=smoothed)]
     if smoothed:
         models.append(Emulated(checkpoint, smoothing=False))
     return tuple(
-        map(
-            certificate_record,
-            emulate(
-                checkpoint,
-                models,
-                evaluation,
-                dtype=dtype.name,
-                group_size=dtype.group_size,
-                progress=progress,
-            ),
+        emulate(
+            checkpoint,
+            models,
+            evaluation,
+            dtype=dtype.name,
+            group_size=dtype.group_size,
+            progress=progress,
         )
     )

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from gemquant.core.artifact import (
     Artifact,
-    CertificateRecord,
+    LevelEvaluation,
     Manifest,
     Source,
+    finalize,
     quantization_record,
-    seal,
     staged,
 )
 from gemquant.core.protocols import (
@@ -133,7 +133,7 @@ def tiny_manifest(header: ArtifactHeader, container: str) -> Manifest:
             "rtn", header.layout, float_dtype="bfloat16", file_bytes=1_000_000
         ),
         certificates=(
-            CertificateRecord(level="native", runtime="transformers", not_run="not installed"),
+            LevelEvaluation(level="native", runtime="transformers", not_run="not installed"),
         ),
         libraries={"torch": "2.13.0"},
     )
@@ -144,7 +144,7 @@ def write_tiny_artifact(path: Path, exporter: Exporter) -> Artifact:
     header = tiny_header(exporter)
     with staged(path, force=False, needed_bytes=0) as folder:
         write_tiny_weights(folder, exporter, header)
-        seal(folder, tiny_manifest(header, exporter.name))
+        finalize(folder, tiny_manifest(header, exporter.name))
     return Artifact.open(path)
 
 

@@ -89,11 +89,9 @@ def test_eval_finds_the_certificates_numbers_again(
     first = made["manifest"]["certificates"][0]["slices"]
     second = again["artifacts"][0]["levels"][0]["slices"]
     assert [s["slice"] for s in second] == ["english", "code"]
-    same = {"top1": "top1_agreement"}
     for before, after in zip(first, second, strict=True):
         for figure in ("perplexity_original", "perplexity_quantized", "kl_mean", "top1"):
-            measured = before[same.get(figure, figure)]["value"]
-            assert after[figure]["value"] == pytest.approx(measured, rel=1e-4)
+            assert after[figure] == pytest.approx(before[figure], rel=1e-4)
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(

@@ -12,7 +12,7 @@ from gemquant.convert import pipeline
 from gemquant.core.protocols import Block
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemquant.formats.compressed_tensors import CompressedTensors
-from gemquant.measure.quality.compare import compare
+from gemquant.measure.quality.measure import compare
 from gemquant.models.skeleton import Skeleton
 from gemquant.quantizers.awq import AWQ
 from gemquant.quantizers.rtn import RoundToNearest

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gemquant.core.artifact import Artifact, seal
+from gemquant.core.artifact import Artifact, finalize
 from gemquant.formats.compressed_tensors import CompressedTensors
 from tests.helpers.hub_stand_in import TOKEN, StandIn, hub_stand_in
 from tests.helpers.tiny_artifact import tiny_header, tiny_manifest, write_tiny_weights
@@ -26,7 +26,7 @@ def two_large_files(path: Path) -> Artifact:
     header = tiny_header(exporter)
     write_tiny_weights(path, exporter, header)
     (path / "zz.gguf").write_bytes(bytes(range(256)) * 8000)  # larger, so sent behind the weights
-    seal(path, tiny_manifest(header, exporter.name))
+    finalize(path, tiny_manifest(header, exporter.name))
     return Artifact.open(path)
 
 

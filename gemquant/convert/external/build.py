@@ -20,20 +20,19 @@ from gemquant.convert.plugins import exporter
 from gemquant.core.artifact import (
     Artifact,
     Manifest,
-    certificate_record,
+    finalize,
     quantization_record,
-    seal,
     staged,
 )
+from gemquant.core.artifact.evaluation import LevelEvaluation
 from gemquant.core.progress import Progress
 from gemquant.core.protocols import Layout
 from gemquant.core.recipe import Recipe
-from gemquant.core.results import Certificate
 from gemquant.errors import OutputError, WorkerError
 from gemquant.formats.checkpoint import Checkpoint
 from gemquant.formats.checkpoint.tokenizer_files import with_chat_template
 from gemquant.formats.safetensors.plain import PlainSafetensors
-from gemquant.measure.quality.compare import compare
+from gemquant.measure.quality.measure import compare
 from gemquant.measure.quality.native import NativeRuntime
 from gemquant.models.architecture import architecture_of
 from gemquant.models.chat import choose_template
@@ -117,7 +116,7 @@ def make(
         weights = exporter(job.container).open(folder)
         certificates = _measure(job, checkpoint, folder, evaluation, progress)
         manifest = _manifest(job, checkpoint, built, folder, weights_layout(weights), certificates)
-        seal(folder, manifest, original_card=checkpoint.provenance.card)
+        finalize(folder, manifest, original_card=checkpoint.provenance.card)
     return Artifact.open(job.out)
 
 
@@ -160,10 +159,10 @@ def _measure(
     folder: Path,
     evaluation: Sequence[TokenWindows],
     progress: Progress,
-) -> list[Certificate]:
+) -> tuple[LevelEvaluation, ...]:
     """Level reference from the files read back, level native from the runtime, if it is here."""
     if not evaluation:
-        return []
+        return ()
     device = job.recipe.device
     runtime = NativeRuntime.find(folder, job.container, device=device)
     return compare(
@@ -171,6 +170,7 @@ def _measure(
         exporter(job.container).open(folder),
         evaluation,
         runtime=runtime,
+        seed=job.recipe.seed,
         device=device,
         compute_dtype=getattr(torch, job.recipe.dtype),
         progress=progress,
@@ -183,7 +183,7 @@ def _manifest(
     built: Built,
     folder: Path,
     layout: Layout,
-    certificates: Sequence[Certificate],
+    certificates: tuple[LevelEvaluation, ...],
 ) -> Manifest:
     weight_files = [name for name in built.files if not name.endswith((".json", ".jinja"))]
     return Manifest(
@@ -200,7 +200,7 @@ def _manifest(
             file_bytes=sum((folder / name).stat().st_size for name in weight_files),
         ),
         calibration=calibration_record(job.calibration),
-        certificates=tuple(map(certificate_record, certificates)),
+        certificates=certificates,
         libraries={
             **library_versions(),
             **{name: found.partition("+")[0] for name, found in sorted(built.versions.items())},

@@ -1,16 +1,11 @@
-"""A finished folder: its manifest, its model card, how it comes to stand and how it is checked."""
+"""A finished folder: its manifest and model card, how it is written and how it is checked."""
 
-from gemquant.core.artifact.certificates import (
-    CertificateRecord,
-    EmulationRecord,
-    certificate_record,
-    emulated_corners,
-)
-from gemquant.core.artifact.finalize import SIGNATURE_FILE, Artifact, read_manifest, seal
+from gemquant.core.artifact.evaluation import LevelEvaluation, emulated_corners
+from gemquant.core.artifact.finalize import SIGNATURE_FILE, Artifact, finalize, read_manifest
 from gemquant.core.artifact.manifest import (
     MANIFEST_FILE,
     SCHEMA_VERSION,
-    ActivationRange,
+    ActivationRangeRecord,
     CalibrationRecord,
     CallRecord,
     ConversionRecord,
@@ -24,36 +19,34 @@ from gemquant.core.artifact.manifest import (
     Source,
     fallbacks_by_reason,
     quantization_record,
+    structure_problems,
 )
 from gemquant.core.artifact.staging import output_problems, staged
-from gemquant.core.artifact.structure import structure_problems
 
 __all__ = [
     "MANIFEST_FILE",
     "SCHEMA_VERSION",
     "SIGNATURE_FILE",
-    "ActivationRange",
+    "ActivationRangeRecord",
     "Artifact",
     "CalibrationRecord",
     "CallRecord",
-    "CertificateRecord",
     "ConversionRecord",
-    "EmulationRecord",
     "Fallback",
     "FileRecord",
     "FoldRecord",
+    "LevelEvaluation",
     "Manifest",
     "Quantization",
     "SchemeRecord",
     "SmoothingRecord",
     "Source",
-    "certificate_record",
     "emulated_corners",
     "fallbacks_by_reason",
+    "finalize",
     "output_problems",
     "quantization_record",
     "read_manifest",
-    "seal",
     "staged",
     "structure_problems",
 ]

@@ -1,6 +1,6 @@
 """The model card: README.md of an artifact, made from its manifest.
 
-Two things come from elsewhere: what the original's card said, and what was measured later.
+Two things come from elsewhere: the original's card, and what was measured later.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +16,12 @@ import yaml
 from jinja2 import StrictUndefined
 from jinja2.sandbox import SandboxedEnvironment
 
-from gemquant.core.artifact.certificates import MeasurementRecord, emulated_corners
+from gemquant.core.artifact.evaluation import LEVELS, LevelEvaluation, emulated_corners
 from gemquant.core.artifact.loading import loaders
+from gemquant.core.artifact.losses import eval_results, from_reference, legend, loss_table
 from gemquant.core.artifact.manifest import Manifest, fallbacks_by_reason
 from gemquant.core.scheme import describe
+from gemquant.core.tables import escaped, markdown
 from gemquant.models.architecture import ARCHITECTURES
 from gemquant.models.structure import FAMILY
 
@@ -34,12 +35,6 @@ NOTICE = (
 """The text that section 3.1 of the Gemma Terms of Use asks every copy to carry in a NOTICE."""
 
 CARD_FILE = "README.md"
-LEVELS = {
-    "reference": "Stored weights, decoded and run in torch: what quantization alone costs.",
-    "native": "The finished artifact in the runtime that its container is made for.",
-    "emulated": "A model of the device's arithmetic; not the device.",
-    "vendor-sim": "The vendor's own simulator; not the device.",
-}
 _LIBRARIES = {"gguf": "gguf", "mlx": "mlx", "onnx": "onnx", "rkllm": "rkllm"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)
@@ -50,12 +45,12 @@ _ORIGINAL_FOLLOWS = re.compile(
     r"(?:quantization|conversion)\.\*\n\n",
     re.MULTILINE,
 )
-_MARKDOWN = re.compile(r"([\\`*_\[\]<>|#~])")
+_LONGEST_TEXT = 10_000
 
 
 @dataclass(frozen=True)
 class Inherited:
-    """What a card keeps of the original's: its languages, and its text below our own."""
+    """What a card takes over from the original's: its languages, and its text below our own."""
 
     languages: tuple[str, ...] = ()
     body: str = ""
@@ -63,7 +58,7 @@ class Inherited:
 
 @dataclass(frozen=True)
 class Later:
-    """What was measured after sealing: for the front matter, and Markdown for the text."""
+    """What was measured later: for the front matter, and Markdown for the text."""
 
     results: tuple[EvalResult, ...] = ()
     section: str = ""
@@ -76,7 +71,7 @@ def inherited_from(original_card: str | None) -> Inherited:
 
 
 def inherited_again(card: str) -> Inherited:
-    """Read from a card of ours what it had inherited when it was made."""
+    """Read from a card of ours what it inherited when it was made."""
     _, *rest = _ORIGINAL_FOLLOWS.split(card, maxsplit=1)
     return Inherited(_languages(card), rest[0].strip() if rest else "")
 
@@ -118,7 +113,7 @@ def render_card(
 def card_environment() -> SandboxedEnvironment:
     """Templates of a card: a sandbox, with filters that show texts from outside as they are."""
     environment = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
-    environment.filters |= {"md": _escaped, "code": _code, "measured": _measured, "words": describe}
+    environment.filters |= {"md": _escaped, "code": _code, "losses": _losses, "words": describe}
     return environment
 
 
@@ -132,8 +127,6 @@ def _front_matter(
 ) -> Mapping[str, Any]:
     """Metadata of the Hub, with the gating fields of Google's own Gemma cards."""
     from huggingface_hub.repocard_data import eval_results_to_model_index
-
-    from gemquant.core.artifact.card_metrics import certificate_results
 
     bits = sorted({scheme.bits for scheme in manifest.quantization.schemes})
     matter: dict[str, Any] = {"license": manifest.license}
@@ -166,11 +159,20 @@ def _front_matter(
         ),
         "extra_gated_button_content": "Acknowledge license",
     }
-    results = certificate_results(manifest)
+    results = list(eval_results(_own_levels(manifest)))
     results += [result for each in later for result in each.results]
     if results:
         matter["model-index"] = eval_results_to_model_index(_title(manifest), results)
     return matter
+
+
+def _own_levels(manifest: Manifest) -> list[LevelEvaluation]:
+    """The levels of this artifact; not what would have been lost without smoothing."""
+    return [
+        level
+        for level in manifest.certificates
+        if level.emulation is None or manifest.smoothing is None or level.emulation.smoothing
+    ]
 
 
 def _lineage(manifest: Manifest) -> dict[str, Any]:
@@ -229,8 +231,7 @@ def _source_note(manifest: Manifest) -> str:
 
 
 def _escaped(text: object) -> str:
-    """Text that Markdown shows as it is, also in a table."""
-    return _MARKDOWN.sub(r"\\\1", " ".join(str(text).split()))
+    return escaped(str(text), longest=_LONGEST_TEXT, links=True)
 
 
 def _code(text: object) -> str:
@@ -241,9 +242,9 @@ def _code(text: object) -> str:
     return f"{fence} {plain} {fence}" if longest else f"`{plain}`"
 
 
-def _measured(record: MeasurementRecord) -> str:
-    """A value with as many digits as its standard error warrants: 12.34 ± 0.05."""
-    if record.standard_error == 0:
-        return f"{record.value:.4g}"
-    decimals = max(0, 1 - Decimal(record.standard_error).adjusted())
-    return f"{record.value:.{decimals}f} ± {record.standard_error:.{decimals}f}"
+def _losses(levels: Sequence[LevelEvaluation]) -> str:
+    """The table of one level, or of a bracket, and how to read it."""
+    sentences = [legend(levels), *filter(None, map(from_reference, levels))]
+    return "\n".join(
+        [*markdown(loss_table(levels)), "", escaped(" ".join(sentences), longest=_LONGEST_TEXT)]
+    )

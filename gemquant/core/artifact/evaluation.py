@@ -1,25 +1,33 @@
-"""What ``gemquant eval`` measured, as the document that ``gate`` and ``report`` read.
+"""The record of an evaluation: a manifest's certificates, and what eval, gate and report read.
 
-One document holds one suite of tokens, one original, and any number of artifacts made from it. What
-was measured is stored per window, unrounded, so that a later comparison can be paired window by
-window. No dates, host names or paths: the same artifacts on the same tokens give the same bytes.
-The JSON Schema in ``docs/evaluation.schema.json`` is generated from these models.
+``LevelEvaluation`` is one level of one artifact: in ``manifest.json`` it is a certificate, in the
+document of ``gemquant eval`` there is one for each artifact and level. Every figure has a 95 %
+interval over windows. What was measured is stored per window, unrounded, so that a later comparison
+can be paired window by window. No dates, host names or paths: the same artifacts on the same tokens
+give the same bytes. The JSON Schema in ``docs/evaluation.schema.json`` is generated from these
+models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
 from gemquant.core.json_document import Document, Record, read_document
-from gemquant.core.results import Level
 
 SCHEMA_VERSION: Literal[1] = 1
 
-COLUMNS = ("tokens", "nll_original", "nll_quantized", "kl_mean", "top1", "top5")
+Level = Literal["reference", "native", "emulated", "vendor-sim"]
+LEVELS: Mapping[Level, str] = {
+    "reference": "Stored weights, decoded and run in torch: what quantization alone costs.",
+    "native": "The finished artifact in the runtime that its container is made for.",
+    "emulated": "A model of the device's arithmetic; not the device.",
+    "vendor-sim": "The vendor's own simulator; not the device.",
+}
+COLUMNS = ("nll_original", "nll_quantized", "kl_mean", "top1", "top5")
 
 
 class Interval(Record):
@@ -33,27 +41,31 @@ class Interval(Record):
 class WindowColumns(Record):
     """One entry per window, in the order of the token stream. Means are over a window's tokens."""
 
-    tokens: tuple[PositiveInt, ...] = Field(description="Predicted tokens.")
+    tokens: tuple[PositiveInt, ...] = Field(min_length=1, description="Predicted tokens.")
     nll_original: tuple[float, ...] = Field(
-        description="Mean negative log-likelihood under the original, nats per token."
+        default=(),
+        description="Mean negative log-likelihood under the original, nats per token. This and "
+        "what follows is empty in certificates of manifests before version 2 alone.",
     )
-    nll_quantized: tuple[float, ...] = Field(description="The same under the artifact.")
+    nll_quantized: tuple[float, ...] = Field(default=(), description="The same under the artifact.")
     kl_mean: tuple[float, ...] = Field(
-        description="Mean Kullback-Leibler divergence from the original, nats per token."
+        default=(),
+        description="Mean Kullback-Leibler divergence from the original, nats per token.",
     )
     top1: tuple[float, ...] = Field(
-        description="Fraction of tokens where both rank the same token first."
+        default=(), description="Fraction of tokens where both rank the same token first."
     )
     top5: tuple[float, ...] = Field(
-        description="Mean fraction of the original's five likeliest tokens that are among the "
-        "artifact's five likeliest."
+        default=(),
+        description="Mean fraction of the original's five most likely tokens that are among the "
+        "artifact's five most likely.",
     )
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         lengths = {len(getattr(self, name)) for name in COLUMNS}
-        if len(lengths) != 1 or not self.tokens:
-            raise ValueError(f"windows: columns of {sorted(lengths)} entries")
+        if lengths not in ({0}, {len(self.tokens)}):
+            raise ValueError(f"windows: columns of {sorted({*lengths, len(self.tokens)})} entries")
         return self
 
 
@@ -62,24 +74,40 @@ class SliceEvaluation(Record):
 
     slice: str = Field(description="Name of the slice.")
     seq_len: int = Field(ge=2, description="Tokens per window, the BOS included.")
-    token_stream: str = Field(description="`sha256:` of the slice's tokens.")
+    token_stream: str = Field(
+        description="`sha256:` of the slice's tokens; empty where it was not recorded."
+    )
     windows: WindowColumns = Field(description="What was measured, window by window.")
     perplexity_original: Interval = Field(description="Perplexity before.")
     perplexity_quantized: Interval = Field(description="Perplexity after.")
-    nll_increase: Interval = Field(
-        description="Mean negative log-likelihood after less before, paired, nats per token."
-    )
     kl_mean: Interval = Field(description="Mean divergence, nats per token.")
-    kl_median: Interval = Field(description="Median over tokens.")
-    kl_p99: Interval = Field(description="99th percentile over tokens.")
     kl_p999: Interval = Field(description="99.9th percentile over tokens.")
-    kl_max: float = Field(description="Largest divergence of a token.")
     top1: Interval = Field(description="Fraction of tokens with the same first token.")
-    top5: Interval = Field(description="Mean share of the five likeliest tokens in common.")
+    nll_increase: Interval | None = Field(
+        default=None,
+        description="Mean negative log-likelihood after less before, paired, nats per token. This "
+        "and what follows is null in certificates of manifests before version 2 alone.",
+    )
+    kl_median: Interval | None = Field(default=None, description="Median over tokens.")
+    kl_p99: Interval | None = Field(default=None, description="99th percentile over tokens.")
+    kl_max: float | None = Field(default=None, description="Largest divergence of a token.")
+    top5: Interval | None = Field(
+        default=None, description="Mean share of the five most likely tokens in common."
+    )
+
+    @property
+    def window_count(self) -> int:
+        """Number of windows."""
+        return len(self.windows.tokens)
+
+    @property
+    def token_count(self) -> int:
+        """Number of predicted tokens."""
+        return sum(self.windows.tokens)
 
 
 class LayerErrors(Record):
-    """How far a slice's hidden states lie from the original's behind each decoder layer.
+    """How far a slice's hidden states lie from the original's after each decoder layer.
 
     Each list has one entry per layer. The BOS that opens each window is left out: its state is so
     much larger than all others that it would hide them.
@@ -90,6 +118,20 @@ class LayerErrors(Record):
         description="Norm of the difference over the norm of the original's, all tokens together."
     )
     cosine: tuple[float, ...] = Field(description="Mean cosine between the two, over tokens.")
+
+
+class Emulation(Record):
+    """One corner of the bracket that level ``emulated`` consists of."""
+
+    dtype: str = Field(description="What is emulated: `w8a8`, `w8a8_g128`, …")
+    activations: Literal["per token", "per tensor"] = Field(
+        description="What shares a scale: each token's inputs, or those of all tokens of a window."
+    )
+    head: Literal["float16", "int8"] = Field(description="Type of the output head.")
+    smoothing: bool = Field(
+        description="Activation outliers were folded into the weights first. Where an artifact has "
+        "both, the corners without smoothing are for comparison: what it would lose otherwise."
+    )
 
 
 class LevelEvaluation(Record):
@@ -112,13 +154,23 @@ class LevelEvaluation(Record):
     )
     layers_accumulated: tuple[LayerErrors, ...] = Field(
         default=(),
-        description="Behind each layer, with the errors of all layers before it; one per slice.",
+        description="After each layer, with the errors of all layers before it; one per slice.",
     )
     layers_own: tuple[LayerErrors, ...] = Field(
         default=(),
         description="Each layer fed with the original's hidden states: its own error; one per "
-        "slice. Only where it was asked for.",
+        "slice. Only with `--by-layer`.",
     )
+    emulation: Emulation | None = Field(
+        default=None,
+        exclude_if=lambda record: record is None,
+        description="Which corner of the bracket; left out at other levels.",
+    )
+
+
+def emulated_corners(levels: Sequence[LevelEvaluation]) -> list[LevelEvaluation]:
+    """The corners of the bracket at level ``emulated``, which are read together."""
+    return [each for each in levels if each.emulation is not None]
 
 
 class ArtifactEvaluation(Record):
@@ -140,6 +192,14 @@ class ArtifactEvaluation(Record):
         "where it has none.",
     )
     levels: tuple[LevelEvaluation, ...] = Field(description="What was measured, one per level.")
+
+    @model_validator(mode="after")
+    def _has_windows(self) -> Self:
+        for level in self.levels:
+            for each in level.slices:
+                if not each.windows.kl_mean:
+                    raise ValueError(f"level {level.level}, slice {each.slice}: no windows")
+        return self
 
     def level(self, name: Level) -> LevelEvaluation | None:
         """One level, or None where it is not there."""

@@ -1,4 +1,4 @@
-"""Closing a folder into an artifact, and checking that it is still the same."""
+"""Finalize a folder into an artifact, and check that it is still the same."""
 
 from __future__ import annotations
 
@@ -17,12 +17,18 @@ from gemquant.errors import ArtifactError, GemquantError, OutputError, refuse
 
 NOTICE_FILE = "NOTICE"
 SIGNATURE_FILE = "model.sig"
-"""A signature of the finished folder: made after the manifest, so the manifest cannot list it."""
+"""A signature of the finished folder, made after the manifest, which therefore cannot list it."""
 HUB_ATTRIBUTES = ".gitattributes"
 """What the Hub adds to every repository, and so to every download."""
 HUB_RECORDS = ".cache/huggingface"
-"""Where `hf download` keeps its notes; nothing that loads a model looks there."""
+"""Where `hf download` stores its records; nothing that loads a model looks there."""
 _MANIFEST_LIMIT_BYTES = 64_000_000
+
+
+EVALUATION_FILE = "evaluation.json"
+TASKS_FILE = "tasks.json"
+"""What was measured later, as the card shows it."""
+ABOUT_FILES = frozenset({CARD_FILE, EVALUATION_FILE, TASKS_FILE})
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Artifact:
     def open(cls, path: Path) -> Self:
         """Check sizes and hashes of all files; ArtifactError lists every difference.
 
-        A signature may lie in the folder, and what a download from the Hub leaves there.
+        A signature may be in the folder, and the files that a download from the Hub adds.
         """
         manifest = read_manifest(path)
         present = {name for name in _files(path) if not _accompanies(name)}
@@ -53,7 +59,7 @@ class Artifact:
         return cls(path, manifest)
 
 
-def seal(folder: Path, manifest: Manifest, *, original_card: str | None = None) -> Manifest:
+def finalize(folder: Path, manifest: Manifest, *, original_card: str | None = None) -> Manifest:
     """Write the model card and the Gemma notice, hash every file, write the manifest last.
 
     manifest: complete but for ``files``.
@@ -66,15 +72,15 @@ def seal(folder: Path, manifest: Manifest, *, original_card: str | None = None) 
         card = render_card(described, inherited=inherited_from(original_card))
         (folder / CARD_FILE).write_text(card, encoding="utf-8")
         records[CARD_FILE] = _record(folder / CARD_FILE)
-        sealed = manifest.model_copy(update={"files": dict(sorted(records.items()))})
-        (folder / MANIFEST_FILE).write_bytes(sealed.to_json())
+        complete = manifest.model_copy(update={"files": dict(sorted(records.items()))})
+        (folder / MANIFEST_FILE).write_bytes(complete.to_json())
     except OSError as error:
         raise OutputError(f"{folder} cannot be written: {error.strerror}.") from error
-    return sealed
+    return complete
 
 
-def resealed(manifest: Manifest, changed: Mapping[str, bytes]) -> Manifest:
-    """The manifest with other records of some files, which are to be written as these bytes."""
+def with_updated_files(manifest: Manifest, changed: Mapping[str, bytes]) -> Manifest:
+    """The manifest with new records of some files, which are to be written as these bytes."""
     records = dict(manifest.files)
     for name, content in changed.items():
         digest = hashlib.sha256(content).hexdigest()
@@ -82,8 +88,21 @@ def resealed(manifest: Manifest, changed: Mapping[str, bytes]) -> Manifest:
     return manifest.model_copy(update={"files": dict(sorted(records.items()))})
 
 
+def content_files(manifest: Manifest) -> dict[str, FileRecord]:
+    """All files but the card and what it shows, which may be renewed: another card makes no other
+    artifact.
+    """
+    return {name: file for name, file in manifest.files.items() if name not in ABOUT_FILES}
+
+
+def content_digest(manifest: Manifest) -> str:
+    """``sha256:`` over the names and hashes of those files, in alphabetical order."""
+    lines = sorted(f"{name} {file.sha256}\n" for name, file in content_files(manifest).items())
+    return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
+
+
 def file_problems(path: Path, manifest: Manifest, names: Iterable[str]) -> list[GemquantError]:
-    """What is wrong with some of an artifact's files; all others are not looked at."""
+    """Every difference between some of an artifact's files and its manifest."""
     return [
         problem
         for name in names
@@ -102,7 +121,7 @@ def read_manifest(path: Path) -> Manifest:
         manifest = Manifest.model_validate_json(file.read_bytes())
     except OSError as error:
         raise ArtifactError(
-            f"{path} is no artifact: {MANIFEST_FILE} cannot be read ({error.strerror})."
+            f"{path} is not an artifact: {MANIFEST_FILE} cannot be read ({error.strerror})."
         ) from error
     except ValidationError as error:
         wrong = "; ".join(
@@ -115,9 +134,9 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _accompanies(name: str) -> bool:
-    """Whether a file may stand in an artifact that does not list it."""
-    beside = {MANIFEST_FILE, SIGNATURE_FILE, HUB_ATTRIBUTES}
-    return name in beside or name.startswith(f"{HUB_RECORDS}/")
+    """Whether a file may be in an artifact that does not list it."""
+    unlisted = {MANIFEST_FILE, SIGNATURE_FILE, HUB_ATTRIBUTES}
+    return name in unlisted or name.startswith(f"{HUB_RECORDS}/")
 
 
 def _name_problems(file: Path, name: str) -> Iterator[ArtifactError]:

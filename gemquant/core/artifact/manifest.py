@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, JsonValue
+from pydantic import AfterValidator, Field, JsonValue, model_validator
 
-from gemquant.core.artifact.certificates import CertificateRecord
+from gemquant.core.artifact.evaluation import LevelEvaluation
+from gemquant.core.artifact.manifest_v1 import read_certificates
 from gemquant.core.json_document import Document, Record
 from gemquant.core.scheme import INTEGER
+from gemquant.errors import ArtifactError
 from gemquant.models.architecture import ARCHITECTURES, registered
 from gemquant.models.structure import GEMMA_LICENSE
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from gemquant.core.protocols import Layout
 
 MANIFEST_FILE = "manifest.json"
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -98,7 +100,7 @@ class CalibrationRecord(Record):
     )
 
 
-class ActivationRange(Record):
+class ActivationRangeRecord(Record):
     """The largest activation seen, against what float16 can hold."""
 
     largest: float = Field(ge=0, description="Largest absolute activation seen.")
@@ -159,7 +161,7 @@ class SmoothingRecord(Record):
 class Manifest(Document):
     """All that is known of an artifact."""
 
-    schema_version: Literal[1] = Field(
+    schema_version: Literal[2] = Field(
         default=SCHEMA_VERSION, description="Version of this document's layout."
     )
     container: str = Field(description="The container format: `awq-gemm`, `compressed-tensors`, …")
@@ -184,7 +186,7 @@ class Manifest(Document):
     calibration: CalibrationRecord | None = Field(
         default=None, description="The calibration text; null if none was used."
     )
-    activation_range: ActivationRange | None = Field(
+    activation_range: ActivationRangeRecord | None = Field(
         default=None, description="Largest activation seen in the trace; null without a trace."
     )
     conversion: ConversionRecord | None = Field(
@@ -198,7 +200,7 @@ class Manifest(Document):
         description="Scales folded into the weights before they were converted; left out where "
         "there are none.",
     )
-    certificates: tuple[CertificateRecord, ...] = Field(
+    certificates: tuple[LevelEvaluation, ...] = Field(
         default=(),
         description="What was measured, one entry per level; at level `emulated` one per corner.",
     )
@@ -209,6 +211,15 @@ class Manifest(Document):
     files: Mapping[str, FileRecord] = Field(
         default_factory=dict, description="Every file of the artifact but this one."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_version_1(cls, document: Any) -> Any:
+        """Read a manifest of version 1, whose certificates had another form."""
+        if not isinstance(document, dict) or document.get("schema_version") != 1:
+            return document
+        certificates = read_certificates(document.get("certificates", ()))
+        return {**document, "schema_version": SCHEMA_VERSION, "certificates": certificates}
 
 
 def fallbacks_by_reason(manifest: Manifest) -> dict[tuple[str, str], list[str]]:
@@ -229,7 +240,7 @@ def quantization_record(
     for name, spec in layout.items():
         module = name.removesuffix(".weight")
         weights += math.prod(spec.shape)
-        # The layout's types stand above this layer, so a scheme is known by its presence.
+        # The layout's types are in a higher layer, so a scheme is recognised by its presence.
         scheme = getattr(spec, "scheme", None)
         if scheme is not None:
             key = (scheme.bits, scheme.group_size, scheme.symmetric, scheme.codes)
@@ -249,3 +260,44 @@ def quantization_record(
         float_dtype=float_dtype,
         bits_per_weight=8 * file_bytes / weights,
     )
+
+
+# ---------------------------------------------------------------- container and manifest
+
+_LISTED = 8
+
+
+def structure_problems(manifest: Manifest, layout: Layout) -> list[ArtifactError]:
+    """Compare a container's own layout with the manifest, layer by layer.
+
+    Symmetry is left out: AWQ's container stores the zero points of both kinds and does not tell
+    them apart.
+    """
+    quantization = manifest.quantization
+    read = quantization_record(
+        quantization.quantizer, layout, float_dtype=quantization.float_dtype, file_bytes=1
+    )
+    described, stored = _module_schemes(quantization), _module_schemes(read)
+    differing = [
+        f"{module} ({stored.get(module, 'absent')}, not {described.get(module, 'absent')})"
+        for module in {**described, **stored}
+        if described.get(module) != stored.get(module)
+    ]
+    if not differing:
+        return []
+    rest = f" and {len(differing) - _LISTED} more" if len(differing) > _LISTED else ""
+    return [
+        ArtifactError(
+            "These are not stored as the manifest describes: "
+            f"{', '.join(differing[:_LISTED])}{rest}."
+        )
+    ]
+
+
+def _module_schemes(quantization: Quantization) -> dict[str, str]:
+    schemes = dict.fromkeys(quantization.unquantized, "unquantized")
+    for scheme in quantization.schemes:
+        codes = "" if scheme.codes == INTEGER else f" {scheme.codes}"
+        words = f"{scheme.bits} bits{codes}, group size {scheme.group_size}"
+        schemes |= dict.fromkeys(scheme.modules, words)
+    return schemes

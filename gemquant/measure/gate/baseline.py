@@ -12,9 +12,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from gemquant.core.artifact.evaluation import ArtifactEvaluation, OriginalRecord, SuiteRecord
+from gemquant.core.artifact.evaluation import ArtifactEvaluation, Level, OriginalRecord, SuiteRecord
 from gemquant.core.json_document import Document, Record, read_document
-from gemquant.core.results import Level
 
 SCHEMA_VERSION: Literal[1] = 1
 

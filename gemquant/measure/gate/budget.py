@@ -10,8 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gemquant.core.artifact.evaluation import ArtifactEvaluation
-from gemquant.core.results import Level
+from gemquant.core.artifact.evaluation import ArtifactEvaluation, Level
 from gemquant.errors import GemquantError, UsageError, refuse
 
 _LIMIT_BYTES = 1_000_000

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gemquant.core.artifact.evaluation import LevelEvaluation
-from gemquant.core.results import Level
+from gemquant.core.artifact.evaluation import Level, LevelEvaluation
 from gemquant.measure.gate.verdict import LayerFinding
 
 # What lies below is rounding of the arithmetic, and no ratio of it says anything.

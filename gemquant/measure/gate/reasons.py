@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from gemquant.core.artifact.evaluation import ArtifactEvaluation
-from gemquant.core.results import Level
+from gemquant.core.artifact.evaluation import ArtifactEvaluation, Level
 from gemquant.measure.gate.layers import worst_layer
 from gemquant.measure.gate.verdict import SEVERITY, Check, LayerFinding, Metric
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from operator import sub
 
-from gemquant.core.artifact.evaluation import LevelEvaluation, SliceEvaluation
-from gemquant.core.results import Level
+from gemquant.core.artifact.evaluation import Level, LevelEvaluation, SliceEvaluation
 from gemquant.measure.gate.budget import Budgets
 from gemquant.measure.gate.paired import Increase, Stratum, increase
 from gemquant.measure.gate.verdict import Check, Metric, Outcome

@@ -11,9 +11,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from gemquant.core.artifact.evaluation import OriginalRecord, SuiteRecord
+from gemquant.core.artifact.evaluation import Level, OriginalRecord, SuiteRecord
 from gemquant.core.json_document import Document, Record, read_document
-from gemquant.core.results import Level
 from gemquant.errors import NotComparableError, RegressionError
 
 SCHEMA_VERSION: Literal[1] = 1

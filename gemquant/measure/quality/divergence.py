@@ -3,7 +3,7 @@
 The vocabulary is walked in runs of rows. Each token keeps a running maximum and sum for either
 model's softmax, and the sum of p · (log p − log q) relative to the running maximum of p; that is
 enough for both cross-entropies, the Kullback-Leibler divergence and the agreement of the top token.
-The five likeliest tokens are kept as the runs go by.
+A running top-k holds the five most likely tokens.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from gemquant.measure.quality.top_k import Leading
 from gemquant.numerics.precision import accumulator
 
 VOCABULARY_AT_ONCE = 8192
 TOKENS_AT_ONCE = 512
+TOP_K = 5
+_GROUPS = 64
 
 Table = Callable[[int, int], Tensor]
 """Rows start to stop of a head, (stop − start, hidden), in the compute type on the device."""
@@ -30,7 +31,7 @@ class TokenScores:
     """Per predicted token, (tokens,): two cross-entropies, a divergence, two agreements.
 
     nll_original, nll_quantized, divergence: nats. agreement: 1 where both rank one token first.
-    shared: how many of the original's five likeliest tokens are among the other's five.
+    shared: how many of the original's five most likely tokens are among the other's five.
     """
 
     nll_original: Tensor
@@ -53,6 +54,49 @@ def _columns(scores: TokenScores) -> Sequence[Tensor]:
     return [getattr(scores, field.name) for field in fields(scores)]
 
 
+class TopK:
+    """The five largest logits seen so far, and their tokens: one row of state per token.
+
+    Of tied logits any may be in it; equal logits give the same.
+    """
+
+    def __init__(self, tokens: int, device: torch.device) -> None:
+        self._logits = torch.full((tokens, TOP_K), -torch.inf, device=device)
+        self._ids = torch.full((tokens, TOP_K), -1, dtype=torch.int64, device=device)
+
+    def see(self, logits: Tensor, rows: slice, start: int) -> None:
+        """Add logits (tokens, run) of the vocabulary entries from ``start`` on."""
+        largest, where = _largest(logits)
+        both = torch.cat([self._logits[rows], largest], 1)
+        ids = torch.cat([self._ids[rows], where + start], 1)
+        self._logits[rows], columns = both.topk(TOP_K, 1)
+        self._ids[rows] = ids.gather(1, columns)
+
+    def shared_with(self, other: TopK) -> Tensor:
+        """How many of this one's tokens are the other's too, (tokens,) float32."""
+        same = (self._ids[:, :, None] == other._ids[:, None, :]) & (self._ids[:, :, None] >= 0)
+        return same.any(2).sum(1).float()
+
+
+def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The five largest of each row and their columns; fewer where a row is shorter.
+
+    The five largest of a row lie in those five of its groups whose maxima are largest, so that a
+    twelfth of it is sorted. Column c belongs to group c mod 64: maxima of such groups are vector
+    instructions.
+    """
+    tokens, run = logits.shape
+    depth = run // _GROUPS
+    if run % _GROUPS or depth < TOP_K:
+        values, columns = logits.topk(min(TOP_K, run), 1)
+        return values, columns
+    grid = logits.view(tokens, depth, _GROUPS)
+    groups = grid.amax(1).topk(TOP_K, 1).indices
+    members = grid.gather(2, groups[:, None, :].expand(-1, depth, -1)).reshape(tokens, -1)
+    values, places = members.topk(TOP_K, 1)
+    return values, places // TOP_K * _GROUPS + groups.gather(1, places % TOP_K)
+
+
 class _Softmax:
     """A softmax over a vocabulary that arrives in pieces: one row of state per token."""
 
@@ -62,7 +106,7 @@ class _Softmax:
         self.target = torch.zeros(tokens, device=device)
         # −1 until a number is seen: what is no number has no top.
         self.top = torch.full((tokens,), -1, dtype=torch.int64, device=device)
-        self.leading = Leading(tokens, device)
+        self.top_k = TopK(tokens, device)
 
     def see(self, logits: Tensor, rows: slice, start: int, targets: Tensor) -> Tensor:
         """Add logits (tokens, run); return exp(logit − running maximum)."""
@@ -71,7 +115,7 @@ class _Softmax:
         # A row's maximum rises in few runs; only there is the index looked for.
         raised = (peak > before).nonzero()[:, 0]
         self.top[rows.start + raised] = logits[raised].argmax(-1) + start
-        self.leading.see(logits, rows, start)
+        self.top_k.see(logits, rows, start)
         maximum = torch.maximum(before, peak)
         rescale = torch.exp(before - maximum)
         weights = (logits - maximum[:, None]).exp_()
@@ -202,7 +246,7 @@ def compare_predictions(
             nll_quantized=softmax.nll(),
             divergence=divergence / reference.total - (reference.log_total() - softmax.log_total()),
             agreement=((reference.top == softmax.top) & (softmax.top >= 0)).float(),
-            shared=reference.leading.shared_with(softmax.leading),
+            shared=reference.top_k.shared_with(softmax.top_k),
         )
         for softmax, divergence in zip(candidates, divergences, strict=True)
     ]

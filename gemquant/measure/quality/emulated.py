@@ -1,9 +1,9 @@
 """Level ``emulated``: a model whose linears compute with 8-bit weights and activations, in torch.
 
-What a vendor's runtime does with activations is not published, so that what is emulated is a
-bracket: one scale per token, the finest that an integer product allows, and one for all tokens of a
-window, the coarsest; each with the head in float16 and in int8. Embedding: float16. All else
-(norms, attention scores, the residual stream) is computed in float32.
+Vendors do not publish what their runtimes do with activations, so the emulation is a bracket: one
+scale per token, the finest that an integer product allows, and one for all tokens of a window, the
+coarsest; each with the head in float16 and in int8. Embedding: float16. All else (norms, attention
+scores, the residual stream) is computed in float32.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch import Tensor
 
 from gemquant.calibration.stream import Stream, layer_weights
 from gemquant.calibration.windows import TokenWindows
+from gemquant.core.artifact.evaluation import Emulation, LevelEvaluation
 from gemquant.core.progress import Progress, Silence
 from gemquant.core.protocols import Weights
-from gemquant.core.results import Certificate, Emulation
 from gemquant.measure.quality.divergence import Head, Predictor, Run, Table, softcapped
 from gemquant.measure.quality.streams import (
     EvaluationStreams,
@@ -60,14 +60,15 @@ def emulate(
     *,
     dtype: str,
     group_size: int,
+    seed: int = 0,
     device: str = "cpu",
     progress: Progress | None = None,
-) -> list[Certificate]:
+) -> list[LevelEvaluation]:
     """Measure every model at every corner of the bracket, all in one pass over the layers.
 
     dtype: what is emulated, ``w8a8`` or ``w8a8_g128``; group_size: its input channels that share a
-    weight's scale, −1 for all. A certificate for each corner of each model, in the order of the
-    models. UnsupportedError where predictions are not finite.
+    weight's scale, −1 for all. seed: of the resampling of windows. Returns a record for each corner
+    of each model, in the order of the models. UnsupportedError where predictions are not finite.
     """
     progress = progress or Silence()
     skeleton = Skeleton(original.config, device=device, dtype=torch.float32)
@@ -80,12 +81,9 @@ def emulate(
         for stream in streams.candidates
         for _ in GRANULARITIES
     ]
-    progress.start("emulating layers", skeleton.layers)
-    for index in range(skeleton.layers):
+    for index in streams.layers(original, progress, "emulating layers"):
         prefix, names = layer_prefix(index), layer_parameters(original.config, index)
         linears = layer_structure(original.config, index).linears
-        assert streams.original is not None
-        streams.original.advance(index, layer_weights(original, prefix, names, skeleton))
         candidates = iter(streams.candidates)
         for model in models:
             layer = _Layer.rounded(
@@ -94,24 +92,25 @@ def emulate(
             for granularity in GRANULARITIES:
                 with skeleton.replacing(index, layer.functions(granularity)):
                     next(candidates).advance(index, layer.others)
-        progress.advance("emulating layers")
     progress.note("comparing predictions")
     before, predictors = _predictors(streams, original, pairs, skeleton, group_size)
-    results = streams.score(before, predictors)
+    results = streams.score(before, predictors, seed=seed)
     corners = [(*pair, head) for pair in pairs for head in HEADS]
-    certificates = []
+    levels = []
     for (model, granularity, head), slices in zip(corners, results, strict=True):
-        emulation = Emulation(dtype, ALONG[granularity], head, model.smoothing)
-        runtime = _runtime(emulation, group_size, skeleton)
-        certificates.append(
-            Certificate("emulated", runtime, slices, streams.digest, emulation=emulation)
+        emulation = Emulation(
+            dtype=dtype, activations=ALONG[granularity], head=head, smoothing=model.smoothing
         )
-    return certificates
+        runtime = _runtime(emulation, group_size, skeleton)
+        levels.append(
+            LevelEvaluation(level="emulated", runtime=runtime, slices=slices, emulation=emulation)
+        )
+    return levels
 
 
-def not_emulated(dtype: str, reason: str) -> Certificate:
+def not_emulated(dtype: str, reason: str) -> LevelEvaluation:
     """Why nothing was emulated."""
-    return Certificate("emulated", f"emulation of {dtype}", (), "", not_run=reason)
+    return LevelEvaluation(level="emulated", runtime=f"emulation of {dtype}", not_run=reason)
 
 
 @dataclass(frozen=True)
@@ -201,7 +200,6 @@ def _predictors(
     group_size: int,
 ) -> tuple[Head, list[Predictor]]:
     """The original at its head, then every model at each granularity with each of the heads."""
-    assert streams.original is not None
     predictors: list[Predictor] = []
     softcap = skeleton.logit_softcap
     tables = {id(model): _read_once(head_table(model.weights, skeleton)) for model, _ in pairs}

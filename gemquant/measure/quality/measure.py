@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from itertools import chain
 
 import torch
@@ -11,12 +12,17 @@ from torch import Tensor
 
 from gemquant.calibration.stream import Stream, layer_weights
 from gemquant.calibration.windows import TokenWindows
+from gemquant.core.artifact.evaluation import LevelEvaluation
 from gemquant.core.progress import Progress, Silence
 from gemquant.core.protocols import Weights
-from gemquant.core.results import Level
 from gemquant.errors import ArtifactError, GemquantError, UnsupportedError, refuse
-from gemquant.measure.quality.divergence import TokenScores
-from gemquant.measure.quality.layer_error import LayerError, layer_error
+from gemquant.measure.quality.divergence import Table, TokenScores
+from gemquant.measure.quality.figures import (
+    LayerError,
+    layer_error,
+    layer_errors,
+    mean_over_windows,
+)
 from gemquant.measure.quality.native import NativeRuntime
 from gemquant.measure.quality.streams import (
     EvaluationStreams,
@@ -44,40 +50,46 @@ SAME = (
 
 @dataclass(frozen=True)
 class Subject:
-    """A finished artifact. name: for messages. load: its runtime, which holds the whole model."""
+    """A finished artifact.
+
+    name: for messages. weights: None where they cannot be decoded; ``unread`` says why, and level
+    ``reference`` is not run. load: its runtime, which holds the whole model.
+    not_finite_hint: what helps where the runtime's predictions are not finite.
+    """
 
     name: str
-    weights: Weights
-    load: Callable[[], NativeRuntime] | None = None
+    weights: Weights | None
+    load: Callable[[], AbstractContextManager[NativeRuntime]] | None = None
+    unread: str = ""
+    not_finite_hint: str = "Measure without the runtime: --no-native."
 
 
-@dataclass(frozen=True)
-class LevelScores:
-    """One level of one artifact: every slice's windows as they were run, with their scores.
+def compare(
+    original: Weights,
+    quantized: Weights,
+    evaluation: Sequence[TokenWindows],
+    *,
+    runtime: NativeRuntime | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    compute_dtype: torch.dtype = torch.float32,
+    progress: Progress | None = None,
+) -> tuple[LevelEvaluation, ...]:
+    """Measure one finished model: the certificates of level ``reference``, and ``native`` if given.
 
-    from_reference: divergences of this level's predictions from level ``reference``'s, over the
-    first window of every slice.
+    runtime: a loaded artifact. Raises what ``measure`` does.
     """
-
-    level: Level
-    runtime: str
-    slices: Sequence[tuple[TokenWindows, TokenScores]] = ()
-    token_stream: str = ""
-    not_run: str | None = None
-    from_reference: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Measured:
-    """All that was found of one artifact.
-
-    accumulated: errors behind every layer, a list per slice. own: the same where each layer is fed
-    with the original's hidden states; empty unless it was asked for.
-    """
-
-    levels: Sequence[LevelScores]
-    accumulated: Sequence[Sequence[LayerError]]
-    own: Sequence[Sequence[LayerError]]
+    load = None if runtime is None else lambda: nullcontext(runtime)
+    (levels,) = measure(
+        original,
+        [Subject("the artifact", quantized, load)],
+        evaluation,
+        seed=seed,
+        device=device,
+        compute_dtype=compute_dtype,
+        progress=progress,
+    )
+    return levels
 
 
 @fast_products()
@@ -86,63 +98,86 @@ def measure(
     subjects: Sequence[Subject],
     evaluation: Sequence[TokenWindows],
     *,
+    seed: int = 0,
     by_layer: bool = False,
     device: str = "cpu",
     compute_dtype: torch.dtype = torch.float32,
     progress: Progress | None = None,
-) -> list[Measured]:
+) -> list[tuple[LevelEvaluation, ...]]:
     """Measure every artifact at level ``reference``, and ``native`` where a runtime is given.
 
-    by_layer: also each layer's own error, for one more run of each artifact's layers.
+    seed: of the resampling of windows. by_layer: also each layer's own error, for one more run of
+    each artifact's layers.
     UnsupportedError if an artifact is of another architecture, or the original's values are not
-    finite; ArtifactError if an artifact's are not, with the first layer behind which they are not.
+    finite; ArtifactError if an artifact's are not, with the first layer where they are not, or if
+    a perplexity is beyond float64.
     """
     progress = progress or Silence()
-    refuse([problem for each in subjects for problem in _differing(original, each)])
+    decoded = [(each, each.weights) for each in subjects if each.weights is not None]
+    refuse([problem for pair in decoded for problem in _differing(original, *pair)])
     skeleton = Skeleton(original.config, device=device, dtype=compute_dtype)
     streams = EvaluationStreams(skeleton, evaluation)
-    streams.embed(original, [(each.weights, None) for each in subjects])
-    tracks = [_Track(each, streams, number) for number, each in enumerate(subjects)]
-    _refuse(track.embedding_problems() for track in tracks)
-    assert streams.original is not None
-    progress.start("evaluating layers", skeleton.layers)
-    for index in range(skeleton.layers):
-        before = streams.original.hidden.clone() if by_layer else None
+    streams.embed(original, [(weights, None) for _, weights in decoded])
+    tracks = {
+        each.name: _Track(each.name, weights, streams, number)
+        for number, (each, weights) in enumerate(decoded)
+    }
+    refuse(chain.from_iterable(each.embedding_problems() for each in tracks.values()))
+    inputs = streams.original.hidden.clone() if by_layer else None
+    for index in streams.layers(original, progress):
         prefix, names = layer_prefix(index), layer_parameters(original.config, index)
-        streams.original.advance(index, layer_weights(original, prefix, names, skeleton))
-        for track in tracks:
-            weights = layer_weights(track.subject.weights, prefix, names, skeleton)
+        for track in tracks.values():
+            weights = layer_weights(track.weights, prefix, names, skeleton)
             track.stream.advance(index, weights)
             track.observe()
-            if before is not None:
-                alone = Stream(skeleton, before.clone())
+            if inputs is not None:
+                alone = Stream(skeleton, inputs.clone())
                 alone.advance(index, weights)
                 track.observe_own(alone.hidden)
-        _refuse(track.problems(index) for track in tracks)
-        progress.advance("evaluating layers")
+        refuse(chain.from_iterable(each.problems(index) for each in tracks.values()))
+        if by_layer:
+            inputs = streams.original.hidden.clone()
     progress.note("comparing predictions")
     models = [
         (final_norm(weights, skeleton), head_table(weights, skeleton))
-        for weights in (original, *(each.weights for each in subjects))
+        for weights in (original, *(weights for _, weights in decoded))
     ]
-    before_head, *heads = streams.predictors(models)
-    compared = streams.compare(before_head, heads)
-    _refuse(track.head_problems(part) for track, part in zip(tracks, compared, strict=True))
+    before, *heads = streams.predictors(models)
+    compared = streams.compare(before, heads) if heads else []
+    refuse(chain.from_iterable(map(_Track.head_problems, tracks.values(), compared)))
+    runtime = reference_runtime(skeleton)
     measured = []
-    for number, (track, scores) in enumerate(zip(tracks, compared, strict=True)):
-        levels = [_level("reference", reference_runtime(skeleton), streams, scores)]
-        if track.subject.load is not None:
-            models_of_two = [models[0], models[number + 1]]
-            levels.append(_native(track, streams.only(number), models_of_two, progress))
-        measured.append(Measured(levels, track.accumulated, track.own))
+    for subject in subjects:
+        decoded_track = tracks.get(subject.name)
+        if decoded_track is None:
+            level = LevelEvaluation(level="reference", runtime=runtime, not_run=subject.unread)
+            alone_streams, model_pair = streams.only(None), models[:1]
+        else:
+            number = decoded_track.number
+            level = LevelEvaluation(
+                level="reference",
+                runtime=runtime,
+                slices=streams.figures(compared[number], seed=seed, artifact=subject.name),
+                layers_accumulated=layer_errors(streams.slices, decoded_track.accumulated),
+                layers_own=layer_errors(streams.slices, decoded_track.own),
+            )
+            alone_streams, model_pair = streams.only(number), [models[0], models[number + 1]]
+        levels = [level]
+        if subject.load is not None:
+            levels.append(_native(subject, alone_streams, model_pair, seed, progress))
+        measured.append(tuple(levels))
     return measured
 
 
 class _Track:
     """One artifact on its way through the layers, and its errors so far, slice by slice."""
 
-    def __init__(self, subject: Subject, streams: EvaluationStreams, number: int) -> None:
-        self.subject = subject
+    def __init__(
+        self, name: str, weights: Weights, streams: EvaluationStreams, number: int
+    ) -> None:
+        self.name = name
+        self.weights = weights
+        self.number = number
         self.stream = streams.candidates[number]
         self.accumulated: list[list[LayerError]] = [[] for _ in streams.slices]
         self.own: list[list[LayerError]] = []
@@ -154,7 +189,7 @@ class _Track:
             errors.append(layer_error(*pair))
 
     def observe_own(self, hidden: Tensor) -> None:
-        """The same for a layer that was fed with the original's hidden states."""
+        """The same for a layer whose input was the original's hidden states."""
         self.own = self.own or [[] for _ in self.accumulated]
         for errors, pair in zip(self.own, self._pairs(hidden), strict=True):
             errors.append(layer_error(*pair))
@@ -177,7 +212,7 @@ class _Track:
     def _not_finite(
         self, pairs: Iterable[tuple[Tensor, Tensor]], where: str
     ) -> Iterator[GemquantError]:
-        """The first slice where the original or the artifact has values that are no numbers."""
+        """The first slice where the original or the artifact has values that are not finite."""
         for windows, (original, other) in zip(self._streams.slices, pairs, strict=True):
             if not torch.isfinite(original).all():
                 yield UnsupportedError(
@@ -187,65 +222,64 @@ class _Track:
                 return
             if not torch.isfinite(other).all():
                 yield ArtifactError(
-                    f"{self.subject.name}: its values stop being finite {where} (slice "
+                    f"{self.name}: its values stop being finite {where} (slice "
                     f"{windows.name}); the original's do not.",
-                    hint=f"gemquant verify {self.subject.name} says whether it is as it was made; "
-                    "if so, make it again.",
+                    hint=f"Check its files: gemquant verify {self.name}; if they are intact, make "
+                    "it again.",
                 )
                 return
 
     def _pairs(self, hidden: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        assert self._streams.original is not None
         original = self._streams.split(self._streams.original.hidden)
         return zip(original, self._streams.split(hidden), strict=True)
 
 
-def _refuse(problems: Iterable[Iterator[GemquantError]]) -> None:
-    """Raise what is wrong, once: the original's faults are seen beside every artifact."""
-    refuse(chain.from_iterable(problems))
-
-
-def _level(
-    level: Level, runtime: str, streams: EvaluationStreams, scores: Sequence[TokenScores]
-) -> LevelScores:
-    pairs = tuple(zip(streams.slices, scores, strict=True))
-    return LevelScores(level, runtime, pairs, streams.digest)
-
-
 def _native(
-    track: _Track,
+    subject: Subject,
     streams: EvaluationStreams,
-    models: Sequence[tuple[Tensor, Callable[[int, int], Tensor]]],
+    models: Sequence[tuple[Tensor, Table]],
+    seed: int,
     progress: Progress,
-) -> LevelScores:
-    assert track.subject.load is not None
-    runtime = track.subject.load()
-    if runtime.not_run is not None:
-        return LevelScores(
-            "native", runtime.runtime, token_stream=streams.digest, not_run=runtime.not_run
-        )
-    streams = streams.beginnings(tokens=runtime.max_tokens, window=runtime.max_window)
-    progress.note(f"running {runtime.runtime}")
-    before, after = streams.predictors(models)
-    predictions = runtime.predictions(streams)
-    scores, from_ours = streams.compare_foreign(before, after, predictions)
+) -> LevelEvaluation:
+    """Level ``native``. models: the original at its head, and the artifact where it is decoded."""
+    assert subject.load is not None
+    with subject.load() as runtime:
+        if runtime.not_run is not None:
+            return LevelEvaluation(level="native", runtime=runtime.runtime, not_run=runtime.not_run)
+        streams = streams.beginnings(tokens=runtime.max_tokens, window=runtime.max_window)
+        progress.note(f"running {runtime.runtime}")
+        before, *ours = streams.predictors(models)
+        predictions = runtime.predictions(streams)
+        scores, from_ours = streams.compare_runtime(before, ours[0] if ours else None, predictions)
     for windows, part in zip(streams.slices, scores, strict=True):
-        if not torch.isfinite(part.nll_quantized).all():
-            raise ArtifactError(
-                f"{track.subject.name}: {runtime.runtime}: predictions of slice {windows.name} "
-                "are not finite, and those of its decoded weights are.",
-                hint="Measure without the runtime: --no-native.",
+        if not torch.isfinite(part.nll_original).all():
+            raise UnsupportedError(
+                f"The original's predictions of slice {windows.name} are not finite.",
+                hint="Compute in float32: --dtype float32.",
             )
-    level = _level("native", runtime.runtime, streams, scores)
-    return replace(level, from_reference=from_ours)
+        if not torch.isfinite(part.nll_quantized).all():
+            others = ", and those of its decoded weights are" if ours else ""
+            raise ArtifactError(
+                f"{subject.name}: {runtime.runtime}: predictions of slice {windows.name} are not "
+                f"finite{others}.",
+                hint=subject.not_finite_hint,
+            )
+    return LevelEvaluation(
+        level="native",
+        runtime=runtime.runtime,
+        slices=streams.figures(scores, seed=seed, artifact=subject.name),
+        kl_from_reference=None
+        if from_ours is None
+        else mean_over_windows(from_ours, len(scores), seed=seed),
+    )
 
 
-def _differing(original: Weights, subject: Subject) -> Iterator[GemquantError]:
-    before, after = original.config, subject.weights.config
+def _differing(original: Weights, subject: Subject, weights: Weights) -> Iterator[GemquantError]:
+    before, after = original.config, weights.config
     differing = [key for key in SAME if before[key] != after[key]]
     if differing:
-        told = ", ".join(f"{key} {before[key]} and {after[key]}" for key in differing)
+        values = ", ".join(f"{key} {before[key]} and {after[key]}" for key in differing)
         yield UnsupportedError(
-            f"{subject.name} and the original cannot be compared: {told}.",
+            f"{subject.name} and the original cannot be compared: {values}.",
             hint="Name the artifact's own base model with --against.",
         )

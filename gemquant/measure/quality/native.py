@@ -90,7 +90,7 @@ class NativeRuntime:
             def head_rows(start: int, stop: int) -> Tensor:
                 return runtime.head_rows(start, stop).to(torch.float32)
 
-            yield streams.foreign(runtime.hidden_states(streams.ids), head_rows)
+            yield streams.runtime_head(runtime.hidden_states(streams.ids), head_rows)
             return
         for chunk in runtime.logit_chunks(streams.ids):
             if chunk.shape[1] != streams.vocabulary:

@@ -7,25 +7,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gemquant.calibration.stream import layer_weights
 from gemquant.calibration.windows import TokenWindows
+from gemquant.core.artifact.evaluation import SliceEvaluation
 from gemquant.core.progress import Progress
 from gemquant.core.protocols import Weights
-from gemquant.core.results import SliceResult
 from gemquant.errors import WorkerError
 from gemquant.measure.quality.divergence import Logits, TokenScores, compare_predictions
 from gemquant.measure.quality.streams import EvaluationStreams, final_norm, head_table
-from gemquant.measure.quality.summary import summarise
-from gemquant.models.architecture import layer_parameters
 from gemquant.models.skeleton import Skeleton
-from gemquant.models.structure import layer_prefix
 from gemquant.numerics.precision import fast_products
 
 
-class ForeignLogits:
-    """The original at its head, waiting for what another program predicts of the same windows.
+class RuntimeLogits:
+    """The original at its head, to be compared with another program's logits of the same windows.
 
-    Positions come in order, all but each window's last, of any number at a time.
+    Positions come in order, all but each window's last, any number at a time.
     """
 
     @fast_products()
@@ -35,18 +31,13 @@ class ForeignLogits:
         skeleton = Skeleton(original.config, device="cpu", dtype=torch.float32)
         self._streams = EvaluationStreams(skeleton, slices)
         self._streams.embed(original, [])
-        assert self._streams.original is not None
-        progress.start("running the original", skeleton.layers)
-        for index in range(skeleton.layers):
-            names = layer_parameters(original.config, index)
-            weights = layer_weights(original, layer_prefix(index), names, skeleton)
-            self._streams.original.advance(index, weights)
-            progress.advance("running the original")
+        for _ in self._streams.layers(original, progress, "running the original"):
+            pass
         table = head_table(original, skeleton)
         (self._original,) = self._streams.predictors([(final_norm(original, skeleton), table)])
         self._targets = self._streams.ids[:, 1:].reshape(-1)
         self._scores: list[TokenScores] = []
-        self._seen = 0
+        self._scored = 0
 
     @property
     def vocabulary(self) -> int:
@@ -54,47 +45,38 @@ class ForeignLogits:
         return self._streams.vocabulary
 
     @property
-    def digest(self) -> str:
-        """``sha256:`` of all windows."""
-        return self._streams.digest
-
-    @property
     def windows(self) -> Tensor:
-        """What is to be predicted, (windows, tokens)."""
+        """The windows to predict, (windows, tokens)."""
         return self._streams.ids
 
     def add(self, logits: Tensor) -> None:
         """Score the next positions, (positions, vocabulary) float32.
 
-        WorkerError where they are of another shape, not finite, or too many.
+        WorkerError where they have another shape, are not finite, or are too many.
         """
         if logits.ndim != 2 or logits.shape[1] != self.vocabulary:
             raise WorkerError(
-                f"the simulator gives logits {tuple(logits.shape)}; the model knows "
+                f"the simulator returned logits {tuple(logits.shape)}; the model has "
                 f"{self.vocabulary} tokens."
             )
         if not torch.isfinite(logits).all():
-            raise WorkerError("the simulator gives logits that are not finite.")
-        rows = slice(self._seen, self._seen + logits.shape[0])
+            raise WorkerError("the simulator returned logits that are not finite.")
+        rows = slice(self._scored, self._scored + logits.shape[0])
         if rows.stop > len(self._targets):
-            raise WorkerError("the simulator gives more logits than it was asked for.")
-        chosen = torch.arange(rows.start, rows.stop)
+            raise WorkerError("the simulator returned more logits than requested.")
         self._scores += compare_predictions(
-            self._original.at(chosen),
+            self._original.at(torch.arange(rows.start, rows.stop)),
             [Logits(logits)],
             self._targets[rows],
             vocabulary=self.vocabulary,
         )
-        self._seen = rows.stop
+        self._scored = rows.stop
 
-    def results(self) -> list[SliceResult]:
-        """What was lost, slice by slice; WorkerError where positions are missing."""
-        if self._seen != len(self._targets):
+    def results(self, *, seed: int = 0) -> tuple[SliceEvaluation, ...]:
+        """The figures, slice by slice; WorkerError where positions are missing."""
+        if self._scored != len(self._targets):
             raise WorkerError(
-                f"the simulator gave {self._seen} of {len(self._targets)} predictions."
+                f"the simulator returned {self._scored} of {len(self._targets)} predictions."
             )
-        by_slice = self._streams.by_slice(TokenScores.joined(self._scores))
-        return [
-            summarise(windows.name, scores, windows=windows.ids.shape[0])
-            for windows, scores in zip(self._streams.slices, by_slice, strict=True)
-        ]
+        scores = self._streams.by_slice(TokenScores.joined(self._scores))
+        return self._streams.figures(scores, seed=seed)

@@ -1,16 +1,17 @@
-"""The evaluation windows on their way through the original and through what was made of it."""
+"""The evaluation windows on their way through the original and the quantized models."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from gemquant.calibration.stream import Stream, embed_windows
+from gemquant.calibration.stream import Stream, embed_windows, stream_layers
 from gemquant.calibration.windows import TokenWindows, stream_digest
+from gemquant.core.artifact.evaluation import SliceEvaluation
+from gemquant.core.progress import Progress
 from gemquant.core.protocols import RowSource, Weights
-from gemquant.core.results import SliceResult
 from gemquant.errors import UnsupportedError
 from gemquant.measure.quality.divergence import (
     Head,
@@ -19,7 +20,7 @@ from gemquant.measure.quality.divergence import (
     TokenScores,
     compare_predictions,
 )
-from gemquant.measure.quality.summary import summarise
+from gemquant.measure.quality.figures import slice_evaluation
 from gemquant.models.skeleton import Skeleton
 from gemquant.models.structure import EMBEDDING, FINAL_NORM, HEAD
 
@@ -34,8 +35,15 @@ class EvaluationStreams:
         self._skeleton = skeleton
         self._slices = slices
         self._ids = torch.cat([windows.ids for windows in slices])
-        self.original: Stream | None = None
+        self._original: Stream | None = None
         self.candidates: list[Stream] = []
+
+    @property
+    def original(self) -> Stream:
+        """The original's; it exists once the streams have begun."""
+        if self._original is None:
+            raise RuntimeError("the evaluation streams have not begun")
+        return self._original
 
     def embed(
         self,
@@ -43,30 +51,36 @@ class EvaluationStreams:
         candidates: Sequence[tuple[RowSource, torch.dtype | None]],
     ) -> None:
         """Begin all streams; a candidate's rows are first rounded to the type it stores."""
-        self.original = embed_windows(self._skeleton, original, self._ids)
+        self._original = embed_windows(self._skeleton, original, self._ids)
         self.candidates = [
             embed_windows(self._skeleton, weights, self._ids, stored_as=dtype)
             for weights, dtype in candidates
         ]
 
-    def go_on(self, original: Tensor, candidates: Sequence[Tensor]) -> None:
-        """Begin all streams with the hidden states that an earlier run has kept."""
-        self.original, *self.candidates = (
+    def resume(self, original: Tensor, candidates: Sequence[Tensor]) -> None:
+        """Begin all streams with the hidden states that an interrupted run saved."""
+        self._original, *self.candidates = (
             Stream(self._skeleton, hidden.to(self._skeleton.device))
             for hidden in (original, *candidates)
         )
 
+    def layers(
+        self, original: Weights, progress: Progress, task: str = "evaluating layers"
+    ) -> Iterator[int]:
+        """Advance the original layer by layer; candidates follow before the next is asked for."""
+        for index, _ in stream_layers(self.original, original, progress, task):
+            yield index
+
     def predictors(self, models: Sequence[tuple[Tensor, Table]]) -> list[Head]:
         """The original, then every candidate, at their heads; a model is (norm weight, table)."""
-        assert self.original is not None
         streams = [self.original, *self.candidates]
         return [
             self._head(stream.skeleton.final_norm(norm, stream.hidden), table)
             for stream, (norm, table) in zip(streams, models, strict=True)
         ]
 
-    def foreign(self, hidden: Tensor, table: Table) -> Head:
-        """A runtime at its head: what it made of the same windows, (windows, tokens, hidden).
+    def runtime_head(self, hidden: Tensor, table: Table) -> Head:
+        """A runtime at its head: its hidden states of the same windows, (windows, tokens, hidden).
 
         Its logits are float32, whatever type we compute in: table yields float32.
         """
@@ -76,11 +90,11 @@ class EvaluationStreams:
         return Head(_predicting(hidden), table, self._skeleton.logit_softcap)
 
     def beginnings(self, *, tokens: int | None, window: int | None) -> EvaluationStreams:
-        """The same streams over less: the first window of every slice, cut short.
+        """The same streams over less: the first window of every slice, truncated.
 
-        tokens: how many in all. window: the longest window; None for no bound. What is cut off
-        follows what is kept, and a causal model knows nothing of it. All windows stay where neither
-        bound is reached.
+        tokens: how many in all. window: the longest window; None for no bound. The model is causal,
+        so what is cut off changes nothing before it. All windows stay where neither bound is
+        reached.
         """
         length = min(self._ids.shape[1], window or self._ids.shape[1])
         if length == self._ids.shape[1] and (tokens is None or self._ids.numel() <= tokens):
@@ -97,27 +111,22 @@ class EvaluationStreams:
                 for ids, windows in zip(cut, self._slices, strict=True)
             ],
         )
-        assert self.original is not None
-        shorter.original = Stream(self._skeleton, self.original.hidden[firsts, :length])
+        shorter._original = Stream(self._skeleton, self.original.hidden[firsts, :length])
         shorter.candidates = [
             Stream(self._skeleton, stream.hidden[firsts, :length]) for stream in self.candidates
         ]
         return shorter
 
-    def only(self, number: int) -> EvaluationStreams:
-        """The same streams with one of the candidates alone."""
+    def only(self, number: int | None) -> EvaluationStreams:
+        """The same streams with one of the candidates alone, or with none."""
         fewer = EvaluationStreams(self._skeleton, self._slices)
-        fewer.original, fewer.candidates = self.original, [self.candidates[number]]
+        fewer._original = self._original
+        fewer.candidates = [] if number is None else [self.candidates[number]]
         return fewer
 
     @property
-    def digest(self) -> str:
-        """``sha256:`` of all windows."""
-        return stream_digest([windows.ids for windows in self._slices])
-
-    @property
     def vocabulary(self) -> int:
-        """How many tokens the model knows."""
+        """Size of the vocabulary."""
         return int(self._skeleton.config.vocab_size)
 
     @property
@@ -134,12 +143,32 @@ class EvaluationStreams:
         """Hidden states (windows, tokens, hidden) of all windows, slice by slice."""
         return torch.split(hidden, [windows.ids.shape[0] for windows in self._slices])
 
-    def score(self, original: Predictor, others: Sequence[Predictor]) -> list[list[SliceResult]]:
+    def score(
+        self, original: Predictor, others: Sequence[Predictor], *, seed: int
+    ) -> list[tuple[SliceEvaluation, ...]]:
         """Compare every other model with the original: for each its slices, in the order given.
 
         UnsupportedError where predictions are not finite.
         """
-        return [self._summaries(scores) for scores in self.compare(original, others)]
+        results = self.compare(original, others)
+        for scores in results:
+            for windows, part in zip(self._slices, scores, strict=True):
+                if not torch.isfinite(part.divergence).all():
+                    raise UnsupportedError(
+                        f"evaluation slice {windows.name}: predictions are not finite in "
+                        f"{self._skeleton.dtype}.",
+                        hint="Compute in float32: --dtype float32.",
+                    )
+        return [self.figures(scores, seed=seed) for scores in results]
+
+    def figures(
+        self, scores: Sequence[TokenScores], *, seed: int, artifact: str = "the artifact"
+    ) -> tuple[SliceEvaluation, ...]:
+        """Summarise every slice's scores."""
+        return tuple(
+            slice_evaluation(windows, part, seed=seed, artifact=artifact)
+            for windows, part in zip(self._slices, scores, strict=True)
+        )
 
     def compare(self, original: Predictor, others: Sequence[Predictor]) -> list[list[TokenScores]]:
         """Score every other model against the original: for each, every slice's tokens."""
@@ -147,13 +176,13 @@ class EvaluationStreams:
             self.by_slice(scores) for scores in self._compare(original, others, self._targets())
         ]
 
-    def compare_foreign(
-        self, original: Predictor, ours: Predictor | None, foreign: Iterable[Predictor]
+    def compare_runtime(
+        self, original: Predictor, ours: Predictor | None, predictions: Iterable[Predictor]
     ) -> tuple[list[TokenScores], Tensor | None]:
         """Compare a runtime's predictions, chunk by chunk, with the original's and with our own.
 
         ours: what the same artifact predicts at level ``reference``; None where it cannot be read
-        back. foreign: all predicted tokens, in order; each chunk is looked at before the next is
+        back. predictions: all predicted tokens, in order; each chunk is scored before the next is
         asked for.
         Returns every slice's tokens, and divergences from ours of the tokens of every slice's first
         window, (tokens,), or None.
@@ -162,7 +191,7 @@ class EvaluationStreams:
         scores: list[TokenScores] = []
         from_ours: list[TokenScores] = []
         first = 0
-        for chunk in foreign:
+        for chunk in predictions:
             rows = torch.arange(first, first + chunk.tokens, device=targets.device)
             scores += self._compare(original.at(rows), [chunk], targets[rows])
             first += chunk.tokens
@@ -183,19 +212,6 @@ class EvaluationStreams:
             parts.append(scores.between(first, first + tokens))
             first += tokens
         return parts
-
-    def _summaries(self, scores: Sequence[TokenScores]) -> list[SliceResult]:
-        """Summarise scores of every slice."""
-        slices = []
-        for windows, part in zip(self._slices, scores, strict=True):
-            if not torch.isfinite(part.divergence).all():
-                raise UnsupportedError(
-                    f"evaluation slice {windows.name}: predictions are not finite in "
-                    f"{self._skeleton.dtype}.",
-                    hint="Compute in float32: --dtype float32.",
-                )
-            slices.append(summarise(windows.name, part, windows=windows.ids.shape[0]))
-        return slices
 
     def _targets(self) -> Tensor:
         """The token after every predicting position, (tokens,)."""

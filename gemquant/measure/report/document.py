@@ -11,9 +11,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from gemquant.core.artifact.evaluation import ArtifactEvaluation, OriginalRecord, SuiteRecord
+from gemquant.core.artifact.evaluation import ArtifactEvaluation, Level, OriginalRecord, SuiteRecord
 from gemquant.core.json_document import Document, Record
-from gemquant.core.results import Level
 from gemquant.measure.bench.document import Benchmark
 from gemquant.measure.gate.baseline import HistoryEntry
 from gemquant.measure.gate.verdict import Verdict

@@ -13,12 +13,13 @@ from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined
 
+from gemquant.core.artifact.evaluation import LEVELS
+from gemquant.core.tables import Table, counted, visible
 from gemquant.measure.gate.verdict import SEVERITY, ArtifactVerdict, Outcome
 from gemquant.measure.report import tables
 from gemquant.measure.report.document import Report
 from gemquant.measure.report.page_data import page_data
-from gemquant.measure.report.tables import Table
-from gemquant.measure.report.wording import LEVELS, OUTCOMES, visible
+from gemquant.measure.report.wording import OUTCOMES
 
 SCRIPTS = ("plot", "tables", "scatter", "bars", "heatmap", "history", "main")
 PAGE_ROWS = 20
@@ -117,4 +118,4 @@ def _subtitle(report: Report) -> str:
         f"suite {each.suite.name}, version {each.suite.version}" for each in report.comparisons
     )
     levels = f"level{'s' if len(report.levels) != 1 else ''} {', '.join(report.levels)}"
-    return f"{count} artifact{'s' if count != 1 else ''} on {' and '.join(suites)}; {levels}."
+    return f"{counted(count, 'artifact')} on {' and '.join(suites)}; {levels}."

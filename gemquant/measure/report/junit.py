@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from xml.etree import ElementTree as ET
 
 from gemquant.core.artifact.evaluation import ArtifactEvaluation
+from gemquant.core.tables import visible
 from gemquant.errors import UsageError
 from gemquant.measure.gate.reasons import layer_words
 from gemquant.measure.gate.verdict import SEVERITY, ArtifactVerdict, Check, Verdict
 from gemquant.measure.report import wording
 from gemquant.measure.report.document import Report
-from gemquant.measure.report.wording import METRICS, OUTCOMES, visible
+from gemquant.measure.report.wording import METRICS, OUTCOMES
 
 _TALLIED = {"failures": "failure", "errors": "error", "skipped": "skipped"}
 _LONGEST = 4_000

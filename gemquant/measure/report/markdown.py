@@ -7,14 +7,14 @@ it, and say how many rows they leave out.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
+from gemquant.core.artifact.evaluation import LEVELS
+from gemquant.core.tables import Table, escaped, markdown, number
 from gemquant.measure.gate.verdict import SEVERITY, ArtifactVerdict, Check, Outcome, Verdict
 from gemquant.measure.report import tables
 from gemquant.measure.report.document import Comparison, Report
-from gemquant.measure.report.tables import Table
-from gemquant.measure.report.wording import LEVELS, OUTCOMES, number, visible
+from gemquant.measure.report.wording import OUTCOMES
 
 SUMMARY_LIMIT_BYTES = 1_048_576
 """Largest ``$GITHUB_STEP_SUMMARY`` of one step that GitHub shows."""
@@ -31,8 +31,6 @@ _SIGNS = {
     "not-comparable": "⚠️",
     "regression": "❌",
 }
-_MARKDOWN = re.compile(r"([\\`*_\[\]<>|#~!$&])")
-_MENTION = re.compile(r"@|(?<=:)//|(?<=www)\.")
 
 
 def to_markdown(report: Report, *, limit_bytes: int = SUMMARY_LIMIT_BYTES) -> str:
@@ -56,17 +54,6 @@ def to_markdown(report: Report, *, limit_bytes: int = SUMMARY_LIMIT_BYTES) -> st
     return page.finish()
 
 
-def escaped(text: str, *, longest: int = 160) -> str:
-    r"""Text that Markdown shows as it is, also in a table.
-
-    >>> escaped("a|b <script>") == r"a\|b \<script\>"
-    True
-    """
-    plain = _MARKDOWN.sub(r"\\\1", visible(text, longest=longest))
-    # A zero-width space keeps GitHub from notifying people and from making links.
-    return _MENTION.sub(lambda found: found[0][:1] + "\u200b" + found[0][1:], plain)
-
-
 class _Page:
     """Parts of a text that stay within a limit together; what does not fit is counted."""
 
@@ -83,16 +70,11 @@ class _Page:
 
     def table(self, table: Table) -> None:
         """Add a table, or its first rows."""
-        head = _row(escaped(column.name) for column in table.columns)
-        rule = "|" + "|".join("--:" if column.numeric else "---" for column in table.columns)
         if not table.rows:
             return
-        if not self._take(f"{head}{rule}|\n"):
-            self._missing_rows += len(table.rows)
-            return
-        for done, row in enumerate(table.rows):
-            if not self._take(_row(escaped(cell.text, longest=_LONGEST_CELL) for cell in row)):
-                self._missing_rows += len(table.rows) - done
+        for index, line in enumerate(markdown(table)):
+            if not self._take(f"{line}\n"):
+                self._missing_rows += len(table.rows) - max(0, index - 1)
                 break
         self._take("\n")
         for note in table.notes:
@@ -127,10 +109,6 @@ class _Page:
         self._left -= size
         self._parts.append(text)
         return True
-
-
-def _row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |\n"
 
 
 def _verdict(page: _Page, verdict: Verdict | None) -> None:

@@ -11,10 +11,9 @@ from gemquant.core.artifact.evaluation import (
     LevelEvaluation,
     SliceEvaluation,
 )
+from gemquant.core.tables import visible
 from gemquant.measure.gate.verdict import SEVERITY
 from gemquant.measure.report.document import BaselineHistory, Comparison, MeasuredArtifact, Report
-from gemquant.measure.report.tradeoff import token_count
-from gemquant.measure.report.wording import visible
 
 DIGITS = 7
 """Significant digits; the page shows four, the JSON report all."""
@@ -81,7 +80,7 @@ def _slice(measured: SliceEvaluation) -> Mapping[str, Any]:
     same = measured.top1
     return {
         "slice": visible(measured.slice),
-        "tokens": token_count(measured),
+        "tokens": measured.token_count,
         "kl_mean": _interval(measured.kl_mean),
         "kl_p999": _interval(measured.kl_p999),
         "nll_increase": _interval(measured.nll_increase),
@@ -97,8 +96,12 @@ def _layers(errors: LayerErrors) -> Mapping[str, Any]:
     }
 
 
-def _interval(interval: Interval) -> Sequence[float]:
-    return [_short(each) for each in (interval.value, interval.low, interval.high)]
+def _interval(interval: Interval | None) -> Sequence[float]:
+    return (
+        []
+        if interval is None
+        else [_short(each) for each in (interval.value, interval.low, interval.high)]
+    )
 
 
 def _short(value: float) -> float:

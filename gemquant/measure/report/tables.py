@@ -1,57 +1,24 @@
-"""The report's tables, the same in Markdown and HTML. A table holds figures of one level only."""
+"""The report's tables, for Markdown and HTML. A table holds figures of one level only."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gemquant.core.artifact.evaluation import ArtifactEvaluation, Level
+from gemquant.core.artifact.losses import loss_cells, loss_columns
 from gemquant.core.resources import human_bytes
-from gemquant.core.results import Level
+from gemquant.core.tables import Cell, Column, Table, columns, counted, number, percent
 from gemquant.measure.gate.verdict import SEVERITY, Check, LayerFinding, Verdict
 from gemquant.measure.report import wording
 from gemquant.measure.report.document import BaselineHistory, Comparison, Report
-from gemquant.measure.report.tradeoff import token_count
-from gemquant.measure.report.wording import METRICS, OUTCOMES, number, percent, spread
+from gemquant.measure.report.wording import METRICS, OUTCOMES
 
 if TYPE_CHECKING:
     from gemquant.measure.bench.document import Benchmark, Spread
 
 
-@dataclass(frozen=True)
-class Column:
-    """Head of a column; numbers are aligned to the right and sorted by value."""
-
-    name: str
-    numeric: bool = False
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What is shown, and what it is sorted by."""
-
-    text: str
-    key: float | None = None
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows under columns; the first cell of a row names it."""
-
-    columns: Sequence[Column]
-    rows: Sequence[Sequence[Cell]]
-    notes: Sequence[str] = ()
-
-
-def _columns(words: str, numeric: str) -> list[Column]:
-    """Columns from two lists of names, separated by semicolons."""
-    return [
-        *(Column(each.strip()) for each in words.split(";")),
-        *(Column(each.strip(), numeric=True) for each in numeric.split(";")),
-    ]
-
-
-_CHECK_COLUMNS = _columns("where; metric; outcome", "baseline; now; worse by; interval; budget")
+_CHECK_COLUMNS = columns("where; metric; outcome", "baseline; now; worse by; interval; budget")
 
 # ---------------------------------------------------------------- the verdict
 
@@ -60,12 +27,12 @@ def verdict_words(verdict: Verdict) -> str:
     """Say the verdict in a sentence or two."""
     artifacts = verdict.artifacts
     bad = [each for each in artifacts if SEVERITY[each.outcome]]
-    counted = f"{len(artifacts)} artifact{'s' if len(artifacts) != 1 else ''}"
+    count = counted(len(artifacts), "artifact")
     baseline = verdict.baseline
     said = (
-        f"{counted}, all within budget"
+        f"{count}, all within budget"
         if not bad
-        else f"{len(bad)} of {counted} not shown to be within budget"
+        else f"{len(bad)} of {count} not shown to be within budget"
     )
     commit = f" at commit {baseline.commit}" if baseline.commit else ""
     return f"{said}, against baseline {baseline.name}{commit}."
@@ -129,32 +96,23 @@ def layers_words(findings: Sequence[LayerFinding]) -> str:
 
 def by_level_figures(comparison: Comparison) -> Iterator[tuple[Level, Table]]:
     """What was lost, one table per level, a row per artifact and slice."""
-    rows: dict[Level, list[list[Cell]]] = {}
+    tables: dict[Level, Table] = {}
     for artifact in comparison.artifacts:
         for level in artifact.evaluation.levels:
-            rows.setdefault(level.level, []).extend(
-                [
-                    Cell(artifact.label),
-                    Cell(each.slice),
-                    Cell(f"{token_count(each):,}", float(token_count(each))),
-                    Cell(number(each.perplexity_original.value), each.perplexity_original.value),
-                    Cell(number(each.perplexity_quantized.value), each.perplexity_quantized.value),
-                    Cell(spread(each.nll_increase), each.nll_increase.value),
-                    Cell(spread(each.kl_mean), each.kl_mean.value),
-                    Cell(number(each.kl_p999.value), each.kl_p999.value),
-                    Cell(spread(each.top1, percent), each.top1.value),
-                    Cell(percent(each.top5.value), each.top5.value),
-                ]
-                for each in level.slices
-            )
-    head = _columns(
-        "artifact; slice",
-        "tokens; perplexity before; after; NLL increase; KL mean; KL 99.9 %; top-1 same; "
-        "top-5 shared",
-    )
-    for name, found in rows.items():
-        if found:
-            yield name, Table(head, found)
+            if not level.slices:
+                continue
+            head = [*columns("artifact; slice", "size; bits"), *loss_columns()]
+            table = tables.setdefault(level.level, Table(head))
+            for each in level.slices:
+                table.add_row(
+                    artifact.label, each.slice, *_size(artifact.evaluation), *loss_cells(each)
+                )
+    yield from tables.items()
+
+
+def _size(evaluation: ArtifactEvaluation) -> list[Cell]:
+    size, bits = evaluation.size_bytes, evaluation.bits_per_weight
+    return [Cell(human_bytes(size), float(size)), Cell(f"{bits:.2f}", bits)]
 
 
 def not_run(comparison: Comparison) -> Iterator[str]:
@@ -173,12 +131,11 @@ def artifacts(comparison: Comparison) -> Table:
             Cell(each.evaluation.container),
             Cell(each.evaluation.quantizer),
             Cell(each.evaluation.scheme),
-            Cell(human_bytes(each.evaluation.size_bytes), float(each.evaluation.size_bytes)),
-            Cell(f"{each.evaluation.bits_per_weight:.2f}", each.evaluation.bits_per_weight),
+            *_size(each.evaluation),
         ]
         for each in comparison.artifacts
     ]
-    return Table(_columns("artifact; container; quantizer; scheme", "size; bits per weight"), rows)
+    return Table(columns("artifact; container; quantizer; scheme", "size; bits"), rows)
 
 
 # ---------------------------------------------------------------- speed, history, provenance
@@ -205,7 +162,7 @@ def benchmark(measured: Benchmark) -> Table:
                 Cell("unknown") if peak is None else Cell(human_bytes(peak), float(peak)),
             ]
         )
-    head = _columns(
+    head = columns(
         "artifact; runtime; mode",
         "size; decode, tokens/s; prefill, tokens/s; first token, s; peak anonymous memory",
     )
@@ -219,7 +176,7 @@ def _speed(repetitions: Spread) -> Cell:
 
 def history(found: BaselineHistory) -> Iterator[tuple[Level, Table]]:
     """Updates of a baseline, the newest first; one table per level."""
-    head = _columns("update; commit; reason; artifact", "size; NLL increase; KL mean; top-1 same")
+    head = columns("update; commit; reason; artifact", "size; NLL increase; KL mean; top-1 same")
     rows: dict[Level, list[list[Cell]]] = {}
     total = len(found.entries)
     for back, entry in enumerate(reversed(found.entries)):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from gemquant.core.artifact.evaluation import LevelEvaluation, SliceEvaluation
-from gemquant.core.results import Level
+from gemquant.core.artifact.evaluation import Level, LevelEvaluation
 from gemquant.measure.report.document import MeasuredArtifact, Point, Tradeoff
 
 
@@ -43,11 +42,6 @@ def overall_kl(level: LevelEvaluation) -> float:
         for tokens, kl in zip(columns.tokens, columns.kl_mean, strict=True)
     )
     return total / sum(tokens for columns in windows for tokens in columns.tokens)
-
-
-def token_count(measured: SliceEvaluation) -> int:
-    """Number of predicted tokens."""
-    return sum(measured.windows.tokens)
 
 
 def pareto_front(points: Iterable[tuple[float, float]]) -> set[tuple[float, float]]:

@@ -2,36 +2,36 @@ from __future__ import annotations
 
 import torch
 
-from gemquant.calibration.activation_range import ActivationRangeScan
-from gemquant.core.results import FLOAT16_LIMIT, LayerReach
+from gemquant.calibration.activation_range import ActivationRanges
+from gemquant.core.protocols import FLOAT16_LIMIT, ActivationRange
 
 
 def test_the_largest_magnitude_of_all_layers_is_named_by_its_module() -> None:
-    scan = ActivationRangeScan()
-    first = scan.observer(0, "model.layers.0.")
+    ranges = ActivationRanges()
+    first = ranges.observer(0, "model.layers.0.")
     first("mlp.down_proj", torch.tensor([1.0, -7.0]))
     first("mlp", torch.tensor([2.0]))
     first.close()
-    second = scan.observer(1, "model.layers.1.")
+    second = ranges.observer(1, "model.layers.1.")
     second("mlp.down_proj", torch.tensor([3.0]))
     second("mlp.down_proj", torch.tensor([-9.0, 1.0]))
     second("mlp.down_proj", torch.tensor([4.0]))
     second("", torch.tensor([-5.0]))
     second.close()
-    assert scan.layers == {
-        0: LayerReach(0.0, 7.0, "model.layers.0.mlp.down_proj"),
-        1: LayerReach(5.0, 9.0, "model.layers.1.mlp.down_proj"),
+    assert ranges.layers == {
+        0: ActivationRange(0.0, 7.0, "model.layers.0.mlp.down_proj"),
+        1: ActivationRange(5.0, 9.0, "model.layers.1.mlp.down_proj"),
     }
-    assert scan.worst() == (9.0, "model.layers.1.mlp.down_proj")
+    assert ranges.worst() == (9.0, "model.layers.1.mlp.down_proj")
 
 
 def test_a_layers_own_output_bears_the_layers_name() -> None:
-    scan = ActivationRangeScan()
-    observer = scan.observer(4, "model.layers.4.")
+    ranges = ActivationRanges()
+    observer = ranges.observer(4, "model.layers.4.")
     observer("", torch.tensor([70000.0]))
-    reach = observer.close()
-    assert scan.worst() == (70000.0, "model.layers.4")
-    assert not reach.fits_float16
+    seen = observer.close()
+    assert ranges.worst() == (70000.0, "model.layers.4")
+    assert not seen.fits_float16
 
 
 def test_float16_ends_at_65504() -> None:
@@ -39,4 +39,4 @@ def test_float16_ends_at_65504() -> None:
 
 
 def test_without_a_trace_there_is_no_largest() -> None:
-    assert ActivationRangeScan().worst() == (0.0, "")
+    assert ActivationRanges().worst() == (0.0, "")

@@ -96,12 +96,14 @@ def test_the_scan_finds_the_largest_activation_of_every_layer(
     for block in trace.blocks():
         of_layer = {n: v for n, v in largest.items() if f"{n}.".startswith(block.prefix)}
         where = max(of_layer, key=of_layer.__getitem__)
-        assert block.reach is not None
-        assert trace.scan.layers[block.index] == block.reach
+        assert block.activation_range is not None
+        assert trace.activation_ranges.layers[block.index] == block.activation_range
         inputs = max(float(s.max_abs.max()) for s in block.statistics.values())
-        assert block.reach.largest == pytest.approx(max(of_layer[where], inputs), rel=1e-5)
+        assert block.activation_range.largest == pytest.approx(
+            max(of_layer[where], inputs), rel=1e-5
+        )
         residual = of_layer[block.prefix.rstrip(".")]
-        assert block.reach.residual == pytest.approx(residual, rel=1e-5)
+        assert block.activation_range.residual == pytest.approx(residual, rel=1e-5)
 
 
 def test_blocks_carry_the_layers_weights_in_float32_whatever_is_computed_in(
@@ -122,7 +124,7 @@ def test_without_calibration_blocks_carry_no_statistics(tiny_folders: dict[Kind,
     assert [block.index for block in blocks] == [0, 1, 2]
     assert all(not block.statistics for block in blocks)
     assert not trace.head_statistics()
-    assert trace.scan.worst() == (0.0, "")
+    assert trace.activation_ranges.worst() == (0.0, "")
 
 
 def test_activations_that_overflow_are_an_error_that_names_the_layer(tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from gemquant.calibration.windows import TokenWindows
-from gemquant.cli import eval_request
-from gemquant.core.artifact import ConversionRecord, Manifest, Source, quantization_record, seal
+from gemquant.core.artifact import ConversionRecord, Manifest, Source, finalize, quantization_record
+from gemquant.core.artifact.evaluation import EvaluationDocument
 from gemquant.core.protocols import PlainSpec
 from gemquant.formats.checkpoint import open_checkpoint
+from gemquant.measure.quality.evaluation import Evaluation
 from gemquant.models.architecture import tensor_shapes
 from tests.helpers.stand_in_board import ADDRESS, StandInBoard
 from tests.helpers.stand_in_rkllmrt import random_table, stand_in_runtime, write_table
@@ -57,7 +58,7 @@ def artifact(tmp_path: Path) -> Path:
         ),
         libraries={"torch": "2.13.0"},
     )
-    seal(folder, manifest, original_card=None)
+    finalize(folder, manifest, original_card=None)
     return folder
 
 
@@ -85,14 +86,13 @@ def test_perplexity_and_divergence_are_those_of_whole_logits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[TokenWindows] = []
-    read = eval_request.evaluation_text
+    run_evaluation = Evaluation.run
 
-    def noted(*arguments: Any) -> eval_request.EvaluationText:
-        text = read(*arguments)
-        seen.extend(text.slices)
-        return text
+    def noted(self: Evaluation, *arguments: Any, **more: Any) -> EvaluationDocument:
+        seen.extend(self.slices)
+        return run_evaluation(self, *arguments, **more)
 
-    monkeypatch.setattr(eval_request, "evaluation_text", noted)
+    monkeypatch.setattr(Evaluation, "run", noted)
     done = run("eval", str(artifact), "--board", ADDRESS, *SHORT, "--dtype", "float32")
     assert done.code == 0, done.err
     (told,) = json.loads(done.out)["artifacts"]

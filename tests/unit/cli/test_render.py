@@ -9,35 +9,35 @@ import pytest
 
 from gemquant.cli import plan_tables, render
 from gemquant.core.artifact import (
-    ActivationRange,
+    ActivationRangeRecord,
     Artifact,
     FileRecord,
+    LevelEvaluation,
     Manifest,
     Quantization,
     SchemeRecord,
     Source,
-    certificate_record,
 )
+from gemquant.core.artifact.evaluation import Interval, WindowColumns
 from gemquant.core.recipe import Recipe
-from gemquant.core.results import Certificate, Measurement, SliceResult
+from tests.helpers.tiny_evaluation import measured_slice
 
-LOSS = SliceResult(
-    slice="english",
-    windows=4,
-    tokens=2044,
-    perplexity_original=Measurement(18.1234, 0.5),
-    perplexity_quantized=Measurement(20.9876, 0.6),
-    kl_mean=Measurement(0.12345, 0.00678),
-    kl_p999=Measurement(2.3456, 0.1234),
-    top1_agreement=Measurement(0.8765, 0.0123),
+LOSS = measured_slice("english", kl=[0.1, 0.11, 0.12, 0.13]).model_copy(
+    update={
+        "perplexity_original": Interval(value=18.1234, low=17.5, high=18.7),
+        "perplexity_quantized": Interval(value=20.9876, low=20.1, high=21.9),
+        "kl_mean": Interval(value=0.12345, low=0.1167, high=0.1302),
+        "kl_p999": Interval(value=2.3456, low=2.2222, high=2.469),
+        "top1": Interval(value=0.8765, low=0.8642, high=0.8888),
+    }
 )
 
 
 @pytest.fixture
 def artifact() -> Artifact:
     certificates = (
-        Certificate(level="reference", runtime="torch 2.13.0", slices=(LOSS,)),
-        Certificate(level="native", runtime="transformers", not_run="accelerate is missing"),
+        LevelEvaluation(level="reference", runtime="torch 2.13.0", slices=(LOSS,)),
+        LevelEvaluation(level="native", runtime="transformers", not_run="accelerate is missing"),
     )
     manifest = Manifest(
         container="compressed-tensors",
@@ -54,26 +54,27 @@ def artifact() -> Artifact:
             float_dtype="bfloat16",
             bits_per_weight=11.8349,
         ),
-        activation_range=ActivationRange(
+        activation_range=ActivationRangeRecord(
             largest=123456.0, where="layers.3.mlp.down_proj", fits_float16=False
         ),
-        certificates=tuple(map(certificate_record, certificates)),
+        certificates=certificates,
         libraries={},
         files={"model.safetensors": FileRecord(sha256="0" * 64, bytes=400_000_000)},
     )
     return Artifact(Path("out"), manifest)
 
 
-def test_the_certificate_is_a_table_with_standard_errors(
+def test_the_certificate_is_a_table_with_intervals(
     artifact: Artifact, capsys: pytest.CaptureFixture[str]
 ) -> None:
     render.artifact(artifact, as_json=False)
     out = capsys.readouterr().out
     row = next(line for line in out.splitlines() if line.startswith("english"))
     assert row.split() == [
-        *("english", "2044", "18.123", "20.988"),
-        *("0.1235", "±", "0.0068", "2.346", "±", "0.123", "87.65%", "±", "1.23%"),
+        *("english", "4", "2,044", "18.12", "20.99", "0.1235", "[0.1167,", "0.1302]"),
+        *("2.35", "[2.22,", "2.47]", "87.6", "%", "[86.4,", "88.9]"),
     ]
+    assert "KL divergence in nats per token; [ ] is the 95 % interval over windows." in out
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,8 @@ def test_json_is_one_document_with_the_manifest(
     assert document["path"] == "out"
     assert document["manifest"]["certificates"][0]["slices"][0]["kl_mean"] == {
         "value": 0.12345,
-        "standard_error": 0.00678,
+        "low": 0.1167,
+        "high": 0.1302,
     }
 
 
@@ -148,24 +150,33 @@ def test_a_plan_names_folder_container_and_size(capsys: pytest.CaptureFixture[st
     ]
 
 
-def test_one_window_has_no_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
-    import dataclasses
+def test_one_window_has_no_interval(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = {"kl_mean": 0.12345, "kl_p999": 2.3456, "top1": 0.8765}
+    alone = LOSS.model_copy(
+        update={
+            "windows": WindowColumns(tokens=(511,)),
+            **{name: Interval(value=x, low=x, high=x) for name, x in figures.items()},
+        }
+    )
+    level = LevelEvaluation(level="reference", runtime="torch", slices=(alone,))
+    render.print_tables(*render.losses([level], title="Certificate"))
+    out = capsys.readouterr().out
+    row = next(line for line in out.splitlines() if line.startswith("english"))
+    assert row.split()[5:] == ["0.1235", "2.346", "87.65", "%"]
+    assert "KL divergence in nats per token. One window: no interval." in out
 
-    alone = dataclasses.replace(LOSS, windows=1)
-    record = certificate_record(Certificate("reference", "torch", slices=(alone,)))
-    render.print_tables(*render.certificate(record))
-    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("english"))
-    assert row.split()[4:] == ["0.1235", "2.346", "87.65%"]
 
-
-def test_the_distance_of_a_level_from_the_reference_is_told(
+def test_the_distance_of_a_level_from_the_reference_is_printed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    certificate = Certificate(
-        "native", "transformers", slices=(LOSS,), kl_from_reference=Measurement(0.00123, 0.00045)
+    level = LevelEvaluation(
+        level="native",
+        runtime="transformers",
+        slices=(LOSS,),
+        kl_from_reference=Interval(value=0.00123, low=0.00078, high=0.00168),
     )
-    render.print_tables(*render.certificate(certificate_record(certificate)))
+    render.print_tables(*render.losses([level], title="Certificate"))
     assert (
-        "KL divergence of this level from level reference: 0.00123 ± 0.00045."
-        in capsys.readouterr().out
-    )
+        "KL divergence of this level from level reference: 0.00123 [0.00078, 0.00168] nats per "
+        "token."
+    ) in capsys.readouterr().out

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from gemquant.core.artifact import Artifact, seal, staged
-from gemquant.core.artifact.content import content_digest
+from gemquant.core.artifact import Artifact, finalize, staged
 from gemquant.core.artifact.evaluation import EvaluationDocument, read_evaluation_document
+from gemquant.core.artifact.finalize import content_digest
 from gemquant.errors import ArtifactError, NotComparableError, OutputError
 from gemquant.formats.compressed_tensors import CompressedTensors
 from gemquant.publish.card import make_card, refuse_stale, save_card, write_card
@@ -29,7 +29,7 @@ def artifact(tmp_path: Path) -> Artifact:
     header = tiny_header(exporter)
     with staged(path, force=False, needed_bytes=0) as folder:
         write_tiny_weights(folder, exporter, header)
-        seal(folder, tiny_manifest(header, exporter.name), original_card=ORIGINAL)
+        finalize(folder, tiny_manifest(header, exporter.name), original_card=ORIGINAL)
     return Artifact.open(path)
 
 
@@ -71,11 +71,11 @@ def test_an_older_versions_card_is_stale_and_is_renewed_with_its_record(
 
 def older(artifact: Artifact) -> None:
     """Leave a card that an earlier version might have made, with its record."""
-    from gemquant.core.artifact.finalize import resealed
+    from gemquant.core.artifact.finalize import with_updated_files
 
     content = text(artifact).replace("## What was lost", "## Loss").encode()
     (artifact.path / "README.md").write_bytes(content)
-    manifest = resealed(artifact.manifest, {"README.md": content})
+    manifest = with_updated_files(artifact.manifest, {"README.md": content})
     (artifact.path / "manifest.json").write_bytes(manifest.to_json())
 
 
@@ -100,13 +100,13 @@ def test_the_text_gives_each_figure_with_its_interval(artifact: Artifact, evalua
     card = make_card(artifact.path, evaluation=evaluation).text
     section = card.split("## Evaluation, suite default version 1")[1].split("## How to load it")[0]
     assert "### Suite default, level `reference`" in section
-    row = "| english | 2 | 20 [18, 22] | 22 [19.8, 24.2] | 0.25 [0.225, 0.275] |"
+    row = r"| english | 2 | 1,022 | 20.00 | 22.00 | 0.250 \[0.225, 0.275\] |"
     assert row in section
 
 
 def test_the_hubs_own_classes_read_the_same_figures(artifact: Artifact, evaluation: Path) -> None:
     data = ModelCard(make_card(artifact.path, evaluation=evaluation).text).data
-    assert len(data.eval_results) == 2 * 8
+    assert len(data.eval_results) == 2 * 5
     found = {
         (each.dataset_config, each.metric_name): each.metric_value for each in data.eval_results
     }
@@ -147,7 +147,7 @@ def test_a_newer_evaluation_replaces_the_one_before(
     newer.write_bytes(evaluated(artifact, kl=0.5).to_json())
     write_card(make_card(artifact.path, evaluation=newer))
     Artifact.open(artifact.path)
-    assert "| 0.5 [0.45, 0.55] |" in text(artifact)
+    assert r"| 0.500 \[0.450, 0.550\] |" in text(artifact)
     assert "0.25 [0.225" not in text(artifact)
 
 

@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from gemquant.core.artifact import Artifact
-from gemquant.core.artifact.content import content_digest
+from gemquant.core.artifact.finalize import content_digest
 from gemquant.errors import NotComparableError, UsageError
 from gemquant.measure.tasks.document import (
     Drop,

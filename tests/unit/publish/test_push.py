@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import HfApi, constants
 
 from gemquant.core.artifact import Artifact, Manifest
-from gemquant.core.artifact.finalize import seal
+from gemquant.core.artifact.finalize import finalize
 from gemquant.core.progress import Silence
 from gemquant.errors import ArtifactError, OutputError, UsageError
 from gemquant.publish.push import Destination, Pushed, Upload, prepare_upload, push
@@ -117,7 +117,7 @@ def two_parts(artifact: Artifact) -> Artifact:
     """The artifact with a second large file."""
     (artifact.path / "zz.gguf").write_bytes(b"g" * 200_000)
     (artifact.path / "README.md").unlink()
-    seal(artifact.path, _unsealed(artifact))
+    finalize(artifact.path, _unsealed(artifact))
     return Artifact.open(artifact.path)
 
 

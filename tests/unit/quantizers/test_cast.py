@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 
 from gemquant.core.options import problems_with
-from gemquant.core.protocols import Block
-from gemquant.core.results import LayerReach
+from gemquant.core.protocols import ActivationRange, Block
 from gemquant.errors import UnsupportedError
 from gemquant.formats.safetensors.plain import PlainSafetensors
 from gemquant.models.architecture import layer_structure
@@ -16,9 +15,9 @@ NORM = "model.layers.3.post_feedforward_layernorm"
 
 
 def block(largest: float) -> Block:
-    reach = LayerReach(residual=largest / 2, largest=largest, where=NORM)
+    seen = ActivationRange(residual=largest / 2, largest=largest, where=NORM)
     structure = layer_structure(tiny_config("gemma2"), 0)
-    return Block(3, "model.layers.3.", structure, {}, {}, reach)
+    return Block(3, "model.layers.3.", structure, {}, {}, seen)
 
 
 def test_nothing_is_quantized() -> None:

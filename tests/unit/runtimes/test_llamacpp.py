@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from gemquant.errors import ArtifactError, RuntimeMissingError, UnsupportedError
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
-from gemquant.measure.quality.compare import compare
+from gemquant.measure.quality.measure import compare
 from gemquant.measure.quality.native import NativeRuntime
 from gemquant.runtimes import llamacpp, llamacpp_library
 from gemquant.runtimes.llamacpp import LlamaCpp, gguf_file

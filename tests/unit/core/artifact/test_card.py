@@ -7,16 +7,17 @@ import yaml
 from huggingface_hub import ModelCard
 
 from gemquant.core.artifact import (
-    ActivationRange,
-    CertificateRecord,
+    ActivationRangeRecord,
+    LevelEvaluation,
     Manifest,
     Source,
 )
 from gemquant.core.artifact.card import Inherited, inherited_again, inherited_from, render_card
-from gemquant.core.artifact.certificates import MeasurementRecord, SliceRecord
+from gemquant.core.artifact.evaluation import Interval, Level
 from gemquant.core.protocols import AffineScheme
 from gemquant.formats.compressed_tensors import CompressedTensors
 from tests.helpers.tiny_artifact import W4, tiny_header, tiny_manifest
+from tests.helpers.tiny_evaluation import measured_slice
 
 
 @pytest.fixture
@@ -33,19 +34,15 @@ def matter(card: str) -> dict[str, Any]:
     return front
 
 
-def measured(level: str) -> CertificateRecord:
-    value = MeasurementRecord(value=0.12345, standard_error=0.0123)
-    slice_record = SliceRecord(
-        slice="english",
-        windows=8,
-        tokens=4088,
-        perplexity_original=MeasurementRecord(value=19.2345, standard_error=0.512),
-        perplexity_quantized=MeasurementRecord(value=21.118, standard_error=0.68),
-        kl_mean=value,
-        kl_p999=value,
-        top1_agreement=value,
+def measured(level: Level) -> LevelEvaluation:
+    loss = measured_slice("english", kl=[0.1] * 8).model_copy(
+        update={
+            "perplexity_original": Interval(value=19.2345, low=18.7, high=19.8),
+            "perplexity_quantized": Interval(value=21.118, low=20.4, high=21.8),
+            "kl_mean": Interval(value=0.12345, low=0.111, high=0.1357),
+        }
     )
-    return CertificateRecord(level=level, runtime="torch", slices=(slice_record,))
+    return LevelEvaluation(level=level, runtime="torch", slices=(loss,))
 
 
 def test_the_front_matter_says_what_the_hub_needs_to_know(manifest: Manifest) -> None:
@@ -89,7 +86,7 @@ def test_each_level_has_a_table_of_its_own(manifest: Manifest) -> None:
     reference, emulated = card.split("### Level `")[1:3]
     assert reference.startswith("reference`")
     assert emulated.startswith("emulated`")
-    row = "| english | 8 | 4088 | 19.23 ± 0.51 | 21.12 ± 0.68 | 0.123 ± 0.012 |"
+    row = r"| english | 8 | 4,088 | 19.23 | 21.12 | 0.123 \[0.111, 0.136\] |"
     assert row in reference
     assert row in emulated
 
@@ -99,7 +96,7 @@ def test_a_level_that_was_not_run_says_why(manifest: Manifest) -> None:
 
 
 def test_overflow_is_said_plainly(manifest: Manifest) -> None:
-    seen = ActivationRange(largest=120000.0, where="model.layers.1.mlp", fits_float16=False)
+    seen = ActivationRangeRecord(largest=120000.0, where="model.layers.1.mlp", fits_float16=False)
     card = render_card(changed(manifest, activation_range=seen))
     assert "largest activation 120,000 at `model.layers.1.mlp`: **does not fit**" in card
 
@@ -206,7 +203,7 @@ def test_measurements_are_read_back_by_the_hubs_own_classes(manifest: Manifest) 
     assert (first.metric_type, first.metric_value) == ("perplexity", 21.118)
     assert first.metric_name == "Perplexity after quantization (level reference)"
     assert (first.dataset_config, first.dataset_args) == ("english", {"windows": 8, "tokens": 4088})
-    assert first.metric_args == {"runtime": "torch", "standard_error": 0.68}
+    assert first.metric_args == {"runtime": "torch", "interval_95": [20.4, 21.8]}
 
 
 def test_what_was_not_measured_is_no_result(manifest: Manifest) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gemquant.core.artifact import Manifest
-from gemquant.core.artifact.content import content_digest, content_files
+from gemquant.core.artifact.finalize import content_digest, content_files
 from gemquant.core.artifact.manifest import FileRecord
 from gemquant.formats.compressed_tensors import CompressedTensors
 from tests.helpers.tiny_artifact import tiny_header, tiny_manifest

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gemquant.core.artifact import Artifact, read_manifest, seal
+from gemquant.core.artifact import Artifact, finalize, read_manifest
 from gemquant.errors import ArtifactError, Problems
 from gemquant.formats.compressed_tensors import CompressedTensors
 from tests.helpers.tiny_artifact import tiny_header, tiny_manifest, write_tiny_artifact
@@ -81,7 +81,7 @@ def test_a_name_outside_the_folder_is_refused(artifact: Artifact, name: str) -> 
 
 
 def test_a_folder_without_a_manifest_is_no_artifact(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"is no artifact: manifest\.json cannot be read"):
+    with pytest.raises(ArtifactError, match=r"is not an artifact: manifest\.json cannot be read"):
         read_manifest(tmp_path)
 
 
@@ -102,5 +102,5 @@ def test_an_unknown_key_is_refused(artifact: Artifact) -> None:
 
 def test_a_manifest_reads_back_as_it_was(tmp_path: Path) -> None:
     manifest = tiny_manifest(tiny_header(CompressedTensors()), "compressed-tensors")
-    sealed = seal(tmp_path, manifest)
+    sealed = finalize(tmp_path, manifest)
     assert read_manifest(tmp_path) == sealed

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gemquant.core.artifact import seal, structure_problems
+from gemquant.core.artifact import finalize, structure_problems
 from gemquant.core.protocols import Exporter
 from gemquant.errors import ArtifactError
 from gemquant.formats.awq_gemm import AwqGemm
@@ -29,7 +29,7 @@ def test_a_container_is_what_its_manifest_says(tmp_path: Path, exporter: Exporte
 def test_a_symmetric_awq_artifact_is_what_its_manifest_says(tmp_path: Path) -> None:
     header = tiny_header(AwqGemm(), scheme=W4_SYMMETRIC)
     write_tiny_weights(tmp_path, AwqGemm(), header)
-    seal(tmp_path, tiny_manifest(header, "awq-gemm"))
+    finalize(tmp_path, tiny_manifest(header, "awq-gemm"))
     AwqGemm().open(tmp_path)
 
 
@@ -47,6 +47,6 @@ def test_opening_a_container_compares_it_with_its_manifest(tmp_path: Path) -> No
     exporter = CompressedTensors()
     write_tiny_weights(tmp_path, exporter, tiny_header(exporter))
     other = tiny_header(exporter, scheme=W4_SYMMETRIC)
-    seal(tmp_path, tiny_manifest(other, exporter.name))
+    finalize(tmp_path, tiny_manifest(other, exporter.name))
     with pytest.raises(ArtifactError, match="not stored as the manifest describes"):
         exporter.open(tmp_path)

@@ -18,7 +18,7 @@ from gemquant.errors import GemquantError, UnsupportedError
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemquant.formats.gguf.exporter import GGUF
 from gemquant.formats.gguf.names import stored_order, to_gguf
-from gemquant.measure.quality.compare import compare
+from gemquant.measure.quality.measure import compare
 from gemquant.models.structure import EMBEDDING
 from gemquant.numerics.ggml.quantize import quantize_rows
 from gemquant.numerics.ggml.types import TYPES

@@ -6,7 +6,7 @@ from pathlib import Path
 import gguf
 import pytest
 
-from gemquant.core.artifact import seal
+from gemquant.core.artifact import finalize
 from gemquant.errors import CheckpointError, UnsupportedError, UsageError
 from gemquant.formats.compressed_tensors import CompressedTensors
 from gemquant.formats.gguf.find import find_gguf
@@ -64,7 +64,7 @@ def gguf_artifact(path: Path, *names: str) -> Path:
     path.mkdir()
     for name in names:
         write_tiny_gguf(path / name)
-    seal(path, tiny_manifest(tiny_header(CompressedTensors()), "gguf"))
+    finalize(path, tiny_manifest(tiny_header(CompressedTensors()), "gguf"))
     return path
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from gemquant.core.results import Measurement
+from gemquant.core.artifact.evaluation import Interval
 from gemquant.errors import UnsupportedError
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
-from gemquant.measure.quality.compare import compare
+from gemquant.measure.quality.measure import compare
 from tests.helpers.tiny_gemma import Kind, write_tiny_gemma
 from tests.helpers.tiny_job import EVALUATION
 from tests.helpers.tiny_windows import tiny_windows
@@ -46,7 +46,10 @@ def test_figures_are_those_of_a_plain_loop(tmp_path: Path, generation: Kind, tie
     assert [result.slice for result in certificate.slices] == ["first", "second"]
     for windows, result in zip(EVALUATION, certificate.slices, strict=True):
         p, q = log_probabilities(first, windows.ids), log_probabilities(perturbed, windows.ids)
-        assert (result.windows, result.tokens) == (len(windows.ids), p.shape[0] * p.shape[1])
+        assert (result.window_count, result.token_count) == (
+            len(windows.ids),
+            p.shape[0] * p.shape[1],
+        )
         for measured, log_p in ((result.perplexity_original, p), (result.perplexity_quantized, q)):
             assert measured.value == pytest.approx(math.exp(mean_nll(log_p, windows.ids)), rel=1e-3)
         divergence = (p.exp() * (p - q)).sum(-1)
@@ -54,7 +57,7 @@ def test_figures_are_those_of_a_plain_loop(tmp_path: Path, generation: Kind, tie
         tail = float(torch.quantile(divergence.flatten(), 0.999))
         assert result.kl_p999.value == pytest.approx(tail, rel=2e-3)
         agreement = (p.argmax(-1) == q.argmax(-1)).double()
-        assert result.top1_agreement.value == pytest.approx(float(agreement.mean()), abs=0.01)
+        assert result.top1.value == pytest.approx(float(agreement.mean()), abs=0.01)
 
 
 class _Perturbed:
@@ -79,8 +82,8 @@ def test_a_model_against_itself_loses_nothing(tiny_folder: Path) -> None:
     checkpoint = open_checkpoint(str(tiny_folder))
     (certificate,) = compare(checkpoint, checkpoint, EVALUATION)
     for result in certificate.slices:
-        assert result.kl_mean == Measurement(0.0, 0.0)
-        assert result.top1_agreement == Measurement(1.0, 0.0)
+        assert result.kl_mean == Interval(value=0.0, low=0.0, high=0.0)
+        assert result.top1 == Interval(value=1.0, low=1.0, high=1.0)
         assert result.perplexity_original == result.perplexity_quantized
 
 
@@ -91,7 +94,7 @@ def test_the_certificate_names_what_computed_it_and_on_which_tokens(
     (certificate,) = compare(checkpoint, checkpoint, EVALUATION[:1], compute_dtype=torch.bfloat16)
     version = torch.__version__.partition("+")[0]
     assert certificate.runtime == f"torch {version}; bfloat16 on cpu"
-    assert certificate.token_stream == EVALUATION[0].digest
+    assert certificate.slices[0].token_stream == EVALUATION[0].digest
 
 
 def test_another_architecture_cannot_be_compared(tiny_folders: dict[Kind, Path]) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from gemquant.core.results import Certificate, SliceResult
+from gemquant.core.artifact.evaluation import LevelEvaluation, SliceEvaluation
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemquant.measure.quality.emulated import CORNERS, Emulated, emulate
 from tests.helpers.tiny_gemma import Kind, write_tiny_gemma
@@ -119,7 +119,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Kind], Checkpoin
     )
 
 
-def corner(certificates: list[Certificate], activations: str, head: str) -> SliceResult:
+def corner(certificates: list[LevelEvaluation], activations: str, head: str) -> SliceEvaluation:
     (found,) = (
         each.slices[0]
         for each in certificates

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gemquant.measure.quality import layer_error as module
-from gemquant.measure.quality.layer_error import LayerError, layer_error
+from gemquant.measure.quality import figures as module
+from gemquant.measure.quality.figures import LayerError, layer_error
 
 
 def test_an_error_can_be_checked_by_hand() -> None:

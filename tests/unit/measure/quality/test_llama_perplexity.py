@@ -13,14 +13,34 @@ from typing import Any
 import pytest
 import torch
 
+from gemquant.calibration.stream import layer_weights
 from gemquant.calibration.windows import TokenWindows, stream_digest
-from gemquant.formats.checkpoint import open_checkpoint
+from gemquant.core.progress import Silence
+from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemquant.measure.quality.divergence import TokenScores
-from gemquant.measure.quality.measure import Subject, measure
+from gemquant.measure.quality.streams import EvaluationStreams, final_norm, head_table
+from gemquant.models.architecture import layer_parameters
+from gemquant.models.skeleton import Skeleton
+from gemquant.models.structure import layer_prefix
 from tests.helpers.tiny_gemma import Kind
 from tests.helpers.tiny_perplexity import KINDS, WINDOW, text, write_models
 
 GOLDEN = json.loads((Path(__file__).parents[3] / "golden/perplexity.json").read_text())
+
+
+def token_scores(original: Checkpoint, other: Checkpoint, windows: TokenWindows) -> TokenScores:
+    """Every predicted token's scores, as ``measure`` compares two models."""
+    skeleton = Skeleton(original.config)
+    streams = EvaluationStreams(skeleton, [windows])
+    streams.embed(original, [(other, None)])
+    for index in streams.layers(original, Silence()):
+        names = layer_parameters(original.config, index)
+        weights = layer_weights(other, layer_prefix(index), names, skeleton)
+        streams.candidates[0].advance(index, weights)
+    models = [(final_norm(m, skeleton), head_table(m, skeleton)) for m in (original, other)]
+    before, after = streams.predictors(models)
+    ((scores,),) = streams.compare(before, [after])
+    return scores
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -41,8 +61,7 @@ def both(
     ids = torch.tensor(stream[: len(stream) // WINDOW * WINDOW]).view(-1, WINDOW)
     ids[:, 0] = bos
     windows = TokenWindows(ids, "words", stream_digest([ids]))
-    (measured,) = measure(original, [Subject("noisy", noisy)], [windows])
-    _, scores = measured.levels[0].slices[0]
+    scores = token_scores(original, noisy, windows)
     counted = (torch.arange(len(ids))[:, None] * (WINDOW - 1)) + torch.arange(
         WINDOW // 2, WINDOW - 1
     )

@@ -47,7 +47,7 @@ def test_levels_stand_in_tables_of_their_own() -> None:
     one = one.model_copy(update={"levels": (*one.levels, native)})
     parts = re.split(r"\*\*Level (\w+)\.\*\*", to_markdown(report(of=document(one))))
     assert parts[1::2] == ["reference", "native"]
-    assert ["0.7700" in part for part in parts[2::2]] == [False, True]
+    assert ["| 0.770 " in part for part in parts[2::2]] == [False, True]
 
 
 def test_a_level_that_was_not_run_says_why() -> None:
@@ -81,7 +81,7 @@ def test_a_hostile_name_stays_in_its_cell() -> None:
     text = to_markdown(report(of=document(artifact("a|b\n|c", kl={"english": [0.1]}))))
     rows = re.findall(r"<tr>.*?</tr>", RENDERER.render(text), flags=re.DOTALL)
     assert "a|b |c" in rows[1]
-    assert rows[1].count("<td") == 10
+    assert rows[1].count("<td") == 11
 
 
 def test_a_name_mentions_nobody() -> None:

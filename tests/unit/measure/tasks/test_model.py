@@ -15,7 +15,7 @@ from gemquant.calibration.windows import TokenWindows, stream_digest
 from gemquant.core.progress import Silence
 from gemquant.errors import ArtifactError, UnsupportedError
 from gemquant.formats.checkpoint import open_checkpoint
-from gemquant.measure.quality.compare import compare
+from gemquant.measure.quality.measure import compare
 from gemquant.models.chat import ChatTemplate, render
 from gemquant.runtimes.runtime import Chunk, Window
 from gemquant.runtimes.text import TextInterface

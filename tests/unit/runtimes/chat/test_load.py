@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gemquant.convert.plugins import exporter
-from gemquant.core.artifact import Artifact, seal, staged
+from gemquant.core.artifact import Artifact, finalize, staged
 from gemquant.errors import UnsupportedError, UsageError
 from gemquant.formats.mlx import MLX
 from gemquant.models.chat import ChatTemplate, Message, render
@@ -34,7 +34,7 @@ def artifact(path: Path, container: str) -> Artifact:
     with staged(path, force=False, needed_bytes=0) as folder:
         write_tiny_weights(folder, exporter(container), header)
         write_tiny_tokenizer(folder)
-        seal(folder, tiny_manifest(header, container))
+        finalize(folder, tiny_manifest(header, container))
     return Artifact.open(path)
 
 

@@ -1,0 +1,122 @@
+"""What was lost, as every table and every card shows it: the same columns everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from gemquant.core.artifact.evaluation import LevelEvaluation, SliceEvaluation
+from gemquant.core.tables import Cell, Column, Table, columns, interval, number
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+
+_FIGURES = "windows; tokens; perplexity; quantized; KL mean; KL 99.9 %; top-1"
+_CORNER = "smoothing; activations; head; slice"
+DIGITS = 6
+"""Significant digits in the Hub's metadata; the manifest has all of them."""
+
+
+def loss_table(levels: Sequence[LevelEvaluation], *, title: str | None = None) -> Table:
+    """A row per slice of one level, or of all corners of an emulation's bracket."""
+    corners = any(level.emulation is not None for level in levels)
+    table = Table(columns(_CORNER if corners else "slice", _FIGURES), title=title)
+    for level in levels:
+        corner: list[str] = []
+        if level.emulation is not None:
+            smoothing = "yes" if level.emulation.smoothing else "no"
+            corner = [smoothing, level.emulation.activations, level.emulation.head]
+        for each in level.slices:
+            table.add_row(*corner, each.slice, *loss_cells(each))
+    return table
+
+
+def loss_cells(measured: SliceEvaluation) -> list[Cell]:
+    """The figures of one slice, in the order of ``loss_columns``."""
+    before, after = measured.perplexity_original.value, measured.perplexity_quantized.value
+    return [
+        Cell(str(measured.window_count), float(measured.window_count)),
+        Cell(f"{measured.token_count:,}", float(measured.token_count)),
+        Cell(number(before), before),
+        Cell(number(after), after),
+        Cell(interval(measured.kl_mean), measured.kl_mean.value),
+        Cell(interval(measured.kl_p999), measured.kl_p999.value),
+        Cell(interval(measured.top1, as_percent=True), measured.top1.value),
+    ]
+
+
+def loss_columns() -> list[Column]:
+    """The columns of ``loss_cells``."""
+    return columns("slice", _FIGURES)[1:]
+
+
+def legend(levels: Sequence[LevelEvaluation]) -> str:
+    """A sentence or two under a table of losses."""
+    counts = {each.window_count for level in levels for each in level.slices}
+    unit = "KL divergence in nats per token"
+    if counts == {1}:
+        return f"{unit}. One window: no interval."
+    alone = " One window: no interval." if 1 in counts else ""
+    return f"{unit}; [ ] is the 95 % interval over windows.{alone}"
+
+
+def from_reference(level: LevelEvaluation) -> str | None:
+    """How far the runtime's own arithmetic moves predictions, in a sentence."""
+    if level.kl_from_reference is None:
+        return None
+    return (
+        "KL divergence of this level from level reference: "
+        f"{interval(level.kl_from_reference)} nats per token."
+    )
+
+
+def eval_results(levels: Sequence[LevelEvaluation], **dataset_args: Any) -> Iterator[EvalResult]:
+    """Entries of the Hub's model-index: the same figures, each with its level in its name.
+
+    dataset_args: what else identifies the text.
+    """
+    from huggingface_hub import EvalResult
+
+    for level in levels:
+        name = _level_name(level)
+        for each in level.slices:
+            figures = {
+                ("perplexity", "Perplexity after quantization"): each.perplexity_quantized,
+                ("perplexity", "Perplexity of the original"): each.perplexity_original,
+                ("kl_divergence", "KL divergence from the original, mean, nats"): each.kl_mean,
+                ("kl_divergence", "KL divergence from the original, 99.9 %, nats"): each.kl_p999,
+                ("top1_agreement", "Same first token as the original"): each.top1,
+            }
+            counts = {"windows": each.window_count, "tokens": each.token_count}
+            for (metric, words), figure in figures.items():
+                bounds = [rounded(figure.low), rounded(figure.high)]
+                yield EvalResult(
+                    task_type="text-generation",
+                    task_name="Text generation",
+                    dataset_type="gemquant-evaluation-text",
+                    dataset_name=f"gemquant evaluation text, {each.slice}",
+                    dataset_config=each.slice,
+                    dataset_revision=each.token_stream or None,
+                    dataset_args={**dataset_args, **counts},
+                    metric_type=metric,
+                    metric_name=f"{words} (level {name})",
+                    metric_config=name,
+                    metric_value=rounded(figure.value),
+                    metric_args={
+                        "runtime": level.runtime,
+                        **({"interval_95": bounds} if each.window_count > 1 else {}),
+                    },
+                )
+
+
+def _level_name(level: LevelEvaluation) -> str:
+    """Name a level, and the corner of its bracket: figures of two must not look the same."""
+    corner = level.emulation
+    if corner is None:
+        return level.level
+    return f"{level.level}, activations {corner.activations}, head {corner.head}"
+
+
+def rounded(value: float) -> float:
+    """A figure with six significant digits."""
+    return float(f"{value:.{DIGITS}g}")

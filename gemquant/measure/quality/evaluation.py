@@ -1,0 +1,310 @@
+"""Evaluate finished artifacts: the request, the text, the run, and the document."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+import gemquant
+from gemquant.calibration.suites import SuiteText
+from gemquant.calibration.text import VERSION
+from gemquant.calibration.windows import TokenWindows, evaluation_windows, stream_digest
+from gemquant.core.artifact import Artifact, Manifest
+from gemquant.core.artifact.evaluation import (
+    ArtifactEvaluation,
+    EvaluationDocument,
+    LevelEvaluation,
+    OriginalRecord,
+    SuiteRecord,
+)
+from gemquant.core.artifact.finalize import content_digest, content_files
+from gemquant.core.progress import Progress
+from gemquant.core.protocols import Weights
+from gemquant.core.recipe import DEFAULT_EVAL_WINDOWS, Recipe
+from gemquant.core.scheme import describe
+from gemquant.errors import GemquantError, UsageError, refuse
+from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
+from gemquant.measure.quality.measure import Subject, measure
+from gemquant.measure.quality.native import NativeRuntime
+from gemquant.models.chat import ChatTemplate, choose_template
+from gemquant.numerics.bootstrap import RESAMPLES
+
+MACHINE = ("seed", "device", "dtype")
+TEXT = ("eval_windows", "eval_slices", "seq_len")
+SHARED = ("model", "lora", "chat_template", *MACHINE)
+"""Settings in which the artifacts of one run must agree; those of the text too without a suite."""
+
+RECIPE = "recipe"
+"""Name of the suite that an artifact's own recipe describes."""
+FORMAT_OPTION = "type"
+"""A quantizer's option that names a mixture of formats, as ``Q4_K_M``."""
+PROMPT = "The capital of France is"
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What to measure on finished artifacts; None leaves a setting to their own recipe.
+
+    against: the original. suite: reduced to the slices, windows and length that were asked for.
+    native: also run each artifact in its runtime. by_layer: also each layer's own error.
+    """
+
+    against: str | None = None
+    suite: SuiteText | None = None
+    eval_windows: int | None = None
+    eval_slices: tuple[str, ...] | None = None
+    seq_len: int | None = None
+    seed: int | None = None
+    device: str | None = None
+    dtype: str | None = None
+    native: bool = True
+    by_layer: bool = False
+
+    def recipe(self, artifacts: Sequence[Artifact]) -> Recipe:
+        """Return the artifacts' recipe with this request's settings in place of its own.
+
+        UsageError for every setting in which their recipes differ and that the request leaves open.
+        """
+        if not artifacts:
+            raise UsageError("No artifact could be opened.")
+        values = {
+            name: getattr(self, name)
+            for name in (*MACHINE, *TEXT)
+            if getattr(self, name) is not None
+        }
+        if self.against is not None:
+            values["model"] = self.against
+        recipes = list(map(_pinned_recipe, artifacts))
+        needed = SHARED if self.suite is not None else (*SHARED, *TEXT)
+        refuse(
+            _differing(name, artifacts, [getattr(recipe, name) for recipe in recipes])
+            for name in needed
+            if name not in values
+            and any(getattr(each, name) != getattr(recipes[0], name) for each in recipes)
+        )
+        return dataclasses.replace(recipes[0], **values)
+
+
+def _differing(name: str, artifacts: Sequence[Artifact], values: Sequence[object]) -> UsageError:
+    each = ", ".join(
+        f"{artifact.path} has {value}" for artifact, value in zip(artifacts, values, strict=True)
+    )
+    hint = "Measure them one by one."
+    if name == "model":
+        hint = "Name one original for all: --against MODEL."
+    elif name in TEXT:
+        hint = f"Use --suite default, or give --{name.replace('_', '-')}."
+    elif name in MACHINE:
+        hint = f"Give --{name}."
+    return UsageError(f"{name}: {each}; artifacts of one run share it.", hint=hint)
+
+
+def _pinned_recipe(artifact: Artifact) -> Recipe:
+    """Return an artifact's recipe, its model pinned to the revision that was read."""
+    source = artifact.manifest.source
+    recipe = Recipe.from_dict(artifact.manifest.recipe)
+    if source.revision is not None:
+        model = f"{source.ref.partition('@')[0]}@{source.revision}"
+        recipe = dataclasses.replace(recipe, model=model)
+    if recipe.eval_windows == 0:
+        recipe = dataclasses.replace(recipe, eval_windows=DEFAULT_EVAL_WINDOWS)
+    return recipe
+
+
+def name_problems(artifacts: Sequence[Artifact]) -> list[GemquantError]:
+    """Artifacts of one name, which a document could not tell apart."""
+    paths: dict[str, list[str]] = {}
+    for artifact in artifacts:
+        paths.setdefault(artifact_name(artifact), []).append(str(artifact.path))
+    return [
+        UsageError(
+            f"{', '.join(same)}: one name, {name}, for several artifacts.",
+            hint="Rename a folder, or measure them one by one.",
+        )
+        for name, same in paths.items()
+        if len(same) > 1
+    ]
+
+
+# ---------------------------------------------------------------- the run
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Artifacts and their original, opened, with the windows to measure on."""
+
+    artifacts: Sequence[Artifact]
+    request: EvaluationRequest
+    recipe: Recipe
+    original: Checkpoint
+    slices: Sequence[TokenWindows]
+    suite: SuiteRecord
+
+    @classmethod
+    def open(
+        cls, artifacts: Sequence[Artifact], request: EvaluationRequest, recipe: Recipe
+    ) -> Evaluation:
+        """Open the original and read the text: the suite's, or that of the artifacts' recipe.
+
+        UsageError for an unknown suite or slice, or an empty one; CalibrationError for text that
+        cannot be used or is too short.
+        """
+        original = open_checkpoint(recipe.model, lora=recipe.lora)
+        slices = _windows(request.suite, recipe, original)
+        suite = SuiteRecord(
+            name=RECIPE if request.suite is None else request.suite.name,
+            version=VERSION if request.suite is None else request.suite.version,
+            token_stream=stream_digest([windows.ids for windows in slices]),
+        )
+        return cls(artifacts, request, recipe, original, slices, suite)
+
+    def cautions(self) -> Iterator[str]:
+        """One for every artifact made from other weight files than the original's."""
+        hashes = set(self.original.source_digest().values())
+        for artifact in self.artifacts:
+            if set(artifact.manifest.source.files.values()) != hashes:
+                yield (
+                    f"caution: {artifact.path} was made from other weight files than those of "
+                    f"{self.original.ref}; the figures include the difference of the two."
+                )
+
+    def subjects(
+        self, open_weights: Callable[[Artifact], Weights], progress: Progress
+    ) -> list[Subject]:
+        """The artifacts, read back, with their runtimes where the request asks for them."""
+        return [
+            Subject(
+                artifact_name(artifact),
+                open_weights(artifact),
+                partial(self._load, artifact, progress) if self.request.native else None,
+            )
+            for artifact in self.artifacts
+        ]
+
+    def run(
+        self, subjects: Sequence[Subject], *, machine: str, progress: Progress
+    ) -> EvaluationDocument:
+        """Measure. subjects: one per artifact. machine: fingerprint of what computes natively."""
+        recipe = self.recipe
+        measured = measure(
+            self.original,
+            subjects,
+            self.slices,
+            seed=recipe.seed,
+            by_layer=self.request.by_layer,
+            device=recipe.device,
+            compute_dtype=getattr(torch, recipe.dtype),
+            progress=progress,
+        )
+        return EvaluationDocument(
+            gemquant=gemquant.__version__,
+            suite=self.suite,
+            original=original_record(self.original),
+            settings={
+                "dtype": recipe.dtype,
+                "device": recipe.device,
+                "seed": recipe.seed,
+                "resamples": RESAMPLES,
+            },
+            machine=machine,
+            artifacts=tuple(map(artifact_evaluation, self.artifacts, measured)),
+        )
+
+    @property
+    def prompt(self) -> list[int]:
+        """A prompt that a runtime continues, to show that it works."""
+        ids: list[int] = self.original.tokenizer().encode(PROMPT, add_special_tokens=False).ids
+        return [self.original.config["bos_token_id"], *ids]
+
+    def note_continuation(self, runtime: str, tokens: Sequence[int], progress: Progress) -> None:
+        """Show what a runtime generated after the prompt."""
+        text = self.original.tokenizer().decode(list(tokens))
+        progress.note(f"{runtime} continues {PROMPT!r} with {text!r}")
+
+    def _load(
+        self, artifact: Artifact, progress: Progress
+    ) -> AbstractContextManager[NativeRuntime]:
+        """Load an artifact in the runtime it is made for, and let it continue a prompt."""
+        container, device = artifact.manifest.container, self.recipe.device
+        runtime = NativeRuntime.find(artifact.path, container, device=device)
+        if runtime.not_run is None:
+            self.note_continuation(runtime.runtime, runtime.generate(self.prompt), progress)
+        return nullcontext(runtime)
+
+
+def _windows(
+    suite: SuiteText | None, recipe: Recipe, original: Checkpoint
+) -> Sequence[TokenWindows]:
+    source = choose_template(recipe.chat_template, original.chat_template())
+    template = ChatTemplate(source, original.special_tokens())
+    tokenizer, bos = original.tokenizer(), original.config["bos_token_id"]
+    if suite is not None:
+        return suite.token_windows(tokenizer, seed=recipe.seed, bos=bos, chat_template=template)
+    if recipe.eval_windows == 0:
+        raise UsageError(
+            "--eval-windows 0: an empty suite; nothing would be measured.",
+            hint="--suite default, or --eval-windows 4",
+        )
+    return evaluation_windows(
+        tokenizer,
+        slices=recipe.eval_slices,
+        windows=recipe.eval_windows,
+        seq_len=recipe.seq_len,
+        seed=recipe.seed,
+        bos=bos,
+        chat_template=template,
+    )
+
+
+# ---------------------------------------------------------------- the record
+
+
+def artifact_evaluation(
+    artifact: Artifact, levels: Sequence[LevelEvaluation]
+) -> ArtifactEvaluation:
+    """Describe an artifact by its manifest."""
+    manifest = artifact.manifest
+    return ArtifactEvaluation(
+        name=artifact_name(artifact),
+        container=manifest.container,
+        quantizer=manifest.quantization.quantizer,
+        scheme=_scheme(manifest),
+        digest=content_digest(manifest),
+        size_bytes=sum(file.bytes for file in content_files(manifest).values()),
+        bits_per_weight=manifest.quantization.bits_per_weight,
+        libraries=manifest.libraries,
+        levels=tuple(levels),
+    )
+
+
+def artifact_name(artifact: Artifact) -> str:
+    """The name of its folder."""
+    return artifact.path.resolve().name
+
+
+def original_record(original: Checkpoint) -> OriginalRecord:
+    """Describe the model that artifacts are compared with."""
+    hashes = "".join(f"{line}\n" for line in sorted(original.source_digest().values()))
+    return OriginalRecord(
+        ref=original.ref,
+        revision=original.revision,
+        architecture=original.config["model_type"],
+        base_model=original.provenance.base_model,
+        digest=f"sha256:{hashlib.sha256(hashes.encode()).hexdigest()}",
+    )
+
+
+def _scheme(manifest: Manifest) -> str:
+    """The mixture that was asked for where the quantizer makes one, else its layers' schemes."""
+    options = manifest.recipe.get("options")
+    mixture = options.get(FORMAT_OPTION) if isinstance(options, dict) else None
+    if isinstance(mixture, list) and mixture:
+        return ", ".join(map(str, mixture))
+    schemes = map(describe, manifest.quantization.schemes)
+    return " + ".join(dict.fromkeys(schemes)) or manifest.quantization.float_dtype
