@@ -8,7 +8,7 @@ Source: AutoAWQ ``awq/modules/linear/gemm.py`` and ``awq/utils/packing_utils.py`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -26,26 +26,21 @@ from gemquant.core.protocols import (
     QuantizedWeight,
 )
 from gemquant.errors import ArtifactError, GemquantError, UnsupportedError
-from gemquant.formats.affine_layers import (
+from gemquant.formats.affine import (
+    AffineFolder,
+    AffineLinear,
     affine_scheme,
     affine_schemes,
     affine_weight,
-    check_affine,
-    other_kinds,
-    plain_linears,
 )
-from gemquant.formats.limits import indivisible_inputs, listed, quantized_tables
-from gemquant.formats.packed_folder import PackedFolder
-from gemquant.formats.packed_linear import PackedLinear, module_of
-from gemquant.formats.packed_weights import SchemeReader
-from gemquant.formats.safetensors.mapped import MappedSafetensors
-from gemquant.formats.transformers_config import runtime_config
-from gemquant.models.structure import EMBEDDING, HEAD
+from gemquant.formats.packed import plain_linears
+from gemquant.formats.packed_weights import PackedLinear, listed, module_of
+from gemquant.formats.safetensors.reader import MappedSafetensors
 from gemquant.numerics.packing import pack_awq_gemm, unpack_awq_gemm
 
 
 @dataclass(frozen=True)
-class AwqGemmLinear:
+class AwqGemmLinear(AffineLinear):
     """The three tensors of one linear; satisfies ``PackedLinear``."""
 
     scale_dtype: torch.dtype = torch.float16
@@ -59,10 +54,6 @@ class AwqGemmLinear:
             "qzeros": PlainSpec((groups, rows // 8), torch.int32),
             "scales": PlainSpec((groups, rows), self.scale_dtype),
         }
-
-    def check(self, name: str, weight: QuantizedWeight, spec: QuantizedSpec) -> None:
-        """Refuse a weight that is not what was announced."""
-        check_affine(name, weight, spec, self.scale_dtype)
 
     def pack(self, weight: QuantizedWeight) -> Mapping[str, Tensor]:
         """Transpose and interleave."""
@@ -86,33 +77,19 @@ class AwqGemmLinear:
 
 
 @dataclass(frozen=True)
-class AwqGemm(PackedFolder):
-    """Exporter for ``quant_method: awq``, ``version: gemm``; satisfies ``protocols.Exporter``."""
+class AwqGemm(AffineFolder):
+    """Exporter for ``quant_method: awq``, ``version: gemm``; its kernels take only float16."""
 
     name: ClassVar[str] = "awq-gemm"
+    types: ClassVar[Container] = Container(torch.float16, torch.float16)
     packing: ClassVar[PackedLinear] = AwqGemmLinear()
+    bits: ClassVar[Sequence[int]] = (4,)
 
-    def container(self, config: Mapping[str, Any]) -> Container:  # noqa: ARG002 (protocol)
-        """float16 throughout: AWQ's kernels take nothing else."""
-        return Container(scale_dtype=torch.float16, float_dtype=torch.float16)
-
-    def problems(self, header: ArtifactHeader) -> list[GemquantError]:
-        """4 bits, one group size for the whole model, inputs and outputs divisible."""
-        quantized = {n: s for n, s in header.layout.items() if isinstance(s, QuantizedSpec)}
-        problems: list[GemquantError] = [
-            *other_kinds(header.layout, self.name),
-            *quantized_tables(quantized, (EMBEDDING, HEAD), self.name),
-            *indivisible_inputs(quantized),
-        ]
-        schemes = affine_schemes(header.layout)
-        bits = sorted({scheme.bits for scheme in schemes.values()} - {4})
-        if bits:
-            problems.append(
-                UnsupportedError(
-                    f"{self.name} stores 4 bits; asked for {listed(bits)}.",
-                    hint="Use the compressed-tensors container for other widths.",
-                )
-            )
+    def limits(
+        self, header: ArtifactHeader, schemes: Mapping[str, AffineScheme]
+    ) -> list[GemquantError]:
+        """One group size for the whole model; output channels that fill words."""
+        problems: list[GemquantError] = []
         sizes = sorted({scheme.group_size for scheme in schemes.values()})
         if len(sizes) > 1:
             problems.append(
@@ -122,53 +99,42 @@ class AwqGemm(PackedFolder):
                     hint="Use the compressed-tensors container for mixed group sizes.",
                 )
             )
-        odd = [f"{module_of(n)} ({s.shape[0]})" for n, s in quantized.items() if s.shape[0] % 8]
-        if odd:
+        rows = {name: header.layout[name].shape[0] for name in schemes}
+        unfilled = [f"{module_of(name)} ({count})" for name, count in rows.items() if count % 8]
+        if unfilled:
             problems.append(
                 UnsupportedError(
                     f"{self.name} packs 8 output channels into a word; not a multiple of 8: "
-                    f"{listed(odd)}.",
+                    f"{listed(unfilled)}.",
                     hint="Use the compressed-tensors container.",
                 )
             )
         return problems
 
-    def config(self, header: ArtifactHeader) -> Mapping[str, Any]:
-        """The model's own configuration, and how its layers are quantized."""
-        quantization = quantization_config(header.layout)
-        return runtime_config(header.config, torch.float16, quantization)
+    def quantization(self, layout: Layout) -> Mapping[str, Any]:
+        """What transformers, vLLM and AutoAWQ look up; plain linears are named as unconverted.
 
-    @property
-    def scheme_reader(self) -> SchemeReader:
-        """Of this container."""
-        return scheme_reader
+        ``zero_point`` is true also for symmetric schemes: the kernels subtract the stored 8.
+        """
+        schemes = list(affine_schemes(layout).values())
+        return {
+            "quant_method": "awq",
+            "bits": 4,
+            "group_size": schemes[0].group_size if schemes else 128,
+            "zero_point": True,
+            "version": "gemm",
+            "modules_to_not_convert": ["lm_head", *plain_linears(layout)],
+        }
 
-
-def quantization_config(layout: Layout) -> dict[str, Any]:
-    """Return what transformers, vLLM and AutoAWQ look up; plain linears are named as unconverted.
-
-    ``zero_point`` is true also for symmetric schemes: the kernels subtract the stored 8.
-    """
-    schemes = list(affine_schemes(layout).values())
-    plain = plain_linears(layout)
-    return {
-        "quant_method": "awq",
-        "bits": 4,
-        "group_size": schemes[0].group_size if schemes else 128,
-        "zero_point": True,
-        "version": "gemm",
-        "modules_to_not_convert": ["lm_head", *plain],
-    }
-
-
-def scheme_reader(
-    quantization: Mapping[str, Any], _stored: MappedSafetensors, module: str
-) -> AffineScheme:
-    """Return the scheme of a module from ``quantization_config``."""
-    expected = {"quant_method": "awq", "bits": 4, "version": "gemm", "zero_point": True}
-    found = {key: quantization.get(key) for key in expected}
-    if found != expected or not isinstance(quantization.get("group_size"), int):
-        raise ArtifactError(
-            f"config.json: quantization_config of {module} is {dict(quantization)}, not AWQ GEMM."
-        )
-    return AffineScheme(bits=4, group_size=quantization["group_size"], symmetric=False)
+    def scheme_of(
+        self, quantization: Mapping[str, Any], _stored: MappedSafetensors, module: str
+    ) -> AffineScheme:
+        """The one scheme of ``quantization_config``."""
+        expected = {"quant_method": "awq", "bits": 4, "version": "gemm", "zero_point": True}
+        actual = {key: quantization.get(key) for key in expected}
+        if actual != expected or not isinstance(quantization.get("group_size"), int):
+            raise ArtifactError(
+                f"config.json: quantization_config of {module} is {dict(quantization)}, not AWQ "
+                "GEMM."
+            )
+        return AffineScheme(bits=4, group_size=quantization["group_size"], symmetric=False)

@@ -11,47 +11,196 @@ transformers 5.23 ``quantizers/quantizer_bnb_4bit.py``.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
-from gemquant.core.protocols import ArtifactHeader, Container, Layout, PlainSpec, QuantizedSpec
-from gemquant.core.scheme import Scheme, describe
-from gemquant.core.weights import CodebookScheme, RowwiseScheme
-from gemquant.errors import ArtifactError, GemquantError, UnsupportedError
-from gemquant.formats.bitsandbytes_linear import (
-    BitsAndBytesLinear,
-    is_held,
-    read_quant_state,
+from gemquant.core.protocols import (
+    ArtifactHeader,
+    Container,
+    Layout,
+    PlainSpec,
+    QuantizedSpec,
+    QuantizedWeight,
 )
-from gemquant.formats.limits import listed, quantized_tables
-from gemquant.formats.packed_folder import PackedFolder
-from gemquant.formats.packed_linear import PackedLinear, module_of
-from gemquant.formats.packed_weights import SchemeReader
-from gemquant.formats.safetensors.mapped import MappedSafetensors
-from gemquant.formats.transformers_config import runtime_config
-from gemquant.models.structure import EMBEDDING, HEAD
+from gemquant.core.scheme import Scheme, describe
+from gemquant.core.weights import (
+    CodebookScheme,
+    CodebookWeight,
+    NestedScales,
+    RowwiseScheme,
+    RowwiseWeight,
+)
+from gemquant.errors import ArtifactError, GemquantError, UnsupportedError
+from gemquant.formats.packed import PackedFolder, mixed, plain_linears
+from gemquant.formats.packed_weights import PackedLinear, listed, module_of
+from gemquant.formats.safetensors.reader import MappedSafetensors
+from gemquant.numerics.bitsandbytes import (
+    NESTED_BLOCK,
+    codebook,
+    dequantize_dynamic,
+    dynamic_codebook,
+)
+from gemquant.numerics.packing import reinterpreted
+
+LONGEST_FLOAT = len("-1.1754943508222875e-38")
+STATE_LIMIT_BYTES = 4096
+
+
+class BitsAndBytesLinear:
+    """The tensors of one linear; satisfies ``PackedLinear``."""
+
+    def specs(self, spec: QuantizedSpec) -> Mapping[str, PlainSpec]:
+        """The tensors in the file; the state's length does not depend on the weights."""
+        scheme, (rows, columns) = spec.scheme, spec.shape
+        if not isinstance(scheme, CodebookScheme):
+            return {
+                "weight": PlainSpec((rows, columns), torch.int8),
+                "SCB": PlainSpec((rows,), torch.float32),
+                "weight_format": PlainSpec((), torch.uint8),
+            }
+        storage = _dtype(scheme.storage_dtype)
+        blocks = scheme.blocks(spec.shape)
+        state = len(_quant_state(spec.shape, scheme, 0.0))
+        stored = {
+            "weight": PlainSpec((rows * columns // 2 // storage.itemsize, 1), storage),
+            "weight.absmax": PlainSpec((blocks,), torch.uint8 if scheme.nested else torch.float32),
+            "weight.quant_map": PlainSpec((16,), torch.float32),
+            _state_name(scheme.codes): PlainSpec((state,), torch.uint8),
+        }
+        if scheme.nested:
+            outer = -(-blocks // NESTED_BLOCK)
+            stored["weight.nested_absmax"] = PlainSpec((outer,), torch.float32)
+            stored["weight.nested_quant_map"] = PlainSpec((256,), torch.float32)
+        return stored
+
+    def check(self, name: str, weight: QuantizedWeight, spec: QuantizedSpec) -> None:
+        """Refuse a weight that is not as announced, or whose scales are not finite."""
+        if (weight.scheme, weight.shape) != (spec.scheme, spec.shape):
+            raise ValueError(
+                f"{name} came as {weight.scheme} {weight.shape}, announced as {spec.scheme} "
+                f"{spec.shape}."
+            )
+        if not isinstance(weight, (CodebookWeight, RowwiseWeight)):
+            raise TypeError(f"{name} came as {type(weight).__name__}.")
+        if not torch.isfinite(weight.scales).all():
+            raise UnsupportedError(
+                f"{name} has weights beyond what its scales can hold.",
+                hint="Leave the layer in floating point with --skip.",
+            )
+
+    def pack(self, weight: QuantizedWeight) -> Mapping[str, Tensor]:
+        """Codes under the weight's own name, and what decodes them."""
+        if isinstance(weight, RowwiseWeight):
+            return {
+                "weight": weight.codes,
+                "SCB": weight.scales,
+                "weight_format": torch.tensor(0, dtype=torch.uint8),
+            }
+        if not isinstance(weight, CodebookWeight):
+            raise TypeError(f"{type(weight).__name__} is not a weight of bitsandbytes.")
+        scheme, nested = weight.scheme, weight.nested
+        state = _quant_state(weight.shape, scheme, nested.offset if nested else 0.0)
+        storage = _dtype(scheme.storage_dtype)
+        stored = {
+            "weight": reinterpreted(weight.packed, storage)[:, None],
+            "weight.absmax": nested.codes if nested else weight.scales,
+            "weight.quant_map": codebook(scheme.codes),
+            _state_name(scheme.codes): torch.frombuffer(bytearray(state), dtype=torch.uint8),
+        }
+        if nested is not None:
+            stored["weight.nested_absmax"] = nested.scales
+            stored["weight.nested_quant_map"] = dynamic_codebook()
+        return stored
+
+    def unpack(
+        self, stored: Mapping[str, Tensor], spec: QuantizedSpec, start: int, stop: int
+    ) -> QuantizedWeight:
+        """Undo pack; a state that contradicts the model's shape is an ArtifactError."""
+        scheme = spec.scheme
+        if isinstance(scheme, RowwiseScheme):
+            return RowwiseWeight(scheme, stored["weight"], stored["SCB"]).rows(start, stop)
+        if not isinstance(scheme, CodebookScheme):
+            raise TypeError(f"{scheme} is not a scheme of bitsandbytes.")
+        state = _parsed(stored[_state_name(scheme.codes)])
+        if state.get("shape") != list(spec.shape):
+            raise ArtifactError(
+                f"quant_state says {state.get('shape')}, the model {list(spec.shape)}."
+            )
+        scales, nested = stored["weight.absmax"], None
+        if scheme.nested:
+            nested = NestedScales(scales, stored["weight.nested_absmax"], state["nested_offset"])
+            scales = dequantize_dynamic(nested.codes, nested.scales) + nested.offset
+        packed = reinterpreted(stored["weight"].flatten(), torch.uint8)
+        weight = CodebookWeight(scheme, spec.shape, packed, scales, nested)
+        return weight if (start, stop) == (0, spec.shape[0]) else weight.rows(start, stop)
+
+
+def _read_quant_state(stored: MappedSafetensors, module: str, codes: str) -> Mapping[str, Any]:
+    """Read a module's state; ValueError if it is missing or unreadable."""
+    name = f"{module}.{_state_name(codes)}"
+    if name not in stored.shapes:
+        raise ValueError(f"{name} is missing")
+    return _parsed(stored.tensor(name))
+
+
+def _parsed(state: Tensor) -> Mapping[str, Any]:
+    if state.ndim != 1 or state.dtype != torch.uint8 or state.numel() > STATE_LIMIT_BYTES:
+        raise ValueError("quant_state is not a JSON document")
+    parsed = json.loads(state.numpy().tobytes())
+    if not isinstance(parsed, dict):
+        raise TypeError("quant_state is not a JSON object")
+    return parsed
+
+
+def _state_name(codes: str) -> str:
+    return f"weight.quant_state.bitsandbytes__{codes}"
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name)
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"{name} is not a torch type.")
+    return dtype
+
+
+def _quant_state(shape: tuple[int, int], scheme: CodebookScheme, offset: float) -> bytes:
+    """Write the state as JSON, padded with spaces to a length that the offset does not change."""
+    state: dict[str, Any] = {
+        "quant_type": scheme.codes,
+        "blocksize": scheme.group_size,
+        "dtype": "bfloat16",
+        "shape": list(shape),
+    }
+    if not scheme.nested:
+        return json.dumps(state).encode()
+    state |= {"nested_blocksize": NESTED_BLOCK, "nested_dtype": "float32"}
+    length = len(json.dumps({**state, "nested_offset": 0})) + LONGEST_FLOAT
+    return json.dumps({**state, "nested_offset": offset}).ljust(length).encode()
 
 
 @dataclass(frozen=True)
 class BitsAndBytes(PackedFolder):
-    """Exporter for ``quant_method: bitsandbytes``; satisfies ``protocols.Exporter``."""
+    """Exporter for ``quant_method: bitsandbytes``: scales in float32, the rest in bfloat16."""
 
     name: ClassVar[str] = "bitsandbytes"
+    types: ClassVar[Container] = Container(torch.float32, torch.bfloat16)
     packing: ClassVar[PackedLinear] = BitsAndBytesLinear()
 
-    def container(self, config: Mapping[str, Any]) -> Container:  # noqa: ARG002 (protocol)
-        """Scales in float32, everything that is not quantized in Gemma's own bfloat16."""
-        return Container(scale_dtype=torch.float32, float_dtype=torch.bfloat16)
-
     def problems(self, header: ArtifactHeader) -> list[GemquantError]:
-        """One of its own data types for the whole model, tables in floating point."""
+        """One of its own data types for the whole model, vocabulary matrices in floating point."""
+        problems = super().problems(header)
         quantized = {n: s for n, s in header.layout.items() if isinstance(s, QuantizedSpec)}
-        problems: list[GemquantError] = [*quantized_tables(quantized, (EMBEDDING, HEAD), self.name)]
-        schemes = list(dict.fromkeys(spec.scheme for spec in quantized.values()))
-        foreign = [describe(scheme) for scheme in schemes if not is_held(scheme)]
+        schemes = {spec.scheme for spec in quantized.values()}
+        foreign = sorted(
+            describe(scheme)
+            for scheme in schemes
+            if not isinstance(scheme, (CodebookScheme, RowwiseScheme))
+        )
         if foreign:
             problems.append(
                 UnsupportedError(
@@ -60,17 +209,11 @@ class BitsAndBytes(PackedFolder):
                 )
             )
             return problems
-        if len(schemes) > 1:
-            problems.append(
-                UnsupportedError(
-                    f"{self.name} holds one scheme for the whole model; asked for "
-                    f"{listed([describe(scheme) for scheme in schemes])}."
-                )
-            )
+        problems += mixed(map(describe, schemes), self.name)
         odd = [
             f"{module_of(name)} {spec.shape}"
             for name, spec in quantized.items()
-            if isinstance(spec.scheme, CodebookScheme) and _does_not_pack(spec.shape, spec.scheme)
+            if isinstance(spec.scheme, CodebookScheme) and _remainder(spec.shape, spec.scheme)
         ]
         if odd:
             problems.append(
@@ -82,66 +225,49 @@ class BitsAndBytes(PackedFolder):
             )
         return problems
 
-    def config(self, header: ArtifactHeader) -> Mapping[str, Any]:
-        """The model's own configuration, and how its layers are quantized."""
-        quantization = quantization_config(header.layout)
-        return runtime_config(header.config, torch.bfloat16, quantization)
+    def quantization(self, layout: Layout) -> Mapping[str, Any]:
+        """Every key that transformers' BitsAndBytesConfig writes; plain linears are named."""
+        schemes = [spec.scheme for spec in layout.values() if isinstance(spec, QuantizedSpec)]
+        scheme = schemes[0] if schemes else RowwiseScheme(6.0)
+        four = scheme if isinstance(scheme, CodebookScheme) else None
+        return {
+            "_load_in_4bit": four is not None,
+            "_load_in_8bit": four is None,
+            "bnb_4bit_compute_dtype": four.compute_dtype if four else "float32",
+            "bnb_4bit_quant_storage": four.storage_dtype if four else "uint8",
+            "bnb_4bit_quant_type": four.codes if four else "fp4",
+            "bnb_4bit_use_double_quant": four.nested if four else False,
+            "llm_int8_enable_fp32_cpu_offload": False,
+            "llm_int8_has_fp16_weight": False,
+            "llm_int8_skip_modules": ["lm_head", *plain_linears(layout)],
+            "llm_int8_threshold": scheme.threshold if isinstance(scheme, RowwiseScheme) else 6.0,
+            "load_in_4bit": four is not None,
+            "load_in_8bit": four is None,
+            "quant_method": "bitsandbytes",
+        }
 
-    @property
-    def scheme_reader(self) -> SchemeReader:
-        """Of this container."""
-        return scheme_reader
-
-
-def quantization_config(layout: Layout) -> dict[str, Any]:
-    """Return every key that transformers' BitsAndBytesConfig writes; plain linears are named."""
-    schemes = [spec.scheme for spec in layout.values() if isinstance(spec, QuantizedSpec)]
-    scheme = schemes[0] if schemes else RowwiseScheme(6.0)
-    plain = [
-        module_of(name)
-        for name, spec in layout.items()
-        if isinstance(spec, PlainSpec) and len(spec.shape) == 2 and name not in (EMBEDDING, HEAD)
-    ]
-    four = scheme if isinstance(scheme, CodebookScheme) else None
-    return {
-        "_load_in_4bit": four is not None,
-        "_load_in_8bit": four is None,
-        "bnb_4bit_compute_dtype": four.compute_dtype if four else "float32",
-        "bnb_4bit_quant_storage": four.storage_dtype if four else "uint8",
-        "bnb_4bit_quant_type": four.codes if four else "fp4",
-        "bnb_4bit_use_double_quant": four.nested if four else False,
-        "llm_int8_enable_fp32_cpu_offload": False,
-        "llm_int8_has_fp16_weight": False,
-        "llm_int8_skip_modules": ["lm_head", *plain],
-        "llm_int8_threshold": scheme.threshold if isinstance(scheme, RowwiseScheme) else 6.0,
-        "load_in_4bit": four is not None,
-        "load_in_8bit": four is None,
-        "quant_method": "bitsandbytes",
-    }
-
-
-def scheme_reader(
-    quantization: Mapping[str, Any], stored: MappedSafetensors, module: str
-) -> Scheme:
-    """Return the scheme of a module from ``quantization_config`` and the module's own state."""
-    try:
-        _require("quant_method", quantization["quant_method"], ("bitsandbytes",))
-        if quantization["load_in_8bit"]:
-            return RowwiseScheme(float(quantization["llm_int8_threshold"]))
-        codes = quantization["bnb_4bit_quant_type"]
-        _require("bnb_4bit_quant_type", codes, ("nf4", "fp4"))
-        state = read_quant_state(stored, module, codes)
-        return CodebookScheme(
-            codes,
-            int(state["blocksize"]),
-            bool(quantization["bnb_4bit_use_double_quant"]),
-            str(quantization["bnb_4bit_compute_dtype"]),
-            str(quantization["bnb_4bit_quant_storage"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(
-            f"config.json: quantization_config of {module} is not that of bitsandbytes: {error}."
-        ) from error
+    def scheme_of(
+        self, quantization: Mapping[str, Any], stored: MappedSafetensors, module: str
+    ) -> Scheme:
+        """The scheme of ``quantization_config`` and of the module's own state."""
+        try:
+            _require("quant_method", quantization["quant_method"], ("bitsandbytes",))
+            if quantization["load_in_8bit"]:
+                return RowwiseScheme(float(quantization["llm_int8_threshold"]))
+            codes = quantization["bnb_4bit_quant_type"]
+            _require("bnb_4bit_quant_type", codes, ("nf4", "fp4"))
+            state = _read_quant_state(stored, module, codes)
+            return CodebookScheme(
+                codes,
+                int(state["blocksize"]),
+                bool(quantization["bnb_4bit_use_double_quant"]),
+                str(quantization["bnb_4bit_compute_dtype"]),
+                str(quantization["bnb_4bit_quant_storage"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(
+                f"config.json: quantization_config of {module} is not bitsandbytes': {error}."
+            ) from error
 
 
 def _require(key: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -149,6 +275,6 @@ def _require(key: str, value: object, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{key} is {value!r}")
 
 
-def _does_not_pack(shape: tuple[int, int], scheme: CodebookScheme) -> bool:
+def _remainder(shape: tuple[int, int], scheme: CodebookScheme) -> bool:
     storage: torch.dtype = getattr(torch, scheme.storage_dtype)
     return bool(shape[1] % 2 or shape[0] * shape[1] // 2 % storage.itemsize)

@@ -10,7 +10,7 @@ Source: compressed-tensors 0.20 ``compressors/pack_quantized/``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,34 +21,29 @@ from gemquant.core.protocols import (
     PER_CHANNEL,
     AffineScheme,
     AffineWeight,
-    ArtifactHeader,
     Container,
     Layout,
     PlainSpec,
     QuantizedSpec,
     QuantizedWeight,
 )
-from gemquant.errors import ArtifactError, GemquantError, UnsupportedError
-from gemquant.formats.affine_layers import (
+from gemquant.errors import ArtifactError
+from gemquant.formats.affine import (
+    AffineFolder,
+    AffineLinear,
     affine_scheme,
     affine_schemes,
     affine_weight,
-    check_affine,
-    other_kinds,
-    plain_linears,
 )
-from gemquant.formats.limits import indivisible_inputs, listed, quantized_tables
-from gemquant.formats.packed_folder import PackedFolder
-from gemquant.formats.packed_linear import PackedLinear, module_of
-from gemquant.formats.packed_weights import SchemeReader
-from gemquant.formats.safetensors.mapped import MappedSafetensors
-from gemquant.formats.transformers_config import runtime_config
+from gemquant.formats.packed import plain_linears
+from gemquant.formats.packed_weights import PackedLinear, module_of
+from gemquant.formats.safetensors.reader import MappedSafetensors
 from gemquant.models.structure import EMBEDDING, HEAD
 from gemquant.numerics.packing import pack_bits, packed_width, unpack_bits
 
 
 @dataclass(frozen=True)
-class PackQuantizedLinear:
+class PackQuantizedLinear(AffineLinear):
     """The tensors of one linear; satisfies ``PackedLinear``."""
 
     scale_dtype: torch.dtype = torch.bfloat16
@@ -66,10 +61,6 @@ class PackQuantizedLinear:
             words = packed_width(rows, bits)
             stored["weight_zero_point"] = PlainSpec((words, groups), torch.int32)
         return stored
-
-    def check(self, name: str, weight: QuantizedWeight, spec: QuantizedSpec) -> None:
-        """Refuse a weight that is not what was announced."""
-        check_affine(name, weight, spec, self.scale_dtype)
 
     def pack(self, weight: QuantizedWeight) -> Mapping[str, Tensor]:
         """Codes along the rows, zero points down the columns."""
@@ -106,99 +97,69 @@ class PackQuantizedLinear:
 
 
 @dataclass(frozen=True)
-class CompressedTensors(PackedFolder):
-    """Exporter for ``quant_method: compressed-tensors``; satisfies ``protocols.Exporter``."""
+class CompressedTensors(AffineFolder):
+    """Exporter for ``quant_method: compressed-tensors``, in Gemma's own bfloat16.
+
+    An untied ``lm_head`` may be quantized. The embedding may not: vLLM has no packed embedding, and
+    transformers ties it to a head that has no ``weight`` to share.
+    """
 
     name: ClassVar[str] = "compressed-tensors"
+    types: ClassVar[Container] = Container(torch.bfloat16, torch.bfloat16)
     packing: ClassVar[PackedLinear] = PackQuantizedLinear()
+    plain: ClassVar[tuple[str, ...]] = (EMBEDDING,)
+    bits: ClassVar[Sequence[int]] = range(1, 9)
 
-    def container(self, config: Mapping[str, Any]) -> Container:  # noqa: ARG002 (protocol)
-        """bfloat16 throughout: Gemma's own type, and the one that Gemma 3 needs."""
-        return Container(scale_dtype=torch.bfloat16, float_dtype=torch.bfloat16)
+    def quantization(self, layout: Layout) -> Mapping[str, Any]:
+        """The library's configuration: one group per scheme, plain linears ignored.
 
-    def problems(self, header: ArtifactHeader) -> list[GemquantError]:
-        """Widths to 8 bits, inputs divisible, the embedding in floating point.
-
-        An untied ``lm_head`` may be quantized. The embedding may not: vLLM has no packed
-        embedding, and transformers ties it to a head that has no ``weight`` to share.
+        One scheme targets every Linear by class; several name their modules one by one.
         """
-        quantized = {n: s for n, s in header.layout.items() if isinstance(s, QuantizedSpec)}
-        problems: list[GemquantError] = [
-            *other_kinds(header.layout, self.name),
-            *quantized_tables(quantized, (EMBEDDING,), self.name),
-            *indivisible_inputs(quantized),
-        ]
-        schemes = affine_schemes(header.layout).values()
-        bits = sorted({scheme.bits for scheme in schemes} - set(range(1, 9)))
-        if bits:
-            problems.append(
-                UnsupportedError(f"{self.name} stores 1 to 8 bits; asked for {listed(bits)}.")
-            )
-        return problems
-
-    def config(self, header: ArtifactHeader) -> Mapping[str, Any]:
-        """The model's own configuration, and how its layers are quantized."""
-        quantization = quantization_config(header.layout)
-        return runtime_config(header.config, torch.bfloat16, quantization)
-
-    @property
-    def scheme_reader(self) -> SchemeReader:
-        """Of this container."""
-        return scheme_reader
-
-
-def quantization_config(layout: Layout) -> dict[str, Any]:
-    """Return the library's configuration: one group per scheme, plain linears ignored.
-
-    One scheme targets every Linear by class; several name their modules one by one.
-    """
-    modules: dict[AffineScheme, list[str]] = {}
-    for name, scheme in affine_schemes(layout).items():
-        modules.setdefault(scheme, []).append(module_of(name))
-    plain = plain_linears(layout)
-    head = [] if isinstance(layout.get(HEAD), QuantizedSpec) else ["lm_head"]
-    groups = {
-        f"group_{n}": {
-            "targets": ["Linear"] if len(modules) == 1 else names,
-            "weights": _weights_config(scheme),
-            "input_activations": None,
-            "output_activations": None,
-            "format": "pack-quantized",
+        modules: dict[AffineScheme, list[str]] = {}
+        for name, scheme in affine_schemes(layout).items():
+            modules.setdefault(scheme, []).append(module_of(name))
+        head = [] if isinstance(layout.get(HEAD), QuantizedSpec) else ["lm_head"]
+        groups = {
+            f"group_{n}": {
+                "targets": ["Linear"] if len(modules) == 1 else names,
+                "weights": _weights_config(scheme),
+                "input_activations": None,
+                "output_activations": None,
+                "format": "pack-quantized",
+            }
+            for n, (scheme, names) in enumerate(modules.items())
         }
-        for n, (scheme, names) in enumerate(modules.items())
-    }
-    config: dict[str, Any] = {
-        "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
-        "quantization_status": "compressed",
-        "config_groups": groups,
-        "ignore": [*head, *plain],
-        "kv_cache_scheme": None,
-        "global_compression_ratio": None,
-        "version": "0.20.0",
-    }
-    if len(modules) == 1 and not next(iter(modules)).symmetric:
-        # transformers 5.23 makes room for an unpacked zero point and refuses the packed one; this
-        # key, which only transformers reads, takes its other way: decode while loading.
-        config["dequantize"] = True
-    return config
+        config: dict[str, Any] = {
+            "quant_method": "compressed-tensors",
+            "format": "pack-quantized",
+            "quantization_status": "compressed",
+            "config_groups": groups,
+            "ignore": [*head, *plain_linears(layout)],
+            "kv_cache_scheme": None,
+            "global_compression_ratio": None,
+            "version": "0.20.0",
+        }
+        if len(modules) == 1 and not next(iter(modules)).symmetric:
+            # transformers 5.23 expects an unpacked zero point and refuses the packed one; with this
+            # key, which only transformers reads, it decodes while loading.
+            config["dequantize"] = True
+        return config
 
-
-def scheme_reader(
-    quantization: Mapping[str, Any], _stored: MappedSafetensors, module: str
-) -> AffineScheme:
-    """Return the scheme of a module from ``quantization_config``."""
-    try:
-        for group in quantization["config_groups"].values():
-            if module in group["targets"] or group["targets"] == ["Linear"]:
-                weights = group["weights"]
-                size = weights["group_size"] if weights["strategy"] == "group" else PER_CHANNEL
-                return AffineScheme(weights["num_bits"], size, weights["symmetric"])
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ArtifactError(
-            f"config.json: quantization_config is not that of compressed-tensors: {error}."
-        ) from error
-    raise ArtifactError(f"config.json: no group of quantization_config covers {module}.")
+    def scheme_of(
+        self, quantization: Mapping[str, Any], _stored: MappedSafetensors, module: str
+    ) -> AffineScheme:
+        """The scheme of the group that covers the module."""
+        try:
+            for group in quantization["config_groups"].values():
+                if module in group["targets"] or group["targets"] == ["Linear"]:
+                    weights = group["weights"]
+                    size = weights["group_size"] if weights["strategy"] == "group" else PER_CHANNEL
+                    return AffineScheme(weights["num_bits"], size, weights["symmetric"])
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ArtifactError(
+                f"config.json: quantization_config is not that of compressed-tensors: {error}."
+            ) from error
+        raise ArtifactError(f"config.json: no group of quantization_config covers {module}.")
 
 
 def _weights_config(scheme: AffineScheme) -> dict[str, Any]:

@@ -12,7 +12,7 @@ Source: AutoGPTQ 0.7.1 ``nn_modules/qlinear/qlinear_cuda_old.py`` (``pack``) and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -30,28 +30,23 @@ from gemquant.core.protocols import (
     QuantizedWeight,
 )
 from gemquant.errors import ArtifactError, GemquantError, UnsupportedError
-from gemquant.formats.affine_layers import (
+from gemquant.formats.affine import (
+    AffineFolder,
+    AffineLinear,
     affine_scheme,
     affine_schemes,
     affine_weight,
-    check_affine,
-    other_kinds,
-    plain_linears,
 )
-from gemquant.formats.limits import indivisible_inputs, listed, missing_bits, quantized_tables
-from gemquant.formats.packed_folder import PackedFolder
-from gemquant.formats.packed_linear import PackedLinear, module_of
-from gemquant.formats.packed_weights import SchemeReader
-from gemquant.formats.safetensors.mapped import MappedSafetensors
-from gemquant.formats.transformers_config import runtime_config
-from gemquant.models.structure import EMBEDDING, HEAD
+from gemquant.formats.packed import plain_linears
+from gemquant.formats.packed_weights import PackedLinear, listed, module_of
+from gemquant.formats.safetensors.reader import MappedSafetensors
 from gemquant.numerics.packing import pack_bits, unpack_bits
 
 BITS = (2, 4, 8)
 
 
 @dataclass(frozen=True)
-class GptqLinear:
+class GptqLinear(AffineLinear):
     """The four tensors of one linear; satisfies ``PackedLinear``."""
 
     scale_dtype: torch.dtype = torch.float16
@@ -66,10 +61,6 @@ class GptqLinear:
             "scales": PlainSpec((groups, rows), self.scale_dtype),
             "g_idx": PlainSpec((columns,), torch.int32),
         }
-
-    def check(self, name: str, weight: QuantizedWeight, spec: QuantizedSpec) -> None:
-        """Refuse a weight that is not what was announced."""
-        check_affine(name, weight, spec, self.scale_dtype)
 
     def pack(self, weight: QuantizedWeight) -> Mapping[str, Tensor]:
         """Words of inputs down the columns, zero points less one along the rows."""
@@ -102,26 +93,19 @@ class GptqLinear:
 
 
 @dataclass(frozen=True)
-class Gptq(PackedFolder):
-    """Exporter for ``quant_method: gptq``; satisfies ``protocols.Exporter``."""
+class Gptq(AffineFolder):
+    """Exporter for ``quant_method: gptq``; AutoGPTQ's kernels take only float16."""
 
     name: ClassVar[str] = "gptq"
+    types: ClassVar[Container] = Container(torch.float16, torch.float16)
     packing: ClassVar[PackedLinear] = GptqLinear()
+    bits: ClassVar[Sequence[int]] = BITS
 
-    def container(self, config: Mapping[str, Any]) -> Container:  # noqa: ARG002 (protocol)
-        """float16 throughout: AutoGPTQ's kernels take nothing else."""
-        return Container(scale_dtype=torch.float16, float_dtype=torch.float16)
-
-    def problems(self, header: ArtifactHeader) -> list[GemquantError]:
+    def limits(
+        self, header: ArtifactHeader, schemes: Mapping[str, AffineScheme]
+    ) -> list[GemquantError]:
         """Symmetric, one scheme for every decoder linear, sizes that fill words."""
-        quantized = {n: s for n, s in header.layout.items() if isinstance(s, QuantizedSpec)}
-        schemes = affine_schemes(header.layout)
-        problems: list[GemquantError] = [
-            *other_kinds(header.layout, self.name),
-            *quantized_tables(quantized, (EMBEDDING, HEAD), self.name),
-            *indivisible_inputs(quantized),
-            *missing_bits(schemes, BITS, self.name),
-        ]
+        problems: list[GemquantError] = []
         if not all(scheme.symmetric for scheme in schemes.values()):
             problems.append(
                 UnsupportedError(
@@ -138,64 +122,53 @@ class Gptq(PackedFolder):
                     hint="Leave --skip out, or use the compressed-tensors container.",
                 )
             )
-        odd = [f"{module_of(n)} {s.shape}" for n, s in quantized.items() if _leaves_gaps(s)]
-        if odd:
+        shapes = {name: header.layout[name].shape for name in schemes}
+        unfilled = [
+            f"{module_of(name)} {shape}"
+            for name, shape in shapes.items()
+            if any(size % (32 // schemes[name].bits) for size in shape)
+        ]
+        if unfilled:
             problems.append(
                 UnsupportedError(
                     f"{self.name} packs channels into words of 32 bits; not filled by: "
-                    f"{listed(odd)}.",
+                    f"{listed(unfilled)}.",
                     hint="Use the compressed-tensors container.",
                 )
             )
         return problems
 
-    def config(self, header: ArtifactHeader) -> Mapping[str, Any]:
-        """The model's own configuration, and how its layers are quantized."""
-        quantization = quantization_config(header.layout)
-        return runtime_config(header.config, torch.float16, quantization)
+    def quantization(self, layout: Layout) -> Mapping[str, Any]:
+        """What AutoGPTQ, gptqmodel and transformers look up.
 
-    @property
-    def scheme_reader(self) -> SchemeReader:
-        """Of this container."""
-        return scheme_reader
+        ``desc_act`` false: inputs stay in order. Nothing here depends on ``damp_percent`` and
+        ``true_sequential``, which AutoGPTQ's reader requires.
+        """
+        scheme = next(iter(affine_schemes(layout).values()), AffineScheme(8, 128, symmetric=True))
+        return {
+            "quant_method": "gptq",
+            "bits": scheme.bits,
+            "group_size": scheme.group_size,
+            "sym": True,
+            "desc_act": False,
+            "static_groups": False,
+            "damp_percent": 0.01,
+            "true_sequential": True,
+            "lm_head": False,
+            "checkpoint_format": "gptq",
+        }
 
-
-def quantization_config(layout: Layout) -> dict[str, Any]:
-    """Return what AutoGPTQ, gptqmodel and transformers look up.
-
-    ``desc_act`` false: inputs keep their order. Nothing here depends on ``damp_percent`` and
-    ``true_sequential``, which AutoGPTQ's reader wants to see.
-    """
-    scheme = next(iter(affine_schemes(layout).values()), AffineScheme(8, 128, symmetric=True))
-    return {
-        "quant_method": "gptq",
-        "bits": scheme.bits,
-        "group_size": scheme.group_size,
-        "sym": True,
-        "desc_act": False,
-        "static_groups": False,
-        "damp_percent": 0.01,
-        "true_sequential": True,
-        "lm_head": False,
-        "checkpoint_format": "gptq",
-    }
-
-
-def scheme_reader(
-    quantization: Mapping[str, Any], _stored: MappedSafetensors, module: str
-) -> AffineScheme:
-    """Return the scheme of a module from ``quantization_config``."""
-    bits, size = quantization.get("bits"), quantization.get("group_size")
-    fixed = {"quant_method": "gptq", "sym": True, "desc_act": False, "checkpoint_format": "gptq"}
-    found = {key: quantization.get(key) for key in fixed}
-    if found != fixed or bits not in BITS or not isinstance(size, int):
-        raise ArtifactError(
-            f"config.json: quantization_config of {module} is {dict(quantization)}, not GPTQ as "
-            "gemquant writes it."
-        )
-    return AffineScheme(int(bits), size, symmetric=True)
-
-
-def _leaves_gaps(spec: QuantizedSpec) -> bool:
-    per_word = 32 // affine_scheme(spec).bits
-    return any(size % per_word for size in spec.shape)
+    def scheme_of(
+        self, quantization: Mapping[str, Any], _stored: MappedSafetensors, module: str
+    ) -> AffineScheme:
+        """The one scheme of ``quantization_config``."""
+        bits, size = quantization.get("bits"), quantization.get("group_size")
+        fixed: dict[str, object] = {"quant_method": "gptq", "checkpoint_format": "gptq"}
+        fixed |= {"sym": True, "desc_act": False}
+        actual = {key: quantization.get(key) for key in fixed}
+        if actual != fixed or bits not in BITS or not isinstance(size, int):
+            raise ArtifactError(
+                f"config.json: quantization_config of {module} is {dict(quantization)}, not GPTQ "
+                "as gemquant writes it."
+            )
+        return AffineScheme(int(bits), size, symmetric=True)

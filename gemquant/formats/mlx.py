@@ -1,113 +1,168 @@
-"""MLX's affine checkpoints: bfloat16, safetensors; read by mlx-lm and whatever builds on it.
+"""MLX's affine checkpoints: bfloat16, safetensors; read by mlx-lm and programs built on it.
 
-Linears are stored as ``bias_linear`` describes, their biases under ``biases``. ``config.json`` says
-group size and bits under ``quantization`` and, as mlx-lm writes it too, ``quantization_config``;
-modules of another scheme are named there, and a module without ``scales`` is plain.
+``config.json`` holds group size and bits under ``quantization`` and, as mlx-lm writes it too,
+``quantization_config``; modules of another scheme are named there, and a module without ``scales``
+is plain.
 
-Source: mlx-lm 0.32 ``utils.py``, ``models/gemma*.py``.
+Sources: mlx-lm 0.32 ``utils.py``, ``models/gemma*.py``; the output of ``mlx.core.quantize`` (mlx
+0.32), with which tests compare every width.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from gemquant.core.protocols import (
     AffineScheme,
+    AffineWeight,
     ArtifactHeader,
     Container,
     Layout,
+    PlainSpec,
     QuantizedSpec,
+    QuantizedWeight,
 )
 from gemquant.errors import ArtifactError, GemquantError, UnsupportedError
-from gemquant.formats.affine_layers import affine_schemes, other_kinds
-from gemquant.formats.bias_linear import BiasLinear
-from gemquant.formats.limits import (
-    indivisible_inputs,
-    missing_bits,
-    missing_group_sizes,
+from gemquant.formats.affine import (
+    AffineFolder,
+    AffineLinear,
+    affine_scheme,
+    affine_schemes,
+    affine_weight,
 )
-from gemquant.formats.packed_folder import PackedFolder
-from gemquant.formats.packed_linear import PackedLinear, module_of
-from gemquant.formats.packed_weights import SchemeReader
-from gemquant.formats.safetensors.mapped import MappedSafetensors
+from gemquant.formats.packed_weights import PackedLinear, module_of
+from gemquant.formats.safetensors.reader import MappedSafetensors
 from gemquant.formats.transformers_config import runtime_config
 from gemquant.models.architecture import architecture_of
+from gemquant.numerics.mlx_affine import biases_of, zero_points_of
+from gemquant.numerics.packing import pack_bits, packed_width, unpack_bits
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
-LINEAR = BiasLinear("biases")
 
 
 @dataclass(frozen=True)
-class MLX(PackedFolder):
-    """Exporter for MLX's affine mode; satisfies ``protocols.Exporter``."""
+class BiasLinear(AffineLinear):
+    """One linear as w = scale · code + bias; satisfies ``PackedLinear``.
+
+    A Linear(in, out) becomes ``weight`` uint32 (out, in · bits / 32), codes low bits first without
+    gaps at any width, and ``scales`` and biases (out, in / group_size) in the model's type.
+    biases: the container's name for them.
+    """
+
+    scale_dtype: torch.dtype = torch.bfloat16
+    biased: ClassVar[bool] = True
+    biases: str = "biases"
+
+    def specs(self, spec: QuantizedSpec) -> Mapping[str, PlainSpec]:
+        """Biases are stored for symmetric schemes too."""
+        rows, columns = spec.shape
+        scheme = affine_scheme(spec)
+        groups = (rows, scheme.groups(columns))
+        return {
+            "weight": PlainSpec((rows, packed_width(columns, scheme.bits)), torch.uint32),
+            "scales": PlainSpec(groups, self.scale_dtype),
+            self.biases: PlainSpec(groups, self.scale_dtype),
+        }
+
+    def check(self, name: str, weight: QuantizedWeight, spec: QuantizedSpec) -> None:
+        """Refuse a weight that is not as announced.
+
+        UnsupportedError for whole zero points that were not chosen as biases: a bias would be
+        rounded once more, after the codes were chosen.
+        """
+        super().check(name, weight, spec)
+        affine = affine_weight(weight)
+        if affine.zero_points.dtype == torch.uint8 and not affine.scheme.symmetric:
+            raise UnsupportedError(
+                f"{name}: this container stores biases, and the quantizer chose whole zero points.",
+                hint="Use a symmetric scheme, or a container with zero points.",
+            )
+
+    def pack(self, weight: QuantizedWeight) -> Mapping[str, Tensor]:
+        """Codes along the rows; biases from the zero points, exactly."""
+        affine = affine_weight(weight)
+        return {
+            "weight": pack_bits(affine.codes, affine.scheme.bits).view(torch.uint32),
+            "scales": affine.scales,
+            self.biases: biases_of(affine.scales, affine.zero_points),
+        }
+
+    def unpack(
+        self, stored: Mapping[str, Tensor], spec: QuantizedSpec, start: int, stop: int
+    ) -> AffineWeight:
+        """Undo pack; zero points come back as float32."""
+        words = stored["weight"][start:stop].view(torch.int32)
+        scales = stored["scales"][start:stop]
+        scheme = affine_scheme(spec)
+        return AffineWeight(
+            scheme,
+            unpack_bits(words, scheme.bits, spec.shape[1]),
+            scales,
+            zero_points_of(scales, stored[self.biases][start:stop]),
+        )
+
+
+@dataclass(frozen=True)
+class MLX(AffineFolder):
+    """Exporter for MLX's affine mode: bfloat16, as in MLX's own conversions of Gemma."""
 
     name: ClassVar[str] = "mlx"
-    packing: ClassVar[PackedLinear] = LINEAR
+    types: ClassVar[Container] = Container(torch.bfloat16, torch.bfloat16, biases=True)
+    packing: ClassVar[PackedLinear] = BiasLinear()
+    plain: ClassVar[tuple[str, ...]] = ()
+    bits: ClassVar[Sequence[int]] = BITS
+    group_sizes: ClassVar[Sequence[int]] = GROUP_SIZES
 
-    def container(self, config: Mapping[str, Any]) -> Container:  # noqa: ARG002 (protocol)
-        """bfloat16 throughout, as in MLX's own conversions of Gemma."""
-        return Container(torch.bfloat16, torch.bfloat16, biases=True)
-
-    def problems(self, header: ArtifactHeader) -> list[GemquantError]:
-        """Widths and group sizes that MLX has, a head that mlx-lm has, layers in its pattern."""
-        quantized = {n: s for n, s in header.layout.items() if isinstance(s, QuantizedSpec)}
-        affine = affine_schemes(header.layout)
-        return [
-            *other_kinds(header.layout, self.name),
-            *missing_bits(affine, BITS, self.name),
-            *missing_group_sizes(affine, GROUP_SIZES, self.name),
-            *indivisible_inputs(quantized),
-            *_unreadable(header.config),
-        ]
+    def limits(
+        self,
+        header: ArtifactHeader,
+        schemes: Mapping[str, AffineScheme],  # noqa: ARG002
+    ) -> list[GemquantError]:
+        """Refuse what mlx-lm would load and compute wrongly."""
+        return _unreadable(header.config)
 
     def config(self, header: ArtifactHeader) -> Mapping[str, Any]:
-        """The model's own configuration, and how its layers are quantized, under two names."""
-        quantization = quantization_config(header.layout)
-        config = runtime_config(header.config, torch.bfloat16, quantization)
-        return {**config, "quantization": quantization}
+        """``config.json``, with the quantization under mlx-lm's name too."""
+        config = super().config(header)
+        return {**config, "quantization": config["quantization_config"]}
 
-    @property
-    def scheme_reader(self) -> SchemeReader:
-        """Of this container."""
-        return scheme_reader
+    def quantization(self, layout: Layout) -> Mapping[str, Any]:
+        """What mlx-lm looks up: the commonest scheme for all, others module by module."""
+        schemes = {
+            module_of(name): (scheme.group_size, scheme.bits)
+            for name, scheme in affine_schemes(layout).items()
+        }
+        ((common, _),) = Counter(schemes.values()).most_common(1) or [((64, 4), 0)]
+        others = {module: scheme for module, scheme in schemes.items() if scheme != common}
+        return {
+            "group_size": common[0],
+            "bits": common[1],
+            "mode": "affine",
+            **{
+                module: {"group_size": size, "bits": bits}
+                for module, (size, bits) in others.items()
+            },
+        }
 
-
-def quantization_config(layout: Layout) -> dict[str, Any]:
-    """Return what mlx-lm looks up: the commonest scheme for all, others module by module."""
-    schemes = {
-        module_of(name): (scheme.group_size, scheme.bits)
-        for name, scheme in affine_schemes(layout).items()
-    }
-    ((common, _),) = Counter(schemes.values()).most_common(1) or [((64, 4), 0)]
-    others = {module: scheme for module, scheme in schemes.items() if scheme != common}
-    return {
-        "group_size": common[0],
-        "bits": common[1],
-        "mode": "affine",
-        **{module: {"group_size": size, "bits": bits} for module, (size, bits) in others.items()},
-    }
-
-
-def scheme_reader(
-    quantization: Mapping[str, Any],
-    _stored: MappedSafetensors,
-    module: str,
-) -> AffineScheme:
-    """Return the scheme of a module from ``quantization_config``."""
-    scheme = {**quantization, **_mapping(quantization.get(module))}
-    bits, group_size = scheme.get("bits"), scheme.get("group_size")
-    if scheme.get("mode") != "affine" or bits not in BITS or group_size not in GROUP_SIZES:
-        raise ArtifactError(
-            f"config.json: quantization_config of {module} is mode {scheme.get('mode')!r}, bits "
-            f"{bits!r}, group_size {group_size!r}, not one of MLX's affine schemes."
-        )
-    return AffineScheme(bits, group_size, symmetric=False)
+    def scheme_of(
+        self, quantization: Mapping[str, Any], _stored: MappedSafetensors, module: str
+    ) -> AffineScheme:
+        """The module's scheme, or the one for all."""
+        scheme = {**quantization, **_mapping(quantization.get(module))}
+        bits, group_size = scheme.get("bits"), scheme.get("group_size")
+        if scheme.get("mode") != "affine" or bits not in BITS or group_size not in GROUP_SIZES:
+            raise ArtifactError(
+                f"config.json: quantization_config of {module} is mode {scheme.get('mode')!r}, "
+                f"bits {bits!r}, group_size {group_size!r}, not one of MLX's affine schemes."
+            )
+        return AffineScheme(bits, group_size, symmetric=False)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -1,11 +1,11 @@
-"""Reads a finished safetensors artifact back under Gemma's own names."""
+"""How a container packs a linear, and weights read back from a finished safetensors folder."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,63 +15,68 @@ from gemquant.core.protocols import Layout, PlainSpec, QuantizedSpec, QuantizedW
 from gemquant.core.scheme import Scheme
 from gemquant.errors import ArtifactError, GemquantError, Problems, refuse
 from gemquant.formats.checkpoint.bounded_json import read_json_object
-from gemquant.formats.limits import listed
-from gemquant.formats.packed_linear import PackedLinear, module_of, stored_specs
-from gemquant.formats.safetensors.mapped import MappedSafetensors
+from gemquant.formats.safetensors.reader import MappedSafetensors
 from gemquant.models.architecture import tensor_shapes
 from gemquant.models.config import text_config
+
+
+class PackedLinear(Protocol):
+    """Stores a quantized weight as tensors ``MODULE.suffix``; suffixes are the keys below."""
+
+    def specs(self, spec: QuantizedSpec) -> Mapping[str, PlainSpec]:
+        """Shapes and types of the stored tensors, by suffix."""
+
+    def check(self, name: str, weight: QuantizedWeight, spec: QuantizedSpec) -> None:
+        """Refuse a weight that is not what was announced, or would not survive packing."""
+
+    def pack(self, weight: QuantizedWeight) -> Mapping[str, Tensor]:
+        """The stored tensors, by suffix."""
+
+    def unpack(
+        self, stored: Mapping[str, Tensor], spec: QuantizedSpec, start: int, stop: int
+    ) -> QuantizedWeight:
+        """Undo pack for rows ``start`` to ``stop`` of the weight."""
+
+
+def module_of(name: str) -> str:
+    """Return the module of a weight: ``model.layers.0.mlp.up_proj``."""
+    return name.removesuffix(".weight")
+
+
+def stored_specs(layout: Layout, packing: PackedLinear | None) -> dict[str, PlainSpec]:
+    """Return every tensor that a layout becomes in the file, by its full name there.
+
+    packing: None where nothing in the layout is quantized.
+    """
+    stored: dict[str, PlainSpec] = {}
+    for name, spec in layout.items():
+        if isinstance(spec, PlainSpec):
+            stored[name] = spec
+        else:
+            assert packing is not None, name
+            parts = packing.specs(spec)
+            stored |= {f"{module_of(name)}.{suffix}": part for suffix, part in parts.items()}
+    return stored
+
+
+def listed(values: Sequence[object], limit: int = 12) -> str:
+    """Join values for a message; those beyond ``limit`` are counted."""
+    rest = f" and {len(values) - limit} more" if len(values) > limit else ""
+    return ", ".join(map(str, values[:limit])) + rest
+
 
 SchemeReader = Callable[[Mapping[str, Any], MappedSafetensors, str], Scheme]
 """(quantization_config, tensors, module) → scheme; ArtifactError where there is none."""
 
 
-class PackedWeights:
-    """Satisfies ``protocols.Weights``; quantized weights decode as their runtime decodes them.
+class StoredWeights:
+    """The part of ``protocols.Weights`` that comes from the configuration and the layout.
 
-    layout: what each of Gemma's tensors is stored as.
+    layout: how each of Gemma's tensors is stored.
     """
 
-    def __init__(
-        self,
-        config: Mapping[str, Any],
-        layout: Layout,
-        packing: PackedLinear | None,
-        stored: MappedSafetensors,
-    ) -> None:
-        self.layout = layout
-        self._config = config
-        self._packing = packing
-        self._stored = stored
-
-    @classmethod
-    def open(
-        cls, folder: Path, packing: PackedLinear | None, scheme_of: SchemeReader | None
-    ) -> PackedWeights:
-        """Read headers alone; everything that differs from what the model needs is reported.
-
-        packing, scheme_of: None for a container that holds nothing quantized.
-        Where a manifest stands beside them, each layer must be stored as it says.
-        """
-        with _as_artifact_errors():
-            runtime = _read_config(folder)
-            quantization = runtime.pop("quantization_config", None)
-            runtime.pop("quantization", None)  # mlx-lm's name for the same
-            config = text_config(runtime)
-            stored = MappedSafetensors(sorted(folder.glob("*.safetensors")))
-        layout: dict[str, PlainSpec | QuantizedSpec] = {}
-        for name, shape in tensor_shapes(config).items():
-            dtype = stored.stored_dtype(name) if name in stored.shapes else None
-            # Packed codes may stand under the weight's own name, in another shape or as integers.
-            packed = dtype is None or not dtype.is_floating_point or stored.shapes[name] != shape
-            if scheme_of is None or len(shape) != 2 or not packed:
-                layout[name] = PlainSpec(shape, dtype or torch.bfloat16)
-            else:
-                scheme = scheme_of(_mapping(folder, quantization), stored, module_of(name))
-                layout[name] = QuantizedSpec((shape[0], shape[1]), scheme)
-        refuse(_differences(folder, stored_specs(layout, packing), stored))
-        if (folder / MANIFEST_FILE).exists():
-            refuse(structure_problems(read_manifest(folder), layout))
-        return cls(config, layout, packing, stored)
+    def __init__(self, config: Mapping[str, Any], layout: Layout) -> None:
+        self._config, self.layout = config, layout
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -83,8 +88,53 @@ class PackedWeights:
         return list(self.layout)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape under Gemma's name, whatever the packed shape."""
+        """Shape under Gemma's name, whatever the stored shape."""
         return self.layout[name].shape
+
+
+class PackedWeights(StoredWeights):
+    """Satisfies ``protocols.Weights``; quantized weights decode as their runtime decodes them."""
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        layout: Layout,
+        packing: PackedLinear | None,
+        stored: MappedSafetensors,
+    ) -> None:
+        super().__init__(config, layout)
+        self._packing = packing
+        self._stored = stored
+
+    @classmethod
+    def open(
+        cls, folder: Path, packing: PackedLinear | None, scheme_of: SchemeReader
+    ) -> PackedWeights:
+        """Read headers alone; report everything that differs from what the model needs.
+
+        packing: None for a container that holds nothing quantized. If the folder has a
+        manifest, each layer must be stored as the manifest describes it.
+        """
+        with _as_artifact_errors():
+            runtime = _read_config(folder)
+            quantization = runtime.pop("quantization_config", None)
+            runtime.pop("quantization", None)  # mlx-lm's name for the same
+            config = text_config(runtime)
+            stored = MappedSafetensors(sorted(folder.glob("*.safetensors")))
+        layout: dict[str, PlainSpec | QuantizedSpec] = {}
+        for name, shape in tensor_shapes(config).items():
+            dtype = stored.stored_dtype(name) if name in stored.shapes else None
+            # Packed codes may have the weight's name, with another shape or as integers.
+            packed = dtype is None or not dtype.is_floating_point or stored.shapes[name] != shape
+            if packing is None or len(shape) != 2 or not packed:
+                layout[name] = PlainSpec(shape, dtype or torch.bfloat16)
+            else:
+                scheme = scheme_of(_mapping(folder, quantization), stored, module_of(name))
+                layout[name] = QuantizedSpec((shape[0], shape[1]), scheme)
+        refuse(_differences(folder, stored_specs(layout, packing), stored))
+        if (folder / MANIFEST_FILE).exists():
+            refuse(structure_problems(read_manifest(folder), layout))
+        return cls(config, layout, packing, stored)
 
     def stored_dtype(self, name: str) -> torch.dtype:
         """The stored type; float32 for quantized weights."""
@@ -160,7 +210,7 @@ def _differences(
 
 @contextmanager
 def _as_artifact_errors() -> Iterator[None]:
-    """Report what is wrong with an artifact's files as that, not as a bad checkpoint."""
+    """Turn errors of checkpoints into errors of artifacts."""
     try:
         yield
     except Problems as several:

@@ -20,7 +20,7 @@ from gemquant.errors import (
 from gemquant.formats.checkpoint.bounded_json import read_json_object
 from gemquant.formats.checkpoint.contained import contained
 from gemquant.formats.checkpoint.names import text_name
-from gemquant.formats.safetensors.mapped import MappedSafetensors
+from gemquant.formats.safetensors.reader import MappedSafetensors
 from gemquant.models.architecture import tensor_shapes
 from gemquant.models.structure import HEAD
 

@@ -24,7 +24,7 @@ from gemquant.formats.checkpoint.contained import contained
 from gemquant.formats.checkpoint.lora_config import LoraConfig, read_lora_config
 from gemquant.formats.checkpoint.names import text_name
 from gemquant.formats.checkpoint.source import require_finite
-from gemquant.formats.safetensors.mapped import MappedSafetensors
+from gemquant.formats.safetensors.reader import MappedSafetensors
 from gemquant.models.architecture import linear_shapes
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

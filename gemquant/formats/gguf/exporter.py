@@ -31,7 +31,7 @@ from gemquant.formats.gguf.names import stored_order, to_gguf
 from gemquant.formats.gguf.values import GgufValue, Metadata, string, uint32
 from gemquant.formats.gguf.weights import GgufWeights
 from gemquant.formats.gguf.writer import GgufWriter, gguf_writer
-from gemquant.formats.limits import listed
+from gemquant.formats.packed_weights import listed
 from gemquant.formats.source_model import Origin
 from gemquant.numerics.ggml.types import TYPES
 

@@ -9,17 +9,18 @@ Source: onnxruntime ``docs/ContribOperators.md``, MatMulNBits and GatherBlockQua
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gemquant.core.protocols import Layout, PlainSpec, QuantizedSpec
+from gemquant.core.protocols import PlainSpec, QuantizedSpec
 from gemquant.core.weights import AffineScheme, AffineWeight
 from gemquant.errors import ArtifactError, GemquantError, refuse
 from gemquant.formats.onnx.graph import Node, OnnxGraph
+from gemquant.formats.packed_weights import StoredWeights
 from gemquant.models.architecture import layer_structure, tensor_shapes
 from gemquant.models.structure import EMBEDDING, FINAL_NORM, HEAD, layer_prefix
 
@@ -35,31 +36,18 @@ class _Linear:
     first: int
 
 
-class OnnxWeights:
+class OnnxWeights(StoredWeights):
     """Satisfies ``protocols.Weights``; quantized weights decode as onnxruntime decodes them."""
 
     def __init__(self, config: Mapping[str, Any], graph: OnnxGraph) -> None:
         # A head that is stored for itself, in whatever form, is a head of its own.
         tied = EMBEDDING not in graph.stored
-        self._config = {**config, "tie_word_embeddings": tied}
+        super().__init__({**config, "tie_word_embeddings": tied}, {})
         self._graph = graph
         self._linears = _linears(self._config, graph)
-        self.layout: Layout = {
+        self.layout = {
             name: self._spec(name, shape) for name, shape in tensor_shapes(self._config).items()
         }
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """The text model's configuration."""
-        return self._config
-
-    def names(self) -> Sequence[str]:
-        """Names in the order of the forward pass."""
-        return list(self.layout)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape under Gemma's name."""
-        return self.layout[name].shape
 
     def stored_dtype(self, name: str) -> torch.dtype:
         """The stored type; float32 for quantized weights, and for norms, which are stored + 1."""

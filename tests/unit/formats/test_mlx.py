@@ -11,9 +11,8 @@ from torch import Tensor
 from gemquant.core.protocols import PER_CHANNEL, AffineScheme, AffineWeight, Exporter, QuantizedSpec
 from gemquant.errors import ArtifactError, UnsupportedError
 from gemquant.formats.awq_gemm import AwqGemmLinear
-from gemquant.formats.bias_linear import BiasLinear
 from gemquant.formats.metal import Metal
-from gemquant.formats.mlx import MLX
+from gemquant.formats.mlx import MLX, BiasLinear
 from gemquant.models.structure import EMBEDDING
 from gemquant.numerics.mlx_affine import quantize_anchored, zero_points_of
 from tests.helpers.tiny_artifact import rounded, tiny_header, write_tiny_weights
@@ -44,7 +43,7 @@ def test_a_weight_is_rounded_and_stored_as_mlx_does(
     )
     scheme = AffineScheme(bits, group_size, symmetric=False)
     weight = AffineWeight(scheme, codes, scales, zero_points_of(scales, biases))
-    stored = BiasLinear("biases").pack(weight)
+    stored = BiasLinear().pack(weight)
     for suffix in ("weight", "scales", "biases"):
         expected = golden[f"w{bits}g{group_size}.{suffix}"]
         found = stored[suffix] if suffix == "weight" else stored[suffix].float()
@@ -59,7 +58,7 @@ def test_mlx_decodes_the_same_weight(golden: dict[str, Tensor], bits: int) -> No
         "biases": golden[f"w{bits}g64.biases"].bfloat16(),
     }
     spec = QuantizedSpec((16, 128), AffineScheme(bits, 64, symmetric=False))
-    decoded = BiasLinear("biases").unpack(stored, spec, 0, 16).dequantize()
+    decoded = BiasLinear().unpack(stored, spec, 0, 16).dequantize()
     # mlx multiplies and adds in one rounding where the processor can.
     torch.testing.assert_close(decoded, golden[f"w{bits}g64.decoded"], rtol=1e-6, atol=1e-7)
 
@@ -145,16 +144,16 @@ def test_metal_configuration_is_what_transformers_looks_up(tmp_path: Path) -> No
 def test_a_symmetric_weight_with_whole_zero_points_is_stored_exactly() -> None:
     scheme = AffineScheme(4, 32, symmetric=True)
     weight = rounded(torch.randn(8, 64), scheme, torch.bfloat16)
-    stored = BiasLinear("biases").pack(weight)
+    stored = BiasLinear().pack(weight)
     assert torch.equal(stored["biases"].float(), -8 * weight.scales.float())
-    read = BiasLinear("biases").unpack(stored, QuantizedSpec((8, 64), scheme), 0, 8)
+    read = BiasLinear().unpack(stored, QuantizedSpec((8, 64), scheme), 0, 8)
     assert torch.equal(read.dequantize(), weight.dequantize())
 
 
 def test_whole_zero_points_that_were_not_chosen_as_biases_are_refused() -> None:
     weight = rounded(torch.randn(8, 64), W4, torch.bfloat16)
     with pytest.raises(UnsupportedError, match="q_proj: this container stores biases"):
-        BiasLinear("biases").check("q_proj", weight, QuantizedSpec((8, 64), W4))
+        BiasLinear().check("q_proj", weight, QuantizedSpec((8, 64), W4))
 
 
 def test_zero_points_that_are_not_whole_are_refused_where_none_are_stored() -> None:
