@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ GEMMA_TOKENS: SpecialTokens = {
 }
 """What Gemma's tokenizer classes in transformers have where the files name no other."""
 
+_HINT = f"Choose another with --chat-template {'|'.join(VARIANTS)}|FILE."
+_TOO_LONG = f"the chat template has more than {LONGEST_TEMPLATE} characters."
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -65,7 +68,8 @@ def choose_template(choice: str | None, own: str | None, stock: str = STOCK) -> 
 
     choice: a variant's name, the path of a file, or None. own: the checkpoint's template. stock:
     the architecture's.
-    Raises UsageError for a name that is neither, or a file that cannot be read or parsed.
+    Raises UsageError for a name that is neither, or a file that cannot be read or parsed,
+    CheckpointError for one that exceeds a limit.
     """
     if choice is None:
         return own if own is not None else stock
@@ -83,10 +87,18 @@ def choose_template(choice: str | None, own: str | None, stock: str = STOCK) -> 
             source = file.read(LONGEST_TEMPLATE + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{option}: cannot be read: {error}.") from None
+    if len(source) > LONGEST_TEMPLATE:
+        raise UsageError(f"{option}: {_TOO_LONG}", hint=_HINT)
     try:
-        _text(source, None)
-    except CheckpointError as error:
-        raise UsageError(f"{option}: {error.message}", hint=error.hint) from None
+        shared_renderer("chat").render(source, None)
+    except InvalidError as error:
+        raise UsageError(
+            f"{option}: the chat template is not valid Jinja: {error}.", hint=_HINT
+        ) from None
+    except RenderingError as error:
+        raise CheckpointError(
+            f"{option}: the chat template cannot be compiled: {error}.", hint=_HINT
+        ) from None
     return source
 
 
@@ -146,14 +158,24 @@ def render(
     """
     if not messages:
         raise CalibrationError("a conversation has no messages; it needs at least one.")
+    if len(template.source) > LONGEST_TEMPLATE:
+        raise CheckpointError(_TOO_LONG, hint=_HINT)
     values = _values(template, messages, tools, documents, add_generation_prompt)
     try:
-        return _text(template.source, values)
+        return shared_renderer("chat").render(template.source, values)
     except RefusedError as refusal:
         raise CalibrationError(
             f"the chat template refuses a conversation of roles "
             f"{', '.join(str(m.get('role')) for m in messages[:6])}: {refusal}.",
             hint="Give --chat-template system-in-user, or leave out what the template refuses.",
+        ) from None
+    except InvalidError as error:
+        raise CheckpointError(
+            f"the chat template is not valid Jinja: {error}.", hint=_HINT
+        ) from None
+    except RenderingError as error:
+        raise CheckpointError(
+            f"the chat template fails on a conversation: {error}.", hint=_HINT
         ) from None
 
 
@@ -181,26 +203,6 @@ def _with_reasoning(message: Message) -> Message:
     return {"thinking": reasoning, **message, "reasoning_content": reasoning}
 
 
-def _text(source: str, values: Mapping[str, Any] | None) -> str:
-    """The text; CheckpointError for everything but a refusal. Only compiles without values."""
-    hint = f"Choose another with --chat-template {'|'.join(VARIANTS)}|FILE."
-    if len(source) > LONGEST_TEMPLATE:
-        raise CheckpointError(
-            f"the chat template has more than {LONGEST_TEMPLATE} characters.", hint=hint
-        )
-    try:
-        return shared_renderer("chat").render(source, values)
-    except RefusedError:
-        raise
-    except InvalidError as error:
-        raise CheckpointError(
-            f"the chat template is not valid Jinja: {error}.", hint=hint
-        ) from None
-    except RenderingError as error:
-        what = "cannot be compiled" if values is None else "fails on a conversation"
-        raise CheckpointError(f"the chat template {what}: {error}.", hint=hint) from None
-
-
 # ---------------------------------------------------------------- before llama.cpp renders it
 
 _PROBE_LIMITS = Limits(memory_bytes=192 * 2**20, cpu_seconds=1, seconds=10.0, longest=400_000)
@@ -213,27 +215,27 @@ def check_template(template: ChatTemplate) -> None:
     The template is tried on conversations such as llama.cpp tries while it loads a model, and such
     as the template itself seems to wait for. What it refuses is no reason.
     """
-    renderer = Renderer("chat", _PROBE_LIMITS)
     end = time.monotonic() + LIMITS.seconds
-    try:
+    with closing(Renderer("chat", _PROBE_LIMITS)) as renderer:
+        try:
+            renderer.render(template.source, None)
+        except RenderingError as error:
+            raise CheckpointError(
+                f"the chat template cannot be compiled: {error}.", hint=_HINT
+            ) from None
         for values in _probes(template):
             try:
                 renderer.render(template.source, values)
-            except (ExhaustedError, InvalidError) as error:
-                _refuse_for_llamacpp(str(error))
+            except ExhaustedError as error:
+                raise _exhausting(str(error)) from None
             except RenderingError:
-                continue
+                pass
             if time.monotonic() > end:
-                _refuse_for_llamacpp(f"short conversations take {LIMITS.seconds:g} seconds")
-    finally:
-        renderer.close()
+                raise _exhausting(f"short conversations take more than {LIMITS.seconds:g} seconds")
 
 
-def _refuse_for_llamacpp(reason: str) -> None:
-    raise CheckpointError(
-        f"the chat template would exhaust llama.cpp: {reason}.",
-        hint=f"Choose another with --chat-template {'|'.join(VARIANTS)}|FILE.",
-    )
+def _exhausting(reason: str) -> CheckpointError:
+    return CheckpointError(f"the chat template would exhaust llama.cpp: {reason}.", hint=_HINT)
 
 
 def _probes(template: ChatTemplate) -> Iterator[dict[str, Any]]:

@@ -161,8 +161,7 @@ def answer(
         if number not in compiled:
             compiled[number] = environment.from_string(request["source"])
     except Exception as error:  # noqa: BLE001 - jinja2 lets through whatever its compiler raises
-        outcome, reason = _failure(error)
-        return (INVALID if outcome == FAILED else outcome), reason
+        return _failure(error)
     if request["values"] is None:
         return RENDERED, ""
     pieces: list[str] = []
@@ -189,8 +188,8 @@ def _failure(error: Exception) -> tuple[bytes, str]:
             return EXHAUSTED, "it nests or calls itself too deeply"
         case TemplateSyntaxError():
             return INVALID, _line(f"line {error.lineno}: {error.message}")
-        case SyntaxError():
-            return INVALID, _line(error.msg)
+        case SyntaxError():  # of the Python that jinja2 makes: a break outside of a loop
+            return FAILED, _line(error.msg)
         case _:
             return FAILED, _line(str(error) or type(error).__name__)
 
