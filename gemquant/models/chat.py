@@ -216,7 +216,7 @@ def check_template(template: ChatTemplate) -> None:
     as the template itself seems to wait for. What it refuses is no reason.
     """
     end = time.monotonic() + LIMITS.seconds
-    with closing(Renderer("chat", _PROBE_LIMITS)) as renderer:
+    with closing(Renderer("probe", _PROBE_LIMITS)) as renderer:
         try:
             renderer.render(template.source, None)
         except RenderingError as error:

@@ -19,7 +19,14 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import IO, Any, NoReturn
 
-from jinja2 import StrictUndefined, Template, TemplateRuntimeError, TemplateSyntaxError, nodes
+from jinja2 import (
+    ChainableUndefined,
+    StrictUndefined,
+    Template,
+    TemplateRuntimeError,
+    TemplateSyntaxError,
+    nodes,
+)
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
@@ -129,6 +136,11 @@ def chat_environment() -> ImmutableSandboxedEnvironment:
     return environment
 
 
+def probe_environment() -> ImmutableSandboxedEnvironment:
+    """The same, but an attribute of what is undefined is undefined, as in llama.cpp."""
+    return chat_environment().overlay(undefined=ChainableUndefined)
+
+
 def task_environment() -> ImmutableSandboxedEnvironment:
     """What lm-eval 0.4 gives the template of a task."""
     environment = ImmutableSandboxedEnvironment(
@@ -142,6 +154,7 @@ def task_environment() -> ImmutableSandboxedEnvironment:
 
 ENVIRONMENTS: Mapping[str, Callable[[], ImmutableSandboxedEnvironment]] = {
     "chat": chat_environment,
+    "probe": probe_environment,
     "task": task_environment,
 }
 
@@ -191,7 +204,9 @@ def _failure(error: Exception) -> tuple[bytes, str]:
         case SyntaxError():  # of the Python that jinja2 makes: a break outside of a loop
             return FAILED, _line(error.msg)
         case _:
-            return FAILED, _line(str(error) or type(error).__name__)
+            # An overflow is a size that nobody needs, such as a range beyond the sandbox's longest.
+            outcome = EXHAUSTED if isinstance(error, OverflowError) else FAILED
+            return outcome, _line(str(error) or type(error).__name__)
 
 
 def _line(text: str) -> str:

@@ -31,7 +31,7 @@ from typing import Any, Literal
 from gemquant.errors import RuntimeMissingError
 from gemquant.models import template_child as child
 
-Kind = Literal["chat", "task"]
+Kind = Literal["chat", "probe", "task"]
 
 
 @dataclass(frozen=True)
@@ -191,8 +191,11 @@ class _Process:
             content = json.dumps(request, ensure_ascii=False, default=_plain)
         except (ValueError, RecursionError) as error:
             raise RenderingError(f"a value cannot be passed to it: {error}") from None
+        encoded = content.encode("utf-8", "surrogatepass")
+        if len(encoded) > self._limits.memory_bytes // 8:
+            raise RenderingError(f"{len(encoded)} bytes of values are too many for it")
         self._deadline = time.monotonic() + self._limits.seconds
-        reply = self._exchange(content.encode("utf-8", "surrogatepass"))
+        reply = self._exchange(encoded)
         outcome, text = reply[:1], reply[1:].decode("utf-8", "surrogatepass")
         if outcome != child.EXHAUSTED:
             self._rest()

@@ -348,6 +348,12 @@ def test_values_that_json_lacks_become_text(renderer: Renderer):
     assert renderer.render("{{ a }}{{ b }}", {"a": Path("p"), "b": 1.5}) == "p1.5"
 
 
+def test_values_that_are_too_long_are_an_error(renderer: Renderer):
+    with pytest.raises(RenderingError, match="20000057 bytes of values are too many for it"):
+        renderer.render("{{ a }}", {"a": "x" * 20_000_000})
+    assert renderer.render("{{ a }}", {"a": 1}) == "1"
+
+
 def test_values_that_nest_too_deeply_are_an_error(renderer: Renderer):
     deep: list[object] = []
     for _ in range(5000):
@@ -410,6 +416,8 @@ BOMBS = {
     "recursion": "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
     "memory": "{{ 'a' * 10**10 }}",
     "loop": TIME["nested ranges"],
+    "range": "{% for i in range(10**9) %}{% endfor %}",
+    "behind what is undefined": "{{ nothing.of.that }}{{ 'a' * 10**10 }}",
 }
 
 
