@@ -134,6 +134,12 @@ class Problems(GemquantError):  # noqa: N818 - it holds errors
         return self.problems
 
 
+def listed(values: Sequence[object], limit: int = 12) -> str:
+    """Join values for a message; those beyond ``limit`` are counted."""
+    rest = f" and {len(values) - limit} more" if len(values) > limit else ""
+    return ", ".join(map(str, values[:limit])) + rest
+
+
 def refuse(problems: Iterable[GemquantError]) -> None:
     """Raise all different problems at once; return if there is none."""
     different = {part.identity: part for problem in problems for part in problem.parts}

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from gemquant.calibration.documents import read_user_file
 from gemquant.calibration.text import REINSTALL, Library, TextFile
-from gemquant.calibration.user_text import read_user_file
 from gemquant.calibration.windows import (
     Packer,
     Tokenizer,

@@ -86,16 +86,6 @@ class Library:
         return documents
 
 
-def mixture_names() -> tuple[str, ...]:
-    """Names of the shipped mixtures, ``general`` first."""
-    return tuple(Library.open().mixtures)
-
-
-def slice_names() -> tuple[str, ...]:
-    """Names of the shipped evaluation slices."""
-    return Library.open().slices()
-
-
 def _files(index: Mapping[str, Any], folder: Path) -> tuple[TextFile, ...]:
     broken = CalibrationError(f"{folder / INDEX}: not an index of version {VERSION}.")
     if index.get("version") != VERSION or not isinstance(index.get("files"), list):

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from gemquant.calibration.activation_range import ActivationRanges
-from gemquant.calibration.statistics import StatisticsGatherer
+from gemquant.calibration.statistics import ActivationRanges, StatisticsGatherer
 from gemquant.calibration.stream import (
     ROWS_AT_ONCE,
     RowsOf,
@@ -18,8 +17,11 @@ from gemquant.calibration.stream import (
     layer_weights,
 )
 from gemquant.calibration.windows import TokenWindows
+from gemquant.core.progress import Progress
 from gemquant.core.protocols import ActivationRange, Block, Statistics, Weights
 from gemquant.errors import CalibrationError
+from gemquant.formats.gguf.importance import ImportanceEntry, ImportanceMatrix
+from gemquant.formats.gguf.names import to_gguf
 from gemquant.models.architecture import layer_structure
 from gemquant.models.skeleton import Skeleton
 from gemquant.models.structure import (
@@ -30,6 +32,7 @@ from gemquant.models.structure import (
     head_structure,
     layer_prefix,
 )
+from gemquant.numerics.precision import fast_products
 
 SAMPLED_TOKENS = 512
 
@@ -169,3 +172,26 @@ class Trace:
 def _spacing(calibration: TokenWindows) -> int:
     """One input of so many makes the sample; odd, so that it falls on every place of a window."""
     return max(1, calibration.ids.numel() // SAMPLED_TOKENS) | 1
+
+
+@fast_products()
+def computed_importance(
+    trace: Trace, windows: TokenWindows, generation: str, progress: Progress
+) -> ImportanceMatrix:
+    """Trace a text for its importance matrix: the sums of squares of every linear's inputs.
+
+    windows: what the trace reads. generation: the model type, for llama.cpp's names.
+    """
+    entries: dict[str, ImportanceEntry] = {}
+    progress.start("tracing layers", trace.layers)
+    for block in trace.blocks():
+        for linear in block.structure.linears:
+            name = to_gguf(f"{block.prefix}{linear}.weight", generation)
+            entries[name] = ImportanceEntry.of(block.statistics[linear])
+        progress.advance("tracing layers")
+    return ImportanceMatrix(
+        entries,
+        datasets=(windows.name,),
+        chunks=windows.ids.shape[0],
+        chunk_tokens=windows.ids.shape[1],
+    )

@@ -18,10 +18,14 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 
-from gemquant.calibration.documents import Conversation, Document
-from gemquant.calibration.hub_text import PREFIX, read_hub_dataset
+from gemquant.calibration.documents import (
+    PREFIX,
+    Conversation,
+    Document,
+    read_hub_dataset,
+    read_user_file,
+)
 from gemquant.calibration.text import Library, Split, TextFile, largest_remainder
-from gemquant.calibration.user_text import read_user_file
 from gemquant.errors import CalibrationError, GemquantError, UsageError, refuse
 from gemquant.models.chat import ChatTemplate, render
 from gemquant.models.chat_templates import STOCK

@@ -90,8 +90,7 @@ def _request(ctx: click.Context) -> tuple[Recipe, Path, int]:
 def _compute(recipe: Recipe, threads: int, progress: Progress) -> ImportanceMatrix:
     import torch
 
-    from gemquant.calibration.computed_importance import computed_importance
-    from gemquant.calibration.trace import Trace
+    from gemquant.calibration.trace import Trace, computed_importance
     from gemquant.cli.preparation import (
         calibration_dtype,
         calibration_text,

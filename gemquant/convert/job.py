@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gemquant.calibration.activation_range import ActivationRanges
+from gemquant.calibration.statistics import ActivationRanges
 from gemquant.calibration.stream import ROWS_AT_ONCE
 from gemquant.calibration.windows import TokenWindows
 from gemquant.convert.manifest_facts import calibration_record, library_versions, source_record

@@ -18,9 +18,9 @@ from gemquant.core.protocols import (
     QuantizedWeight,
 )
 from gemquant.core.scheme import Scheme, describe
-from gemquant.errors import GemquantError, UnsupportedError
+from gemquant.errors import GemquantError, UnsupportedError, listed
 from gemquant.formats.packed import PackedFolder
-from gemquant.formats.packed_weights import listed, module_of
+from gemquant.formats.packed_weights import module_of
 
 _USUAL_GROUP_SIZES = (256, 128, 64, 32)
 

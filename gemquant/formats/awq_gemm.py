@@ -25,7 +25,7 @@ from gemquant.core.protocols import (
     QuantizedSpec,
     QuantizedWeight,
 )
-from gemquant.errors import ArtifactError, GemquantError, UnsupportedError
+from gemquant.errors import ArtifactError, GemquantError, UnsupportedError, listed
 from gemquant.formats.affine import (
     AffineFolder,
     AffineLinear,
@@ -34,7 +34,7 @@ from gemquant.formats.affine import (
     affine_weight,
 )
 from gemquant.formats.packed import plain_linears
-from gemquant.formats.packed_weights import PackedLinear, listed, module_of
+from gemquant.formats.packed_weights import PackedLinear, module_of
 from gemquant.formats.safetensors.reader import MappedSafetensors
 from gemquant.numerics.packing import pack_awq_gemm, unpack_awq_gemm
 

@@ -35,9 +35,9 @@ from gemquant.core.weights import (
     RowwiseScheme,
     RowwiseWeight,
 )
-from gemquant.errors import ArtifactError, GemquantError, UnsupportedError
+from gemquant.errors import ArtifactError, GemquantError, UnsupportedError, listed
 from gemquant.formats.packed import PackedFolder, mixed, plain_linears
-from gemquant.formats.packed_weights import PackedLinear, listed, module_of
+from gemquant.formats.packed_weights import PackedLinear, module_of
 from gemquant.formats.safetensors.reader import MappedSafetensors
 from gemquant.numerics.bitsandbytes import (
     NESTED_BLOCK,

@@ -21,11 +21,10 @@ from gemquant.core.protocols import (
 )
 from gemquant.core.scheme import Scheme
 from gemquant.core.weights import ChunkedWeight, QuantizedRows
-from gemquant.errors import ArtifactError, GemquantError, UnsupportedError
+from gemquant.errors import ArtifactError, GemquantError, UnsupportedError, listed
 from gemquant.formats.packed_weights import (
     PackedLinear,
     PackedWeights,
-    listed,
     module_of,
     stored_specs,
 )

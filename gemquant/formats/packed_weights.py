@@ -13,8 +13,8 @@ from torch import Tensor
 from gemquant.core.artifact import MANIFEST_FILE, read_manifest, structure_problems
 from gemquant.core.protocols import Layout, PlainSpec, QuantizedSpec, QuantizedWeight
 from gemquant.core.scheme import Scheme
-from gemquant.errors import ArtifactError, GemquantError, Problems, refuse
-from gemquant.formats.checkpoint.bounded_json import read_json_object
+from gemquant.errors import ArtifactError, GemquantError, Problems, listed, refuse
+from gemquant.formats.checkpoint.files import read_json_object
 from gemquant.formats.safetensors.reader import MappedSafetensors
 from gemquant.models.architecture import tensor_shapes
 from gemquant.models.config import text_config
@@ -57,12 +57,6 @@ def stored_specs(layout: Layout, packing: PackedLinear | None) -> dict[str, Plai
             parts = packing.specs(spec)
             stored |= {f"{module_of(name)}.{suffix}": part for suffix, part in parts.items()}
     return stored
-
-
-def listed(values: Sequence[object], limit: int = 12) -> str:
-    """Join values for a message; those beyond ``limit`` are counted."""
-    rest = f" and {len(values) - limit} more" if len(values) > limit else ""
-    return ", ".join(map(str, values[:limit])) + rest
 
 
 SchemeReader = Callable[[Mapping[str, Any], MappedSafetensors, str], Scheme]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gemquant.core.targets.toolkit import Toolkit, ToolkitVersion, version_key
 from gemquant.errors import GemquantError, RuntimeMissingError, UnsupportedError
-from gemquant.formats.checkpoint.bounded_json import read_json_object
+from gemquant.formats.checkpoint.files import read_json_object
 from gemquant.runtimes.worker import Interpreter
 
 AUTO = "auto"

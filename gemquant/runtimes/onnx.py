@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from gemquant.errors import ArtifactError, RuntimeMissingError
-from gemquant.formats.checkpoint.bounded_json import read_json_object
+from gemquant.formats.checkpoint.files import read_json_object
 from gemquant.runtimes.runtime import (
     DEFAULTS,
     POSITIONS_AT_ONCE,

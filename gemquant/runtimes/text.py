@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from tokenizers import Tokenizer
 
 from gemquant.errors import ArtifactError
-from gemquant.formats.checkpoint.bounded_json import read_json_object
+from gemquant.formats.checkpoint.files import read_json_object
 from gemquant.formats.checkpoint.folder import read_raw_config
 from gemquant.formats.checkpoint.tokenizer_files import TokenizerSource, read_tokenizer_files
 from gemquant.formats.gguf.config import gguf_config

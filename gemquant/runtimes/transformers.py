@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from gemquant.errors import ArtifactError
-from gemquant.formats.checkpoint.bounded_json import read_json_object
+from gemquant.formats.checkpoint.files import read_json_object
 from gemquant.models.architecture import model_types
 from gemquant.models.skeleton import Skeleton
 from gemquant.runtimes.runtime import (

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from gemquant.formats.checkpoint.checkpoint import Checkpoint
-from gemquant.formats.checkpoint.load import open_checkpoint
+from gemquant.formats.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from gemquant.formats.checkpoint.provenance import Provenance
 
 __all__ = ["Checkpoint", "Provenance", "open_checkpoint"]

@@ -15,11 +15,11 @@ from gemquant.errors import (
     GemquantError,
     ProblemCollector,
     UnsupportedError,
+    listed,
     refuse,
 )
-from gemquant.formats.checkpoint.bounded_json import read_json_object
-from gemquant.formats.checkpoint.contained import contained
-from gemquant.formats.checkpoint.names import text_name
+from gemquant.formats.checkpoint.files import contained, read_json_object
+from gemquant.formats.checkpoint.source import text_name
 from gemquant.formats.safetensors.reader import MappedSafetensors
 from gemquant.models.architecture import tensor_shapes
 from gemquant.models.structure import HEAD
@@ -29,7 +29,6 @@ INDEX = "model.safetensors.index.json"
 
 _FLOATS = ("BF16", "F16", "F32")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_LISTED = 8
 
 
 def read_raw_config(folder: Path) -> dict[str, Any]:
@@ -96,7 +95,7 @@ def _no_weights(folder: Path) -> GemquantError:
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickles:
         return UnsupportedError(
-            f"{folder}: only pickled weights ({', '.join(pickles[:_LISTED])}); loading a pickle "
+            f"{folder}: only pickled weights ({', '.join(pickles[:8])}); loading a pickle "
             "can run any code, so only safetensors are read.",
             hint="Save the model once with transformers: "
             "AutoModelForCausalLM.from_pretrained(…).save_pretrained(…) writes safetensors.",
@@ -131,7 +130,7 @@ def _promise_problems(
     ]
     if not missing:
         return []
-    return [CheckpointError(f"{INDEX} lists tensors that no shard holds: {_some(missing)}.")]
+    return [CheckpointError(f"{INDEX} lists tensors that no shard holds: {listed(missing, 8)}.")]
 
 
 def _shape_problems(
@@ -143,7 +142,7 @@ def _shape_problems(
     if missing:
         problems.append(
             CheckpointError(
-                f"{len(missing)} tensors are missing: {_some(missing)}.",
+                f"{len(missing)} tensors are missing: {listed(missing, 8)}.",
                 hint="Download the checkpoint again; a shard may be absent.",
             )
         )
@@ -152,7 +151,7 @@ def _shape_problems(
         problems.append(
             UnsupportedError(
                 f"{len(unexpected)} tensors are not part of a {config['model_type']}: "
-                f"{_some(unexpected)}.",
+                f"{listed(unexpected, 8)}.",
                 hint="Adapters must be merged first, or given with --lora.",
             )
         )
@@ -174,8 +173,3 @@ def _shape_problems(
                 )
             )
     return problems
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more

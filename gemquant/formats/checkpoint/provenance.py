@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from gemquant.errors import CheckpointError
-from gemquant.formats.checkpoint.contained import contained, hub_repository
+from gemquant.formats.checkpoint.files import contained, hub_repository
 from gemquant.models.structure import GEMMA_LICENSE
 
 MAX_CARD_BYTES = 5_000_000

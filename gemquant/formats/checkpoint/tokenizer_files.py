@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from tokenizers import Tokenizer
 
 from gemquant.errors import CheckpointError
-from gemquant.formats.checkpoint.contained import contained
+from gemquant.formats.checkpoint.files import contained
 from gemquant.models.chat import SpecialTokens, special_tokens
 
 MAX_TOKENIZER_BYTES = 500_000_000

@@ -21,7 +21,7 @@ import torch
 from gemquant.core.protocols import ArtifactHeader, Container, Layout, QuantizedSpec
 from gemquant.core.resources import parse_size
 from gemquant.core.weights import BlockScheme
-from gemquant.errors import GemquantError, UnsupportedError
+from gemquant.errors import GemquantError, UnsupportedError, listed
 from gemquant.formats.checkpoint import Checkpoint
 from gemquant.formats.gguf.file_layout import FileLayout, StoredTensor, file_layouts
 from gemquant.formats.gguf.file_types import FILE_TYPES, file_type
@@ -31,7 +31,6 @@ from gemquant.formats.gguf.names import stored_order, to_gguf
 from gemquant.formats.gguf.values import GgufValue, Metadata, string, uint32
 from gemquant.formats.gguf.weights import GgufWeights
 from gemquant.formats.gguf.writer import GgufWriter, gguf_writer
-from gemquant.formats.packed_weights import listed
 from gemquant.formats.source_model import Origin
 from gemquant.numerics.ggml.types import TYPES
 

@@ -13,7 +13,7 @@ import torch
 from gemquant.core.artifact import MANIFEST_FILE, read_manifest, structure_problems
 from gemquant.core.protocols import ArtifactHeader, Container, Writer
 from gemquant.errors import ArtifactError, GemquantError, UnsupportedError, refuse
-from gemquant.formats.checkpoint.bounded_json import read_json_object
+from gemquant.formats.checkpoint.files import read_json_object
 from gemquant.formats.onnx.graph import OnnxGraph
 from gemquant.formats.onnx.weights import OnnxWeights
 from gemquant.models.config import text_config

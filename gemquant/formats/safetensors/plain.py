@@ -15,9 +15,9 @@ import torch
 
 from gemquant.core.protocols import ArtifactHeader, Container, QuantizedSpec
 from gemquant.core.resources import parse_size
-from gemquant.errors import ArtifactError, GemquantError, UnsupportedError
+from gemquant.errors import ArtifactError, GemquantError, UnsupportedError, listed
 from gemquant.formats.packed import PackedFolder
-from gemquant.formats.packed_weights import PackedWeights, listed, module_of
+from gemquant.formats.packed_weights import PackedWeights, module_of
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from gemquant.core.protocols import PlainSpec, RowChunks
+from gemquant.errors import listed
 from gemquant.formats.preallocated import begin, reopen, reported, write_all
 from gemquant.numerics.packing import reinterpreted
 
@@ -193,7 +194,7 @@ class SafetensorsWriter:
         """Check that every tensor has come, write the index, flush and close."""
         missing = [name for name in self._specs if name not in self._complete]
         if missing:
-            raise ValueError(f"{len(missing)} tensors were never written: {_listed(missing)}.")
+            raise ValueError(f"{len(missing)} tensors were never written: {listed(missing, 8)}.")
         if len(self._shards) > 1:
             with reported(self._folder / INDEX_FILE):
                 (self._folder / INDEX_FILE).write_bytes(_index(self._shards))
@@ -239,8 +240,3 @@ def _index(files: Mapping[str, Mapping[str, PlainSpec]]) -> bytes:
     weight_map = {name: file for file, group in files.items() for name in group}
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     return (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
-
-
-def _listed(names: Sequence[str], limit: int = 8) -> str:
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest

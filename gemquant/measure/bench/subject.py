@@ -70,7 +70,7 @@ class Subject:
 
 
 def _container_of(name: str, folder: Path) -> str:
-    from gemquant.formats.checkpoint.bounded_json import read_json_object
+    from gemquant.formats.checkpoint.files import read_json_object
 
     if (folder / "genai_config.json").is_file():
         return "onnx"

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from gemquant.calibration.documents import Conversation, Plain
-from gemquant.calibration.hub_text import read_hub_dataset
+from gemquant.calibration.documents import Conversation, Plain, read_hub_dataset
 from gemquant.errors import CalibrationError, RuntimeMissingError, UsageError
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from gemquant.calibration.documents import Conversation, Document, Plain
-from gemquant.calibration.text import Library, mixture_names, slice_names
+from gemquant.calibration.text import Library
 
 KINDS = {"english", "english-old", "code", "multilingual", "chat", "math"}
 LICENSES = {
@@ -36,11 +36,18 @@ def documents(library: Library) -> dict[str, list[Document]]:
 
 
 def test_the_mixtures_are_named():
-    assert mixture_names() == ("general", "chat", "code", "multilingual")
+    assert tuple(Library.open().mixtures) == ("general", "chat", "code", "multilingual")
 
 
 def test_the_evaluation_slices_are_named():
-    assert slice_names() == ("english", "english-old", "code", "multilingual", "chat", "math")
+    assert Library.open().slices() == (
+        "english",
+        "english-old",
+        "code",
+        "multilingual",
+        "chat",
+        "math",
+    )
 
 
 def test_every_mixture_takes_known_kinds(library: Library):

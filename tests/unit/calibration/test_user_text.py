@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from gemquant.calibration import user_text
-from gemquant.calibration.documents import Plain
-from gemquant.calibration.user_text import read_user_file
+from gemquant.calibration import documents
+from gemquant.calibration.documents import Plain, read_user_file
 from gemquant.errors import CalibrationError, Problems
 
 
@@ -63,6 +62,6 @@ def test_an_empty_file_is_an_error(tmp_path: Path, name: str):
 
 
 def test_an_oversized_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(user_text, "LARGEST_FILE", 10)
+    monkeypatch.setattr(documents, "LARGEST_FILE", 10)
     with pytest.raises(CalibrationError, match="11 bytes; at most 10 are read"):
         read_user_file(_file(tmp_path, "a.txt", b"hello world"))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from gemquant.calibration.activation_range import ActivationRanges
+from gemquant.calibration.statistics import ActivationRanges
 from gemquant.core.protocols import FLOAT16_LIMIT, ActivationRange
 
 
