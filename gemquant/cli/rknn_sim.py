@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,114 +10,55 @@ from gemquant.cli.flags import complete_target, defaults_flag, output_flags
 from gemquant.cli.foreign import tool_flags, tool_settings
 from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting
-from gemquant.errors import UsageError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from gemquant.formats.checkpoint import Checkpoint
     from gemquant.rockchip.rknn import Simulation
 
 TOKENS, SAMPLES = 64, 8
 
 
 class RknnSimCommand(click.Command):
-    """Checks everything, writes blocks, has them simulated, prints decibels."""
+    """Simulates decoder layers and prints decibels."""
 
     def invoke(self, ctx: click.Context) -> None:
         """Run the command."""
-        given = ctx.params
-        tool = tool_settings(given, problems_of(ctx))
+        params, problems = ctx.params, problems_of(ctx)
+        tool = tool_settings(params, problems)
 
-        from gemquant.core.targets.target import load_target
-        from gemquant.formats.checkpoint import open_checkpoint
-        from gemquant.rockchip import options as rules
-        from gemquant.rockchip import rknn
+        from gemquant.rockchip.rknn import SimulationRequest, simulate
 
-        problems = problems_of(ctx)
-        npu = problems.attempt(lambda: rules.npu_of(load_target(given["target"])))
-        python = problems.attempt(lambda: rknn.rknn_interpreter(tool.python))
-        opened = problems.attempt(lambda: open_checkpoint(_model(given["model"])))
-        layers = problems.attempt(
-            lambda: rknn.chosen_layers(given["layers"], opened.value.config["num_hidden_layers"])
-        )
-        text = problems.attempt(lambda: _windows(given, opened.value))
-        problems.refuse()
-        calibration, compared = text.value
-        with reporter(quiet=given["quiet"]) as progress:
-            found = rknn.simulate(
-                opened.value,
-                layers.value,
-                platform=npu.value.platform,
-                calibration=calibration,
-                compared=compared,
-                interpreter=python.value,
-                limits=tool.limits,
-                threads=1,
-                progress=progress,
-            )
-        _print(found, npu.value.platform, as_json=given["as_json"])
+        names = ("model", "target", "layers", "tokens", "samples")
+        request = SimulationRequest(python=tool.python, **{name: params[name] for name in names})
+        with reporter(quiet=params["quiet"]) as progress:
+            simulation = simulate(request, problems, tool.limits, progress)
+        _print(simulation, request.target, as_json=params["as_json"])
 
 
-def _model(model: str | None) -> str:
-    if not model:
-        raise UsageError("No model was given.", hint="As in: gemquant rknn-sim google/gemma-2-2b")
-    return model
-
-
-def _windows(given: dict[str, Any], checkpoint: Checkpoint) -> tuple[Tensor, Tensor]:
-    """Text to calibrate with, and one window of another to be judged by."""
-    from gemquant.calibration.windows import calibration_windows, evaluation_windows
-    from gemquant.core.recipe import DEFAULT_CALIBRATION
-
-    tokenizer, bos = checkpoint.tokenizer(), checkpoint.config["bos_token_id"]
-    (compared,) = evaluation_windows(
-        tokenizer,
-        slices=("english",),
-        windows=1,
-        seq_len=given["tokens"],
-        seed=0,
-        bos=bos,
-        chat_template=None,
-    )
-    calibration = calibration_windows(
-        tokenizer,
-        source=DEFAULT_CALIBRATION,
-        samples=given["samples"],
-        seq_len=given["tokens"],
-        seed=0,
-        bos=bos,
-        chat_template=None,
-    )
-    return calibration.ids, compared.ids
-
-
-def _print(found: Simulation, platform: str, *, as_json: bool) -> None:
+def _print(simulation: Simulation, platform: str, *, as_json: bool) -> None:
     from gemquant.cli import render
     from gemquant.rockchip.rknn import NOTE, TOOLKIT
 
     if as_json:
-        facts = {"level": "rknn-sim", "platform": platform, "note": NOTE, **found.model_dump()}
-        render.print_json(facts)
+        render.print_json({"platform": platform, "note": NOTE, **simulation.model_dump()})
         return
     listing = render.table("layer", "mask", "float16 output", "update", "int8 output", "update")
-    for block in found.blocks:
+    for block in simulation.blocks:
         ratios = (
-            each for pair in (block.float16, block.int8) for each in pair.model_dump().values()
+            ratio for pair in (block.float16, block.int8) for ratio in pair.model_dump().values()
         )
-        listing.add_row(str(block.layer), f"{block.mask:g}", *map(_told, ratios))
+        listing.add_row(str(block.layer), f"{block.mask:g}", *map(_decibels, ratios))
     render.print_tables(
-        f"Level rknn-sim: {TOOLKIT} {found.toolkit}, {platform}. {NOTE}",
+        f"{TOOLKIT} {simulation.toolkit}, {platform}. {NOTE}",
         "",
         listing,
         "",
-        "Signal to noise against the float32 layer; update: of what the layer adds to its input; "
-        "mask: what attention adds to scores that do not count, which int8 has to resolve too.",
+        "Signal to noise, compared with the layer in float32. Update: of what the layer adds to "
+        "its input. Mask: added to masked attention scores; int8 has to resolve it too.",
     )
 
 
-def _told(decibels: float | None) -> str:
-    return "not finite" if decibels is None else f"{decibels:.1f} dB"
+def _decibels(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.1f} dB"
 
 
 command = RknnSimCommand(
@@ -137,19 +78,17 @@ command = RknnSimCommand(
             instead="the first, the middle and the last",
             help="Decoder layers to simulate.",
         ),
-        setting("--tokens", type=int, default=TOKENS, metavar="N", help="Tokens of a window."),
-        setting(
-            "--samples", type=int, default=SAMPLES, metavar="N", help="Windows to calibrate with."
-        ),
-        *tool_flags(own_python="none; it must be named"),
+        setting("--tokens", type=int, default=TOKENS, metavar="N", help="Tokens per window."),
+        setting("--samples", type=int, default=SAMPLES, metavar="N", help="Calibration windows."),
+        *tool_flags(own_python="none; it is required"),
         defaults_flag(),
         *output_flags(),
     ],
     help="""Run decoder layers in the simulator of rknn-toolkit2, in float16 and int8.
 
-    A second opinion on int8, not RKLLM: this toolkit quantizes norms and softmax too. Layers are
-    written as ONNX files, each is calibrated and simulated under the interpreter of --python, and
-    compared with itself in float32. Nothing is kept.""",
+    A second opinion on int8, not RKLLM: this toolkit quantizes norms and softmax too. Each layer is
+    written as an ONNX file, calibrated and simulated under the interpreter of --python, and
+    compared with itself in float32. No files remain.""",
     epilog="""\b
 Examples:
   gemquant rknn-sim google/gemma-2-2b --python ./rknn-venv/bin/python

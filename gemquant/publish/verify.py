@@ -27,7 +27,7 @@ from gemquant.errors import (
     refuse,
 )
 from gemquant.formats.llamafile import record as llamafile
-from gemquant.rockchip.artifact import sealed_problems
+from gemquant.rockchip import artifact as rkllm
 
 INSTALL = "pip install 'gemquant[signing]'"
 CREATE_KEYS = (
@@ -51,7 +51,7 @@ def artifact_problems(path: Path) -> list[GemquantError]:
             return []
         artifact = Artifact.open(path)
         if artifact.manifest.conversion is not None:
-            return [*sealed_problems(path, artifact.manifest)]
+            return [*rkllm.artifact_problems(path, artifact.manifest)]
         exporter(artifact.manifest.container).open(path)
     except GemquantError as error:
         return list(error.parts)

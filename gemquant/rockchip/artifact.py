@@ -30,34 +30,34 @@ from gemquant.core.weights import AffineScheme
 from gemquant.errors import ArtifactError
 from gemquant.formats.checkpoint import Checkpoint
 from gemquant.models.architecture import linear_shapes, tensor_shapes
+from gemquant.rockchip.board.rkllm import CONTAINER, SUFFIX
 from gemquant.rockchip.options import Conversion
 
 if TYPE_CHECKING:
     from gemquant.calibration.windows import TokenWindows
 
-SUFFIX = ".rkllm"
 LEAST = 0.9
 EXACT = 0.05
 TOKENIZER_BYTES = 64
-"""For each token of the vocabulary, generously: its text, score and type."""
+"""Upper bound for each token of the vocabulary: its text, score and type."""
 
 
 def file_problems(
     path: Path, conversion: Conversion, config: Mapping[str, Any]
 ) -> list[ArtifactError]:
-    """Compare a file with what its release writes of such a model."""
+    """Compare a converted file with what its release writes for such a model."""
     bounds = size_range(conversion, config)
     return _problems(path, conversion.release.magic, bounds, conversion.dtype.name)
 
 
-def sealed_problems(folder: Path, manifest: Manifest) -> list[ArtifactError]:
-    """Compare a finished artifact's file with what its manifest says of it."""
+def artifact_problems(folder: Path, manifest: Manifest) -> list[ArtifactError]:
+    """Compare a finished artifact's file with its manifest."""
     record = manifest.conversion
     if record is None:
-        return [ArtifactError(f"{folder}: the manifest says nothing of a conversion.")]
+        return [ArtifactError(f"{folder}: the manifest has no conversion.")]
     names = [name for name in manifest.files if name.endswith(SUFFIX)]
     if len(names) != 1:
-        return [ArtifactError(f"{folder} has {len(names)} files *{SUFFIX}, not one.")]
+        return [ArtifactError(f"{folder} has {len(names)} {SUFFIX} files; it must have one.")]
     release = load_toolkit(record.tool).version(record.version)
     magic = None if release is None else release.magic
     bounds = (record.least_bytes or 0, record.most_bytes or maxsize)
@@ -69,25 +69,27 @@ def _problems(
 ) -> list[ArtifactError]:
     size = path.stat().st_size
     with path.open("rb") as file:
-        begins = file.read(4).hex()
+        first = file.read(4).hex()
     problems = []
-    if magic is not None and begins != magic:
+    if magic is not None and first != magic:
         problems.append(
-            ArtifactError(f"{path.name} begins with {begins}, not with {magic} as RKLLM files do.")
+            ArtifactError(f"{path.name} begins with {first}; RKLLM files begin with {magic}.")
         )
     if not bounds[0] <= size <= bounds[1]:
         problems.append(
             ArtifactError(
-                f"{path.name} has {size} bytes; {bounds[0]} to {bounds[1]} were to be expected of "
-                f"{dtype}."
+                f"{path.name} has {size} bytes; expected for {dtype} are {bounds[0]} to "
+                f"{bounds[1]}."
             )
         )
     return problems
 
 
 def size_range(conversion: Conversion, config: Mapping[str, Any]) -> tuple[int, int]:
-    """Bytes that a file may have. Close where the release's files were measured, else wide:
-    from nine tenths of the linears to everything with embedding and head in float32.
+    """Smallest and largest plausible file, in bytes.
+
+    Tight if the release's files were measured, else wide: from nine tenths of the linears to
+    everything with embedding and head in float32.
     """
     release, dtype = conversion.release, conversion.dtype
     tokenizer = TOKENIZER_BYTES * int(config["vocab_size"]) + 100_000
@@ -98,11 +100,8 @@ def size_range(conversion: Conversion, config: Mapping[str, Any]) -> tuple[int, 
     return int(LEAST * linears), int(1.3 * linears) + 8 * table_size(config) + tokenizer
 
 
-CONTAINER = "rkllm"
-
-
 class ConvertResult(BaseModel):
-    """What the program answers."""
+    """The result of ``programs/rkllm_convert.py``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -122,7 +121,7 @@ def rkllm_manifest(
     smoothing: SmoothingRecord | None,
     certificates: tuple[LevelEvaluation, ...],
 ) -> Manifest:
-    """Describe a converted file. windows: what codes or scales made here were calibrated on."""
+    """Describe a converted file. windows: calibration text of GPTQ codes or SmoothQuant scales."""
     least, most = size_range(conversion, checkpoint.config)
     return Manifest(
         container=CONTAINER,
@@ -160,7 +159,7 @@ def rkllm_manifest(
 
 
 def _layout(conversion: Conversion, config: Mapping[str, Any]) -> Layout:
-    """What was asked for of each linear; which a hybrid rate picks is the toolkit's secret."""
+    """The requested scheme of each linear; the toolkit does not tell which a hybrid rate picks."""
     import torch
 
     dtype = conversion.dtype

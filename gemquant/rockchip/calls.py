@@ -1,4 +1,7 @@
-"""The calls that a release of rkllm-toolkit gets: its own parameters, each with a value."""
+"""The calls of rkllm-toolkit: the parameters that a release has, each with its value.
+
+Which release has which parameter is in ``targets/toolkits/rkllm-toolkit.toml``.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,9 @@ MODEL, CALIBRATION = "model", "calibration.json"
 
 
 def calls(conversion: Conversion, *, dtype: str, file: str) -> list[dict[str, Any]]:
-    """Return function and arguments of each call, in order; paths are relative to the job.
+    """Function and arguments of each call, in order; paths are relative to the job.
 
-    dtype: the type that the folder stores. file: what to write.
+    dtype: of the model folder. file: name of the file to write.
     """
     release, options = conversion.release, conversion.options
     load = {
@@ -45,7 +48,7 @@ def calls(conversion: Conversion, *, dtype: str, file: str) -> list[dict[str, An
 
 
 def takes_prompts(conversion: Conversion) -> bool:
-    """Whether the toolkit gets a dataset: none before 1.1.0, nor with codes that are made already.
+    """Whether the toolkit needs calibration prompts: not before 1.1.0, nor for GPTQ codes.
 
     The documentation's example of a GPTQ conversion passes None (SDK 1.2.0, section 3.1.5).
     """
@@ -53,7 +56,7 @@ def takes_prompts(conversion: Conversion) -> bool:
 
 
 def file_name(model: str, conversion: Conversion) -> str:
-    """Name a file as the community does, by what is passed on: ``…-hybrid-ratio-0.5.rkllm``."""
+    """Name a file as the community does, by its options: ``…-hybrid-ratio-0.5.rkllm``."""
     options = conversion.options
     return (
         f"{model}-{conversion.npu.platform}-{options.quantized_dtype}-opt-"

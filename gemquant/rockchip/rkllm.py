@@ -1,4 +1,7 @@
-"""From a checkpoint through rkllm-toolkit to a sealed RKLLM artifact, or to nothing."""
+"""Convert a checkpoint with rkllm-toolkit: write its input, run it, verify and describe the file.
+
+The order of reading: RkllmJob, convert, prepare.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ from gemquant.rockchip.calls import CALIBRATION, MODEL, calls
 from gemquant.rockchip.options import Conversion
 from gemquant.rockchip.programs import PROGRAMS
 from gemquant.rockchip.simulation import FOLDER as LOGITS
-from gemquant.rockchip.simulation import Listening, certificate, simulation_job
+from gemquant.rockchip.simulation import LogitsScorer, certificate, simulation_job
 from gemquant.rockchip.smoothing import Folds, emulated, smooths
 from gemquant.runtimes.worker import Interpreter, Limits, Tool, run_tool
 
@@ -55,10 +58,11 @@ TOKENIZER_MODEL, TOKENIZER = "tokenizer.model", "tokenizer.json"
 
 @dataclass(frozen=True)
 class RkllmJob:
-    """One file to make. template: Jinja source. prompts: for calibration, none
-    where the release takes none. file: its name. windows: calibration text for codes
-    or scales that are made here, else None. simulated: evaluation slices for the toolkit's
-    simulator. emulated: those for our own emulation.
+    """One file to convert.
+
+    file: its name. template: Jinja source. prompts: the toolkit's calibration, empty if the release
+    takes none. windows: calibration text for GPTQ codes or SmoothQuant scales, else None.
+    simulated, emulated: evaluation slices for the toolkit's simulator and for our emulation.
     """
 
     recipe: Recipe
@@ -75,28 +79,28 @@ class RkllmJob:
 
 @dataclass(frozen=True)
 class Preparation:
-    """What was done to the weights before the toolkit, and what an emulation says of it."""
+    """Changes to the weights before the toolkit, and their emulation."""
 
     smoothing: SmoothingRecord | None
     certificates: tuple[LevelEvaluation, ...]
 
 
 def reading_problems(conversion: Conversion, checkpoint: Checkpoint) -> list[GemquantError]:
-    """What this release needs of a model's files and does not find."""
+    """Files that this release needs and the model does not have."""
     release = conversion.release
     if not release.tokenizer_model or TOKENIZER_MODEL in checkpoint.tokenizer_files():
         return []
     return [
         UnsupportedError(
-            f"{conversion.toolkit.name} {release.version} reads {TOKENIZER_MODEL}, and "
+            f"{conversion.toolkit.name} {release.version} needs {TOKENIZER_MODEL}; "
             f"{checkpoint.ref} has none.",
-            hint="Start from the published folder, which has one, or use a newer release.",
+            hint="Use the published folder, which has one, or a newer release.",
         )
     ]
 
 
 def needed_bytes(job: RkllmJob, checkpoint: Checkpoint) -> int:
-    """Space for the plain folder and, at most as much again, the converted file."""
+    """Space for the plain folder and the converted file, which is at most as large."""
     (planned,) = plan(
         [_plain(job, checkpoint, job.out.with_name(f".{job.out.name}.p"))], checkpoint
     )
@@ -104,11 +108,11 @@ def needed_bytes(job: RkllmJob, checkpoint: Checkpoint) -> int:
 
 
 def prepare(job: RkllmJob, checkpoint: Checkpoint, folder: Path, progress: Progress) -> Preparation:
-    """Write the model folder, calibration and job that the toolkit reads.
+    """Write the toolkit's input: model folder, calibration prompts and job.
 
-    folder: an existing one, on the file system where it is to stay.
+    folder: exists, on the file system of the result.
     """
-    progress.note("writing the folder that the toolkit reads")
+    progress.note("writing the toolkit's input")
     folds = Folds(job.conversion) if smooths(job.conversion.dtype, job.conversion.options) else None
     with TemporaryDirectory(dir=folder, prefix=".plain.") as scratch:
         plain, model = Path(scratch) / "plain", folder / MODEL
@@ -148,7 +152,7 @@ def prepare(job: RkllmJob, checkpoint: Checkpoint, folder: Path, progress: Progr
 
 
 def tokenizer_files(checkpoint: Checkpoint, job: RkllmJob) -> dict[str, bytes]:
-    """Tokenizer files with the chat template in them, in the spelling that the release reads."""
+    """Tokenizer files with the chat template, in the format that the release reads."""
     files = with_chat_template(checkpoint.tokenizer_files(), job.template)
     if job.conversion.release.merges == "text" and TOKENIZER in files:
         tokenizer = json.loads(files[TOKENIZER])
@@ -161,7 +165,7 @@ def tokenizer_files(checkpoint: Checkpoint, job: RkllmJob) -> dict[str, bytes]:
 
 
 def worker_job(job: RkllmJob, checkpoint: Checkpoint) -> dict[str, Any]:
-    """The job that the program takes, here and on another machine."""
+    """The job of ``programs/rkllm_convert.py``, on this machine or another."""
     dtype = "float16" if job.conversion.options.gptq else plain_dtype(checkpoint)
     return {
         "imports": job.conversion.toolkit.imports,
@@ -171,7 +175,7 @@ def worker_job(job: RkllmJob, checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def prepare_only(job: RkllmJob, checkpoint: Checkpoint, progress: Progress) -> Preparation:
-    """Leave everything that the toolkit needs, and the program that calls it, in ``job.out``."""
+    """Write the toolkit's input, and the program that calls it, to ``job.out``."""
     with staged(job.out, force=False, needed_bytes=needed_bytes(job, checkpoint)) as folder:
         prepared = prepare(job, checkpoint, folder, progress)
         shutil.copyfile(PROGRAM, folder / CONVERT)
@@ -187,28 +191,28 @@ def convert(
     threads: int,
     progress: Progress,
 ) -> Artifact:
-    """Prepare, convert, verify, seal; whatever happens, nothing unfinished stays."""
+    """Prepare, convert, verify, write the manifest; nothing unfinished stays."""
     needed = needed_bytes(job, checkpoint)
     with staged(job.out, force=job.force, needed_bytes=needed) as folder:
         with TemporaryDirectory(
             dir=folder.parent, prefix=f".{job.out.name}.", suffix=".tool"
         ) as scratch:
             prepared = prepare(job, checkpoint, Path(scratch), progress)
-            told, heard = worker_job(job, checkpoint), progress
+            document, listener = worker_job(job, checkpoint), progress
             expected: RuntimeLogits | None = None
             if job.simulated:
                 expected = RuntimeLogits(checkpoint, job.simulated, progress=progress)
-                told["simulation"] = simulation_job(job.conversion.release, expected)
-                heard = Listening(progress, Path(scratch) / LOGITS, expected)
+                document["simulation"] = simulation_job(job.conversion.release, expected)
+                listener = LogitsScorer(progress, Path(scratch) / LOGITS, expected)
             result = run_tool(
                 Tool(job.conversion.toolkit.name, PROGRAM),
-                told,
+                document,
                 ConvertResult,
                 interpreter=interpreter,
                 limits=limits,
                 folder=Path(scratch),
                 threads=threads,
-                progress=heard,
+                progress=listener,
             )
             refuse(file_problems(Path(scratch) / job.file, job.conversion, checkpoint.config))
             os.replace(Path(scratch) / job.file, folder / job.file)  # noqa: PTH105
@@ -232,9 +236,9 @@ def convert(
 
 
 def _plain(job: RkllmJob, checkpoint: Checkpoint, out: Path, folds: Folds | None = None) -> Job:
-    """The job of writing the model that the toolkit reads: plain, or as a GPTQ checkpoint.
+    """The job that writes the toolkit's model: a plain one, or a GPTQ checkpoint.
 
-    folds: collects what is folded into a plain one; none for nothing.
+    folds: collects the folded SmoothQuant scales; None without smoothing.
     """
     conversion = job.conversion
     if conversion.options.gptq:
@@ -248,7 +252,7 @@ def _plain(job: RkllmJob, checkpoint: Checkpoint, out: Path, folds: Folds | None
 
 
 def _quantize_config(config: Path) -> dict[str, Any]:
-    """What AutoGPTQ's own loader reads, beside the same in config.json for transformers."""
+    """What AutoGPTQ's loader reads; config.json has the same for transformers."""
     quantization: dict[str, Any] = json.loads(config.read_text())["quantization_config"]
     return {**quantization, "model_name_or_path": None, "model_file_base_name": "model"}
 
@@ -256,8 +260,8 @@ def _quantize_config(config: Path) -> dict[str, Any]:
 def _torch_dtype(name: str) -> torch.dtype:
     import torch
 
-    made: torch.dtype = getattr(torch, name)
-    return made
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def _write_json(path: Path, document: Any) -> None:

@@ -12,11 +12,11 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,32 +24,191 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from gemquant.calibration.stream import embed_windows, layer_weights
+from gemquant.calibration.windows import calibration_windows, evaluation_windows
 from gemquant.core.progress import Progress
-from gemquant.errors import RuntimeMissingError, UnsupportedError, UsageError
-from gemquant.formats.checkpoint import Checkpoint
+from gemquant.core.recipe import DEFAULT_CALIBRATION
+from gemquant.core.targets.target import load_target
+from gemquant.errors import ProblemCollector, RuntimeMissingError, UnsupportedError, UsageError
+from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemquant.models.architecture import layer_parameters
 from gemquant.models.skeleton import Skeleton
 from gemquant.models.structure import layer_prefix
 from gemquant.numerics.precision import fast_products
+from gemquant.rockchip.options import npu_of
 from gemquant.rockchip.programs import PROGRAMS
 from gemquant.runtimes.worker import Interpreter, Limits, Tool, run_tool
 
-if TYPE_CHECKING:
-    from torch import Tensor
+TOOLKIT = "rknn-toolkit2"
+PROGRAM = PROGRAMS / "rknn_simulate.py"
+NOTE = "A second opinion on int8, not RKLLM: this simulator quantizes norms and softmax too."
+INSTALL = """\
+python3.11 -m venv rknn-venv
+    rknn-venv/bin/pip install torch numpy==1.26.4 onnx==1.18.0 protobuf==4.25.4 'setuptools<80'
+    rknn-venv/bin/pip install psutil ruamel.yaml scipy tqdm fast-histogram opencv-python-headless
+    rknn-venv/bin/pip install --no-deps rknn-toolkit2==2.5.0"""
 
-    from gemquant.formats.checkpoint import Checkpoint
+
+@dataclass(frozen=True)
+class SimulationRequest:
+    """Decoder layers to simulate. layers: numbers separated by commas, None for three of them.
+
+    tokens: of a window. samples: calibration windows. python: has rknn-toolkit2.
+    """
+
+    model: str | None
+    target: str
+    layers: str | None
+    tokens: int
+    samples: int
+    python: str | None
+
+
+class _Result(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Ratios(_Result):
+    """Signal to noise in decibels: of the block's output, and of what it adds to its input.
+
+    None if the simulator's output is not finite.
+    """
+
+    output_db: float | None
+    update_db: float | None
+
+
+class SimulatedBlock(_Result):
+    """One decoder layer compared with itself in float32. mask: added to masked scores."""
+
+    layer: int
+    mask: float
+    float16: Ratios
+    int8: Ratios
+
+
+class Simulation(_Result):
+    """All blocks, and the versions that computed them."""
+
+    blocks: tuple[SimulatedBlock, ...]
+    toolkit: str
+    python: str
+
+
+def simulate(
+    request: SimulationRequest, problems: ProblemCollector, limits: Limits, progress: Progress
+) -> Simulation:
+    """Check the request, write the blocks, simulate each; nothing stays on disk.
+
+    problems: of the command line; those of the request are raised with them.
+    """
+    npu = problems.attempt(lambda: npu_of(load_target(request.target)))
+    interpreter = problems.attempt(lambda: rknn_interpreter(request.python))
+    opened = problems.attempt(lambda: _open(request.model))
+    layers = problems.attempt(
+        lambda: chosen_layers(request.layers, opened.value.config["num_hidden_layers"])
+    )
+    windows = problems.attempt(lambda: _windows(request, opened.value))
+    problems.refuse()
+    calibration, compared = windows.value
+    with TemporaryDirectory(prefix="gemquant-rknn.") as scratch:
+        blocks = write_blocks(
+            opened.value,
+            layers.value,
+            calibration=calibration,
+            compared=compared,
+            folder=Path(scratch) / "blocks",
+            progress=progress,
+        )
+        documents = [
+            {k: str(v) if isinstance(v, Path) else v for k, v in vars(b).items()} for b in blocks
+        ]
+        return run_tool(
+            Tool(TOOLKIT, PROGRAM),
+            {"platform": npu.value.platform, "blocks": documents},
+            Simulation,
+            interpreter=interpreter.value,
+            limits=limits,
+            folder=Path(scratch),
+            threads=1,
+            progress=progress,
+        )
+
+
+def rknn_interpreter(python: str | None) -> Interpreter:
+    """The named Python; RuntimeMissingError if it has no rknn-toolkit2."""
+    if python is None:
+        raise UsageError(f"--python: missing; {TOOLKIT} needs its own environment.", hint=INSTALL)
+    interpreter = Interpreter.ask(python, (TOOLKIT,))
+    if interpreter.packages[TOOLKIT] is None:
+        raise RuntimeMissingError(
+            f"--python {python}: {TOOLKIT} is not installed in it.", hint=INSTALL
+        )
+    return interpreter
+
+
+def chosen_layers(layers: str | None, count: int) -> list[int]:
+    """Parse a list of layers; by default the first, the middle and the last.
+
+    >>> chosen_layers(None, 26), chosen_layers("3,0", 26)
+    ([0, 13, 25], [0, 3])
+    """
+    if layers is None:
+        return sorted({0, count // 2, count - 1})
+    parts = [part.strip() for part in layers.split(",")]
+    invalid = [part for part in parts if not part.isdecimal() or int(part) >= count]
+    if invalid:
+        raise UsageError(
+            f"--layers {layers}: {', '.join(invalid) or 'nothing'} is none of 0 to {count - 1}.",
+            hint="As in: --layers 0,12,25",
+        )
+    return sorted({int(part) for part in parts})
+
+
+def _open(model: str | None) -> Checkpoint:
+    if not model:
+        raise UsageError("MODEL: missing.", hint="As in: gemquant rknn-sim google/gemma-2-2b")
+    return open_checkpoint(model)
+
+
+def _windows(request: SimulationRequest, checkpoint: Checkpoint) -> tuple[Tensor, Tensor]:
+    """Calibration windows, and one window of another text to compare."""
+    tokenizer, bos = checkpoint.tokenizer(), checkpoint.config["bos_token_id"]
+    (compared,) = evaluation_windows(
+        tokenizer,
+        slices=("english",),
+        windows=1,
+        seq_len=request.tokens,
+        seed=0,
+        bos=bos,
+        chat_template=None,
+    )
+    calibration = calibration_windows(
+        tokenizer,
+        source=DEFAULT_CALIBRATION,
+        samples=request.samples,
+        seq_len=request.tokens,
+        seed=0,
+        bos=bos,
+        chat_template=None,
+    )
+    return calibration.ids, compared.ids
+
+
+# ---------------------------------------------------------------- blocks
+
 
 MASKS = (-60.0, -120.0, -250.0, -500.0, -1000.0, -10000.0)
 SAME = 1e-4
-"""Norm of the difference, as a share of the output's, that a mask may make: 80 dB."""
+"""Largest change that a mask may make, relative to the norm of the output: 80 dB."""
 
 OPSET = 17
 
 
 @dataclass(frozen=True)
 class BlockFiles:
-    """One block on disk. dataset: a list of inputs to calibrate with, one file a line. mask: what
-    is added to the scores of positions that are not attended to.
+    """One block on disk. dataset: lists its calibration inputs, one file a line.
+
+    mask: added to the scores of masked positions.
     """
 
     layer: int
@@ -84,9 +243,9 @@ def write_blocks(
     folder: Path,
     progress: Progress,
 ) -> list[BlockFiles]:
-    """Carry windows through the model and write the chosen layers as they pass.
+    """Stream windows through the model and write the chosen layers.
 
-    calibration: token ids (windows, tokens). compared: (1, tokens), what the block is judged by.
+    calibration: token ids (windows, tokens). compared: (1, tokens), the window to simulate.
     RuntimeMissingError without the package onnx.
     """
     _require_onnx()
@@ -110,7 +269,7 @@ def write_blocks(
 def traceable(
     skeleton: Skeleton, index: int, weights: Mapping[str, Tensor], *, tokens: int, mask: float
 ) -> nn.Module:
-    """One layer with weights, constants for all its other arguments, and a mask of that value."""
+    """One layer with its weights, and constants for all other arguments; mask: of that value."""
     arguments = dict(skeleton.arguments(index, tokens))
     arguments["attention_mask"] = torch.where(arguments["attention_mask"] < 0, mask, 0.0)
     layer = copy.deepcopy(skeleton.module(index)).to_empty(device="cpu")
@@ -122,19 +281,17 @@ def _mildest(
     skeleton: Skeleton,
     index: int,
     weights: Mapping[str, Tensor],
-    given: Tensor,
+    hidden: Tensor,
     expected: Tensor,
 ) -> tuple[float, nn.Module]:
-    """The first mask that changes nothing, and the layer with it."""
+    """The first mask that does not change the output, and the layer with it."""
     for mask in MASKS:
-        block = traceable(skeleton, index, weights, tokens=given.shape[1], mask=mask)
+        block = traceable(skeleton, index, weights, tokens=hidden.shape[1], mask=mask)
         with torch.no_grad():
-            difference = (block(given) - expected).norm()
+            difference = (block(hidden) - expected).norm()
         if difference < SAME * expected.norm():
             return mask, block
-    raise UnsupportedError(
-        f"layer {index}: scores are so large that a mask of {MASKS[-1]:g} lets some through."
-    )
+    raise UnsupportedError(f"layer {index}: its scores are too large for a mask of {MASKS[-1]:g}.")
 
 
 def _write(
@@ -149,7 +306,7 @@ def _write(
     folder.mkdir(parents=True)
     model, dataset = folder / "block.onnx", folder / "dataset.txt"
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # tracing warns of every shape that it takes for constant
+        warnings.simplefilter("ignore")  # tracing warns of every constant shape
         torch.onnx.export(
             block,
             (before[-1:],),
@@ -172,127 +329,6 @@ def _require_onnx() -> None:
         metadata.version("onnx")
     except metadata.PackageNotFoundError:
         raise RuntimeMissingError(
-            "onnx: not installed; blocks are written with it.",
+            "onnx: not installed; it writes the blocks.",
             hint="Run: pip install 'gemquant[onnx]'",
         ) from None
-
-
-TOOLKIT = "rknn-toolkit2"
-PROGRAM = PROGRAMS / "rknn_simulate.py"
-NOTE = "A second opinion on int8, not RKLLM: this simulator quantizes norms and softmax too."
-INSTALL = """\
-python3.11 -m venv rknn-venv
-    rknn-venv/bin/pip install torch numpy==1.26.4 onnx==1.18.0 protobuf==4.25.4 'setuptools<80'
-    rknn-venv/bin/pip install psutil ruamel.yaml scipy tqdm fast-histogram opencv-python-headless
-    rknn-venv/bin/pip install --no-deps rknn-toolkit2==2.5.0"""
-
-
-class _Answer(BaseModel):
-    """Base of what the program answers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Ratios(_Answer):
-    """Signal to noise in decibels: of the block's output, and of what it adds to its input.
-
-    None where the simulator's output is not finite.
-    """
-
-    output_db: float | None
-    update_db: float | None
-
-
-class SimulatedBlock(_Answer):
-    """One decoder layer against its float32 self. mask: added where nothing is attended to."""
-
-    layer: int
-    mask: float
-    float16: Ratios
-    int8: Ratios
-
-
-class Simulation(_Answer):
-    """All of it, with what computed it."""
-
-    blocks: tuple[SimulatedBlock, ...]
-    toolkit: str
-    python: str
-
-
-def rknn_interpreter(python: str | None) -> Interpreter:
-    """Ask the Python that was named; RuntimeMissingError where it has no rknn-toolkit2."""
-    if python is None:
-        raise UsageError(
-            f"--python: missing; {TOOLKIT} needs an environment of its own.", hint=INSTALL
-        )
-    found = Interpreter.ask(python, (TOOLKIT,))
-    if found.packages[TOOLKIT] is None:
-        raise RuntimeMissingError(
-            f"--python {python}: {TOOLKIT} is not installed in it.", hint=INSTALL
-        )
-    return found
-
-
-def chosen_layers(asked: str | None, count: int) -> list[int]:
-    """Read a list of layers; the first, the middle and the last where none was given.
-
-    >>> chosen_layers(None, 26), chosen_layers("3,0", 26)
-    ([0, 13, 25], [0, 3])
-    """
-    if asked is None:
-        return sorted({0, count // 2, count - 1})
-    parts = [part.strip() for part in asked.split(",")]
-    wrong = [part for part in parts if not part.isdecimal() or int(part) >= count]
-    if wrong:
-        raise UsageError(
-            f"--layers {asked}: {', '.join(wrong) or 'nothing'} is none of 0 to {count - 1}.",
-            hint="As in: --layers 0,12,25",
-        )
-    return sorted({int(part) for part in parts})
-
-
-def simulate(
-    checkpoint: Checkpoint,
-    layers: Sequence[int],
-    *,
-    platform: str,
-    calibration: Tensor,
-    compared: Tensor,
-    interpreter: Interpreter,
-    limits: Limits,
-    threads: int,
-    progress: Progress,
-) -> Simulation:
-    """Write the blocks, run the simulator on each, return what it lost; nothing stays on disk."""
-    from gemquant.rockchip.rknn import write_blocks
-
-    with TemporaryDirectory(prefix="gemquant-rknn.") as scratch:
-        blocks = write_blocks(
-            checkpoint,
-            layers,
-            calibration=calibration,
-            compared=compared,
-            folder=Path(scratch) / "blocks",
-            progress=progress,
-        )
-        job = {
-            "platform": platform,
-            "blocks": [
-                {
-                    key: str(value) if isinstance(value, Path) else value
-                    for key, value in asdict(block).items()
-                }
-                for block in blocks
-            ],
-        }
-        return run_tool(
-            Tool(TOOLKIT, PROGRAM),
-            job,
-            Simulation,
-            interpreter=interpreter,
-            limits=limits,
-            folder=Path(scratch),
-            threads=threads,
-            progress=progress,
-        )

@@ -1,7 +1,7 @@
-"""Level ``vendor-sim``: the toolkit's own simulator predicts the evaluation windows.
+"""Level ``vendor-sim``: the toolkit's simulator predicts the evaluation windows.
 
-Its logits come as files of some positions each. The program waits while a few lie unread, and each
-is removed as soon as it is scored: neither memory nor disk grows with the number of windows.
+Logits arrive in files of a few positions each. The program waits while some are unread, and each is
+removed once scored, so neither memory nor disk use grows with the number of windows.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ CHUNK_BYTES = 64_000_000
 HEADER_BYTES = 1024
 WAYS = {
     "get_logits": "get_logits, the vendor's simulator",
-    "evaluator": "its Evaluator: int8 rows, activations quantized as they come, head included",
+    "evaluator": "its Evaluator: int8 rows, dynamically quantized activations, head included",
 }
 
 
 def simulation_job(release: ToolkitVersion, expected: RuntimeLogits) -> dict[str, Any]:
-    """What the program is told: how to simulate, what, and how many positions to a file."""
+    """The simulation part of the job: method, windows, positions per file."""
     return {
         "way": release.simulator,
         "windows": expected.windows.tolist(),
@@ -40,15 +40,15 @@ def simulation_job(release: ToolkitVersion, expected: RuntimeLogits) -> dict[str
 
 
 def certificate(toolkit: str, release: ToolkitVersion, scored: RuntimeLogits) -> LevelEvaluation:
-    """What the simulator's predictions differ by."""
+    """The certificate of the simulator's predictions."""
     assert release.simulator is not None
     runtime = f"{toolkit} {release.version}, {WAYS[release.simulator]}"
     return LevelEvaluation(level="vendor-sim", runtime=runtime, slices=scored.results())
 
 
 @dataclass
-class Listening:
-    """Progress that scores each file of logits when the program says that it is complete."""
+class LogitsScorer:
+    """Progress that scores each file of logits when the program reports it."""
 
     progress: Progress
     folder: Path
@@ -56,11 +56,11 @@ class Listening:
     number: int = 0
 
     def start(self, task: str, total: int) -> None:
-        """Pass on."""
+        """Forward."""
         self.progress.start(task, total)
 
     def advance(self, task: str, amount: int = 1) -> None:
-        """Score as many files as were written."""
+        """Score the files that were written."""
         if task == TASK:
             for _ in range(amount):
                 path = self.folder / f"{self.number}.npy"
@@ -70,7 +70,7 @@ class Listening:
         self.progress.advance(task, amount)
 
     def note(self, text: str) -> None:
-        """Pass on."""
+        """Forward."""
         self.progress.note(text)
 
 
@@ -79,9 +79,9 @@ def _read(path: Path, vocabulary: int) -> Tensor:
     import numpy as np
     import torch
 
-    most = max(CHUNK_BYTES, 4 * vocabulary) + HEADER_BYTES
-    if path.is_symlink() or not path.is_file() or path.stat().st_size > most:
-        raise WorkerError(f"{path.name}: not the logits that were announced.")
+    limit = max(CHUNK_BYTES, 4 * vocabulary) + HEADER_BYTES
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > limit:
+        raise WorkerError(f"{path.name}: missing, or larger than announced.")
     try:
         logits = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:

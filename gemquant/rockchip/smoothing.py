@@ -1,4 +1,8 @@
-"""What is folded into a model before the toolkit rounds it to 8 bits, and what that is worth."""
+"""SmoothQuant before the toolkit rounds to 8 bits, and an emulation of its effect.
+
+Source: Xiao et al., 2022, https://arxiv.org/abs/2211.10438. The scales are folded into the weights,
+so the model does not change.
+"""
 
 from __future__ import annotations
 
@@ -29,19 +33,19 @@ if TYPE_CHECKING:
 
 
 def smooths(dtype: NpuDtype, options: RkllmOptions) -> bool:
-    """Whether outliers are folded away: of no use unless the toolkit rounds both to 8 bits."""
-    return options.smooth and not _reason(dtype, options)
+    """Whether to smooth: only useful if the toolkit rounds weights and activations to 8 bits."""
+    return options.smooth and not _not_applicable(dtype, options)
 
 
-def _reason(dtype: NpuDtype, options: RkllmOptions) -> str:
-    """Why neither smoothing nor its emulation concerns a conversion; empty where they do."""
+def _not_applicable(dtype: NpuDtype, options: RkllmOptions) -> str:
+    """Why neither smoothing nor its emulation applies; empty if they do."""
     if dtype.activation_bits != 8 or dtype.weight_bits != 8:
         return f"{dtype.name} is not 8 bits for both weights and activations"
-    return "--gptq makes the codes here; only plain rounding is emulated" if options.gptq else ""
+    return "only plain rounding is emulated, not --gptq" if options.gptq else ""
 
 
 class Folds:
-    """Collects what a model's layers are smoothed by."""
+    """Collects the scales that are folded into a model's layers."""
 
     def __init__(self, conversion: Conversion) -> None:
         self.quantizer = SmoothQuant(conversion.dtype.group_size, self._add)
@@ -62,7 +66,7 @@ class Folds:
         )
 
     def record(self, checkpoint: Checkpoint) -> SmoothingRecord:
-        """All of them."""
+        """All folds, for the manifest."""
         return SmoothingRecord(folds=tuple(self._folds), float_dtype=plain_dtype(checkpoint))
 
 
@@ -75,14 +79,14 @@ def emulated(
     smoothed: bool,
     progress: Progress,
 ) -> tuple[LevelEvaluation, ...]:
-    """Emulate the folder that the toolkit will read, and where it is smoothed the original too.
+    """Emulate w8a8 on the toolkit's input, and on the original too if the input is smoothed.
 
-    model: that folder. Empty where no evaluation text is given.
+    model: folder of the input. Empty without evaluation text.
     """
     if not evaluation:
         return ()
     dtype = conversion.dtype
-    if reason := _reason(dtype, conversion.options):
+    if reason := _not_applicable(dtype, conversion.options):
         return (not_emulated(dtype.name, reason),)
     models = [Emulated(PlainSafetensors().open(model), smoothing=smoothed)]
     if smoothed:

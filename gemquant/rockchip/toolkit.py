@@ -1,4 +1,4 @@
-"""Finds rkllm-toolkit in environments of this machine, without running any of them."""
+"""Find rkllm-toolkit in this machine's Python environments, and choose a release."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from gemquant.formats.checkpoint.files import read_json_object
 from gemquant.runtimes.worker import Interpreter
 
 AUTO = "auto"
-ASKED = ("rkllm-toolkit", "rkllm", "torch", "transformers", "numpy")
+PACKAGES = ("rkllm-toolkit", "rkllm", "torch", "transformers", "numpy")
 _INSTALLED = re.compile(r"rkllm_toolkit-(\d+(?:\.\d+)*)\S*\.dist-info")
-_PLACES = (
+_FOLDERS = (
     "~/miniforge3/envs",
     "~/miniconda3/envs",
     "~/anaconda3/envs",
@@ -28,10 +28,7 @@ _PLACES = (
 
 @dataclass(frozen=True)
 class FoundToolkit:
-    """An environment that holds a release.
-
-    wheel: SHA-256 of the wheel that it was installed from, where pip noted it.
-    """
+    """A release in an environment. wheel: SHA-256 of its wheel, if pip recorded it."""
 
     version: str
     python: Path
@@ -39,28 +36,28 @@ class FoundToolkit:
 
 
 def installed_toolkits() -> list[FoundToolkit]:
-    """Every environment with rkllm-toolkit beside this folder and in conda's and pyenv's places."""
-    found = {
+    """Every environment with rkllm-toolkit, in this folder and those of conda and pyenv."""
+    toolkits = {
         FoundToolkit(match[1], python, _wheel(package))
         for python, package in _packages("rkllm_toolkit-*.dist-info")
         if (match := _INSTALLED.fullmatch(package.name))
     }
-    return sorted(found, key=lambda each: (version_key(each.version), str(each.python)))
+    return sorted(toolkits, key=lambda each: (version_key(each.version), str(each.python)))
 
 
 def installed_lookalikes(toolkit: Toolkit) -> list[FoundToolkit]:
-    """Every environment with the package of PyPI's that is taken for the toolkit."""
+    """Every environment with the PyPI package that is mistaken for the toolkit."""
     name = re.compile(rf"{re.escape(toolkit.lookalike)}-(.+)\.dist-info")
-    found = {
+    lookalikes = {
         FoundToolkit(match[1], python)
         for python, package in _packages(f"{toolkit.lookalike}-*.dist-info")
         if (match := name.fullmatch(package.name))
     }
-    return sorted(found, key=lambda each: str(each.python))
+    return sorted(lookalikes, key=lambda each: str(each.python))
 
 
 def _packages(pattern: str) -> Iterator[tuple[Path, Path]]:
-    """Interpreter and metadata folder of every installed package of a name."""
+    """Interpreter and metadata folder of every installed package that matches."""
     for environment in _environments():
         python = environment / "bin" / "python"
         if python.exists():
@@ -69,80 +66,83 @@ def _packages(pattern: str) -> Iterator[tuple[Path, Path]]:
 
 
 def _wheel(package: Path) -> str | None:
-    """The hash that pip notes in direct_url.json (PEP 610); older pips leave it out."""
+    """The hash that pip records in direct_url.json (PEP 610); older versions do not."""
     try:
-        noted = read_json_object(package / "direct_url.json")
-        return str(noted["archive_info"]["hashes"]["sha256"])
+        record = read_json_object(package / "direct_url.json")
+        return str(record["archive_info"]["hashes"]["sha256"])
     except (OSError, GemquantError, KeyError, TypeError):
         return None
 
 
 def _environments() -> Iterator[Path]:
-    places = [Path(place).expanduser() for place in _PLACES]
+    folders = [Path(folder).expanduser() for folder in _FOLDERS]
     for variable in ("VIRTUAL_ENV", "CONDA_PREFIX"):
         if os.environ.get(variable):
             yield Path(os.environ[variable])
-            places.append(Path(os.environ[variable]).parent)
-    for place in (*places, Path.cwd()):
-        if place.is_dir():
-            yield from (each for each in sorted(place.iterdir()) if each.is_dir())
+            folders.append(Path(os.environ[variable]).parent)
+    for folder in (*folders, Path.cwd()):
+        if folder.is_dir():
+            yield from (each for each in sorted(folder.iterdir()) if each.is_dir())
 
 
-def choose_toolkit(choice: str, toolkit: Toolkit, able: tuple[ToolkitVersion, ...]) -> Interpreter:
-    """Ask the interpreter that was named, or the newest found that converts this.
+def choose_toolkit(
+    choice: str, toolkit: Toolkit, converting: tuple[ToolkitVersion, ...]
+) -> Interpreter:
+    """The named interpreter, or the one with the newest suitable release.
 
-    able: releases that do. RuntimeMissingError with the next steps where there is none.
+    converting: suitable releases. RuntimeMissingError with the next steps if there is none.
     """
     if choice != AUTO:
-        interpreter = Interpreter.ask(choice, ASKED)
+        interpreter = Interpreter.ask(choice, PACKAGES)
         if interpreter.packages[toolkit.name] is None:
             raise RuntimeMissingError(
                 f"--toolkit {choice}: {toolkit.name} is not installed in it{_stub(interpreter)}.",
-                hint=next_steps(toolkit, able, str(interpreter.path)),
+                hint=next_steps(toolkit, converting, str(interpreter.path)),
             )
         return interpreter
-    numbers = {each.version for each in able}
-    suitable = [each for each in installed_toolkits() if each.version in numbers]
+    versions = {each.version for each in converting}
+    suitable = [each for each in installed_toolkits() if each.version in versions]
     if not suitable:
         others = ", ".join(f"{e.version} ({e.python})" for e in installed_toolkits())
-        has = f"; found are {others}, which do not convert this" if others else ""
+        unsuitable = f"; found only {others}, which cannot convert this" if others else ""
         raise RuntimeMissingError(
-            f"{toolkit.name}: not found on this machine{has}.", hint=next_steps(toolkit, able, None)
+            f"{toolkit.name}: not found on this machine{unsuitable}.",
+            hint=next_steps(toolkit, converting, None),
         )
-    return Interpreter.ask(str(suitable[-1].python), ASKED)
+    return Interpreter.ask(str(suitable[-1].python), PACKAGES)
 
 
 def release_of(interpreter: Interpreter, toolkit: Toolkit) -> ToolkitVersion:
-    """What is known of the release that an interpreter has; UnsupportedError for an unknown one."""
+    """The release in an interpreter; UnsupportedError for an unknown one."""
     number = str(interpreter.packages[toolkit.name]).partition("+")[0]
     release = toolkit.version(number)
     if release is None:
         known = ", ".join(each.version for each in toolkit.versions)
         raise UnsupportedError(
-            f"{toolkit.name} {number}: known are {known}.",
-            hint="Its functions may differ; install one of those.",
+            f"{toolkit.name} {number}: unknown release; known are {known}.",
+            hint="Its functions may differ; install a known release.",
         )
     return release
 
 
-def next_steps(toolkit: Toolkit, able: tuple[ToolkitVersion, ...], python: str | None) -> str:
-    """Say how to come by the toolkit."""
-    if not able:
-        return "No release of it converts this model so."
-    release = able[-1]
+def next_steps(toolkit: Toolkit, converting: tuple[ToolkitVersion, ...], python: str | None) -> str:
+    """How to install the toolkit."""
+    if not converting:
+        return "No release converts this model with these options."
+    release = converting[-1]
     wheel = f"{toolkit.name.replace('-', '_')}-{release.version}-*-linux_x86_64.whl"
-    aside = f"it is not on PyPI; {toolkit.lookalike} there is something else"
+    aside = f"not on PyPI, where {toolkit.lookalike} is another package"
     steps = [f"Download {wheel} from {toolkit.releases} ({aside})."]
     if python is None:
         python = "rkllm-venv/bin/python"
         steps.append(f"python{release.python[-1]} -m venv rkllm-venv")
     steps += [
         f"{python} -m pip install THE-WHEEL",
-        f"Run this again with --toolkit {python}; or with --prepare-only, without a toolkit.",
+        f"Rerun with --toolkit {python}; or with --prepare-only, without a toolkit.",
     ]
     return "\n    ".join(steps)
 
 
 def _stub(interpreter: Interpreter) -> str:
     stub = interpreter.packages["rkllm"]
-    return "" if stub is None else f"; rkllm {stub} is a package of PyPI's that is something else"
+    return "" if stub is None else f"; rkllm {stub} is another package, from PyPI"

@@ -254,7 +254,7 @@ def test_without_a_toolkit_the_next_steps_are_given(
     for part in (
         "rkllm-toolkit: not found on this machine.",
         "rkllm_toolkit-1.3.0-*-linux_x86_64.whl from https://github.com/airockchip/rknn-llm/releases",
-        "it is not on PyPI; rkllm there is something else",
+        "not on PyPI, where rkllm is another package",
         "--toolkit rkllm-venv/bin/python; or with --prepare-only, without a toolkit.",
     ):
         assert part in made.err
@@ -286,12 +286,12 @@ def test_every_problem_is_reported_at_once(
     assert made.code == 2
     absent = ["rkllm-toolkit is not installed in it"] if toolkit == "python3" else []
     for part in (
-        "--quantized-dtype w4a16: rk3588 takes w8a8",
+        "--quantized-dtype w4a16: rk3588 supports w8a8",
         "--hybrid-rate 1: must be at least 0 and below 1.",
-        "--npu-cores 4: rk3588 takes 1, 2, 3.",
+        "--npu-cores 4: rk3588 supports 1, 2, 3.",
         "--max-context 5000: must be a multiple of 32",
         "rkllm-toolkit 1.1.4 does not read gemma3_text.",
-        "converting takes about",
+        "converting needs about",
         "none.txt",
         *absent,
     ):

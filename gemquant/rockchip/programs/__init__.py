@@ -1,4 +1,4 @@
-"""Programs for other interpreters and for boards: plain files that import nothing of gemquant."""
+"""Programs for other interpreters and for boards: plain files that do not import gemquant."""
 
 from pathlib import Path
 

@@ -38,7 +38,7 @@ def test_what_1_0_1_wrote_is_within_the_sizes_expected_of_it(
 @pytest.mark.parametrize(
     ("begins", "size", "complaint"),
     [
-        ("00000000", 10438400, "begins with 00000000, not with daeeb336"),
+        ("00000000", 10438400, "begins with 00000000; RKLLM files begin with daeeb336"),
         ("daeeb336", 5_000_000, "5000000 bytes"),
         ("daeeb336", 20_000_000, "20000000 bytes"),
     ],

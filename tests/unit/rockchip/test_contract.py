@@ -18,7 +18,7 @@ from gemquant.rockchip.artifact import ConvertResult
 from gemquant.rockchip.calls import calls, file_name
 from gemquant.rockchip.options import Conversion
 from gemquant.rockchip.rkllm import PROGRAM
-from gemquant.rockchip.toolkit import ASKED
+from gemquant.rockchip.toolkit import PACKAGES
 from gemquant.runtimes.worker import Interpreter, Limits, Tool, run_tool
 from tests.helpers.signature_checker import signature_checker
 from tests.unit.rockchip.conftest import Converting
@@ -43,7 +43,7 @@ def run_stand_in(
         Tool("rkllm-toolkit", PROGRAM),
         job,
         ConvertResult,
-        interpreter=Interpreter.ask(str(python), ASKED),
+        interpreter=Interpreter.ask(str(python), PACKAGES),
         limits=AMPLE,
         folder=scratch,
         threads=1,

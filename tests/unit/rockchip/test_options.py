@@ -47,26 +47,30 @@ def test_the_targets_own_dtype_and_all_cores_are_the_default() -> None:
         (
             "rk3588",
             {"quantized_dtype": "w4a16"},
-            "rk3588 takes w8a8, w8a8_g128, w8a8_g256, w8a8_g512",
+            "rk3588 supports w8a8, w8a8_g128, w8a8_g256, w8a8_g512",
         ),
         ("rk3588", {"hybrid_rate": 1.0}, "--hybrid-rate 1: must be at least 0 and below 1."),
         ("rk3588", {"hybrid_rate": -0.1}, "--hybrid-rate -0.1: must be at least 0"),
-        ("rk3588", {"npu_cores": 4}, "--npu-cores 4: rk3588 takes 1, 2, 3."),
-        ("rk3562", {"npu_cores": 2}, "--npu-cores 2: rk3562 takes 1."),
+        ("rk3588", {"npu_cores": 4}, "--npu-cores 4: rk3588 supports 1, 2, 3."),
+        ("rk3562", {"npu_cores": 2}, "--npu-cores 2: rk3562 supports 1."),
         ("rk3588", {"max_context": 5000}, "hint: Use --max-context 4992."),
         ("rk3588", {"max_context": 32768}, "hint: Use --max-context 16384."),
-        ("rk3588", {"algorithm": "grq"}, "--algorithm grq: rk3588 takes normal for w8a8."),
+        ("rk3588", {"algorithm": "grq"}, "--algorithm grq: rk3588 supports normal for w8a8."),
         (
             "rk3588",
             {"gptq": True},
-            "--gptq: goes with 8 bits in groups (w8a8_g128, w8a8_g256, w8a8",
+            "--gptq: needs 8 bits in groups (w8a8_g128, w8a8_g256, w8a8",
         ),
         (
             "rk3588",
             {"gptq": True, "quantized_dtype": "w8a8_g128", "hybrid_rate": 0.5},
-            "--gptq with --hybrid-rate 0.5: the toolkit would round some layers again.",
+            "--gptq with --hybrid-rate 0.5: the toolkit would quantize some layers again.",
         ),
-        ("rk3562", {"quantized_dtype": "w4a8_g32", "hybrid_rate": 0.5}, "w4a8_g32 has no hybrid"),
+        (
+            "rk3562",
+            {"quantized_dtype": "w4a8_g32", "hybrid_rate": 0.5},
+            "w4a8_g32 does not support --hybrid-rate",
+        ),
     ],
 )
 def test_what_a_chip_does_not_take(target: str, options: dict[str, Any], complaint: str) -> None:
@@ -92,7 +96,7 @@ def test_every_bad_option_is_reported_at_once() -> None:
             "1.1.4",
             "gemma",
             {"quantized_dtype": "w8a8_g128", "gptq": True},
-            "--gptq: of 8-bit GPTQ checkpoints rkllm-toolkit 1.1.4 imports groups of none.",
+            "--gptq: rkllm-toolkit 1.1.4 imports 8-bit GPTQ checkpoints with groups of none.",
         ),
     ],
 )
@@ -114,12 +118,12 @@ def test_the_next_release_that_reads_the_model_is_named(converting: Converting) 
 def test_1_0_1_converts_heads_of_256_that_make_up_the_hidden_size(converting: Converting) -> None:
     problems = [str(p) for p in release_problems(converting("1.0.1"), config("gemma"))]
     size, heads = problems
-    assert "whose heads together (256) differ from its hidden size (128)." in size
-    assert heads == "rkllm-toolkit 1.0.1 converts heads of 256, not of 32."
+    assert "whose heads together (256) equal the hidden size (128)." in size
+    assert heads == "rkllm-toolkit 1.0.1 converts head sizes 256, not 32."
 
 
 def test_conversion_beyond_the_hosts_memory_is_refused() -> None:
     toolkit = load_toolkit("rkllm-toolkit")
     (problem,) = memory_problems(toolkit, 9_000_000_000, host_bytes=16 * 10**9)
-    assert "converting takes about 45.0 GB of memory; 16.0 GB are allowed here." in str(problem)
+    assert "converting needs about 45.0 GB of memory; the limit is 16.0 GB." in str(problem)
     assert memory_problems(toolkit, 1_000_000_000, host_bytes=16 * 10**9) == []
