@@ -1,6 +1,6 @@
-"""How much the error of each input column counts: by a file of llama.cpp's, or by this calibration.
+"""The importance of each input column: from a file of llama.cpp's, or from this run's calibration.
 
-Both give the same numbers: Σx² and its count are kept in float32, as an importance matrix has them.
+Both give the same numbers: Σx² and its count are float32, as in an importance matrix.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from gemquant.formats.gguf.types import gguf_shapes
 if TYPE_CHECKING:
     from torch import Tensor
 
-_LONGEST = 127
-"""Bytes of a text that llama.cpp's quantize records."""
+_LONGEST_BYTES = 127
+"""Of a text that llama-quantize records: its field holds 128 with the final zero."""
 
 
 class Weighting(Protocol):
@@ -28,7 +28,7 @@ class Weighting(Protocol):
 
     @property
     def key(self) -> str:
-        """Two weightings of one key give the same importances."""
+        """Two sources with one key give the same importances."""
 
     @property
     def needs(self) -> frozenset[str]:
@@ -40,18 +40,18 @@ class Weighting(Protocol):
 
     @property
     def notes(self) -> Sequence[str]:
-        """What the user should know of it."""
+        """Warnings for the user."""
 
     def importance(self, block: Block, linear: str) -> Tensor | None:
-        """(columns,) float32 of a linear by its short module name; None where all count alike."""
+        """Importance (columns,) float32 of a linear by its short name; None where all are equal."""
 
     def facts(self, recipe: Recipe) -> Mapping[str, str | int]:
-        """What llama.cpp's quantize records of it."""
+        """The metadata keys ``quantize.imatrix.*`` that llama-quantize writes."""
 
 
 @dataclass(frozen=True, eq=False)
 class OfFile:
-    """An importance matrix that somebody computed before."""
+    """An importance matrix in a file."""
 
     path: Path
     matrix: ImportanceMatrix
@@ -66,7 +66,7 @@ class OfFile:
 
     @property
     def needs(self) -> frozenset[str]:
-        """Nothing: it is all in the file."""
+        """None."""
         return frozenset()
 
     @property
@@ -79,25 +79,28 @@ class OfFile:
         return self.weights.get(to_gguf(f"{block.prefix}{linear}.weight", self.generation))
 
     def facts(self, recipe: Recipe) -> Mapping[str, str | int]:  # noqa: ARG002 (protocol)
-        """Name of the file, what it was computed on, how much it holds."""
-        told: dict[str, str | int] = {"quantize.imatrix.file": self.path.name[:_LONGEST]}
+        """Name of the file, the text that it was computed on, its size.
+
+        llama-quantize records the path as it was typed; this records the bare name.
+        """
+        keys: dict[str, str | int] = {"quantize.imatrix.file": _shortened(self.path.name)}
         if self.matrix.datasets:
-            told["quantize.imatrix.dataset"] = self.matrix.datasets[0][:_LONGEST]
-        told["quantize.imatrix.entries_count"] = len(self.matrix.entries)
+            keys["quantize.imatrix.dataset"] = _shortened(self.matrix.datasets[0])
+        keys["quantize.imatrix.entries_count"] = len(self.matrix.entries)
         if self.matrix.chunks:
-            told["quantize.imatrix.chunks_count"] = self.matrix.chunks
-        return told
+            keys["quantize.imatrix.chunks_count"] = self.matrix.chunks
+        return keys
 
 
 @dataclass(frozen=True)
 class OfCalibration:
-    """The importance matrix of the calibration text, as it is gathered."""
+    """The importance matrix of this run's calibration text."""
 
     config: Mapping[str, Any]
 
     @property
     def key(self) -> str:
-        """There is one calibration in a pass."""
+        """A constant: a run has one calibration text."""
         return "calibration"
 
     @property
@@ -113,7 +116,7 @@ class OfCalibration:
 
     @property
     def notes(self) -> Sequence[str]:
-        """Nothing."""
+        """None."""
         return ()
 
     def importance(self, block: Block, linear: str) -> Tensor | None:
@@ -123,13 +126,21 @@ class OfCalibration:
         return ImportanceEntry.of(block.statistics[linear]).weights
 
     def facts(self, recipe: Recipe) -> Mapping[str, str | int]:
-        """The text, and how much of it; there is no file."""
+        """The text and its size; there is no file."""
         text = recipe.calib if recipe.calib.startswith("hf:") else Path(recipe.calib).name
         return {
-            "quantize.imatrix.dataset": text[:_LONGEST],
+            "quantize.imatrix.dataset": _shortened(text),
             "quantize.imatrix.entries_count": len(self.covered),
             "quantize.imatrix.chunks_count": recipe.samples,
         }
+
+
+def _shortened(text: str) -> str:
+    """The first bytes of a text, without half a character at the end.
+
+    Source: llama.cpp ``tools/quantize/quantize.cpp``, which copies them into ``val_str``.
+    """
+    return text.encode()[:_LONGEST_BYTES].decode(errors="ignore")
 
 
 def of_file(path: Path, config: Mapping[str, Any]) -> OfFile:

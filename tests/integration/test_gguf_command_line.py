@@ -97,6 +97,18 @@ def test_an_importance_matrix_counts_alike_from_a_file_and_on_the_way(
     assert manifest["calibration"]["windows"] == 2
 
 
+def test_a_long_name_of_an_importance_matrix_is_recorded_as_llama_quantize_does(
+    run: Run, model: Path
+) -> None:
+    name = "é" * 100 + ".gguf"
+    assert run("imatrix", str(model), *FEW, "-o", name).code == 0
+    options = ["--type", "Q8_0", "--imatrix", name, "--no-eval", *FEW, "-o", "out"]
+    assert run("gguf", str(model), *options).code == 0
+    fields = gguf.GGUFReader("out/tiny-Q8_0.gguf").fields
+    # The first 127 bytes, less the half of a character that would end them.
+    assert fields["quantize.imatrix.file"].contents() == "é" * 63
+
+
 def test_the_command_line_tells_what_an_importance_matrix_holds(run: Run, model: Path) -> None:
     told = run("imatrix", str(model), *FEW, "-o", "im.gguf", "--json", "-q")
     assert json.loads(told.out) == {
