@@ -22,7 +22,7 @@ from gemquant.errors import OutputError, UsageError, refuse
 
 if TYPE_CHECKING:
     from gemquant.core.progress import Progress
-    from gemquant.formats.gguf.importance import ImportanceMatrix
+    from gemquant.formats.gguf.imatrix import ImportanceMatrix
 
 SETTINGS = ("calib", "samples", "seq_len", "seed", "device", "dtype", "lora", "calib_dtype")
 

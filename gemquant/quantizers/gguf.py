@@ -13,9 +13,13 @@ from gemquant.core.family import Member
 from gemquant.core.options import option, options_of
 from gemquant.core.protocols import Block, Container
 from gemquant.errors import GemquantError, ProblemCollector, UsageError, refuse
-from gemquant.formats.gguf.file_types import FILE_TYPES, FileType, file_type, tensor_type
-from gemquant.formats.gguf.overrides import parse_override
-from gemquant.formats.gguf.types import TypeRequest, choose_types, importance_problems
+from gemquant.formats.gguf.mixtures import FILE_TYPES, FileType, file_type, tensor_type
+from gemquant.formats.gguf.types import (
+    TypeRequest,
+    choose_types,
+    importance_problems,
+    parse_override,
+)
 from gemquant.numerics.ggml.types import TYPES
 
 if TYPE_CHECKING:

@@ -12,8 +12,7 @@ from gemquant.core.recipe import Recipe
 from gemquant.core.weights import BlockScheme, BlockWeight
 from gemquant.errors import GemquantError, RuntimeMissingError
 from gemquant.formats.gguf.names import to_gguf
-from gemquant.formats.gguf.type_summary import fallbacks
-from gemquant.formats.gguf.types import TypePlan
+from gemquant.formats.gguf.types import TypePlan, fallbacks
 from gemquant.models.architecture import tensor_shapes
 from gemquant.numerics.ggml.types import GgmlType
 from gemquant.quantizers.gguf_importance import Weighting

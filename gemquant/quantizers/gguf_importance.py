@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from gemquant.core.protocols import Block
 from gemquant.core.recipe import Recipe
-from gemquant.formats.gguf.importance import ImportanceEntry, ImportanceMatrix, importance_for
+from gemquant.formats.gguf.imatrix import ImportanceEntry, ImportanceMatrix, importance_for
 from gemquant.formats.gguf.names import to_gguf
 from gemquant.formats.gguf.types import gguf_shapes
 

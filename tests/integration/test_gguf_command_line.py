@@ -142,8 +142,7 @@ def test_an_importance_matrix_of_another_model_is_refused(
 
 
 def test_what_an_importance_matrix_does_not_cover_is_told(run: Run, model: Path) -> None:
-    from gemquant.formats.gguf.imatrix import read_imatrix, write_imatrix
-    from gemquant.formats.gguf.importance import ImportanceMatrix
+    from gemquant.formats.gguf.imatrix import ImportanceMatrix, read_imatrix, write_imatrix
 
     run("imatrix", str(model), *FEW, "-o", "im.gguf")
     whole = read_imatrix(Path("im.gguf"))

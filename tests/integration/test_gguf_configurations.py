@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
-from gemquant.formats.gguf.keys import unrepresentable
+from gemquant.formats.gguf.config import unrepresentable
 from gemquant.formats.gguf.metadata import converted_metadata
 from gemquant.formats.gguf.names import is_norm, to_gguf
 from gemquant.models.architecture import ARCHITECTURES

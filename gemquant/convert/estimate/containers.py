@@ -13,7 +13,7 @@ from gemquant.core.scheme import BLOCK_FORMATS, INTEGER, Scheme, label
 from gemquant.core.targets.target import Runtime, Schemes, Target, TargetContainer
 from gemquant.core.weights import AffineScheme, CodebookName, CodebookScheme, RowwiseScheme
 from gemquant.errors import GemquantError
-from gemquant.formats.gguf.file_types import FILE_TYPES
+from gemquant.formats.gguf.mixtures import FILE_TYPES
 from gemquant.formats.gguf.types import TypeRequest, choose_types
 from gemquant.models.architecture import linear_shapes, tensor_shapes
 from gemquant.models.structure import EMBEDDING

@@ -1,8 +1,12 @@
-"""The configuration that a GGUF's metadata describes.
+"""A Gemma's configuration as the metadata keys of a GGUF, and what these keys cannot express.
 
-llama.cpp infers the scale of queries from the sizes: ``GgufFacts.query_pre_attn_scalar``.
+The keys are those that llama.cpp's converter writes, in its order. Three more are written where
+llama.cpp would otherwise compute something else than the checkpoint: the rope base and scaling of
+Gemma 1 and 2 (it assumes 10000 and none), and a pattern of sliding layers that is not the published
+one. llama.cpp infers the scale of queries from the sizes: ``GgufFacts.query_pre_attn_scalar``.
 
-Source: llama.cpp ``src/llama-model.cpp``, ``load_hparams``, and ``convert_hf_to_gguf.py``.
+Source: llama.cpp ``conversion/gemma.py``, ``conversion/base.py``, ``src/models/gemma*.cpp``,
+``src/llama-model.cpp`` (``load_hparams``).
 """
 
 from __future__ import annotations
@@ -12,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gemquant.errors import CheckpointError, GemquantError, UnsupportedError, refuse
-from gemquant.models.architecture import gguf_architectures
+from gemquant.formats.gguf.values import GgufValue, booleans, float32, string, uint32
+from gemquant.models.architecture import architecture_of, gguf_architectures
 from gemquant.models.config import text_config
 from gemquant.models.structure import FULL, SLIDING, Architecture
 
@@ -96,3 +101,130 @@ def _shortest(value: Any) -> Any:
         if struct.pack("<f", short) == struct.pack("<f", value):
             return short
     return value
+
+
+# ---------------------------------------------------------------- writing
+
+FILE_TYPE = "general.file_type"
+
+_ASSUMED_THETA = 10_000.0
+_ROPE_TYPES = ("default", "linear")
+
+
+def architecture_metadata(config: Mapping[str, Any], *, file_type: int) -> dict[str, GgufValue]:
+    """Return the keys that describe the model, with ``general.file_type`` among them.
+
+    config: as ``gemquant.models.config.text_config`` returns it. file_type: llama.cpp's
+    ``llama_ftype``, such as 15 for Q4_K_M.
+    """
+    gguf = architecture_of(config).gguf
+    name = gguf.architecture
+    rope = _rope(config, name)
+    shapes = {
+        f"{name}.context_length": uint32(config["max_position_embeddings"]),
+        f"{name}.embedding_length": uint32(config["hidden_size"]),
+    }
+    blocks = {f"{name}.block_count": uint32(config["num_hidden_layers"])}
+    shapes = {**blocks, **shapes} if gguf.block_count_first else {**shapes, **blocks}
+    heads = {
+        f"{name}.feed_forward_length": uint32(config["intermediate_size"]),
+        f"{name}.attention.head_count": uint32(config["num_attention_heads"]),
+        f"{name}.attention.head_count_kv": uint32(config["num_key_value_heads"]),
+    }
+    sizes = {
+        f"{name}.attention.layer_norm_rms_epsilon": float32(config["rms_norm_eps"]),
+        f"{name}.attention.key_length": uint32(config["head_dim"]),
+        f"{name}.attention.value_length": uint32(config["head_dim"]),
+        FILE_TYPE: uint32(file_type),
+    }
+    return {**shapes, **heads, **rope, **sizes, **_softcaps(config, name), **_window(config, name)}
+
+
+def unrepresentable(config: Mapping[str, Any]) -> list[GemquantError]:
+    """Everything that llama.cpp would compute differently from this configuration."""
+    architecture = architecture_of(config)
+    gguf, gemma = architecture.gguf, architecture.name
+    problems: list[GemquantError] = []
+
+    def refuse_key(key: str, value: object, rule: str) -> None:
+        problems.append(
+            UnsupportedError(
+                f"config.json: {key} {value!r}: {rule}.",
+                hint="Choose another container, for instance --target cpu --exporter "
+                "compressed-tensors.",
+            )
+        )
+
+    if "query_pre_attn_scalar" in config:
+        scale, inferred = config["query_pre_attn_scalar"], gguf.query_pre_attn_scalar(config)
+        if scale != inferred:
+            refuse_key("query_pre_attn_scalar", scale, f"llama.cpp computes with {inferred}")
+    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if gguf.requires_softcaps and config[key] is None:
+            refuse_key(key, None, f"llama.cpp always caps a {gemma}")
+    cap = config.get("attn_logit_softcapping")
+    if cap is not None and not gguf.caps_attention:
+        refuse_key("attn_logit_softcapping", cap, f"llama.cpp caps no attention of a {gemma}")
+    if not gguf.untied_head and not config["tie_word_embeddings"]:
+        refuse_key("tie_word_embeddings", False, f"llama.cpp reads no head of a {gemma}")
+    for key, table in _rope_tables(config).items():
+        if table["rope_type"] not in _ROPE_TYPES:
+            refuse_key(f"{key}.rope_type", table["rope_type"], "GGUF export knows default, linear")
+    sliding = _rope_tables(config).get("rope_parameters.sliding_attention", {})
+    if sliding.get("rope_type", "default") != "default":
+        refuse_key(
+            "rope_parameters.sliding_attention.rope_type",
+            sliding["rope_type"],
+            f"llama.cpp scales no sliding layer of a {gemma}",
+        )
+    return problems
+
+
+def _rope_tables(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    parameters = config["rope_parameters"]
+    if architecture_of(config).rope_by_layer_type:
+        return {f"rope_parameters.{kind}": table for kind, table in parameters.items()}
+    return {"rope_parameters": parameters}
+
+
+def _rope(config: Mapping[str, Any], name: str) -> dict[str, GgufValue]:
+    tables, architecture = config["rope_parameters"], architecture_of(config)
+    full = tables[FULL] if architecture.rope_by_layer_type else tables
+    keys: dict[str, GgufValue] = {}
+    if full["rope_type"] == "linear" and full.get("factor") is not None:
+        keys[f"{name}.rope.scaling.type"] = string("linear")
+        keys[f"{name}.rope.scaling.factor"] = float32(full["factor"])
+    # Upstream writes no base for Gemma 1 and 2, where llama.cpp assumes 10000 without one.
+    if architecture.gguf.writes_rope_base or full["rope_theta"] != _ASSUMED_THETA:
+        keys[f"{name}.rope.freq_base"] = float32(full["rope_theta"])
+    if architecture.rope_by_layer_type:
+        theta = tables[SLIDING]["rope_theta"]
+        keys[f"{name}.rope.freq_base_swa"] = float32(theta)
+    return keys
+
+
+def _softcaps(config: Mapping[str, Any], name: str) -> dict[str, GgufValue]:
+    keys = ("attn_logit_softcapping", "final_logit_softcapping")
+    return {f"{name}.{key}": float32(config[key]) for key in keys if config.get(key) is not None}
+
+
+def _window(config: Mapping[str, Any], name: str) -> dict[str, GgufValue]:
+    architecture = architecture_of(config)
+    if architecture.full_attention_every is None:
+        return {}
+    sliding = [kind == SLIDING for kind in config["layer_types"]]
+    keys: dict[str, GgufValue] = {}
+    # Without a window llama.cpp lets every layer of a Gemma 3 see everything.
+    if architecture.gguf.requires_window or any(sliding):
+        keys[f"{name}.attention.sliding_window"] = uint32(config["sliding_window"])
+        if sliding != _published_pattern(config):
+            keys[f"{name}.attention.sliding_window_pattern"] = booleans(sliding)
+    return keys
+
+
+def _published_pattern(config: Mapping[str, Any]) -> Sequence[bool]:
+    every = architecture_of(config).full_attention_every
+    return [
+        every is not None and (index + 1) % every != 0
+        for index in range(config["num_hidden_layers"])
+    ]

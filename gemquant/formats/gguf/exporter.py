@@ -23,14 +23,19 @@ from gemquant.core.resources import parse_size
 from gemquant.core.weights import BlockScheme
 from gemquant.errors import GemquantError, UnsupportedError, listed
 from gemquant.formats.checkpoint import Checkpoint
-from gemquant.formats.gguf.file_layout import FileLayout, StoredTensor, file_layouts
-from gemquant.formats.gguf.file_types import FILE_TYPES, file_type
-from gemquant.formats.gguf.keys import unrepresentable
+from gemquant.formats.gguf.config import unrepresentable
 from gemquant.formats.gguf.metadata import converted_metadata, quantized_metadata
+from gemquant.formats.gguf.mixtures import FILE_TYPES, file_type
 from gemquant.formats.gguf.names import stored_order, to_gguf
+from gemquant.formats.gguf.source import GgufWeights
 from gemquant.formats.gguf.values import GgufValue, Metadata, string, uint32
-from gemquant.formats.gguf.weights import GgufWeights
-from gemquant.formats.gguf.writer import GgufWriter, gguf_writer
+from gemquant.formats.gguf.writer import (
+    FileLayout,
+    GgufWriter,
+    StoredTensor,
+    file_layouts,
+    gguf_writer,
+)
 from gemquant.formats.source_model import Origin
 from gemquant.numerics.ggml.types import TYPES
 

@@ -1,4 +1,4 @@
-"""The header of a GGUF file, read without trusting it.
+"""The header of a GGUF file, and of the parts that it was split into, read without trusting them.
 
     4 bytes  "GGUF"        uint32  version (2 or 3; little-endian)
     uint64   tensors       uint64  metadata entries
@@ -9,16 +9,20 @@
 Strings are a uint64 length and UTF-8 bytes; arrays a type (uint32), a count (uint64), the values.
 The ``gguf`` package's reader is not used: it trusts counts and takes seconds for a vocabulary.
 
-Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+Parts are called NAME-00001-of-00003.gguf. Each has the keys ``split.no``, ``split.count`` and
+``split.tensors.count``; all other metadata is in the first.
+
+Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, llama.cpp ``tools/gguf-split``.
 """
 
 from __future__ import annotations
 
 import math
 import mmap
+import re
 import struct
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -255,3 +259,82 @@ def _placed(
         )
     refuse(problems)
     return entries
+
+
+# ---------------------------------------------------------------- parts of a split file
+
+MAX_PARTS = 1000
+_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+
+
+@dataclass(frozen=True)
+class GgufPart:
+    """One mapped file."""
+
+    path: Path
+    data: mmap.mmap
+    header: GgufHeader
+
+
+def open_parts(path: Path) -> Sequence[GgufPart]:
+    """Map a GGUF, and every other part where it is the first of several.
+
+    Raises CheckpointError for a part that is missing, or none of this GGUF.
+    """
+    first = _opened(path)
+    count = first.header.metadata.get("split.count", 1)
+    if count in (0, 1):
+        return [first]
+    match = _PART.fullmatch(path.name)
+    if type(count) is not int or count > MAX_PARTS or match is None or int(match[3]) != count:
+        raise CheckpointError(
+            f"{path}: split.count is {count!r}, which its name does not end in, as in "
+            "NAME-00001-of-00003.gguf."
+        )
+    names = [f"{match[1]}-{number:05d}-of-{match[3]}.gguf" for number in range(1, count + 1)]
+    if path.name != names[0]:
+        raise CheckpointError(
+            f"{path}: one of {count} parts; the metadata is in the first.",
+            hint=f"Open {path.with_name(names[0])}.",
+        )
+    missing = [name for name in names if not path.with_name(name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{path}: {len(missing)} of {count} parts are missing: {', '.join(missing[:4])}."
+        )
+    parts = [first, *(_opened(path.with_name(name)) for name in names[1:])]
+    refuse(_problems(parts))
+    return parts
+
+
+def _problems(parts: Sequence[GgufPart]) -> list[GemquantError]:
+    problems: list[GemquantError] = []
+    seen: set[str] = set()
+    for number, part in enumerate(parts):
+        metadata = part.header.metadata
+        place = (metadata.get("split.no"), metadata.get("split.count"))
+        if place != (number, len(parts)):
+            problems.append(
+                CheckpointError(f"{part.path}: says it is part {place[0]!r} of {place[1]!r}.")
+            )
+        twice = seen & part.header.tensors.keys()
+        if twice:
+            problems.append(
+                CheckpointError(f"{part.path}: {min(twice)} is in another part already.")
+            )
+        seen |= part.header.tensors.keys()
+    total = parts[0].header.metadata.get("split.tensors.count")
+    if total != len(seen):
+        problems.append(
+            CheckpointError(f"{parts[0].path}: {len(seen)} tensors, and {total!r} are announced.")
+        )
+    return problems
+
+
+def _opened(path: Path) -> GgufPart:
+    with path.open("rb") as file:
+        if path.stat().st_size == 0:
+            raise CheckpointError(f"{path}: the file is empty.")
+        # Private and thus writable in torch's eyes; see MappedSafetensors.
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    return GgufPart(path, data, read_gguf_header(path, data))

@@ -1,21 +1,31 @@
-"""Importance matrices as llama.cpp keeps them: a GGUF, and the older binary form, both unsigned.
+"""llama.cpp's importance matrices: how much each input column of each linear counts.
 
-The GGUF has the keys ``general.type`` = imatrix, ``imatrix.datasets`` (strings),
-``imatrix.chunk_count`` and ``imatrix.chunk_size`` (uint32; a chunk is so many tokens), and for each
-linear NAME two float32 tensors:
+A column counts by the mean square of its activations: Σx² over calibration tokens, divided by their
+number. The file is a GGUF with the keys ``general.type`` = imatrix, ``imatrix.datasets`` (strings),
+``imatrix.chunk_count`` and ``imatrix.chunk_size`` (uint32; tokens of a chunk), and for each linear
+NAME two float32 tensors:
 
     NAME.in_sum2   (columns,)   Σx² over all tokens, for each input column
     NAME.counts    (1,)         tokens
 
-Source: llama.cpp ``tools/imatrix/imatrix.cpp`` (``save_imatrix``), ``common/imatrix-loader.cpp``.
+The older binary form, usually NAME.dat, has no signature, and its calls are chunks of unknown size:
+
+    int32  entries
+    entry  int32 length, name; int32 calls; int32 columns; float32 × columns: Σx² / tokens · calls
+    int32  chunks; int32 length, name of the text        (absent in the oldest files)
+
+Source: llama.cpp ``tools/imatrix/imatrix.cpp`` (``save_imatrix``, ``save_imatrix_legacy``),
+``common/imatrix-loader.cpp``, ``tools/quantize/quantize.cpp`` (``load_imatrix``).
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import struct
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -26,10 +36,194 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from torch import Tensor
 
 from gemquant.core.artifact.staging import flush
-from gemquant.errors import CheckpointError, GemquantError, OutputError, UnsupportedError, refuse
+from gemquant.core.protocols import Statistics
+from gemquant.errors import (
+    CheckpointError,
+    GemquantError,
+    OutputError,
+    UnsupportedError,
+    UsageError,
+    refuse,
+)
 from gemquant.formats.gguf.header import GgufEntry, read_gguf_header
-from gemquant.formats.gguf.imatrix_binary import read_binary
-from gemquant.formats.gguf.importance import ImportanceEntry, ImportanceMatrix
+
+_EMBEDDING = "token_embd.weight"
+_LISTED = 4
+
+
+@dataclass(frozen=True)
+class ImportanceEntry:
+    """One linear. sums: (columns,) float32, Σx²; count: tokens, or calls in the older format."""
+
+    sums: Tensor
+    count: int
+
+    @classmethod
+    def of(cls, statistics: Statistics) -> ImportanceEntry:
+        """What the statistics of a linear's input come to."""
+        return cls(statistics.sum_squares.float().cpu(), statistics.tokens)
+
+    @property
+    def weights(self) -> Tensor:
+        """(columns,) float32: Σx² / count, or 1 where nothing was counted."""
+        if self.count == 0:
+            return torch.ones_like(self.sums)
+        return self.sums / torch.tensor(self.count, dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class ImportanceMatrix:
+    """Entries by GGUF name, and what they were computed from.
+
+    chunks of chunk_tokens each; chunk_tokens is 0 where the file does not say.
+    """
+
+    entries: Mapping[str, ImportanceEntry]
+    datasets: tuple[str, ...] = ()
+    chunks: int = 0
+    chunk_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Importance:
+    """An importance matrix as it applies to one model.
+
+    weights: (columns,) float32 by GGUF name. missing: linears without an entry, whose columns count
+    alike. foreign: entries for which the model has no tensor.
+    """
+
+    weights: Mapping[str, Tensor]
+    missing: tuple[str, ...]
+    foreign: tuple[str, ...]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is not covered, in words; empty where every linear has its entry."""
+        notes = []
+        if self.missing:
+            notes.append(
+                f"the importance matrix has no entry for {len(self.missing)} of "
+                f"{len(self.missing) + len(self.weights)} linears, whose columns count alike: "
+                f"{_listed(self.missing)}."
+            )
+        if self.foreign:
+            notes.append(
+                f"{len(self.foreign)} entries of the importance matrix name no tensor of this "
+                f"model: {_listed(self.foreign)}."
+            )
+        return tuple(notes)
+
+
+def importance_for(matrix: ImportanceMatrix, shapes: Mapping[str, tuple[int, ...]]) -> Importance:
+    """Match an importance matrix to a model's tensors. shapes: rows first, by GGUF name.
+
+    An entry of the embedding is optional, and ignored where it does not fit, as llama.cpp does.
+    Raises UsageError if another entry has other columns than its tensor, or no entry fits at all.
+    """
+    columns = {name: shape[-1] for name, shape in shapes.items() if len(shape) > 1}
+    fitting = {
+        name: entry
+        for name, entry in matrix.entries.items()
+        if len(entry.sums) == columns.get(name)
+    }
+    wrong = [n for n in matrix.entries if n in columns and n not in fitting and n != _EMBEDDING]
+    if wrong:
+        name = wrong[0]
+        raise UsageError(
+            f"the importance matrix is of another model: {name} has "
+            f"{len(matrix.entries[name].sums)} columns in it and {columns[name]} here "
+            f"({len(wrong)} such entries).",
+            hint="Make one of this model: gemquant imatrix MODEL -o FILE",
+        )
+    if not fitting:
+        raise UsageError(
+            f"the importance matrix is of another model: none of its {len(matrix.entries)} "
+            "entries names a tensor of this one.",
+            hint="Make one of this model: gemquant imatrix MODEL -o FILE",
+        )
+    linears = [name for name in columns if name.startswith("blk.")]
+    return Importance(
+        weights={name: entry.weights for name, entry in fitting.items()},
+        missing=tuple(name for name in linears if name not in fitting),
+        foreign=tuple(name for name in matrix.entries if name not in columns),
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
+
+
+# ---------------------------------------------------------------- the older form
+
+_MAX_ENTRIES = 1 << 16
+_MAX_NAME_BYTES = 1 << 12
+
+
+def read_binary(path: Path, data: mmap.mmap) -> ImportanceMatrix:
+    """Parse a mapped file of the older form. Raises CheckpointError."""
+    reader = _Reader(path, data)
+    count = reader.number("number of entries", 1, _MAX_ENTRIES)
+    entries: dict[str, ImportanceEntry] = {}
+    for index in range(count):
+        name = reader.text(f"entry {index + 1}")
+        if name in entries:
+            raise CheckpointError(f"{path}: {name} is given twice.")
+        calls = reader.number(f"{name}: calls", 0)
+        columns = reader.number(f"{name}: columns", 1)
+        begin = reader.advance(4 * columns)
+        sums = np.frombuffer(data, "<f4", columns, begin).astype(np.float32)
+        # Without calls the sums are the weights themselves.
+        entries[name] = ImportanceEntry(torch.from_numpy(sums), calls or 1)
+    if reader.position == len(data):
+        return ImportanceMatrix(entries)
+    chunks = reader.number("chunks", 0)
+    datasets = (reader.text("name of the text"),) if reader.position < len(data) else ()
+    if reader.position < len(data):
+        raise CheckpointError(
+            f"{path}: goes on after its end: {len(data) - reader.position} bytes."
+        )
+    return ImportanceMatrix(entries, tuple(filter(None, datasets)), chunks)
+
+
+class _Reader:
+    """Reads forward; whatever would lie past the end of the file is an error."""
+
+    def __init__(self, path: Path, data: mmap.mmap) -> None:
+        self.path, self.data, self.position = path, data, 0
+
+    def advance(self, count: int) -> int:
+        """Step over ``count`` bytes and return where they begin."""
+        begin = self.position
+        if count > len(self.data) - begin:
+            raise CheckpointError(
+                f"{self.path}: truncated, or no importance matrix: {count} bytes are claimed at "
+                f"byte {begin}, and the file has {len(self.data)}."
+            )
+        self.position = begin + count
+        return begin
+
+    def number(self, what: str, smallest: int, largest: int = 2**31 - 1) -> int:
+        (value,) = struct.unpack_from("<i", self.data, self.advance(4))
+        if not smallest <= value <= largest:
+            raise CheckpointError(
+                f"{self.path}: damaged, or no importance matrix: {what} {value}: must be from "
+                f"{smallest} to {largest}."
+            )
+        return int(value)
+
+    def text(self, what: str) -> str:
+        length = self.number(f"{what}: length of its name", 0, _MAX_NAME_BYTES)
+        begin = self.advance(length)
+        try:
+            return bytes(self.data[begin : begin + length]).decode()
+        except UnicodeDecodeError:
+            raise CheckpointError(
+                f"{self.path}: damaged, or no importance matrix: {what}: its name is not UTF-8."
+            ) from None
+
+
+# ---------------------------------------------------------------- files
 
 _DATASETS, _CHUNKS = "imatrix.datasets", "imatrix.chunk_count"
 _CHUNK_TOKENS = "imatrix.chunk_size"

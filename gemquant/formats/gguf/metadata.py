@@ -1,40 +1,257 @@
-"""Everything in a Gemma's GGUF beside its tensors, as llama.cpp's converter and quantizer write it.
+"""All metadata of a Gemma's GGUF, as llama.cpp's converter and quantizer write it.
 
-    general.*        what it is, where it comes from, under which terms
+    general.*        name, origin, licence, recommended sampling
     gemma3.*         the configuration
     tokenizer.*      vocabulary, special tokens, chat template
 
-Where this says more than upstream's converter, a comment says what and why.
+The ``gguf`` package splits a model's name (gemma-2, 2B, it), as it does for the converter. A card
+comes with the checkpoint: only texts and lists of texts are taken from it. Where a key goes beyond
+upstream's converter, a comment gives the reason.
 
-Source: llama.cpp ``conversion/base.py``, ``conversion/gemma.py``.
+Source: llama.cpp ``conversion/base.py``, ``conversion/gemma.py``, ``gguf-py/gguf/metadata.py``,
+``gguf-py/gguf/vocab.py`` (``SpecialVocab``).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
-from gguf import GGML_QUANT_VERSION
+import gguf
+from gguf import GGML_QUANT_VERSION, GGUFValueType
+from gguf.utility import size_label
 
-from gemquant.formats.checkpoint.provenance import Provenance
-from gemquant.formats.gguf.general import general_metadata
-from gemquant.formats.gguf.keys import FILE_TYPE, architecture_metadata
-from gemquant.formats.gguf.special_tokens import special_token_metadata
-from gemquant.formats.gguf.tokenizer_parts import TokenizerParts, tokenizer_parts
+from gemquant.formats.checkpoint.provenance import Provenance, front_matter
+from gemquant.formats.gguf.config import FILE_TYPE, architecture_metadata
 from gemquant.formats.gguf.values import (
     GgufValue,
     Metadata,
     boolean,
+    float32,
     float32s,
+    int32,
     int32s,
     string,
     strings,
     uint32,
 )
-from gemquant.formats.gguf.vocabulary import vocabulary
+from gemquant.formats.gguf.vocabulary import TokenizerParts, tokenizer_parts, vocabulary
 from gemquant.models.architecture import architecture_of, tensor_shapes
+
+# What llama.cpp calls it, what generation_config.json may call it, and its type.
+_SAMPLING: Sequence[tuple[str, tuple[str, ...], GGUFValueType]] = (
+    ("top_k", ("top_k",), GGUFValueType.INT32),
+    ("top_p", ("top_p",), GGUFValueType.FLOAT32),
+    ("min_p", ("min_p",), GGUFValueType.FLOAT32),
+    ("xtc_probability", ("xtc_probability",), GGUFValueType.FLOAT32),
+    ("xtc_threshold", ("xtc_threshold",), GGUFValueType.FLOAT32),
+    ("temp", ("temperature",), GGUFValueType.FLOAT32),
+    ("penalty_last_n", ("penalty_last_n",), GGUFValueType.INT32),
+    ("penalty_repeat", ("penalty_repeat", "repetition_penalty"), GGUFValueType.FLOAT32),
+    ("mirostat", ("mirostat",), GGUFValueType.INT32),
+    ("mirostat_tau", ("mirostat_tau",), GGUFValueType.FLOAT32),
+    ("mirostat_eta", ("mirostat_eta",), GGUFValueType.FLOAT32),
+)
+_TEXTS = (
+    "name", "author", "version", "organization", "finetune", "basename", "description",
+    "quantized_by", "size_label", "license", "license_name", "license_link", "url", "doi", "uuid",
+    "repo_url", "source_url", "source_doi", "source_uuid", "source_repo_url",
+)  # fmt: skip
+_KEYS_OF_TEXTS: Mapping[str, str] = {
+    "license_name": "license.name",
+    "license_link": "license.link",
+    "source_url": "source.url",
+    "source_doi": "source.doi",
+    "source_uuid": "source.uuid",
+    "source_repo_url": "source.repo_url",
+}
+_PARENT_FIELDS = (
+    "name", "author", "version", "organization", "description", "url", "doi", "uuid", "repo_url",
+)  # fmt: skip
+
+
+def general_metadata(
+    provenance: Provenance, generation: Mapping[str, Any], *, parameters: int, name: str | None
+) -> dict[str, GgufValue]:
+    """Return the keys from the recommended sampling to the languages, in upstream's order.
+
+    generation: generation_config.json. parameters: weights of the model, for its size label.
+    name: replaces the name that the card or the checkpoint's own name gives.
+    """
+    found = _found(provenance, parameters)
+    found["name"] = name or found.get("name") or provenance.base_model
+    found.setdefault("size_label", size_label(parameters, parameters, 0, 0))
+    # Upstream writes no licence where the card names none; what is made from a Gemma has its terms.
+    found.setdefault("license", provenance.license)
+    keys = _sampling(generation)
+    for field in _TEXTS:
+        if field in found:
+            keys[f"general.{_KEYS_OF_TEXTS.get(field, field)}"] = string(found[field])
+    for field, key in (("base_models", "base_model"), ("datasets", "dataset")):
+        if field in found:
+            keys |= _parents(key, found[field])
+    for field in ("tags", "languages"):
+        # An array needs a type, and an empty one says nothing.
+        if found.get(field):
+            keys[f"general.{field}"] = strings(found[field])
+    return keys
+
+
+def _found(provenance: Provenance, parameters: int) -> dict[str, Any]:
+    own = provenance.name or provenance.base_model
+    known = gguf.Metadata.apply_metadata_heuristic(
+        gguf.Metadata(), _card(provenance.card), {"_name_or_path": own}, None, parameters
+    )
+    found: dict[str, Any] = {}
+    for field in _TEXTS:
+        value: Any = getattr(known, field)
+        if value:  # upstream joins several licences
+            found[field] = ",".join([value] if isinstance(value, str) else value)
+    for field in ("base_models", "datasets", "tags", "languages"):
+        value = getattr(known, field)
+        if value is not None:
+            found[field] = value
+    return found
+
+
+def _card(card: str | None) -> dict[str, Any]:
+    """The card's front matter, less everything that is neither text nor a list of texts."""
+    # YAML takes Norwegian for False, and knows no tabs.
+    matter = front_matter((card or "").replace("- no\n", '- "no"\n').replace("\t", "  "))
+    kept: dict[str, Any] = {}
+    for key, value in matter.items():
+        if isinstance(value, str):
+            kept[str(key)] = value
+        elif isinstance(value, list):
+            kept[str(key)] = [item for item in value if isinstance(item, str)]
+    return kept
+
+
+def _parents(key: str, parents: Sequence[Mapping[str, Any]]) -> dict[str, GgufValue]:
+    keys: dict[str, GgufValue] = {f"general.{key}.count": uint32(len(parents))}
+    for index, parent in enumerate(parents):
+        for field in _PARENT_FIELDS:
+            if isinstance(parent.get(field), str):
+                keys[f"general.{key}.{index}.{field}"] = string(parent[field])
+    return keys
+
+
+def _sampling(generation: Mapping[str, Any]) -> dict[str, GgufValue]:
+    keys: dict[str, GgufValue] = {}
+    sequence = generation.get("sequence")
+    if isinstance(sequence, str):
+        keys["general.sampling.sequence"] = string(sequence)
+    for key, names, kind in _SAMPLING:
+        value: Any = next((generation[name] for name in names if name in generation), None)
+        if type(value) not in (int, float) or not abs(value) < 2**31:
+            continue
+        if kind == GGUFValueType.INT32:
+            if float(value).is_integer():
+                keys[f"general.sampling.{key}"] = int32(int(value))
+        else:
+            keys[f"general.sampling.{key}"] = float32(float(value))
+    return keys
+
+
+# ---------------------------------------------------------------- special tokens
+
+
+# The converter's names of the roles, and llama.cpp's keys, spelled as it spells them.
+_ROLES: Mapping[str, str] = {
+    "bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding",
+    "cls": "cls", "mask": "mask",
+}  # fmt: skip
+
+
+def special_token_metadata(
+    parts: TokenizerParts, config: Mapping[str, Any], *, size: int
+) -> dict[str, GgufValue]:
+    """Return ids of special tokens below ``size``, and whether BOS, EOS and SEP are added."""
+    ids: dict[str, int] = {}
+    for role in _ROLES:
+        index = _named(parts, role)
+        if index is not None and 0 <= index < size:
+            ids.setdefault(role, index)
+    for role in _ROLES:
+        index = config.get(f"{role}_token_id")
+        # Upstream passes over a list such as [1, 106]; llama.cpp would end at id 2, Gemma's <bos>.
+        index = index[0] if isinstance(index, list) and index else index
+        if type(index) is int and 0 <= index < size:
+            ids.setdefault(role, index)
+    # Where no file names it, upstream leaves it out; llama.cpp would take id 0, Gemma's <pad>.
+    if "unk" not in ids and parts.unknown in parts.pieces[:size]:
+        ids["unk"] = parts.pieces.index(parts.unknown)
+    keys = {f"tokenizer.ggml.{_ROLES[role]}_token_id": uint32(ids[role]) for role in ids}
+    for role, adds in _additions(parts).items():
+        keys[f"tokenizer.ggml.add_{role}_token"] = boolean(adds)
+    # Upstream also means to name CodeGemma's infill tokens, and has no key for them.
+    end_of_turn = architecture_of(config).gguf.end_of_turn_id
+    if end_of_turn is not None and size > end_of_turn:
+        named = _named(parts, "eot")
+        keys["tokenizer.ggml.eot_token_id"] = uint32(end_of_turn if named is None else named)
+    return keys
+
+
+def _content(parts: TokenizerParts, role: str) -> str | None:
+    entry = parts.config.get(f"{role}_token")
+    content = entry.get("content") if isinstance(entry, dict) else entry
+    return content if isinstance(content, str) else None
+
+
+def _named(parts: TokenizerParts, role: str) -> int | None:
+    content = _content(parts, role)
+    return None if content is None else parts.id_of(content)
+
+
+def _additions(parts: TokenizerParts) -> dict[str, bool]:
+    """What the post-processor adds to a text; failing that, what tokenizer_config.json says."""
+    adds: dict[str, bool] = {}
+    processors = parts.post_processor.get("processors")
+    for processor in processors if isinstance(processors, list) else [parts.post_processor]:
+        if isinstance(processor, dict) and processor.get("type") == "TemplateProcessing":
+            adds |= _template_additions(parts, processor)
+    if parts.config:
+        for role in _ROLES:
+            value = parts.config.get(f"add_{role}_token")
+            if isinstance(value, bool):
+                adds.setdefault(role, value)
+    return adds
+
+
+def _template_additions(parts: TokenizerParts, processor: Mapping[str, Any]) -> dict[str, bool]:
+    """Read ``<bos> A`` and ``<bos> A <bos> B``: BOS before a text, no SEP between two."""
+    single, pair = _template(processor, "single"), _template(processor, "pair")
+    adds: dict[str, bool] = {}
+    first = single[0] if len(single) > 1 else None
+    last = single[-1] if len(single) > 1 else None
+    eos = _content(parts, "eos") or _content(parts, "sep")
+    if first is not None:
+        adds["bos"] = first in (_content(parts, "bos") or first, _content(parts, "cls"))
+    if last is not None:
+        adds["eos"] = last == (eos or last)
+    between = pair[1 if first and pair[:1] == [first] else 0 :]
+    if last and between[-1:] == [last]:
+        between = between[:-1]
+    if len(between) > 2 and between[0] is None and between[-1] is None:
+        ends = (_content(parts, "sep"), eos)
+        adds["sep"] = last is None and any(token in ends for token in between[1:-1] if token)
+    return adds
+
+
+def _template(processor: Mapping[str, Any], name: str) -> Sequence[str | None]:
+    """The special tokens of a template in their places; None stands for a text."""
+    entries = processor.get(name)
+    found: list[str | None] = []
+    for entry in entries if isinstance(entries, list) else []:
+        special = entry.get("SpecialToken") if isinstance(entry, dict) else None
+        token = special.get("id") if isinstance(special, dict) else None
+        found.append(token if isinstance(token, str) else None)
+    return found
+
+
+# ---------------------------------------------------------------- all of it
 
 QUANTIZATION_VERSION = "general.quantization_version"
 

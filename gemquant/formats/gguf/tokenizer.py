@@ -25,7 +25,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from tokenizers.processors import TemplateProcessing
 
 from gemquant.errors import CheckpointError, UnsupportedError
-from gemquant.formats.gguf.tokens import SPACE, TAB, as_in_tokenizer_json, looks_special
+from gemquant.formats.gguf.vocabulary import SPACE, TAB, as_in_tokenizer_json, looks_special
 from gemquant.models.chat import SpecialTokens
 
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4

@@ -2,14 +2,21 @@
 
 llama.cpp takes user-defined and special tokens out of a text first, the longest before all others,
 and then joins the two neighbours whose joint token has the highest score, as SentencePiece does.
-``tokenizers`` instead follows a list of merges. Gemma's list is the same thing in other words:
-every split of a token into two others, by the token's score.
+``tokenizers`` instead follows a list of merges. Gemma's list is equivalent: every split of a token
+into two others, by the token's score.
 
-Source: llama.cpp ``conversion/base.py`` (``_create_vocab_sentencepiece``), ``src/llama-vocab.cpp``.
+Gemma lists <mask>, the unused tokens and the like as ordinary added tokens; llama.cpp's converter
+stores them as control tokens, so that nobody types them by accident. The only piece that Gemma 1
+and 2 have for a tab is its byte's, <0x09>; their tokenizer.json has the tab itself in that place.
+
+Source: llama.cpp ``conversion/base.py`` (``_create_vocab_sentencepiece``,
+``does_token_look_special``), ``src/llama-vocab.cpp``; transformers 4 ``convert_slow_tokenizer.py``
+(``GemmaConverter``).
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +26,165 @@ from typing import Any
 from gguf import TokenType
 
 from gemquant.errors import CheckpointError, UnsupportedError
-from gemquant.formats.gguf.tokenizer_parts import TokenizerParts
-from gemquant.formats.gguf.tokens import SPACE, looks_special
+
+SPACE = "▁"
+"""How SentencePiece spells a space."""
+
+_LOOKS_SPECIAL = re.compile(
+    r"<pad>|<mask>|<2mass>|\[@BOS@\]|<\|.*\|>|<｜.*｜>|<unused.*>", re.DOTALL
+)
+
+
+def looks_special(token: str) -> bool:
+    """Whether llama.cpp's converter takes an ordinary added token for a control token.
+
+    >>> looks_special("<unused7>"), looks_special("<table>")
+    (True, False)
+    """
+    return _LOOKS_SPECIAL.fullmatch(token) is not None
+
+
+TAB, _BYTE_9, _BYTE_8 = "\t", "<0x09>", "<0x08>"
+
+
+def as_in_tokenizer_json(pieces: Sequence[str]) -> list[str]:
+    r"""Spell byte 9 as a tab where no other piece is one.
+
+    >>> as_in_tokenizer_json(["<0x08>", "<0x09>"])
+    ['<0x08>', '\t']
+    >>> as_in_tokenizer_json(["<0x08>", "<0x09>", "\t"])
+    ['<0x08>', '<0x09>', '\t']
+    """
+    spelled = list(pieces)
+    if TAB not in spelled and _BYTE_9 in spelled:
+        spelled[spelled.index(_BYTE_9)] = TAB
+    return spelled
+
+
+def as_in_tokenizer_model(pieces: Sequence[str]) -> list[str]:
+    r"""Undo ``as_in_tokenizer_json``: a tab after byte 8 is byte 9.
+
+    >>> as_in_tokenizer_model(["<0x08>", "\t"])
+    ['<0x08>', '<0x09>']
+    """
+    spelled = list(pieces)
+    if TAB in spelled:
+        index = spelled.index(TAB)
+        if index and spelled[index - 1] == _BYTE_8:
+            spelled[index] = _BYTE_9
+    return spelled
+
+
+# ---------------------------------------------------------------- the tokenizer's files
+
+_REPLACED_SPACE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+
+
+@dataclass(frozen=True)
+class TokenizerParts:
+    """Of tokenizer.json: pieces by id, spelled as in tokenizer.model; merges; added tokens; the
+    unknown token; the post-processor. config: tokenizer_config.json, empty where there is none.
+    generation: generation_config.json, likewise. model: tokenizer.model, if there is one. jinja:
+    the content of chat_template.jinja, if there is one. where: names the origin in errors.
+    """
+
+    where: str
+    pieces: Sequence[str]
+    merges: Sequence[tuple[str, str]]
+    added_tokens: Sequence[Any]
+    unknown: str | None
+    post_processor: Mapping[str, Any]
+    config: Mapping[str, Any]
+    generation: Mapping[str, Any]
+    model: bytes | None
+    jinja: str | None
+
+    def id_of(self, content: str) -> int | None:
+        """Id of an added token."""
+        for token in self.added_tokens:
+            if isinstance(token, dict) and token.get("content") == content:
+                index = token.get("id")
+                return index if type(index) is int else None
+        return None
+
+
+def tokenizer_parts(files: Mapping[str, bytes], where: str) -> TokenizerParts:
+    """Parse a tokenizer's files, by name.
+
+    Raises CheckpointError where one is damaged, UnsupportedError where tokenizer.json is not the
+    kind of tokenizer that every Gemma has: BPE over characters with bytes for what is unknown.
+    """
+    content = _parsed(files, "tokenizer.json", where)
+    model = content.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
+        raise CheckpointError(f"{where}: tokenizer.json: it holds no model with a vocab.")
+    for key, value, wanted in (
+        ("model.type", model.get("type"), "BPE"),
+        ("model.byte_fallback", model.get("byte_fallback"), True),
+        ("normalizer", content.get("normalizer"), _REPLACED_SPACE),
+    ):
+        if value != wanted:
+            raise UnsupportedError(
+                f"{where}: tokenizer.json: {key} {str(value)[:100]}: Gemma's is {wanted}."
+            )
+    processor = content.get("post_processor")
+    added = content.get("added_tokens")
+    unknown = model.get("unk_token")
+    jinja = files.get("chat_template.jinja")
+    return TokenizerParts(
+        where=where,
+        pieces=as_in_tokenizer_model(_pieces(model["vocab"], where)),
+        merges=_merges(model.get("merges"), where),
+        added_tokens=added if isinstance(added, list) else [],
+        unknown=unknown if isinstance(unknown, str) else None,
+        post_processor=processor if isinstance(processor, dict) else {},
+        config=_parsed(files, "tokenizer_config.json", where),
+        generation=_parsed(files, "generation_config.json", where),
+        model=files.get("tokenizer.model"),
+        jinja=None if jinja is None else jinja.decode(errors="replace"),
+    )
+
+
+def _parsed(files: Mapping[str, bytes], name: str, where: str) -> dict[str, Any]:
+    try:
+        content = json.loads(files.get(name, b"{}").decode())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{where}: {name}: not JSON: {str(error)[:200]}.") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{where}: {name}: not a JSON object.")
+    return content
+
+
+def _pieces(vocab: Mapping[str, Any], where: str) -> list[str]:
+    pieces: list[str | None] = [None] * len(vocab)
+    for piece, index in vocab.items():
+        if type(index) is not int or not 0 <= index < len(pieces) or pieces[index] is not None:
+            raise CheckpointError(
+                f"{where}: tokenizer.json: token {piece[:50]!r} has id {index!r}: ids must count "
+                f"from 0 to {len(pieces) - 1}."
+            )
+        pieces[index] = piece
+    return [piece for piece in pieces if piece is not None]
+
+
+def _merges(given: Any, where: str) -> list[tuple[str, str]]:
+    """Merges as pairs; older files write a pair as one text with a space between."""
+    merges = []
+    for merge in given if isinstance(given, list) else []:
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if (
+            not isinstance(pair, list)
+            or len(pair) != 2
+            or not all(isinstance(p, str) for p in pair)
+        ):
+            raise CheckpointError(
+                f"{where}: tokenizer.json: merge {str(merge)[:50]}: must be two tokens."
+            )
+        merges.append((pair[0], pair[1]))
+    return merges
+
+
+# ---------------------------------------------------------------- vocabulary
 
 ADDED_SCORE = -1000.0
 PADDING_SCORE = -10_000.0

@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 
 from gemquant.core.recipe import Recipe
-from gemquant.formats.gguf.imatrix import read_imatrix
-from gemquant.formats.gguf.importance import ImportanceMatrix
+from gemquant.formats.gguf.imatrix import ImportanceMatrix, read_imatrix
+from gemquant.models.config import text_config
 from gemquant.quantizers.gguf_importance import OfCalibration, OfFile
 from tests.helpers.tiny_gemma import tiny_config
 
@@ -39,5 +39,5 @@ def test_a_long_text_is_cut_to_127_bytes_between_characters() -> None:
     assert keys["quantize.imatrix.file"] == "é" * 63
     assert keys["quantize.imatrix.dataset"] == "ü" * 63
     recipe = dataclasses.replace(RECIPE, calib="€" * 100)
-    computed = OfCalibration(tiny_config("gemma2")).facts(recipe)
+    computed = OfCalibration(text_config(tiny_config("gemma2"))).facts(recipe)
     assert computed["quantize.imatrix.dataset"] == "€" * 42

@@ -8,7 +8,7 @@ import pytest
 from gguf import GGUFValueType
 
 from gemquant.formats.checkpoint.provenance import Provenance
-from gemquant.formats.gguf.general import general_metadata
+from gemquant.formats.gguf.metadata import general_metadata
 
 BILLIONS = 2_614_341_888
 

@@ -12,8 +12,13 @@ import pytest
 import torch
 
 from gemquant.errors import CheckpointError, GemquantError, OutputError, Problems, UsageError
-from gemquant.formats.gguf.imatrix import read_imatrix, write_imatrix
-from gemquant.formats.gguf.importance import ImportanceEntry, ImportanceMatrix, importance_for
+from gemquant.formats.gguf.imatrix import (
+    ImportanceEntry,
+    ImportanceMatrix,
+    importance_for,
+    read_imatrix,
+    write_imatrix,
+)
 from gemquant.formats.gguf.types import gguf_shapes
 from tests.helpers.tiny_gemma import tiny_config
 

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from gemquant.formats.gguf.config import gguf_config
-from gemquant.formats.gguf.keys import architecture_metadata, unrepresentable
+from gemquant.formats.gguf.config import architecture_metadata, gguf_config, unrepresentable
 from gemquant.models.config import text_config
 from tests.helpers.tiny_gemma import GENERATIONS, Kind, tiny_config
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gemquant.formats.gguf.metadata import tokenizer_metadata
-from gemquant.formats.gguf.tokenizer_parts import tokenizer_parts
+from gemquant.formats.gguf.vocabulary import tokenizer_parts
 from tests.helpers.tiny_sentencepiece import PIECES, tiny_sentencepiece_files, tiny_tokenizer_config
 
 CONFIG: dict[str, Any] = {

@@ -14,8 +14,8 @@ from tokenizers import Tokenizer
 
 from gemquant.formats.checkpoint import open_checkpoint
 from gemquant.formats.gguf.metadata import tokenizer_metadata
-from gemquant.formats.gguf.tokenizer_parts import tokenizer_parts
 from gemquant.formats.gguf.values import string
+from gemquant.formats.gguf.vocabulary import tokenizer_parts
 from tests.helpers.llama_vocabulary import LlamaVocabulary, why_not, write_vocabulary
 from tests.helpers.tiny_sentencepiece import VOCABULARY, Layout, tiny_sentencepiece_files
 from tests.helpers.tokenizer_texts import every_text

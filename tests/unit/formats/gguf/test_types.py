@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,16 @@ from typing import Any
 import pytest
 
 from gemquant.errors import UsageError
-from gemquant.formats.gguf.file_types import FILE_TYPES, file_type, tensor_type
-from gemquant.formats.gguf.overrides import parse_override
+from gemquant.formats.gguf.mixtures import FILE_TYPES, file_type, tensor_type
 from gemquant.formats.gguf.types import (
+    TensorType,
     TypePlan,
     TypeRequest,
     choose_types,
+    fallbacks,
     gguf_shapes,
     importance_problems,
+    parse_override,
 )
 
 GOLDEN = json.loads(
@@ -193,3 +196,38 @@ def test_a_file_type_has_an_alias_and_any_case(name: str) -> None:
 def test_an_unknown_file_type_lists_the_known() -> None:
     with pytest.raises(UsageError, match=r"'IQ1_S': known are F32, F16, BF16, Q8_0"):
         file_type("IQ1_S")
+
+
+# ---------------------------------------------------------------- rows of 640, which fit no K-quant
+
+GEMMA_3_270M: dict[str, Any] = {
+    "model_type": "gemma3_text", "num_hidden_layers": 18, "hidden_size": 640,
+    "intermediate_size": 2048, "num_attention_heads": 4, "num_key_value_heads": 1,
+    "head_dim": 256, "vocab_size": 262144, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tensors() -> tuple[TensorType, ...]:
+    request = TypeRequest(file_type("Q4_K_M"))
+    return choose_types(GEMMA_3_270M, request, has_importance=False).tensors
+
+
+def test_types_and_sizes_are_those_of_llama_quantize(tensors: tuple[TensorType, ...]) -> None:
+    assert Counter(tensor.type.name for tensor in tensors) == {
+        "Q8_0": 10, "Q5_0": 81, "Q6_K": 9, "Q4_K": 27, "F32": 109,
+    }  # fmt: skip
+    # 9 of the ffn_down, 640 rows of 2048 columns: 8 blocks of 210 bytes each.
+    sizes = [tensor.size_bytes for tensor in tensors if tensor.type.name == "Q6_K"]
+    assert sum(sizes) == 9 * 640 * 8 * 210
+    bits = 8 * sum(t.size_bytes for t in tensors) / sum(t.weights for t in tensors)
+    assert bits == pytest.approx(7.3581, abs=0.00005)
+
+
+def test_fallbacks_are_grouped_by_reason(tensors: tuple[TensorType, ...]) -> None:
+    groups = {(f.wanted.name, f.type.name): f for f in fallbacks(tensors)}
+    assert {key: len(f.names) for key, f in groups.items()} == {
+        ("Q6_K", "Q8_0"): 10,
+        ("Q4_K", "Q5_0"): 81,
+    }
+    assert groups["Q6_K", "Q8_0"].names[0] == "token_embd.weight"

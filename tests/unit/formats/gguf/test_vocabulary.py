@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from gemquant.errors import CheckpointError, GemquantError, UnsupportedError
-from gemquant.formats.gguf.tokenizer_parts import tokenizer_parts
-from gemquant.formats.gguf.vocabulary import Vocabulary, vocabulary
+from gemquant.formats.gguf.vocabulary import Vocabulary, tokenizer_parts, vocabulary
 from tests.helpers.tiny_gemma import tiny_tokenizer
 from tests.helpers.tiny_sentencepiece import PIECES, tiny_sentencepiece_files
 
