@@ -20,7 +20,7 @@ from gemquant.calibration.windows import TokenWindows
 from gemquant.core.progress import Progress
 from gemquant.core.protocols import ActivationRange, Block, Statistics, Weights
 from gemquant.errors import CalibrationError
-from gemquant.formats.gguf.importance import ImportanceEntry, ImportanceMatrix
+from gemquant.formats.gguf.imatrix import ImportanceEntry, ImportanceMatrix
 from gemquant.formats.gguf.names import to_gguf
 from gemquant.models.architecture import layer_structure
 from gemquant.models.skeleton import Skeleton
