@@ -1,4 +1,4 @@
-"""``gemquant report``: what was measured and decided, for people and for CI."""
+"""``gemquant report``: evaluations and the gate's verdict, for people and for CI."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from gemquant.cli.flags import output_flags
 from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting
 from gemquant.errors import (
-    Attempt,
     GemquantError,
     OutputError,
     ProblemCollector,
@@ -20,12 +19,11 @@ from gemquant.errors import (
 )
 
 if TYPE_CHECKING:
-    from gemquant.measure.report.assembling import Given
-    from gemquant.measure.report.document import Report, SourceKind
+    from gemquant.measure.report.document import Report
 
 T = TypeVar("T")
 
-FORMS = ("markdown", "junit", "report_json", "html")
+FORMS = ("markdown", "junit", "html")
 """Parameters that name a file to write."""
 
 STDOUT = Path("-")
@@ -38,108 +36,89 @@ class ReportCommand(click.Command):
         """Run the command."""
         from gemquant.core.artifact.staged_files import write_files
 
-        given = ctx.params
-        wanted = {form: given[form] for form in FORMS if given[form] is not None}
-        with reporter(quiet=given["quiet"]) as progress:
+        flags = ctx.params
+        outputs = {form: flags[form] for form in FORMS if flags[form] is not None}
+        with reporter(quiet=flags["quiet"]) as progress:
             problems = problems_of(ctx)
-            problems += _problems(given, wanted)
-            report = _report(given, problems)
+            problems += _problems(flags, outputs)
+            report = _report(flags, problems)
             problems.refuse()
-            texts = {form: _text(form, report, given["markdown_limit"]) for form in wanted}
-            written = {form: path for form, path in wanted.items() if path != STDOUT}
+            texts = {form: _text(form, report, flags["markdown_limit"]) for form in outputs}
+            written = {form: path for form, path in outputs.items() if path != STDOUT}
             write_files({path: texts[form] for form, path in written.items()})
             for form, path in written.items():
-                progress.note(f"{path}: {form.replace('report_', '')}, {len(texts[form])} bytes")
-        _print(report, wanted, texts, as_json=given["as_json"])
+                progress.note(f"{path}: {form}, {len(texts[form])} bytes")
+        _print(report, outputs, texts, as_json=flags["as_json"])
 
 
-def _report(given: Mapping[str, Any], problems: ProblemCollector) -> Report:
+def _report(flags: Mapping[str, Any], problems: ProblemCollector) -> Report:
     from gemquant.core.artifact.evaluation import read_evaluation_document
     from gemquant.measure.bench.document import Benchmark
     from gemquant.measure.gate.baseline import read_baseline
     from gemquant.measure.gate.verdict import read_verdict
-    from gemquant.measure.report.assembling import assemble
+    from gemquant.measure.report.document import Source, SourceKind, assemble
+
+    def read(kind: SourceKind, path: Path | None, reader: Callable[[Path], T]) -> Source[T] | None:
+        if path is None:
+            return None
+        attempt = problems.attempt(lambda: Source.read(kind, path, reader))
+        return attempt.value if attempt.succeeded else None
 
     evaluations = [
-        _read(problems, "evaluation", path, read_evaluation_document)
-        for path in given["evaluations"]
+        read("evaluation", path, read_evaluation_document) for path in flags["evaluations"]
     ]
-    verdict = _read_named(problems, "verdict", given["verdict"], read_verdict)
-    benchmark = _read_named(problems, "benchmark", given["bench"], Benchmark.read)
-    baseline = _read_named(problems, "baseline", given["baseline"], read_baseline)
+    verdict = read("verdict", flags["verdict"], read_verdict)
+    benchmark = read("benchmark", flags["bench"], Benchmark.read)
+    baseline = read("baseline", flags["baseline"], read_baseline)
     problems.refuse()
     return assemble(
-        [each.value for each in evaluations],
-        verdict=None if verdict is None else verdict.value,
-        benchmark=None if benchmark is None else benchmark.value,
-        baseline=None if baseline is None else baseline.value,
+        [each for each in evaluations if each is not None],
+        verdict=verdict,
+        benchmark=benchmark,
+        baseline=baseline,
     )
 
 
-def _read_named(
-    problems: ProblemCollector, kind: SourceKind, path: Path | None, read: Callable[[Path], T]
-) -> Attempt[Given[T]] | None:
-    return None if path is None else _read(problems, kind, path, read)
-
-
-def _read(
-    problems: ProblemCollector, kind: SourceKind, path: Path, read: Callable[[Path], T]
-) -> Attempt[Given[T]]:
-    return problems.attempt(lambda: _given(kind, path, read))
-
-
-def _given(kind: SourceKind, path: Path, read: Callable[[Path], T]) -> Given[T]:
-    import hashlib
-
-    from gemquant.measure.report.assembling import Given
-    from gemquant.measure.report.document import SourceFile
-
-    document = read(path)
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Given(SourceFile(kind=kind, name=path.name, sha256=sha256), document)
-
-
-def _problems(given: Mapping[str, Any], wanted: Mapping[str, Path]) -> list[GemquantError]:
-    """What is wrong with the places to write to, and with what is asked for."""
+def _problems(flags: Mapping[str, Any], outputs: Mapping[str, Path]) -> list[GemquantError]:
+    """Everything that forbids the outputs, or that is missing for them."""
     from gemquant.core.artifact.staging import place_problems
     from gemquant.measure.report.markdown import SMALLEST_LIMIT_BYTES
 
     problems: list[GemquantError] = []
-    if not given["evaluations"]:
+    if not flags["evaluations"]:
         problems.append(
             UsageError(
                 "EVALUATION: missing.",
                 hint="Measure first: gemquant eval ARTIFACT… --output evaluation.json",
             )
         )
-    if not wanted:
+    if not outputs:
         problems.append(
             UsageError(
-                "Nothing to write: no --markdown, --junit, --report-json or --html.",
+                "Nothing to write: no --markdown, --junit or --html.",
                 hint="Try: --markdown -",
             )
         )
-    if given["junit"] is not None and given["verdict"] is None:
+    if flags["junit"] is not None and flags["verdict"] is None:
         problems.append(
             UsageError(
                 "--junit: needs --verdict; without one nothing could pass or fail.",
                 hint="gemquant gate … --output verdict.json",
             )
         )
-    limit = given["markdown_limit"]
+    limit = flags["markdown_limit"]
     if limit is not None and limit < SMALLEST_LIMIT_BYTES:
         problems.append(
             UsageError(f"--markdown-limit {limit}: must be at least {SMALLEST_LIMIT_BYTES}.")
         )
-    on_stdout = [form for form, path in wanted.items() if path == STDOUT]
-    if len(on_stdout) + given["as_json"] > 1:
+    on_stdout = [form for form, path in outputs.items() if path == STDOUT]
+    if len(on_stdout) + flags["as_json"] > 1:
         problems.append(UsageError("-: only one thing can go to stdout.", hint="Name files."))
-    files = [path.absolute() for path in wanted.values() if path != STDOUT]
+    files = [path.absolute() for path in outputs.values() if path != STDOUT]
     for path in dict.fromkeys(files):
         if files.count(path) > 1:
             problems.append(UsageError(f"{path}: named for two reports."))
-        problems += _replacement_problems(path, force=given["force"])
+        problems += _replacement_problems(path, force=flags["force"])
         problems += place_problems(path, needed_bytes=0)
     return problems
 
@@ -164,39 +143,37 @@ def _text(form: str, report: Report, limit: int | None) -> bytes:
             from gemquant.measure.report.junit import to_junit
 
             return to_junit(report)
-        case "html":
+        case _:
             from gemquant.measure.report.html import to_html
 
             return to_html(report).encode()
-        case _:
-            return report.to_json()
 
 
 def _print(
     report: Report,
-    wanted: Mapping[str, Path],
+    outputs: Mapping[str, Path],
     texts: Mapping[str, bytes],
     *,
     as_json: bool,
 ) -> None:
-    from gemquant.cli.render import print_json, print_tables
+    from gemquant.cli.render import counted, print_json, print_tables
 
-    for form, path in wanted.items():
+    for form, path in outputs.items():
         if path == STDOUT:
             click.echo(texts[form].decode(), nl=False)
             return
     outcome = None if report.verdict is None else report.verdict.outcome
     if as_json:
         written = [
-            {"form": form.replace("report_", ""), "path": str(path), "bytes": len(texts[form])}
-            for form, path in wanted.items()
+            {"form": form, "path": str(path), "bytes": len(texts[form])}
+            for form, path in outputs.items()
         ]
         print_json({"verdict": outcome, "written": written})
         return
     artifacts = sum(len(each.artifacts) for each in report.comparisons)
     print_tables(
-        f"{artifacts} artifact{'s' if artifacts != 1 else ''}; verdict: {outcome or 'none given'}. "
-        f"Written: {', '.join(str(path) for path in wanted.values())}."
+        f"{counted(artifacts, 'artifact')}; verdict: {outcome or 'none given'}. "
+        f"Written: {', '.join(str(path) for path in outputs.values())}."
     )
 
 
@@ -225,20 +202,19 @@ command = ReportCommand(
             help="Largest Markdown; 65536 for a pull request's comment.",
         ),
         _file("--junit", "JUnit XML of the verdict; - for stdout."),
-        _file("--report-json", "All of it as one document; - for stdout."),
         _file("--html", "One page with everything in it; - for stdout."),
         click.Option(["--force"], is_flag=True, help="Replace existing files."),
         *output_flags(),
     ],
-    help="""Report evaluations and the gate's verdict as Markdown, JUnit XML, JSON and HTML.
+    help="""Report evaluations and the gate's verdict as Markdown, JUnit XML and HTML.
 
-    EVALUATION is what `gemquant eval --output` wrote; figures of several stand beside each other
-    only where they may be compared. Exits with 0 when everything is written, whatever the verdict:
-    `gemquant gate` is what fails. docs/reports.md describes the forms.""",
+    EVALUATION is a file of `gemquant eval --output`; figures of several files are in one table only
+    where they may be compared. Exits with 0 when everything is written, whatever the verdict:
+    `gemquant gate` is the command that fails. docs/reports.md describes the forms.""",
     epilog="""\b
 Examples:
   gemquant report evaluation.json --html report.html
   gemquant report evaluation.json --verdict verdict.json --markdown - >> "$GITHUB_STEP_SUMMARY"
   gemquant report evaluation.json --verdict verdict.json --baseline ci/baselines/gemma.json \\
-    --bench bench.json --junit junit.xml --report-json report.json --html report.html""",
+    --bench bench.json --junit junit.xml --html report.html""",
 )

@@ -17,16 +17,14 @@ from gemquant.measure.gate.verdict import (
     exit_code,
     worst,
 )
-from gemquant.measure.report.assembling import Given, assemble
-from gemquant.measure.report.document import Report, SourceFile, SourceKind
+from gemquant.measure.report.document import Report, Source, SourceKind, assemble
 from tests.helpers import tiny_evaluation
 
 T = TypeVar("T")
 
 
-def given(kind: SourceKind, document: T, name: str | None = None) -> Given[T]:
-    source = SourceFile(kind=kind, name=name or f"{kind}.json", sha256="7" * 64)
-    return Given(source, document)
+def given(kind: SourceKind, document: T, name: str | None = None) -> Source[T]:
+    return Source(kind, name or f"{kind}.json", "7" * 64, document)
 
 
 def check(outcome: Outcome = "pass", *, slice: str | None = "english") -> Check:

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from gemquant.core.artifact.evaluation import LEVELS
+from gemquant.core.artifact.evaluation import LEVELS, Interval, LevelEvaluation
 from gemquant.core.tables import Table, counted, visible
+from gemquant.measure.gate.baseline import HistoryEntry
 from gemquant.measure.gate.verdict import SEVERITY, ArtifactVerdict, Outcome
 from gemquant.measure.report import tables
-from gemquant.measure.report.document import Report
-from gemquant.measure.report.page_data import page_data
+from gemquant.measure.report.document import Comparison, Report
 from gemquant.measure.report.wording import OUTCOMES
 
 SCRIPTS = ("plot", "tables", "scatter", "bars", "heatmap", "history", "main")
@@ -64,7 +66,7 @@ def to_html(report: Report) -> str:
         figure_tables=[list(tables.by_level_figures(each)) for each in report.comparisons],
         not_run=[list(tables.not_run(each)) for each in report.comparisons],
         speed=None if report.benchmark is None else tables.benchmark(report.benchmark),
-        histories=[] if report.history is None else list(tables.history(report.history)),
+        histories=list(tables.history(report)),
         provenance=tables.provenance(report),
         data=page_data(report),
         levels=LEVELS,
@@ -119,3 +121,98 @@ def _subtitle(report: Report) -> str:
     )
     levels = f"level{'s' if len(report.levels) != 1 else ''} {', '.join(report.levels)}"
     return f"{counted(count, 'artifact')} on {' and '.join(suites)}; {levels}."
+
+
+# ---------------------------------------------------------------- what the script draws from
+
+DIGITS = 7
+"""Significant digits; the page shows four."""
+
+
+def page_data(report: Report) -> Mapping[str, Any]:
+    """Return plain data for the script: lists, names and numbers, only what it shows."""
+    verdicts = () if report.verdict is None else report.verdict.artifacts
+    failed = {each.digest for each in verdicts if SEVERITY[each.outcome]}
+    history = () if report.baseline is None else report.baseline.document.history
+    return {
+        "comparisons": [_comparison(each, failed) for each in report.comparisons],
+        "history": _history(history) if history else None,
+    }
+
+
+def _comparison(comparison: Comparison, failed: set[str]) -> Mapping[str, Any]:
+    places = {each.label: index for index, each in enumerate(comparison.artifacts)}
+    bad = (n for n, each in enumerate(comparison.artifacts) if each.evaluation.digest in failed)
+    curves = [
+        {
+            "level": each.level,
+            "slice": each.slice,
+            "points": [
+                [places[point.label], point.size_bytes, point.kl_mean, point.on_front]
+                for point in each.points
+            ],
+        }
+        for each in comparison.tradeoffs
+    ]
+    artifacts = [
+        {
+            "label": each.label,
+            "container": each.evaluation.container,
+            "quantizer": each.evaluation.quantizer,
+            "scheme": each.evaluation.scheme,
+            "levels": [_level(level) for level in each.evaluation.levels],
+        }
+        for each in comparison.artifacts
+    ]
+    return {"first": next(bad, 0), "artifacts": _plain(artifacts), "tradeoffs": _plain(curves)}
+
+
+def _level(level: LevelEvaluation) -> Mapping[str, Any]:
+    return {
+        "level": level.level,
+        "not_run": level.not_run,
+        "accumulated": [each.model_dump() for each in level.layers_accumulated],
+        "own": [each.model_dump() for each in level.layers_own],
+        "slices": [
+            {
+                "slice": each.slice,
+                "tokens": each.token_count,
+                "kl_mean": each.kl_mean,
+                "kl_p999": each.kl_p999,
+                "nll_increase": each.nll_increase,
+                "changed": [1 - each.top1.value, 1 - each.top1.high, 1 - each.top1.low],
+            }
+            for each in level.slices
+        ],
+    }
+
+
+def _history(entries: Sequence[HistoryEntry]) -> Mapping[str, Any]:
+    levels: dict[str, dict[str, list[Sequence[float]]]] = {}
+    for update, entry in enumerate(entries):
+        for each in entry.artifacts:
+            points = levels.setdefault(each.level, {}).setdefault(visible(each.name), [])
+            points.append([update, each.kl_mean, each.nll_increase, each.top1, each.size_bytes])
+    series = {
+        level: [{"name": name, "points": points} for name, points in artifacts.items()]
+        for level, artifacts in levels.items()
+    }
+    words = [[entry.commit or "", entry.reason] for entry in entries]
+    return {"entries": _plain(words), "levels": _plain(series)}
+
+
+def _plain(value: Any) -> Any:
+    """Data with short numbers, intervals as lists, and text that can be seen."""
+    match value:
+        case float():
+            return float(f"{value:.{DIGITS}g}")
+        case str():
+            return visible(value, longest=400)
+        case Interval():
+            return _plain([value.value, value.low, value.high])
+        case dict():
+            return {name: _plain(each) for name, each in value.items()}
+        case list() | tuple():
+            return [_plain(each) for each in value]
+        case _:
+            return value

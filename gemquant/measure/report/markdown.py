@@ -45,9 +45,9 @@ def to_markdown(report: Report, *, limit_bytes: int = SUMMARY_LIMIT_BYTES) -> st
     if report.benchmark is not None:
         page.text("### Speed and memory")
         page.table(tables.benchmark(report.benchmark))
-    if report.history is not None:
-        page.text(f"### History of {escaped(report.history.name)}")
-        for level, table in tables.history(report.history):
+    if report.baseline is not None:
+        page.text(f"### History of {escaped(report.baseline.name)}")
+        for level, table in tables.history(report):
             page.text(f"Level {level}:")
             page.table(table)
     page.folded("Provenance", tables.provenance(report))
@@ -98,7 +98,7 @@ class _Page:
         if missing:
             self._parts.append(
                 f"**Left out to stay within the size allowed: {' and '.join(missing)}.** "
-                "The HTML and JSON reports hold everything.\n"
+                "The HTML report holds everything.\n"
             )
         return "".join(self._parts).rstrip() + "\n"
 

@@ -9,9 +9,10 @@ from gemquant.core.artifact.evaluation import ArtifactEvaluation, Level
 from gemquant.core.artifact.losses import loss_cells, loss_columns
 from gemquant.core.resources import human_bytes
 from gemquant.core.tables import Cell, Column, Table, columns, counted, number, percent
+from gemquant.measure.gate.baseline import Headline
 from gemquant.measure.gate.verdict import SEVERITY, Check, LayerFinding, Verdict
 from gemquant.measure.report import wording
-from gemquant.measure.report.document import BaselineHistory, Comparison, Report
+from gemquant.measure.report.document import Comparison, Report
 from gemquant.measure.report.wording import METRICS, OUTCOMES
 
 if TYPE_CHECKING:
@@ -40,31 +41,33 @@ def verdict_words(verdict: Verdict) -> str:
 
 def by_level(checks: Iterable[Check]) -> Iterator[tuple[Level | None, list[Check]]]:
     """Checks of each level apart; those without a level last."""
-    found: dict[Level | None, list[Check]] = {}
+    groups: dict[Level | None, list[Check]] = {}
     for check in checks:
-        found.setdefault(check.level, []).append(check)
-    for level in sorted(found, key=lambda each: each is None):
-        yield level, found[level]
+        groups.setdefault(check.level, []).append(check)
+    for level in sorted(groups, key=lambda each: each is None):
+        yield level, groups[level]
 
 
 def all_checks(verdict: Verdict) -> Iterator[tuple[Level | None, Table]]:
-    """What was held against the baseline, of all artifacts, the worst first; a table per level."""
-    found = [(artifact.name, check) for artifact in verdict.artifacts for check in artifact.checks]
-    found.sort(key=lambda each: -SEVERITY[each[1].outcome])
-    for level, _ in by_level(check for _, check in found):
-        rows = [[Cell(name), *_check_cells(check)] for name, check in found if check.level == level]
-        yield level, Table([Column("artifact"), *_CHECK_COLUMNS], rows)
+    """Every check of all artifacts, the worst first; a table per level."""
+    pairs = [(artifact.name, check) for artifact in verdict.artifacts for check in artifact.checks]
+    pairs.sort(key=lambda pair: -SEVERITY[pair[1].outcome])
+    for level, _ in by_level(check for _, check in pairs):
+        table = Table([Column("artifact"), *_CHECK_COLUMNS])
+        for name, check in pairs:
+            if check.level == level:
+                table.add_row(name, *_check_cells(check))
+        yield level, table
 
 
-def checks(found: Sequence[Check]) -> Table:
-    """What was held against the baseline, of one artifact at one level."""
-    rows = [_check_cells(check) for check in found]
+def checks(group: Sequence[Check]) -> Table:
+    """Checks of one artifact at one level."""
     notes = dict.fromkeys(
         f"{wording.place(check)}, {METRICS[check.metric]}: {check.note}"
-        for check in found
+        for check in group
         if check.note
     )
-    return Table(_CHECK_COLUMNS, rows, tuple(notes))
+    return Table(_CHECK_COLUMNS, [_check_cells(check) for check in group], tuple(notes))
 
 
 def _check_cells(check: Check) -> list[Cell]:
@@ -110,7 +113,7 @@ def by_level_figures(comparison: Comparison) -> Iterator[tuple[Level, Table]]:
     yield from tables.items()
 
 
-def _size(evaluation: ArtifactEvaluation) -> list[Cell]:
+def _size(evaluation: ArtifactEvaluation | Headline) -> list[Cell]:
     size, bits = evaluation.size_bytes, evaluation.bits_per_weight
     return [Cell(human_bytes(size), float(size)), Cell(f"{bits:.2f}", bits)]
 
@@ -174,27 +177,24 @@ def _speed(repetitions: Spread) -> Cell:
     return Cell(f"{number(repetitions.median, 3)} ({low} to {high})", repetitions.median)
 
 
-def history(found: BaselineHistory) -> Iterator[tuple[Level, Table]]:
-    """Updates of a baseline, the newest first; one table per level."""
-    head = columns("update; commit; reason; artifact", "size; NLL increase; KL mean; top-1 same")
-    rows: dict[Level, list[list[Cell]]] = {}
-    total = len(found.entries)
-    for back, entry in enumerate(reversed(found.entries)):
+def history(report: Report) -> Iterator[tuple[Level, Table]]:
+    """Updates of the baseline, the newest first; one table per level."""
+    head = columns("update; commit; reason; artifact", "size; bits; NLL increase; KL mean; top-1")
+    tables: dict[Level, Table] = {}
+    entries = () if report.baseline is None else report.baseline.document.history
+    for update, entry in reversed(list(enumerate(entries, 1))):
         for each in entry.artifacts:
-            rows.setdefault(each.level, []).append(
-                [
-                    Cell(str(total - back), float(total - back)),
-                    Cell(entry.commit or "—"),
-                    Cell(entry.reason),
-                    Cell(each.name),
-                    Cell(human_bytes(each.size_bytes), float(each.size_bytes)),
-                    Cell(number(each.nll_increase), each.nll_increase),
-                    Cell(number(each.kl_mean), each.kl_mean),
-                    Cell(percent(each.top1), each.top1),
-                ]
+            tables.setdefault(each.level, Table(head)).add_row(
+                Cell(str(update), float(update)),
+                entry.commit or "—",
+                entry.reason,
+                each.name,
+                *_size(each),
+                Cell(number(each.nll_increase), each.nll_increase),
+                Cell(number(each.kl_mean), each.kl_mean),
+                Cell(percent(each.top1), each.top1),
             )
-    for level, of_level in rows.items():
-        yield level, Table(head, of_level)
+    yield from tables.items()
 
 
 def provenance(report: Report) -> Table:
@@ -246,9 +246,9 @@ def _gate_provenance(report: Report) -> Iterator[tuple[str, str]]:
             yield f"benchmark, {name}", str(setting)
         for name, version in environment.libraries.items():
             yield f"benchmark, {name}", version or "—"
-    if report.history is not None:
-        yield "baseline, original", report.history.original.digest
-        yield "baseline, tokens", report.history.suite.token_stream
+    if report.baseline is not None:
+        yield "baseline, original", report.baseline.document.original.digest
+        yield "baseline, tokens", report.baseline.document.suite.token_stream
 
 
 def _fact(name: str, value: str) -> list[Cell]:

@@ -1,36 +1,65 @@
-"""Size against divergence, and which artifacts nothing beats in both."""
+"""Size against divergence, and the artifacts that none beats in both."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from gemquant.core.artifact.evaluation import Level, LevelEvaluation
-from gemquant.measure.report.document import MeasuredArtifact, Point, Tradeoff
+from gemquant.core.artifact.evaluation import ArtifactEvaluation, Level, LevelEvaluation
 
 
-def tradeoffs(artifacts: Sequence[MeasuredArtifact]) -> tuple[Tradeoff, ...]:
+@dataclass(frozen=True)
+class Point:
+    """One artifact's size and mean divergence, nats per token.
+
+    on_front: no other artifact is smaller and as close, or closer and as small.
+    """
+
+    label: str
+    size_bytes: int
+    kl_mean: float
+    on_front: bool
+
+
+@dataclass(frozen=True)
+class Tradeoff:
+    """Size against divergence at one level; slice: None for all slices together."""
+
+    level: Level
+    slice: str | None
+    points: Sequence[Point]
+
+
+def tradeoffs(artifacts: Mapping[str, ArtifactEvaluation]) -> list[Tradeoff]:
     """One trade-off per level for all slices together, then one per slice; none mixes levels.
 
-    An artifact stands among all slices only if it was measured on every one of them.
+    artifacts: by label. An artifact is among all slices only if it was measured on each of them.
     """
-    measured = [
-        (artifact, level)
-        for artifact in artifacts
-        for level in artifact.evaluation.levels
-        if level.slices
-    ]
-    found: list[Tradeoff] = []
-    for name in dict.fromkeys(level.level for _, level in measured):
-        here = [(artifact, level) for artifact, level in measured if level.level == name]
-        slices = list(dict.fromkeys(each.slice for _, level in here for each in level.slices))
-        whole = [pair for pair in here if len(pair[1].slices) == len(slices)]
+    by_level: dict[Level, dict[str, LevelEvaluation]] = {}
+    for label, artifact in artifacts.items():
+        for level in artifact.levels:
+            if level.slices:
+                by_level.setdefault(level.level, {})[label] = level
+    sizes = {label: artifact.size_bytes for label, artifact in artifacts.items()}
+    curves: list[Tradeoff] = []
+    for name, measured in by_level.items():
+        slices = dict.fromkeys(each.slice for level in measured.values() for each in level.slices)
+        whole = {
+            label: overall_kl(level)
+            for label, level in measured.items()
+            if len(level.slices) == len(slices)
+        }
         if whole:
-            figures = [(artifact, overall_kl(level)) for artifact, level in whole]
-            found.append(_tradeoff(name, None, figures))
-        found += [
-            _tradeoff(name, each, _on_slice(here, each)) for each in slices if len(slices) > 1
-        ]
-    return tuple(found)
+            curves.append(_tradeoff(name, None, whole, sizes))
+        for chosen in slices if len(slices) > 1 else ():
+            on_slice = {
+                label: each.kl_mean.value
+                for label, level in measured.items()
+                for each in level.slices
+                if each.slice == chosen
+            }
+            curves.append(_tradeoff(name, chosen, on_slice, sizes))
+    return curves
 
 
 def overall_kl(level: LevelEvaluation) -> float:
@@ -59,29 +88,13 @@ def pareto_front(points: Iterable[tuple[float, float]]) -> set[tuple[float, floa
     return front
 
 
-def _on_slice(
-    here: Iterable[tuple[MeasuredArtifact, LevelEvaluation]], name: str
-) -> list[tuple[MeasuredArtifact, float]]:
-    return [
-        (artifact, measured.kl_mean.value)
-        for artifact, level in here
-        for measured in level.slices
-        if measured.slice == name
-    ]
-
-
 def _tradeoff(
-    level: Level, slice_name: str | None, measured: Sequence[tuple[MeasuredArtifact, float]]
+    level: Level, name: str | None, divergences: Mapping[str, float], sizes: Mapping[str, int]
 ) -> Tradeoff:
-    front = pareto_front((each.evaluation.size_bytes, kl) for each, kl in measured)
+    front = pareto_front((sizes[label], kl) for label, kl in divergences.items())
     points = [
-        Point(
-            label=each.label,
-            size_bytes=each.evaluation.size_bytes,
-            kl_mean=kl,
-            on_front=(each.evaluation.size_bytes, kl) in front,
-        )
-        for each, kl in measured
+        Point(label, sizes[label], kl, on_front=(sizes[label], kl) in front)
+        for label, kl in divergences.items()
     ]
     points.sort(key=lambda point: (point.size_bytes, point.kl_mean))
-    return Tradeoff(level=level, slice=slice_name, points=tuple(points))
+    return Tradeoff(level, name, points)

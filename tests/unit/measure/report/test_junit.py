@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import product
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -81,14 +82,14 @@ def test_an_artifact_that_could_not_be_compared_at_all_is_an_error() -> None:
     changed = made.verdict.model_copy(
         update={"artifacts": (alone,), "outcome": "not-comparable", "exit_code": 11}
     )
-    (error,) = parsed(made.model_copy(update={"verdict": changed})).iter("error")
+    (error,) = parsed(dataclasses.replace(made, verdict=changed)).iter("error")
     assert error.get("message") == "not in the baseline"
 
 
 def test_an_inconclusive_check_is_skipped_where_budgets_only_warn() -> None:
     made = report(check("inconclusive"))
     assert made.verdict is not None
-    warned = made.model_copy(update={"verdict": made.verdict.model_copy(update={"exit_code": 0})})
+    warned = dataclasses.replace(made, verdict=made.verdict.model_copy(update={"exit_code": 0}))
     assert [each.tag for case in parsed(warned).iter("testcase") for each in case] == ["skipped"]
 
 
@@ -114,9 +115,7 @@ def test_hostile_names_are_legal_xml() -> None:
     (of,) = made.verdict.artifacts
     changed = of.model_copy(update={"checks": (hostile,), "outcome": "regression"})
     root = parsed(
-        made.model_copy(
-            update={"verdict": made.verdict.model_copy(update={"artifacts": (changed,)})}
-        )
+        dataclasses.replace(made, verdict=made.verdict.model_copy(update={"artifacts": (changed,)}))
     )
     (case,) = root.iter("testcase")
     assert "<script>⟨U+0000⟩⟨U+001B⟩" in (case.get("name") or "")

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gemquant.core.artifact.evaluation import LayerErrors, LevelEvaluation
-from gemquant.measure.report.assembling import assemble
-from gemquant.measure.report.document import Report
+from gemquant.measure.report.document import Report, assemble
 from gemquant.measure.report.html import to_html
 from tests.helpers.tiny_evaluation import artifact, document
 from tests.helpers.tiny_report import baseline, check, given, verdict
