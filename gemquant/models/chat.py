@@ -231,7 +231,7 @@ def check_template(template: ChatTemplate) -> None:
             except RenderingError:
                 pass
             if time.monotonic() > end:
-                raise _exhausting(f"short conversations take more than {LIMITS.seconds:g} seconds")
+                raise _exhausting(f"short conversations take more than {LIMITS.seconds:g} s")
 
 
 def _exhausting(reason: str) -> CheckpointError:

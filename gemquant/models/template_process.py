@@ -258,7 +258,7 @@ class _Process:
                     finally:
                         self._lock.release()
             elif clock > deadline:
-                self._kill(f"it takes more than {self._limits.seconds:g} seconds")
+                self._kill(f"it takes more than {self._limits.seconds:g} s")
             elif resident_bytes(self._popen) > self._limits.memory_bytes:
                 self._kill(self._too_much_memory)
 
@@ -277,7 +277,7 @@ class _Process:
         if status >= 0:
             return f"its process ended with status {status}"
         if os.name == "posix" and -status == signal.SIGXCPU:
-            return f"it takes more than {self._limits.cpu_seconds} seconds of processor time"
+            return f"it takes more than {self._limits.cpu_seconds} s of processor time"
         return f"its process was ended by {signal.Signals(-status).name}"
 
 
