@@ -171,7 +171,7 @@ def answer(
     """Compile a template that is new, render it; the outcome and the text."""
     number = request["template"]
     try:
-        if number not in compiled:
+        if "source" in request:
             compiled[number] = environment.from_string(request["source"])
     except Exception as error:  # noqa: BLE001 - jinja2 lets through whatever its compiler raises
         return _failure(error)

@@ -199,14 +199,13 @@ class _Process:
         outcome, text = reply[:1], reply[1:].decode("utf-8", "surrogatepass")
         if outcome != child.EXHAUSTED:
             self._rest()
+        if outcome in {child.RENDERED, child.REFUSED}:  # it is compiled
+            self._numbers.setdefault(source, len(self._numbers))
         if outcome == child.RENDERED:
-            self._numbers.setdefault(source, len(self._numbers))
             return text
-        if outcome in {child.REFUSED, child.FAILED}:
-            self._numbers.setdefault(source, len(self._numbers))
-        raise _ERRORS.get(outcome, RenderingError)(
-            self._too_much_memory if text == child.MEMORY else text
-        )
+        if (outcome, text) == (child.EXHAUSTED, child.MEMORY):
+            text = self._too_much_memory
+        raise _ERRORS.get(outcome, RenderingError)(text)
 
     def end(self) -> None:
         """Kill the process and wait for it; close the pipes."""
@@ -230,7 +229,7 @@ class _Process:
             if 1 <= size <= 4 * self._limits.longest + 1:
                 return self._read(size)
         except (OSError, EOFError):
-            pass  # the process is gone; it is asked below why
+            pass  # the process is gone
         self.end()
         raise ExhaustedError(self._violation or self._cause())
 

@@ -207,6 +207,18 @@ def test_the_next_template_is_rendered_after_a_violation(renderer: Renderer):
     assert renderer.render("{{ messages[0].content }}", {"messages": TALK}) == "Hello"
 
 
+@pytest.mark.parametrize("name", sorted(BROKEN))
+def test_a_broken_template_is_as_broken_the_second_time(renderer: Renderer, name: str):
+    once = str(fails(renderer, BROKEN[name]))
+    assert renderer.render("{{ messages[1].content }}", {"messages": TALK}) == "Good morning."
+    assert str(fails(renderer, BROKEN[name])) == once
+
+
+def test_a_refusal_in_the_word_of_a_limit_stays_one(renderer: Renderer):
+    with pytest.raises(RefusedError, match=r"^memory$"):
+        renderer.render("{{ raise_exception('memory') }}", {})
+
+
 def test_slow_templates_that_end_are_rendered(renderer: Renderer):
     assert renderer.render("{{ ('a.com ' * 2000) | urlize | length }}", {}) == "12000"
 
