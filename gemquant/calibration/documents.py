@@ -15,14 +15,14 @@ LONGEST_LINE = 16_000_000
 """Bytes of one line of JSON."""
 
 MOST_PROBLEMS = 20
-"""Bad lines that are named; the others are counted."""
+"""Bad lines reported one by one; the rest are counted."""
 
 ROLES = ("system", "user", "assistant", "model")
 
 
 @dataclass(frozen=True)
 class Plain:
-    """Text as it stands."""
+    """Plain text."""
 
     text: str
 
@@ -38,7 +38,7 @@ Document = Plain | Conversation
 
 
 class BadLineError(ValueError):
-    """A line that is no document; the message says why."""
+    """A line that is not a document, with the reason."""
 
 
 def parse_lines(content: bytes, source: str) -> tuple[list[Document], list[GemquantError]]:
@@ -85,8 +85,8 @@ def _document(line: bytes) -> Document:
 def document_of(record: Mapping[str, Any]) -> Document:
     """A document from a record with either ``text`` or ``messages``; BadLineError if neither."""
     if ("text" in record) == ("messages" in record):
-        found = ", ".join(sorted(map(str, record))[:8]) or "none"
-        raise BadLineError(f'needs either "text" or "messages"; its keys are: {found}')
+        keys = ", ".join(sorted(map(str, record))[:8]) or "none"
+        raise BadLineError(f'needs either "text" or "messages"; its keys are: {keys}')
     if "text" in record:
         if not isinstance(record["text"], str):
             raise BadLineError(f'"text" is a {type(record["text"]).__name__}, not a string')
@@ -117,7 +117,7 @@ def read_user_file(path: Path, *, flag: str = "--calib") -> list[Document]:
 
     FILE.txt: UTF-8; form feeds separate documents, a file without any is one document.
     FILE.jsonl: on each line {"text": …} or {"messages": [{"role": …, "content": …}, …]}.
-    flag: what named the file, for messages.
+    flag: the flag that named the file, for messages.
     Raises CalibrationError; for JSON lines, every bad line at once.
     """
     source = f"{flag} {path}"
@@ -148,7 +148,7 @@ def _content(path: Path, source: str) -> bytes:
             )
         return path.read_bytes()
     except FileNotFoundError:
-        raise CalibrationError(f"{source}: there is no such file.") from None
+        raise CalibrationError(f"{source}: no such file.") from None
     except OSError as error:
         raise CalibrationError(f"{source}: cannot be read: {error.strerror}.") from None
 
@@ -193,7 +193,7 @@ def read_hub_dataset(source: str) -> list[Document]:
         why = " ".join(str(error).split())[:300]
         raise CalibrationError(
             f"--calib {source}: cannot be read from the Hub: {why}",
-            hint="Check the name and the network, or give a file: --calib FILE.jsonl",
+            hint="Check the name and the network, or use a file: --calib FILE.jsonl",
         ) from None
     return _documents(rows, column, source)
 

@@ -33,25 +33,25 @@ def calibration_prompts(
     pairs: list[dict[str, str]] = []
     if source in library.mixtures:
         for kind, count in largest_remainder(library.mixtures[source], samples).items():
-            documents = shipped_documents(library, kind, "calibration", seed)
-            # One piece of each, so that many sources are seen.
-            firsts = (piece for each in documents for piece in islice(cutter.pieces(each), 1))
+            shipped = shipped_documents(library, kind, "calibration", seed)
+            # One piece of each, so that many sources contribute.
+            firsts = (piece for each in shipped for piece in islice(cutter.pieces(each), 1))
             pairs += _first(firsts, count, f"{source}, {kind} text")
     else:
-        own = shuffled(own_documents(source, library), seed, "documents")
-        every = (piece for each in own for piece in cutter.pieces(each))
-        pairs = _first(every, samples, f"--calib {source}")
+        documents = shuffled(own_documents(source, library), seed, "documents")
+        pieces = (piece for document in documents for piece in cutter.pieces(document))
+        pairs = _first(pieces, samples, f"--calib {source}")
     return shuffled(pairs, seed, "prompts")
 
 
 def _first(pairs: Iterator[dict[str, str]], count: int, what: str) -> list[dict[str, str]]:
-    found = list(islice(pairs, count))
-    if len(found) < count:
+    prompts = list(islice(pairs, count))
+    if len(prompts) < count:
         raise CalibrationError(
-            f"{what}: enough for {len(found)} prompts, but {count} are needed.",
+            f"{what}: enough for {len(prompts)} prompts, but {count} are needed.",
             hint="Give more text, or fewer --samples.",
         )
-    return found
+    return prompts
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ class _Cutter:
     def pieces(self, document: Document) -> Iterator[dict[str, str]]:
         """Pairs of a document: one of a conversation that ends in an answer; of a text, many."""
         if isinstance(document, Conversation):
-            *before, last = document.messages
-            if before and last["role"] == "assistant":
-                yield from self._answered(before, last["content"])
+            *context, last = document.messages
+            if context and last["role"] == "assistant":
+                yield from self._answered(context, last["content"])
             return
         text = document.text.strip()
         while text:
@@ -76,9 +76,9 @@ class _Cutter:
             text = text[len(head) :].lstrip()
 
     def _answered(
-        self, before: Sequence[Mapping[str, str]], answer: str
+        self, context: Sequence[Mapping[str, str]], answer: str
     ) -> Iterator[dict[str, str]]:
-        prompt = render(self.chat_template, before, add_generation_prompt=True)
+        prompt = render(self.chat_template, context, add_generation_prompt=True)
         room = self.seq_len - self._tokens(prompt)
         if room > 0:
             yield {"input": prompt, "target": self._cut(answer, room)}

@@ -15,12 +15,12 @@ COLUMNS_AT_ONCE = 512
 
 
 class StatisticsGatherer:
-    """Accumulates what the inputs of one linear say.
+    """Accumulates statistics of one linear's inputs.
 
-    width: number of input channels. Sums across windows are kept in the widest type; the Gram
+    width: number of input channels. Sums across windows use the widest type; the Gram
     matrix is a sum of float32 products, of which only the upper half is computed; products of
     bfloat16 inputs are exact in float32, and some processors have an instruction for them.
-    every: keep one input of so many for the sample; 0 for none.
+    every: store every n-th input for the sample; 0 for none.
     """
 
     def __init__(self, width: int, *, gram: bool, device: torch.device, every: int = 0) -> None:
@@ -35,8 +35,8 @@ class StatisticsGatherer:
     @torch.no_grad()
     def __call__(self, inputs: Tensor) -> None:
         """Add inputs (…, width)."""
-        given = inputs.reshape(-1, inputs.shape[-1])
-        flat = given.float()
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        flat = rows.float()
         magnitude = flat.abs()
         if self._every:
             # A copy: a part of a tensor would hold all of it.
@@ -47,12 +47,12 @@ class StatisticsGatherer:
         self._max_abs = torch.maximum(self._max_abs, magnitude.amax(0))
         if self._gram is None:
             return
-        if given.dtype == torch.bfloat16 and given.device.type == "cpu" and has_bfloat16_products():
-            add_gram(self._gram, given)
+        if rows.dtype == torch.bfloat16 and rows.device.type == "cpu" and has_bfloat16_products():
+            add_gram(self._gram, rows)
         else:
             for start in range(0, flat.shape[1], COLUMNS_AT_ONCE):
-                rows = self._gram[start : start + COLUMNS_AT_ONCE, start:]
-                rows.addmm_(flat[:, start : start + COLUMNS_AT_ONCE].T, flat[:, start:])
+                panel = self._gram[start : start + COLUMNS_AT_ONCE, start:]
+                panel.addmm_(flat[:, start : start + COLUMNS_AT_ONCE].T, flat[:, start:])
 
     def result(self) -> Statistics:
         """Return the statistics of everything seen."""
@@ -108,8 +108,8 @@ class ActivationObserver:
         """Note the magnitude of an output, without waiting for the device."""
         low, high = torch.aminmax(output)
         largest = torch.maximum(-low, high)
-        before = self.seen.get(module)
-        self.seen[module] = largest if before is None else torch.maximum(before, largest)
+        previous = self.seen.get(module)
+        self.seen[module] = largest if previous is None else torch.maximum(previous, largest)
 
     def close(self) -> ActivationRange:
         """Record this layer's range."""

@@ -55,23 +55,26 @@ def embed_windows(
     stored_as: round the rows to this type first, as an artifact that stores them so would.
     CalibrationError if an id has no row.
     """
-    wanted, positions = torch.unique(ids, return_inverse=True)
+    unique_ids, positions = torch.unique(ids, return_inverse=True)
     vocabulary = weights.shape(EMBEDDING)[0]
-    if wanted[-1] >= vocabulary:
+    if unique_ids[-1] >= vocabulary:
         raise CalibrationError(
-            f"token id {int(wanted[-1])} is outside the vocabulary of {vocabulary}: the tokenizer "
-            "knows tokens that the weights do not."
+            f"token id {int(unique_ids[-1])} is outside the vocabulary of {vocabulary}: the "
+            "tokenizer has tokens that the weights lack."
         )
     rows = torch.empty(
-        wanted.shape[0], skeleton.config.hidden_size, dtype=skeleton.dtype, device=skeleton.device
+        unique_ids.shape[0],
+        skeleton.config.hidden_size,
+        dtype=skeleton.dtype,
+        device=skeleton.device,
     )
     for start in range(0, vocabulary, ROWS_AT_ONCE):
         stop = min(start + ROWS_AT_ONCE, vocabulary)
-        first, last = torch.searchsorted(wanted, torch.tensor([start, stop])).tolist()
+        first, last = torch.searchsorted(unique_ids, torch.tensor([start, stop])).tolist()
         if first == last:
             continue
         table = weights.rows(EMBEDDING, start, stop)
-        chosen = table[wanted[first:last] - start]
+        chosen = table[unique_ids[first:last] - start]
         if stored_as is not None:
             chosen = chosen.to(stored_as)
         rows[first:last] = skeleton.embed(chosen)
@@ -92,7 +95,7 @@ def stream_layers(
 ) -> Iterator[tuple[int, Mapping[str, Tensor]]]:
     """Advance a stream layer by layer; yield each layer's index and parameters by short name.
 
-    What is done with a layer happens before the next is asked for, and counts towards the
+    Work on a layer is done before the next is read, and counts towards the
     progress of ``task``. layers: how many; by default all.
     """
     count = stream.skeleton.layers if layers is None else layers
@@ -115,7 +118,7 @@ class RowsOf:
 
 
 class UnheldWeights(Mapping[str, Tensor]):
-    """Parameters by short name, float32: read anew each time, so that none is held.
+    """Parameters by short name, float32: read at each access, so that none stays in memory.
 
     Satisfies ``protocols.RowSource`` and ``protocols.PackedSource`` too.
     """

@@ -27,7 +27,7 @@ from gemquant.models.chat import ChatTemplate
 FILE = "suites.toml"
 OWN_SEQ_LEN = 256
 OWN_WINDOWS = 16
-"""Windows of a user's file at most, unless a number is asked for."""
+"""Most windows of a user's file, unless a number is requested."""
 
 
 class SuiteSlice(BaseModel):
@@ -40,7 +40,7 @@ class SuiteSlice(BaseModel):
 
 
 class Suite(BaseModel):
-    """One suite of the file, as it says."""
+    """One suite of the file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -53,7 +53,7 @@ class Suite(BaseModel):
 
 @dataclass(frozen=True)
 class SuiteText:
-    """The text that was asked for: of a suite, or of a user's file.
+    """The requested text: a suite, or a user's file.
 
     name, version: for the record. own: the user's file; its windows are as many as fit, at most
     ``windows``, unless ``strict``.
@@ -95,23 +95,23 @@ class SuiteText:
     def reduced(
         self, *, slices: Sequence[str] | None, windows: int | None, seq_len: int | None
     ) -> SuiteText:
-        """The same with other slices, windows or lengths, where they are given.
+        """The same with other slices, windows or lengths.
 
-        UsageError for a slice that it does not have, and where nothing would be left of it.
+        UsageError for an unknown slice, and if nothing would remain.
         """
         known = [each.name for each in self.slices]
         count = self.windows if windows is None else windows
-        wanted = known if slices is None else list(dict.fromkeys(slices))
+        chosen = known if slices is None else list(dict.fromkeys(slices))
         problems: list[GemquantError] = [
             UsageError(f"--eval-slices {name}: suite {self.name} has {', '.join(known)}.")
-            for name in wanted
+            for name in chosen
             if name not in known
         ]
-        if not wanted or count < 1:
+        if not chosen or count < 1:
             problems.append(
                 UsageError(
-                    f"suite {self.name}: {len(wanted)} slices of {count} windows "
-                    "are no text to measure on.",
+                    f"suite {self.name}: {len(chosen)} slices of {count} windows "
+                    "are nothing to measure on.",
                     hint="Leave --eval-slices and --eval-windows out.",
                 )
             )
@@ -120,7 +120,7 @@ class SuiteText:
         refuse(problems)
         return dataclasses.replace(
             self,
-            slices=[each for each in self.slices if each.name in wanted],
+            slices=[each for each in self.slices if each.name in chosen],
             windows=count,
             seq_len=seq_len or self.seq_len,
             strict=self.strict or windows is not None,
@@ -142,13 +142,13 @@ class SuiteText:
         ]
 
     def _windows(
-        self, packer: Packer, library: Library, wanted: SuiteSlice, seed: int
+        self, packer: Packer, library: Library, suite_slice: SuiteSlice, seed: int
     ) -> Iterator[list[int]]:
         """The windows of one slice."""
-        files = _files(library, wanted)
-        what = f"suite {self.name}, slice {wanted.name}"
+        files = _files(library, suite_slice)
+        what = f"suite {self.name}, slice {suite_slice.name}"
         if self.order == "shuffled":
-            documents = dealt_documents(library, files, seed, "evaluation", wanted.name)
+            documents = dealt_documents(library, files, seed, "evaluation", suite_slice.name)
             yield from packer.pack(documents, self.windows, what)
             return
         for number, file in enumerate(files[: self.windows]):
@@ -172,14 +172,14 @@ def read_suites(folder: Path | None = None) -> dict[str, Suite]:
         raise CalibrationError(f"{path}: {where}: {first['msg']}.", hint=REINSTALL) from None
 
 
-def _files(library: Library, wanted: SuiteSlice) -> Sequence[TextFile]:
-    if not wanted.files:
-        return library.of(wanted.name, "evaluation")
+def _files(library: Library, suite_slice: SuiteSlice) -> Sequence[TextFile]:
+    if not suite_slice.files:
+        return library.of(suite_slice.name, "evaluation")
     evaluation = {file.name: file for file in library.files if file.split == "evaluation"}
-    missing = [name for name in wanted.files if name not in evaluation]
+    missing = [name for name in suite_slice.files if name not in evaluation]
     if missing:
         raise CalibrationError(
-            f"{FILE}, slice {wanted.name}: no evaluation text called {', '.join(missing)}.",
+            f"{FILE}, slice {suite_slice.name}: no evaluation text called {', '.join(missing)}.",
             hint=REINSTALL,
         )
-    return [evaluation[name] for name in wanted.files]
+    return [evaluation[name] for name in suite_slice.files]

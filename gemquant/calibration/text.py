@@ -1,4 +1,4 @@
-"""The text that is shipped: an index of files by kind and split, and the mixtures of them."""
+"""The shipped text: an index of files by kind and split, and mixtures of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Split = Literal["calibration", "evaluation"]
 
 @dataclass(frozen=True)
 class TextFile:
-    """One file of the index; package, package_path and attribution say where it comes from.
+    """One file of the index; package, package_path and attribution are its source.
 
     path: relative to the folder. license: an SPDX identifier or expression.
     """
@@ -76,10 +76,10 @@ class Library:
             content = path.read_bytes()
         except OSError as error:
             raise CalibrationError(f"{path}: cannot be read: {error}.", hint=REINSTALL) from None
-        found = hashlib.sha256(content).hexdigest()
-        if found != file.sha256:
+        digest = hashlib.sha256(content).hexdigest()
+        if digest != file.sha256:
             raise CalibrationError(
-                f"{path}: sha256 {found} is not that of the index, {file.sha256}.", hint=REINSTALL
+                f"{path}: sha256 {digest} is not that of the index, {file.sha256}.", hint=REINSTALL
             )
         documents, problems = parse_lines(content, str(path))
         refuse(problems)
@@ -90,11 +90,11 @@ def _files(index: Mapping[str, Any], folder: Path) -> tuple[TextFile, ...]:
     broken = CalibrationError(f"{folder / INDEX}: not an index of version {VERSION}.")
     if index.get("version") != VERSION or not isinstance(index.get("files"), list):
         raise broken
-    wanted = {field.name: field.type for field in fields(TextFile)}
+    types = {field.name: field.type for field in fields(TextFile)}
     files = []
     for table in index["files"]:
-        strings = {key: table.get(key) for key in wanted if key not in ("documents", "bytes")}
-        if set(table) != set(wanted) or not all(isinstance(v, str) for v in strings.values()):
+        strings = {key: table.get(key) for key in types if key not in ("documents", "bytes")}
+        if set(table) != set(types) or not all(isinstance(v, str) for v in strings.values()):
             raise broken
         path = PurePosixPath(table["path"])
         if path.is_absolute() or ".." in path.parts:
@@ -115,7 +115,7 @@ def _mixtures(index: Mapping[str, Any], folder: Path) -> Mapping[str, Mapping[st
 
 
 def largest_remainder(shares: Mapping[str, float], total: int) -> dict[str, int]:
-    """Divide ``total`` whole windows by shares; what is left over goes to the largest remainders.
+    """Divide ``total`` whole windows by shares; the rest goes to the largest remainders.
 
     >>> largest_remainder({"english": 0.5, "code": 0.3, "math": 0.2}, 4)
     {'english': 2, 'code': 1, 'math': 1}

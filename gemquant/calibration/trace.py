@@ -1,4 +1,4 @@
-"""The calibration pass: every decoder layer once, with what its inputs say."""
+"""The calibration pass: every decoder layer once, with statistics of its inputs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Trace:
     """Streams the unquantized model's calibration windows, one layer in memory at a time.
 
     calibration: None where no quantizer needs statistics; blocks then carry none.
-    gram: gather Gram matrices beside the moments. sampled: keep some of the inputs themselves.
+    gram: gather Gram matrices too. sampled: store some of the inputs themselves.
     held: blocks keep their weights in memory, because they are wanted more than once; calibration
         needs that too.
     """
@@ -73,7 +73,7 @@ class Trace:
 
     @property
     def hidden(self) -> Tensor | None:
-        """What is behind the last block, (windows, tokens, hidden); None without calibration."""
+        """Output of the last block, (windows, tokens, hidden); None without calibration."""
         return None if self._stream is None else self._stream.hidden
 
     def go_on(
@@ -145,7 +145,7 @@ class Trace:
             yield Block(index, "", structure, weights, statistics, packed=unheld)
 
     def head_statistics(self) -> Mapping[str, Statistics]:
-        """What the head's input says, after the last block; empty without calibration."""
+        """Statistics of the head's input, after the last block; empty without calibration."""
         if self._stream is None:
             return {}
         norm = self._weights.tensor(FINAL_NORM, torch.float32)

@@ -1,7 +1,7 @@
-"""Token windows: documents in a seeded order, packed end to end, each window opened by one BOS.
+"""Token windows: documents in a seeded order, packed end to end, each window after one BOS.
 
-Order: the documents of each file are shuffled, then dealt out file by file in turn, so that even a
-few windows see many sources. Packing is continuous: a window may begin within a document, nothing
+Order: the documents of each file are shuffled, then taken from the files in turn, so that even
+a few windows see many sources. Packing is continuous: a window may begin within a document, nothing
 is padded, no document is read twice. A mixture's shares are shares of whole windows, and its
 windows are interleaved by the seed. Text is tokenized only as far as it is needed.
 """
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 class Encoding(Protocol):
-    """What a tokenizer returns."""
+    """A tokenizer's result."""
 
     @property
     def ids(self) -> list[int]:
@@ -47,7 +47,7 @@ class Encoding(Protocol):
 
 
 class Tokenizer(Protocol):
-    """The part of ``tokenizers.Tokenizer`` that is used here."""
+    """The part of ``tokenizers.Tokenizer`` that gemquant uses."""
 
     def encode(self, sequence: str, *, add_special_tokens: bool) -> Encoding:
         """Token ids of a text."""
@@ -142,7 +142,7 @@ def evaluation_windows(
 
 @dataclass(frozen=True)
 class Packer:
-    """Turns documents into windows, no further than it must."""
+    """Turns documents into windows, tokenizing only what is needed."""
 
     tokenizer: Tokenizer
     seq_len: int
@@ -204,7 +204,7 @@ class Packer:
         else:
             text = document.text + BETWEEN_DOCUMENTS
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
-        # A template may spell <bos> out, and so may a user's text.
+        # A template may contain <bos>, and so may a user's text.
         return [token for token in ids if token != self.bos]
 
 
@@ -238,7 +238,7 @@ def _shuffled(library: Library, file: TextFile, seed: int) -> Iterator[Document]
 
 
 def own_documents(source: str, library: Library) -> list[Document]:
-    """Documents of the user's own: FILE.txt, FILE.jsonl or hf:DATASET."""
+    """The user's documents: FILE.txt, FILE.jsonl or hf:DATASET."""
     if source.startswith(PREFIX):
         return read_hub_dataset(source)
     path = Path(source).expanduser()
@@ -258,7 +258,7 @@ def shuffled(items: Sequence[T], seed: int, *labels: str) -> list[T]:
 
 
 def _generator(seed: int, *labels: str) -> random.Random:
-    """A generator for one purpose. Strings seed Python's by sha512, alike on every machine."""
+    """A generator for one purpose. Python hashes string seeds by sha512, on every machine."""
     return random.Random("/".join([str(seed), *labels]))  # noqa: S311 - an order, not a secret
 
 

@@ -1,4 +1,4 @@
-"""What target files, manifests and tables say of a scheme, whatever kind of weight it stores."""
+"""How a scheme is named in target files, manifests and tables, for every kind of weight."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Iterable
 from typing import Protocol
 
 INTEGER = "integer"
-"""Codes that stand for themselves: w ≈ scale · (code − zero point)."""
+"""Integer codes: w ≈ scale · (code − zero point)."""
 
 PER_CHANNEL = -1
 """Group size that means one scale for a whole output row."""
 
 NAMES = {"nf4": "NF4", "fp4": "FP4", "llm.int8": "LLM.int8"}
-"""Codes that stand for something else, as their authors spell them."""
+"""Codes of other data types, as their authors spell them."""
 
 BLOCK_FORMATS = (
     "F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0",
     "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS",
 )  # fmt: skip
-"""Formats of ggml, whose names say everything."""
+"""Formats of ggml, whose names suffice."""
 
 
 class Scheme(Protocol):
@@ -34,11 +34,11 @@ class Scheme(Protocol):
 
     @property
     def symmetric(self) -> bool:
-        """Whether there are no zero points."""
+        """Whether the scheme has no zero points."""
 
     @property
     def codes(self) -> str:
-        """What codes stand for: ``integer``, or the name of a data type: ``nf4``, …"""
+        """Meaning of the codes: ``integer``, or the name of a data type: ``nf4``, …"""
 
 
 def in_words(
@@ -61,7 +61,7 @@ def describe(scheme: Scheme) -> str:
 
 
 def label(scheme: Scheme) -> str:
-    """Name a scheme for a folder: ``w4-g128``; codes with a name of their own need no width."""
+    """Name a scheme for a folder: ``w4-g128``; named codes need no width."""
     if scheme.codes in BLOCK_FORMATS:
         return scheme.codes
     width = [f"w{scheme.bits}"] if scheme.codes == INTEGER else []

@@ -185,7 +185,7 @@ class CodebookScheme:
 
     @property
     def symmetric(self) -> bool:
-        """There are no zero points."""
+        """Without zero points."""
         return True
 
     def blocks(self, shape: tuple[int, int]) -> int:
@@ -288,7 +288,7 @@ class RowwiseScheme:
 
     @property
     def symmetric(self) -> bool:
-        """There are no zero points."""
+        """Without zero points."""
         return True
 
     @property
@@ -379,7 +379,7 @@ class BlockScheme:
 
     @property
     def symmetric(self) -> bool:
-        """Whether there are no minimums."""
+        """Whether the format has no minimums."""
         return _SUB_BLOCKS[self.type.name][2]
 
     @property

@@ -129,7 +129,7 @@ class BitsAndBytesLinear:
         state = _parsed(stored[_state_name(scheme.codes)])
         if state.get("shape") != list(spec.shape):
             raise ArtifactError(
-                f"quant_state says {state.get('shape')}, the model {list(spec.shape)}."
+                f"quant_state has {state.get('shape')}, the model {list(spec.shape)}."
             )
         scales, nested = stored["weight.absmax"], None
         if scheme.nested:
@@ -192,19 +192,19 @@ class BitsAndBytes(PackedFolder):
     packing: ClassVar[PackedLinear] = BitsAndBytesLinear()
 
     def problems(self, header: ArtifactHeader) -> list[GemquantError]:
-        """One of its own data types for the whole model, vocabulary matrices in floating point."""
+        """One of bitsandbytes' data types for the whole model; vocabulary matrices plain."""
         problems = super().problems(header)
         quantized = {n: s for n, s in header.layout.items() if isinstance(s, QuantizedSpec)}
         schemes = {spec.scheme for spec in quantized.values()}
-        foreign = sorted(
+        unsupported = sorted(
             describe(scheme)
             for scheme in schemes
             if not isinstance(scheme, (CodebookScheme, RowwiseScheme))
         )
-        if foreign:
+        if unsupported:
             problems.append(
                 UnsupportedError(
-                    f"{self.name} stores LLM.int8, NF4 and FP4; asked for {listed(foreign)}.",
+                    f"{self.name} stores LLM.int8, NF4 and FP4; asked for {listed(unsupported)}.",
                     hint="Leave --exporter out: the target chooses a container that holds it.",
                 )
             )

@@ -84,7 +84,7 @@ class PackQuantizedLinear(AffineLinear):
         bits = scheme.bits
         if stored["weight_shape"].tolist() != [rows, columns]:
             raise ArtifactError(
-                f"weight_shape says {stored['weight_shape'].tolist()}, the model {[rows, columns]}."
+                f"weight_shape is {stored['weight_shape'].tolist()}, the model {[rows, columns]}."
             )
         codes = unpack_bits(stored["weight_packed"][start:stop], bits, columns)
         scales = stored["weight_scale"][start:stop]

@@ -192,11 +192,11 @@ def _differences(
     for name, spec in expected.items():
         if name in missing:
             continue
-        found = PlainSpec(stored.shapes[name], stored.stored_dtype(name))
-        if found != spec:
+        actual = PlainSpec(stored.shapes[name], stored.stored_dtype(name))
+        if actual != spec:
             problems.append(
                 ArtifactError(
-                    f"{name} is {found.dtype} {found.shape}, not {spec.dtype} {spec.shape}."
+                    f"{name} is {actual.dtype} {actual.shape}, not {spec.dtype} {spec.shape}."
                 )
             )
     return problems

@@ -1,4 +1,4 @@
-"""Files that have their final size from the start and are filled in any order."""
+"""Files of their final size from the start, filled in any order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gemquant.errors import OutputError
 
 @contextmanager
 def reported(path: Path) -> Iterator[None]:
-    """Turn the system's refusal into an error that names the file and the way out."""
+    """Turn an OSError into an OutputError that names the file and the next step."""
     try:
         yield
     except OSError as error:
@@ -26,7 +26,7 @@ def reported(path: Path) -> Iterator[None]:
 
 
 def allocate(descriptor: int, size: int) -> None:
-    """Reserve the whole file, so that a full disk is found before the work and not after it."""
+    """Reserve the whole file, so that a full disk shows before the work."""
     os.truncate(descriptor, size)
     if hasattr(os, "posix_fallocate"):
         try:
@@ -51,7 +51,7 @@ def begin(path: Path, head: bytes, size: int) -> FileIO:
 
 
 def reopen(path: Path, head: bytes, size: int) -> FileIO:
-    """Open a file that ``begin`` made in an earlier run; OutputError where it is another one."""
+    """Open a file that ``begin`` made in an earlier run; OutputError if it is a different one."""
     with reported(path):
         file = path.open("r+b", buffering=0)
         if path.stat().st_size == size and file.read(len(head)) == head:
@@ -59,7 +59,7 @@ def reopen(path: Path, head: bytes, size: int) -> FileIO:
         file.close()
     raise OutputError(
         f"{path} is not the file that the interrupted run was writing.",
-        hint="Start again with --restart.",
+        hint="Start over with --restart.",
     )
 
 

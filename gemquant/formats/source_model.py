@@ -1,4 +1,4 @@
-"""What a file format that holds a whole model says of it beside its tensors."""
+"""A model's name, licence, configuration and tokenizer, for formats that hold a whole model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gemquant.models.chat import choose_template
 class Origin:
     """A model's name, terms, configuration and tokenizer, as an artifact is to carry them.
 
-    chosen_template: the chat template that was asked for, or None for the checkpoint's own.
+    chosen_template: the requested chat template, or None for the checkpoint's.
     """
 
     checkpoint: Checkpoint = field(repr=False)
@@ -49,7 +49,7 @@ class Origin:
 
     @cached_property
     def template(self) -> str | None:
-        """The text of the chat template that was asked for."""
+        """The text of the requested chat template."""
         if self.chosen_template is None:
             return None
         return choose_template(

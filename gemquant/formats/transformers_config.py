@@ -1,9 +1,9 @@
-"""The ``config.json`` of an artifact: transformers 5's keys, and the older ones beside them.
+"""The ``config.json`` of an artifact: transformers 5's keys and the older ones.
 
-transformers 5 keeps rotary embeddings in ``rope_parameters`` and layer kinds in ``layer_types``.
+transformers 5 stores rotary embeddings in ``rope_parameters`` and layer kinds in ``layer_types``.
 vLLM, mlx-lm and transformers 4 read ``rope_theta``, ``rope_local_base_freq``, ``rope_scaling`` and
 ``sliding_window_pattern``, and ``torch_dtype`` for ``dtype``. Both spellings are written, with the
-same values; transformers 5 prefers its own.
+same values; transformers 5 prefers the new one.
 """
 
 from __future__ import annotations
@@ -21,18 +21,22 @@ def runtime_config(
 ) -> dict[str, Any]:
     """Return what ``config.json`` must hold for the artifact to load with no flags.
 
-    config: the text configuration as ``gemma.config.text_config`` gives it. quantization: None
+    config: the text configuration as ``models.config.text_config`` returns it. quantization: None
     where nothing is quantized.
     """
     name = str(dtype).removeprefix("torch.")
-    made = {
+    document = {
         **config,
         "architectures": [architecture_of(config).causal_lm],
         "dtype": name,
         **_older_keys(config),
         "torch_dtype": name,
     }
-    return made if quantization is None else {**made, "quantization_config": dict(quantization)}
+    return (
+        document
+        if quantization is None
+        else {**document, "quantization_config": dict(quantization)}
+    )
 
 
 def _older_keys(config: Mapping[str, Any]) -> dict[str, Any]:

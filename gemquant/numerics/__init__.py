@@ -1,1 +1,1 @@
-"""Pure functions on tensors: affine rounding, packing, search. They know no file and no model."""
+"""Pure functions on tensors, without files or models: rounding, packing, search, statistics."""

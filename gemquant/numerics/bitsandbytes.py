@@ -25,7 +25,7 @@ SMALLEST_SCALE = 1e-38
 """Blocks whose largest magnitude is below this are divided by it."""
 
 NESTED_BLOCK = 256
-"""Scales that share a scale of their own."""
+"""Scales that share one outer scale."""
 
 LARGEST_INT8 = 127
 ROWS_AT_ONCE = 256

@@ -1,4 +1,4 @@
-"""Intervals by resampling windows: the tokens of a window belong together, and are drawn together.
+"""Bootstrap intervals that resample whole windows, whose tokens are not independent.
 
 Percentile intervals from few windows are too narrow, since their spread is that of a sample. The
 levels are therefore those at which a normal mean would get its t interval.
@@ -25,7 +25,7 @@ _ELEMENTS_AT_ONCE = 1 << 22
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure, and where its interval begins and ends."""
+    """A figure with its interval."""
 
     value: float
     low: float
@@ -52,7 +52,7 @@ class WindowBootstrap:
 
     @property
     def windows(self) -> int:
-        """How many there are."""
+        """Number of windows."""
         return self.draws.shape[1]
 
     def mean(self, values: Tensor, of: Callable[[Tensor], Tensor] = lambda mean: mean) -> Estimate:
@@ -125,11 +125,11 @@ class _Ordered:
     def _at(self, places: Tensor, draws: Tensor, seen: Tensor) -> Tensor:
         """The values at places (resamples, n) among those drawn; seen: how many by each block."""
         block = torch.searchsorted(seen, places, right=True)
-        before = torch.nn.functional.pad(seen, (1, 0)).gather(1, block)
+        earlier = torch.nn.functional.pad(seen, (1, 0)).gather(1, block)
         drawn = torch.nn.functional.pad(draws, (0, 1))
         taken = drawn.gather(1, self.window[block].flatten(1)).view(*block.shape, -1)
         # The value at place k is the first that more than k reach.
-        inside = (taken.cumsum(2) <= (places - before)[:, :, None]).sum(2)
+        inside = (taken.cumsum(2) <= (places - earlier)[:, :, None]).sum(2)
         return self.values[block, inside]
 
 

@@ -78,8 +78,8 @@ def damped_cholesky(gram: Tensor, *, damping: float = 0.01) -> CholeskyFactor:
 def _factor_in_place(matrix: Tensor) -> bool:
     """Replace a symmetric matrix (n, n) by its lower Cholesky factor; False if there is none.
 
-    In block columns, because LAPACK's routine gives other bits for another number of threads, while
-    small factors, triangular solves and products do not: calibrated artifacts stay reproducible.
+    In block columns because LAPACK's routine gives different bits for different numbers of threads,
+    while small factors, triangular solves and products do not: artifacts stay reproducible.
     """
     for start in range(0, matrix.shape[0], COLUMNS_AT_ONCE):
         stop = min(start + COLUMNS_AT_ONCE, matrix.shape[0])

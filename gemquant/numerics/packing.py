@@ -1,6 +1,6 @@
-"""Small integers laid into 32-bit words, as the runtimes' kernels read them.
+"""Pack small integers into 32-bit words, as the runtimes' kernels read them.
 
-Everything here moves bits and nothing else: scales, zero points and rounding belong to
+This module only moves bits: scales, zero points and rounding belong to
 ``numerics.affine``. Words are little-endian, as every supported host is.
 """
 

@@ -6,11 +6,11 @@ import math
 from functools import lru_cache
 
 MOST = 1000
-"""More degrees of freedom are taken for this many: a bound that is 0.2 % wider at most."""
+"""More degrees of freedom count as this many: a bound that is 0.2 % wider at most."""
 
 
 def probability(t: float, freedom: int) -> float:
-    """Probability that a t of so many degrees of freedom is at most ``t``.
+    """Probability that Student's t with ``freedom`` degrees of freedom is at most ``t``.
 
     Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
 

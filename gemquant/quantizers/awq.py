@@ -217,7 +217,7 @@ def shared_inputs(fold: NormFold | RowFold | None, channels: int) -> tuple[int, 
 def fold_scale(
     fold: NormFold | RowFold, scale: Tensor, weights: Mapping[str, Tensor], *, dtype: dtype
 ) -> tuple[str, Tensor, Tensor]:
-    """Divide whatever produces a group's input by ``scale``, (in,).
+    """Divide the producer of a group's input by ``scale``, (in,).
 
     weights: by short name. dtype: the type that norms are stored in.
     Returns the name of the tensor that changes, its new value in float32, and the scale that its

@@ -97,7 +97,7 @@ class AffineOptions:
         return AffineScheme(self.bits, self.group_size, self.symmetric)
 
     def scheme_for(self, name: str, shape: tuple[int, int]) -> AffineScheme | None:  # noqa: ARG002
-        """The scheme, or None for a skipped layer and for a vocabulary matrix not asked for."""
+        """The scheme, or None for a skipped layer and an unrequested vocabulary matrix."""
         optional = {EMBEDDING: self.quantize_embedding, HEAD: self.quantize_head}
         if not optional.get(name, True) or is_skipped(name, self.skip):
             return None

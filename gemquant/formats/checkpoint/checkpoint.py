@@ -139,7 +139,7 @@ class Checkpoint:
     adapter: LoraAdapter | None = field(default=None, repr=False)
 
     def names(self) -> Sequence[str]:
-        """Names of all tensors, in the order of the forward pass; a tied head is none."""
+        """Names of all tensors, in the order of the forward pass; without a tied head."""
         return list(self._shapes)
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -149,7 +149,7 @@ class Checkpoint:
     def stored_dtype(self, name: str) -> torch.dtype:
         """The floating-point type that holds the tensor without loss.
 
-        float32 for what is decoded from a packed type or has an adapter merged into it.
+        float32 for packed types and for tensors with a merged adapter.
         """
         if self.adapter is not None and self.adapter.changes(name):
             return torch.float32
@@ -192,13 +192,13 @@ class Checkpoint:
 
     @property
     def gguf_metadata(self) -> Metadata | None:
-        """The metadata of a GGUF, with types; None where the model is no GGUF."""
+        """The metadata of a GGUF, with types; None for other checkpoints."""
         return self.source.typed_metadata if isinstance(self.source, GgufTensors) else None
 
     def blocks(self, name: str, kind: str, start: int, stop: int) -> Tensor | None:
         """Rows as a GGUF stores them, (rows, bytes) uint8, where that is ggml's format ``kind``.
 
-        None for any other format, and for what an adapter is merged into.
+        None for any other format, and for tensors with a merged adapter.
         """
         adapted = self.adapter is not None and self.adapter.changes(name)
         if adapted or not isinstance(self.source, GgufTensors):
@@ -207,7 +207,7 @@ class Checkpoint:
 
     @property
     def packed_formats(self) -> Sequence[str]:
-        """Formats of matrices that were quantized before, by ggml's names."""
+        """Formats of matrices that are already quantized, by ggml's names."""
         if not isinstance(self.source, GgufTensors):
             return ()
         kinds = {self.source.kind(name) for name in self.source.shapes}

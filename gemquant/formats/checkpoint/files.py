@@ -13,8 +13,8 @@ from gemquant.errors import CheckpointError
 def contained(folder: Path, name: str) -> Path:
     """Return ``folder / name``; the file must exist and lie in the folder.
 
-    A snapshot in a Hub cache is a folder of links into the ``blobs`` beside it, so there those
-    count as inside. Raises CheckpointError for "..", absolute names and links that lead out.
+    A snapshot in a Hub cache is a folder of links into the cache's ``blobs``, which therefore count
+    as inside. Raises CheckpointError for "..", absolute names and links that lead out.
     """
     pure = PurePosixPath(name)
     if (

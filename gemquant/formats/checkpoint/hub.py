@@ -1,4 +1,4 @@
-"""Folders from the Hugging Face Hub, or from its cache where there is no network."""
+"""Folders from the Hugging Face Hub, or from its cache without a network."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NESTED = "*/*"
 
 
 def parse_hub_reference(ref: str) -> tuple[str, str | None] | None:
-    """Split ``OWNER/NAME[@REVISION]``; None where the text is no such thing.
+    """Split ``OWNER/NAME[@REVISION]``; None for any other text.
 
     >>> parse_hub_reference("google/gemma-2-2b@main")
     ('google/gemma-2-2b', 'main')
@@ -61,7 +61,7 @@ def download(repository: str, revision: str | None, *, files: tuple[str, ...]) -
 
 
 def hub_problem(error: Exception, repository: str, revision: str | None) -> GemquantError:
-    """Translate what huggingface_hub raised into an error with a next step."""
+    """Translate an error of huggingface_hub into one with a next step."""
     page = f"https://huggingface.co/{repository}"
     if isinstance(error, hub_errors.GatedRepoError):
         return CheckpointError(
@@ -74,14 +74,14 @@ def hub_problem(error: Exception, repository: str, revision: str | None) -> Gemq
         )
     if isinstance(error, hub_errors.RepositoryNotFoundError):
         return CheckpointError(
-            f"{repository} is neither a folder here nor a model on the Hub that can be seen.",
+            f"{repository} is neither a local folder nor a visible model on the Hub.",
             hint="Check the spelling; if it is private, log in: hf auth login",
         )
     if isinstance(error, hub_errors.HFValidationError):
         return UsageError(f"{repository}: {error}")
     if isinstance(error, hub_errors.LocalEntryNotFoundError):
         return CheckpointError(
-            f"{repository} is neither a folder here nor in the Hub cache, and the Hub cannot be "
+            f"{repository} is neither a local folder nor in the Hub cache, and the Hub cannot be "
             "reached.",
             hint=f"Go online once: hf download {repository}",
         )

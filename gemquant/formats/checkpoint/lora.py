@@ -152,10 +152,10 @@ def _low_rank(
     module = name.removesuffix(".weight")
     rank = lora.rank(module)
     for part, expected in (("A", (rank, shape[1])), ("B", (shape[0], rank))):
-        found = weights.shapes[parts[part]]
-        if found != expected:
+        actual = weights.shapes[parts[part]]
+        if actual != expected:
             raise CheckpointError(
-                f"{name}: lora_{part} has shape {found}; rank {rank} and this model need "
+                f"{name}: lora_{part} has shape {actual}; rank {rank} and this model need "
                 f"{expected}.",
                 hint=f"The adapter was made for {lora.base_model or 'another model'}.",
             )
@@ -170,10 +170,10 @@ MAX_RANK = 1 << 16
 # Each makes the adapter more than W + s · B · A of linears.
 _REFUSED: Mapping[str, str] = {
     "use_dora": "DoRA rescales the merged weight",
-    "modules_to_save": "whole modules were trained beside the adapter",
+    "modules_to_save": "whole modules were trained too",
     "lora_bias": "biases were trained, and Gemma's linears have none",
     "layer_replication": "layers are repeated",
-    "trainable_token_indices": "embeddings were trained beside the adapter",
+    "trainable_token_indices": "embeddings were trained too",
     "target_parameters": "bare parameters are adapted, not linears",
     "use_qalora": "QA-LoRA pools the input",
     "use_bdlora": "its factors are block-diagonal",
@@ -270,12 +270,12 @@ def _patterns(
     An expression from a downloaded file could take unbounded time, so one that is more than a
     module's name (with an anchor or escaped dots) is refused.
     """
-    given = raw.get(key) or {}
-    if not isinstance(given, dict):
+    declared = raw.get(key) or {}
+    if not isinstance(declared, dict):
         problems.append(CheckpointError(f"{where}: {key}: must be an object."))
         return {}
     patterns = {}
-    for pattern, value in given.items():
+    for pattern, value in declared.items():
         name = pattern.replace(r"\.", ".").removesuffix("$")
         if not re.fullmatch(r"\^?[\w.]+", name):
             problems.append(

@@ -21,7 +21,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 @dataclass(frozen=True)
 class Provenance:
-    """What an artifact's card must say about its origin.
+    """The origin that an artifact's card must name.
 
     base_model: Hub id where known, otherwise the folder's or file's name. license: as on a model
     card (``gemma``). card: the source's README.md with its front matter, if it has one.
@@ -39,22 +39,22 @@ def folder_provenance(
 ) -> Provenance:
     """Read a folder's origin.
 
-    The base model is the folder's own id: its place in the Hub cache, or the name under which it
-    was saved; failing that the model that its card was made from; failing that its name.
+    The base model is the folder's Hub id: its place in the Hub cache, or the name under which it
+    was saved; failing that the base model in its card; failing that its name.
     assumed_license: where the card names none.
     """
     card = _card(folder)
     matter = front_matter(card or "")
     saved_as = raw_config.get("_name_or_path")
-    own = _hub_ids(hub_repository(folder), saved_as)
+    hub_names = _hub_ids(hub_repository(folder), saved_as)
     parents = _hub_ids(matter.get("base_model"))
-    name = own[0] if own else folder.resolve().name
+    name = hub_names[0] if hub_names else folder.resolve().name
     declared = matter.get("license")
     return Provenance(
-        base_model=[*own, *parents, name][0],
+        base_model=[*hub_names, *parents, name][0],
         license=declared if isinstance(declared, str) else assumed_license,
         card=card,
-        name=name if parents and not own else None,
+        name=name if parents and not hub_names else None,
     )
 
 
@@ -99,7 +99,7 @@ def _card(folder: Path) -> str | None:
     try:
         path = contained(folder, "README.md")
     except CheckpointError:
-        return None  # a card is a courtesy; one that leads elsewhere is not followed
+        return None  # the card is optional; a link out of the folder is not followed
     if path.stat().st_size > MAX_CARD_BYTES:
         return None
     return path.read_text(encoding="utf-8", errors="replace")

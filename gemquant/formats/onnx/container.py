@@ -1,4 +1,4 @@
-"""The container ``onnx``: written by onnxruntime-genai's builder, read back here."""
+"""The container ``onnx``: written by onnxruntime-genai's builder, only read by gemquant."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Onnx:
     name: ClassVar[str] = "onnx"
 
     def container(self, config: Mapping[str, Any]) -> Container:  # noqa: ARG002 (protocol)
-        """What the builder stores for a CPU."""
+        """The types that the builder stores for a CPU."""
         return Container(torch.float32, torch.float32)
 
     def problems(self, header: ArtifactHeader) -> list[GemquantError]:  # noqa: ARG002
-        """Its codes are decided where it is written: by no quantizer of ours."""
+        """The builder decides the codes, so that no quantizer here fits."""
         return [_only_read()]
 
     def file_sizes(self, header: ArtifactHeader) -> Mapping[str, int]:  # noqa: ARG002

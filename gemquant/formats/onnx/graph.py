@@ -1,6 +1,6 @@
-"""An ONNX file's nodes and tensors, the tensors left in their file.
+"""An ONNX file's nodes and tensors; the tensors stay in their file.
 
-The ``onnx`` package parses the graph; what it calls external data is mapped here, inside bounds.
+The ``onnx`` package parses the graph; external data is mapped within checked bounds.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _TYPES: Mapping[int, torch.dtype] = {
 
 @dataclass(frozen=True)
 class Node:
-    """An operator with the names that go in, and its whole numbers by name."""
+    """An operator with its inputs' names, and its integer attributes by name."""
 
     operator: str
     inputs: tuple[str, ...]
@@ -44,7 +44,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a tensor lies."""
+    """A tensor's type, shape and place."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -53,7 +53,7 @@ class Stored:
 
 
 class OnnxGraph:
-    """nodes: by name. stored: every tensor that lies in a file beside the graph."""
+    """nodes: by name. stored: every tensor of external data."""
 
     def __init__(
         self, folder: Path, nodes: Mapping[str, Node], stored: Mapping[str, Stored]
@@ -65,7 +65,7 @@ class OnnxGraph:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Parse the graph; ArtifactError where it is none, or names data outside its files.
+        """Parse the graph; ArtifactError if it is not one, or names data outside its files.
 
         RuntimeMissingError without the package that parses it.
         """
@@ -84,7 +84,7 @@ class OnnxGraph:
             # Protobuf's errors share no class that could be named without importing it.
             if type(error).__name__ != "DecodeError":
                 raise
-            raise ArtifactError(f"{path} is no ONNX model: {error}.") from None
+            raise ArtifactError(f"{path} is not an ONNX model: {error}.") from None
         nodes = {node.name: _node(node) for node in graph.node}
         stored = {i.name: _stored(folder, i) for i in graph.initializer if i.data_location == 1}
         return cls(folder, nodes, stored)
@@ -125,28 +125,32 @@ class OnnxGraph:
 def _bounded(path: Path) -> bytes:
     size = path.stat().st_size
     if size > MAX_GRAPH_BYTES:
-        raise ArtifactError(f"{path} has {size} bytes: no graph of a Gemma.")
+        raise ArtifactError(f"{path} has {size} bytes, more than the graph of any Gemma.")
     return path.read_bytes()
 
 
 def _node(node: Any) -> Node:
-    numbers = {given.name: given.i for given in node.attribute if given.type == INTEGER_ATTRIBUTE}
+    numbers = {a.name: a.i for a in node.attribute if a.type == INTEGER_ATTRIBUTE}
     return Node(node.op_type, tuple(node.input), numbers)
 
 
 def _stored(folder: Path, tensor: Any) -> Stored:
-    """Check where a tensor's external data lies: in a plain file of the folder, wholly."""
+    """Check that a tensor's external data is within a plain file of the folder."""
     shape = tuple(tensor.dims)
     entries = {entry.key: entry.value for entry in tensor.external_data}
     try:
         dtype = _TYPES[tensor.data_type]
         file, offset = entries["location"], int(entries.get("offset", "0"))
     except (KeyError, ValueError) as error:
-        raise ArtifactError(f"{MODEL_FILE}: {tensor.name} is stored strangely: {error}.") from None
+        raise ArtifactError(
+            f"{MODEL_FILE}: {tensor.name} has unusable external data: {error}."
+        ) from None
     path = folder / file
     if Path(file).name != file or path.is_symlink() or not path.is_file():
-        raise ArtifactError(f"{MODEL_FILE}: {tensor.name} lies in {file!r}, no file beside it.")
+        raise ArtifactError(
+            f"{MODEL_FILE}: {tensor.name} is in {file!r}, which is not a file of its folder."
+        )
     needed = offset + math.prod(shape) * dtype.itemsize
     if offset < 0 or min(shape, default=1) < 1 or needed > path.stat().st_size:
-        raise ArtifactError(f"{MODEL_FILE}: {tensor.name} lies outside {file}.")
+        raise ArtifactError(f"{MODEL_FILE}: {tensor.name} is outside {file}.")
     return Stored(shape, dtype, file, offset)

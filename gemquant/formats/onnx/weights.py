@@ -1,4 +1,4 @@
-"""A Gemma's weights out of the graph that onnxruntime-genai's builder makes.
+"""A Gemma's weights from the graph that onnxruntime-genai's builder writes.
 
 Norms are stored as 1 + w; a float linear as (in, out); q, k and v side by side. A quantized linear
 is the operator MatMulNBits: codes (out, groups, bytes), the low nibble first, scales (out, groups),
@@ -40,7 +40,7 @@ class OnnxWeights(StoredWeights):
     """Satisfies ``protocols.Weights``; quantized weights decode as onnxruntime decodes them."""
 
     def __init__(self, config: Mapping[str, Any], graph: OnnxGraph) -> None:
-        # A head that is stored for itself, in whatever form, is a head of its own.
+        # A head that is stored separately, in any form, is not tied.
         tied = EMBEDDING not in graph.stored
         super().__init__({**config, "tie_word_embeddings": tied}, {})
         self._graph = graph
@@ -111,8 +111,8 @@ class OnnxWeights(StoredWeights):
             refuse(_differing(name, (inputs, min(outputs - linear.first, shape[0])), shape[::-1]))
             return PlainSpec(shape, self._graph.dtype(node.inputs[1]))
         bits, size = node.numbers["bits"], node.numbers["block_size"]
-        found = (node.numbers["N"] - linear.first, node.numbers["K"])
-        refuse(_differing(name, (min(found[0], shape[0]), found[1]), shape))
+        actual = (node.numbers["N"] - linear.first, node.numbers["K"])
+        refuse(_differing(name, (min(actual[0], shape[0]), actual[1]), shape))
         if bits not in (4, 8) or size < 1 or shape[1] % size:
             raise ArtifactError(f"{name} is stored in {bits} bits and groups of {size}.")
         packed = (node.numbers["N"], shape[1] // size, size * bits // 8)
@@ -123,7 +123,7 @@ class OnnxWeights(StoredWeights):
 
 def _linears(config: Mapping[str, Any], graph: OnnxGraph) -> dict[str, _Linear]:
     """Find the operator of every linear, the head's too; and of the embedding, where it is tied."""
-    found: dict[str, _Linear] = {}
+    linears: dict[str, _Linear] = {}
     for index in range(config["num_hidden_layers"]):
         layer = f"/model/layers.{index}"
         together = any(name.startswith(f"{layer}/attn/qkv_proj/") for name in graph.nodes)
@@ -134,17 +134,17 @@ def _linears(config: Mapping[str, Any], graph: OnnxGraph) -> dict[str, _Linear]:
             place = f"{layer}/{part.removeprefix('self_')}/{projection}/MatMul"
             if linear in _QKV and together:
                 node = graph.node(f"{layer}/attn/qkv_proj/MatMul")
-                found[f"{layer_prefix(index)}{linear}.weight"] = _Linear(node, first)
+                linears[f"{layer_prefix(index)}{linear}.weight"] = _Linear(node, first)
                 first += structure.linear_shapes[linear][0]
             else:
-                found[f"{layer_prefix(index)}{linear}.weight"] = _Linear(graph.node(place), 0)
+                linears[f"{layer_prefix(index)}{linear}.weight"] = _Linear(graph.node(place), 0)
     head = EMBEDDING if config["tie_word_embeddings"] else HEAD
-    found[head] = _Linear(graph.node("/lm_head/MatMul"), 0)
-    return found
+    linears[head] = _Linear(graph.node("/lm_head/MatMul"), 0)
+    return linears
 
 
 def _norm(name: str, config: Mapping[str, Any]) -> str:
-    """What a norm's weight is called in the graph."""
+    """Name of a norm's weight in the graph."""
     if name == FINAL_NORM:
         return f"model.layers.{config['num_hidden_layers']}.final_norm_layernorm.weight"
     if ".self_attn." in name:
@@ -159,7 +159,9 @@ def _unpacked(octets: Tensor, bits: int) -> Tensor:
     return torch.stack([octets & 15, octets >> 4], dim=-1).flatten(1)
 
 
-def _differing(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> list[GemquantError]:
-    if found == expected:
+def _differing(
+    name: str, actual: tuple[int, ...], expected: tuple[int, ...]
+) -> list[GemquantError]:
+    if actual == expected:
         return []
-    return [ArtifactError(f"{name} is stored as {found}, not as {expected}.")]
+    return [ArtifactError(f"{name} is stored as {actual}, not as {expected}.")]

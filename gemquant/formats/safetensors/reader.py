@@ -55,7 +55,7 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where one tensor lies: bytes ``begin`` to ``end`` of its file, counted from its start."""
+    """One tensor's place: bytes ``begin`` to ``end`` of its file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -64,7 +64,7 @@ class TensorEntry:
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
-    """Return the tensors of a safetensors file in the order in which they lie in it.
+    """Return the tensors of a safetensors file in the order of their data.
 
     Raises CheckpointError, or Problems with one for each tensor that is described wrongly.
     """
@@ -210,7 +210,7 @@ class MappedSafetensors:
         """The type as torch spells it. Raises CheckpointError where torch has none."""
         spelled = self.format_dtype(name)
         if spelled not in TORCH_DTYPES:
-            raise CheckpointError(f"{name} is stored as {spelled}, which cannot be read here.")
+            raise CheckpointError(f"{name} is stored as {spelled}, which cannot be read.")
         return TORCH_DTYPES[spelled]
 
     def read(self, name: str, start: int, stop: int, dtype: torch.dtype) -> Tensor:

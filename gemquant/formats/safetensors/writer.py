@@ -31,7 +31,7 @@ from gemquant.numerics.packing import reinterpreted
 MAX_SHARD_BYTES = 5_000_000_000
 INDEX_FILE = "model.safetensors.index.json"
 
-# In the order in which the library lays types down, the widest first.
+# In the library's order, the widest first.
 TYPE_NAMES: Mapping[torch.dtype, str] = {
     torch.int64: "I64",
     torch.float64: "F64",
@@ -120,7 +120,7 @@ class SafetensorsWriter:
     """Writes one model's safetensors files into an existing folder; a context manager.
 
     Wrong names, shapes and types, a tensor given twice, or one still missing at ``finish`` are
-    ValueErrors: the caller contradicts what it announced. A full or unwritable disk is an
+    ValueErrors of the caller. A full or unwritable disk is an
     OutputError. The files are complete only after ``finish``.
 
     finished: names of tensors that an earlier run has stored in these files, which are then
@@ -202,7 +202,7 @@ class SafetensorsWriter:
         self.close()
 
     def flush(self) -> None:
-        """Ask the disk to keep what has been stored."""
+        """Make what has been stored durable."""
         for path, file in self._files.items():
             with reported(path):
                 os.fsync(file.fileno())
@@ -235,7 +235,7 @@ class SafetensorsWriter:
 
 
 def _index(files: Mapping[str, Mapping[str, PlainSpec]]) -> bytes:
-    """Build the JSON that tells a loader which shard holds a tensor, as transformers writes it."""
+    """Build the index of tensors by shard, as transformers writes it."""
     total = sum(stored_bytes(spec) for group in files.values() for spec in group.values())
     weight_map = {name: file for file, group in files.items() for name in group}
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}

@@ -1,6 +1,6 @@
-"""Ggml's blocks back to numbers: by our kernels where they are built, else by the gguf package.
+"""Decode ggml's blocks: with our kernels where they are built, else with the gguf package.
 
-Both give the same bits. A kernel is found by its name, like those that quantize (``kernels``):
+Both give the same bits. Kernels are looked up by name, like those that quantize (``kernels``):
 
     void gq_dequantize_q4_k(const uint8_t *blocks, float *out, int64_t rows, int64_t columns);
 """
@@ -39,7 +39,7 @@ def dequantize_rows(blocks: Tensor, kind: GgmlType, *, threads: int = 1) -> Tens
     blocks = blocks.contiguous()
     columns = row_bytes // kind.block_bytes * kind.block
     if row_bytes != kind.row_bytes(columns):
-        raise ValueError(f"{row_bytes} bytes are no row of {kind.name}")
+        raise ValueError(f"{row_bytes} bytes are not a row of {kind.name}")
     out = torch.empty(rows, columns)
 
     def run(start: int, stop: int) -> None:
@@ -51,9 +51,9 @@ def dequantize_rows(blocks: Tensor, kind: GgmlType, *, threads: int = 1) -> Tens
 
 def own_decoder(library: ctypes.CDLL, kind: GgmlType) -> Decoder | None:
     """Our decoder of a type in one of our libraries, or None where there is none."""
-    found = getattr(library, f"gq_dequantize_{kind.name.lower()}", None)
-    if found is None:
+    function = getattr(library, f"gq_dequantize_{kind.name.lower()}", None)
+    if function is None:
         return None
-    found.argtypes, found.restype = _ARGUMENTS, None
-    decoder: Decoder = found
+    function.argtypes, function.restype = _ARGUMENTS, None
+    decoder: Decoder = function
     return decoder

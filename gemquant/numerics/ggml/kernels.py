@@ -1,7 +1,7 @@
 """Kernels that quantize rows to ggml's blocks: our own, and ggml's as oracle and fallback.
 
-One of ours is a C function in ``numerics/native/source``, found by its name: ``gq_quantize_`` and
-ggml's name of the type in lower case. It writes what ``ggml_quantize_chunk`` would:
+Ours are C functions in ``numerics/native/source``, looked up by name: ``gq_quantize_`` and
+ggml's name of the type in lower case. They write what ``ggml_quantize_chunk`` would:
 
     void gq_quantize_q4_k(const float *x, uint8_t *out, int64_t rows, int64_t columns,
                           const float *importance);  // (columns,) or NULL
@@ -39,11 +39,11 @@ def kernel_of(kind: GgmlType) -> Kernel | None:
 
 def own_kernel(library: ctypes.CDLL, kind: GgmlType) -> Kernel | None:
     """Our kernel for a type in one of our libraries, or None where there is none."""
-    found = getattr(library, f"gq_quantize_{kind.name.lower()}", None)
-    if found is None:
+    function = getattr(library, f"gq_quantize_{kind.name.lower()}", None)
+    if function is None:
         return None
-    found.argtypes, found.restype = _ARGUMENTS, None
-    kernel: Kernel = found
+    function.argtypes, function.restype = _ARGUMENTS, None
+    kernel: Kernel = function
     return kernel
 
 

@@ -1,7 +1,7 @@
-"""ggml's own functions, out of the shared library that the package xllamacpp carries.
+"""ggml's own functions, from the shared library in the package xllamacpp.
 
 Only functions over plain numbers and pointers are called; their signatures have not changed since
-ggml got them, and no structure is touched. The extra ``gguf`` installs xllamacpp.
+ggml introduced them, and no structure is accessed. The extra ``gguf`` installs xllamacpp.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def ggml() -> ctypes.CDLL | None:
     """The library, or None where it is not installed or does not load."""
     for path in shared_objects():
         try:
-            found = ctypes.CDLL(str(path))
-            found.ggml_quantize_chunk.restype = ctypes.c_size_t
-            found.ggml_quantize_chunk.argtypes = [
+            library = ctypes.CDLL(str(path))
+            library.ggml_quantize_chunk.restype = ctypes.c_size_t
+            library.ggml_quantize_chunk.argtypes = [
                 ctypes.c_int,
                 ctypes.c_void_p,
                 ctypes.c_void_p,
@@ -34,7 +34,7 @@ def ggml() -> ctypes.CDLL | None:
             ]
         except (AttributeError, OSError):
             continue
-        return found
+        return library
     return None
 
 

@@ -20,9 +20,9 @@ def quantize_rows(
     """Quantize a weight (rows, columns) float32 row by row, as llama.cpp's own tools would.
 
     columns: whole blocks of ``kind``. importance: (columns,) float32, how much each column's error
-    counts; the types of floating-point numbers do not ask.
+    counts; floating-point types ignore it.
     Returns (rows, bytes of a row) uint8, the same for any number of threads.
-    RuntimeMissingError where neither a kernel of our own nor ggml is there.
+    RuntimeMissingError without a kernel of ours and without ggml.
     """
     rows, columns = weight.shape
     weight = weight.contiguous()
@@ -31,7 +31,9 @@ def quantize_rows(
     out = torch.empty(rows, kind.row_bytes(columns), dtype=torch.uint8)
     kernel = kernel_of(kind)
     if kernel is None:
-        raise RuntimeMissingError(f"{kind.name}: nothing here quantizes it.", hint=INSTALL)
+        raise RuntimeMissingError(
+            f"{kind.name}: no library that quantizes it is installed.", hint=INSTALL
+        )
     weights = None if importance is None else importance.to(torch.float32).contiguous()
 
     def run(start: int, stop: int) -> None:

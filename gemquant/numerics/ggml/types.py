@@ -60,5 +60,5 @@ _ALL = (
     GgmlType("BF16", 30, 1, 2),
 )
 
-TYPES: Mapping[str, GgmlType] = {made.name: made for made in _ALL}
+TYPES: Mapping[str, GgmlType] = {kind.name: kind for kind in _ALL}
 """Every format that gemquant writes, by ggml's name."""

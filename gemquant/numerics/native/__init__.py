@@ -1,4 +1,4 @@
-"""The C kernels, where they were built; a caller without them has a slower way of its own.
+"""The C kernels, where they were built; callers have a slower path without them.
 
 A kernel works on rows of numpy arrays and holds no lock: ``over_rows`` runs it on several threads.
 All levels compute the same bits. $GEMQUANT_NATIVE chooses a level by name, or ``off``.
@@ -21,7 +21,7 @@ REBUILD = f"python {build.FOLDER / 'build.py'}"
 
 @dataclass(frozen=True)
 class Status:
-    """Which kernels are in use. level: ``x86-64-v4`` and so on, or None. reason: why none is."""
+    """Which kernels are in use. level: ``x86-64-v4`` and so on, or None. reason: why None."""
 
     level: str | None
     reason: str | None = None
@@ -33,7 +33,7 @@ def status() -> Status:
 
 
 def version() -> str:
-    """The kernels' sources by the beginning of their SHA-256, or ``none``: for a manifest.
+    """First digits of the SHA-256 of the kernels' sources, or ``none``: for a manifest.
 
     Calibrated codes are chosen by sums that the kernels and plain torch add in different orders.
     """
@@ -55,13 +55,13 @@ def _loaded() -> tuple[ctypes.CDLL | None, Status]:
         return None, Status(None, f"GEMQUANT_NATIVE={chosen} is none of {', '.join(names)}, off")
     try:
         name = chosen or _best(names)
-        found = ctypes.CDLL(str(build.FOLDER / build.library_name(name)))
+        loaded = ctypes.CDLL(str(build.FOLDER / build.library_name(name)))
     except OSError as error:
         return None, Status(None, f"not built, or not for this machine ({error}): {REBUILD}")
-    found.gq_digest.restype = ctypes.c_char_p
-    if found.gq_digest().decode() != build.digest():
+    loaded.gq_digest.restype = ctypes.c_char_p
+    if loaded.gq_digest().decode() != build.digest():
         return None, Status(None, f"{name} is older than its sources; run: {REBUILD}")
-    return found, Status(name)
+    return loaded, Status(name)
 
 
 def _best(names: Sequence[str]) -> str:
@@ -83,14 +83,14 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 def over_rows(
     kernel: Callable[[int, int], object], rows: int, *, threads: int, at_least: int = 1
 ) -> None:
-    """Call ``kernel(start, stop)`` on runs of rows that together are all of them, on threads.
+    """Call ``kernel(start, stop)`` on parts of the rows, on several threads.
 
-    at_least: rows in a run; results must not depend on how rows are divided.
+    at_least: rows in a part; results must not depend on how rows are divided.
     """
-    runs = max(1, min(threads, rows // max(1, at_least)))
-    if runs == 1:
+    parts = max(1, min(threads, rows // max(1, at_least)))
+    if parts == 1:
         kernel(0, rows)
         return
-    bounds = [rows * n // runs for n in range(runs + 1)]
-    for done in [_pool(threads).submit(kernel, start, stop) for start, stop in pairwise(bounds)]:
-        done.result()
+    bounds = [rows * n // parts for n in range(parts + 1)]
+    for future in [_pool(threads).submit(kernel, *span) for span in pairwise(bounds)]:
+        future.result()

@@ -1,11 +1,11 @@
-"""Compile the C kernels with whatever compiler there is: once for every level of the processor.
+"""Compile the C kernels with any C compiler, once for every processor level.
 
 Every library is built from the same sources; ``native`` loads the best that the processor runs.
 Products and sums are never fused, so that all levels compute the same bits. Without a compiler
 nothing is built, and everything works through slower libraries.
 
 Running this file builds in place, after a change to the sources; the package's own build does the
-same. It imports nothing of gemquant, because the package does not exist yet when it runs.
+same. It imports nothing of gemquant: the package does not exist yet when it runs.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def compiler() -> list[str] | None:
     """Return the C compiler's command: $CC, else the first of cc, gcc and clang; None for none."""
     if chosen := os.environ.get("CC"):
         return shlex.split(chosen)
-    found = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-    return None if found is None else [found]
+    path = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    return None if path is None else [path]
 
 
 def build(folder: Path = FOLDER) -> list[Path]:
@@ -73,21 +73,21 @@ def build(folder: Path = FOLDER) -> list[Path]:
     sources = [str(path) for path in sorted(SOURCES.glob("*.c"))]
     built = []
     for level, flags in levels().items():
-        made = folder / library_name(level)
-        # Renamed when whole: a running program keeps the library that it has mapped.
-        scratch = made.with_name(f".{made.name}.{os.getpid()}")
+        target = folder / library_name(level)
+        # Renamed when complete: a running program still uses the library that it has mapped.
+        scratch = target.with_name(f".{target.name}.{os.getpid()}")
         line = [*command, *FLAGS, *flags, f'-DGQ_DIGEST="{digest()}"', *sources, "-lm"]
         try:
             subprocess.run(
                 [*line, "-o", str(scratch)], check=True, capture_output=True, text=True, timeout=600
             )
         except (OSError, subprocess.SubprocessError) as error:
-            told = getattr(error, "stderr", None) or str(error)
-            print(f"gemquant: kernels for {level} were not built: {told}", file=sys.stderr)
+            message = getattr(error, "stderr", None) or str(error)
+            print(f"gemquant: kernels for {level} were not built: {message}", file=sys.stderr)
             scratch.unlink(missing_ok=True)
             continue
-        scratch.replace(made)
-        built.append(made)
+        scratch.replace(target)
+        built.append(target)
     return built
 
 

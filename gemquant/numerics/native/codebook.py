@@ -33,13 +33,13 @@ def quantize_blocks(
 
     thresholds: 15, ascending. pairs: (256,) uint8, two ranks among the values → two codes.
     """
-    found = library()
-    assert found is not None, "is_usable() was not asked"
+    kernels = library()
+    assert kernels is not None, "call is_usable() first"
     edges = (ctypes.c_float * 15)(*thresholds)
     flat, pairs = flat.contiguous(), pairs.contiguous()
 
     def run(first: int, last: int) -> None:
-        found.gq_codebook(
+        kernels.gq_codebook(
             ctypes.c_void_p(flat.data_ptr()),
             ctypes.c_int64(block_size),
             edges,

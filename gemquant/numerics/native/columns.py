@@ -22,7 +22,7 @@ ROWS_PER_TASK = 64  # one tile; fewer would be padded to it
 class ColumnBlock:
     """Consecutive columns of one group, being rounded; errors and codes are written in place.
 
-    weight: (columns, rows), unscaled. errors: (columns, rows), weight − what the codes stand for.
+    weight: (columns, rows), unscaled. errors: (columns, rows), weight − decoded codes.
     codes: (columns, rows) uint8. column_scales: (columns,), rounding happens in units of weight
     times this. scales, zero_points: (rows,), the group's.
     """

@@ -104,8 +104,8 @@ def test_windows_that_were_asked_for_must_be_there(tmp_path: Path) -> None:
     ("slices", "windows", "seq_len", "message"),
     [
         (["cobol"], None, None, "--eval-slices cobol: suite code has python, go"),
-        ([], None, None, "0 slices of 12 windows are no text"),
-        (None, 0, None, "6 slices of 0 windows are no text"),
+        ([], None, None, "0 slices of 12 windows are nothing to measure on"),
+        (None, 0, None, "6 slices of 0 windows are nothing to measure on"),
         (None, None, 1, "--seq-len 1: must be at least 2"),
     ],
 )

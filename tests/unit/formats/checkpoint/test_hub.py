@@ -106,7 +106,7 @@ def test_a_gated_model_names_the_page_and_the_login() -> None:
 def test_a_missing_repository_suggests_spelling_and_login() -> None:
     error = hub_errors.RepositoryNotFoundError("404", response=response(404))  # type: ignore[arg-type]
     problem = hub_problem(error, "google/gema", None)
-    assert "neither a folder here nor a model on the Hub" in problem.message
+    assert "neither a local folder nor a visible model on the Hub" in problem.message
     assert problem.exit_code == 3
 
 

@@ -56,5 +56,5 @@ def test_without_our_kernels_rows_decode_alike(name, monkeypatch):
 def test_bytes_that_are_no_blocks_are_refused():
     if native.library() is None:
         pytest.skip(native.status().reason)
-    with pytest.raises(ValueError, match="145 bytes are no row of Q4_K"):
+    with pytest.raises(ValueError, match="145 bytes are not a row of Q4_K"):
         dequantize_rows(torch.zeros(1, 145, dtype=torch.uint8), TYPES["Q4_K"])
