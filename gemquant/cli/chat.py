@@ -194,14 +194,10 @@ command = ChatCommand(
             type=float,
             default=1.0,
             metavar="X",
-            help="Sampling temperature; 0 always takes the most likely token.",
+            help="Sampling temperature; 0 is greedy.",
         ),
         setting(
-            "--top-p",
-            type=float,
-            default=0.95,
-            metavar="X",
-            help="Nucleus sampling: total probability of the tokens to sample from.",
+            "--top-p", type=float, default=0.95, metavar="X", help="Nucleus sampling threshold."
         ),
         setting(
             "--top-k",

@@ -20,14 +20,14 @@ NONE = "–"
 
 
 def tasks(document: TasksDocument) -> None:
-    """Print every task that was named, then what must be said about it."""
+    """Print every task that was named, then notes."""
     shown = [
         result
         for result in document.tasks
         if result.member_of is None or not _has_group(result, document)
     ]
     numbers = ("artifact", "original", "drop")
-    scores = table("task", "asked", "metric", *numbers, numbers=numbers)
+    scores = table("task", "run", "metric", *numbers, numbers=numbers)
     numbers = ("artifact", "published", "drop")
     published = table("task", "metric", *numbers, "", numbers=numbers)
     for result in shown:
@@ -41,7 +41,7 @@ def tasks(document: TasksDocument) -> None:
 
 
 def _has_group(result: TaskResult, document: TasksDocument) -> bool:
-    """Whether the group that a task was run for has scores of its own; members are in the JSON."""
+    """Whether a task's group has scores of its own; its members are then only in the JSON."""
     return any(each.task == result.member_of and each.metrics for each in document.tasks)
 
 
@@ -64,7 +64,7 @@ def _rows(result: TaskResult) -> Iterator[tuple[str, ...]]:
         first = number == 0
         yield (
             result.task if first else "",
-            _asked(result) if first else "",
+            _settings(result) if first else "",
             _name(metric),
             _score(metric.artifact),
             NONE if metric.original is None else _score(metric.original),
@@ -72,7 +72,7 @@ def _rows(result: TaskResult) -> Iterator[tuple[str, ...]]:
         )
 
 
-def _asked(result: TaskResult) -> str:
+def _settings(result: TaskResult) -> str:
     shots = "mixed" if result.num_fewshot is None else f"{result.num_fewshot}-shot"
     whole = result.samples == result.samples_in_all
     return f"{shots}, {result.samples}" + ("" if whole else f" of {result.samples_in_all}")
@@ -104,19 +104,13 @@ def _published(result: TaskResult) -> Iterator[tuple[str, ...]]:
         figure = metric.published
         if figure is not None:
             drop = NONE if figure.drop is None else _figure(figure.drop, "+")
-            told = f"not compared: {figure.not_compared}" if figure.not_compared else ""
-            yield (
-                result.task,
-                _name(metric),
-                _score(metric.artifact),
-                _figure(figure.value),
-                drop,
-                told,
-            )
+            note = f"not compared: {figure.not_compared}" if figure.not_compared else ""
+            scores = (_score(metric.artifact), _figure(figure.value), drop)
+            yield (result.task, _name(metric), *scores, note)
 
 
 def _sources(shown: Sequence[TaskResult]) -> Iterator[str]:
-    yield "Published figures may differ in prompts and in reading of answers, even where compared."
+    yield "Published figures may use other prompts and answer parsing, even if compared."
     for result in shown:
         for metric in result.metrics:
             if metric.published is not None:
@@ -126,7 +120,7 @@ def _sources(shown: Sequence[TaskResult]) -> Iterator[str]:
 def _remarks(document: TasksDocument) -> Iterator[str]:
     yield (
         "±: standard error over samples. drop: how much worse the artifact is, with its paired "
-        "95 % interval; + is worse. ↓: less is better."
+        "95 % interval; + is worse. ↓: lower is better."
     )
     for result in document.tasks:
         if result.skipped is not None:

@@ -1,16 +1,22 @@
-"""Two benchmarks of one machine, row by row."""
+"""Compares two benchmarks of one machine, row by row."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from pydantic import Field
 
 from gemquant.core.json_document import Record
 from gemquant.errors import UnsupportedError, UsageError
-from gemquant.measure.bench.document import Benchmark, Row, Settings
+from gemquant.measure.bench.document import Benchmark, Figures, Row, Settings
 
 FIGURES = ("first_token_seconds", "prefill_tokens_per_second", "decode_tokens_per_second")
+SINGLE_FIGURES = (
+    "load_seconds",
+    "peak_anonymous_bytes",
+    "peak_resident_bytes",
+    "peak_device_bytes",
+)
 
 
 class Change(Record):
@@ -46,19 +52,22 @@ class Comparison(Record):
 
 
 def compare(before: Benchmark, after: Benchmark) -> Comparison:
-    """Compare; UnsupportedError across machines, UsageError across settings or without a row."""
+    """Compare; UnsupportedError across machines, UsageError across settings or without rows."""
     _require_same_machine(before, after)
     _require_same_settings(before.settings, after.settings)
-    old, new = _measured(before), _measured(after)
+    old, new = (
+        {row.key: (row, row.figures) for row in each.rows if row.figures is not None}
+        for each in (before, after)
+    )
     common = [key for key in new if key in old]
     if not common:
         raise UsageError(
             "The two benchmarks have no measured row in common: "
-            f"{_named(old)} before, {_named(new)} after.",
+            f"{_names(old)} before, {_names(new)} after.",
             hint="Rows are matched by the last part of the artifact's path, runtime and mode.",
         )
     return Comparison(
-        rows=tuple(_change(old[key], new[key]) for key in common),
+        rows=tuple(_change(*old[key], *new[key]) for key in common),
         differs=tuple(_differences(before, after)),
         unmatched=tuple(" ".join(key) for key in {**old, **new} if (key in old) != (key in new)),
         after=after,
@@ -81,8 +90,8 @@ def _require_same_machine(before: Benchmark, after: Benchmark) -> None:
     if gpus[0] != gpus[1]:
         differing.append(f"accelerators {gpus[0]} and {gpus[1]}")
     raise UnsupportedError(
-        "The two benchmarks are of different machines, and speeds of different machines say "
-        f"nothing about artifacts: {'; '.join(differing) or 'their fingerprints differ'}.",
+        "The two benchmarks are of different machines, so that their speeds cannot be compared: "
+        f"{'; '.join(differing) or 'their fingerprints differ'}.",
         hint="Measure both artifacts on one machine: gemquant bench A B",
     )
 
@@ -96,51 +105,38 @@ def _require_same_settings(before: Settings, after: Settings) -> None:
     if differing:
         raise UsageError(
             f"The two benchmarks measured different things: {'; '.join(differing)}.",
-            hint="Measure again with the settings of the earlier one.",
+            hint="Measure again with the settings of the earlier benchmark.",
         )
 
 
-def _measured(benchmark: Benchmark) -> dict[tuple[str, str, str], Row]:
-    return {row.key: row for row in benchmark.rows if row.figures is not None}
-
-
-def _named(rows: Mapping[tuple[str, str, str], Row]) -> str:
+def _names(rows: Iterable[tuple[str, str, str]]) -> str:
     return ", ".join(" ".join(key) for key in rows) or "none"
 
 
-def _change(before: Row, after: Row) -> RowChange:
+def _change(row: Row, figures: Figures, later: Row, new: Figures) -> RowChange:
     changes = {}
-    assert before.figures is not None
-    assert after.figures is not None
     for name in FIGURES:
-        old, new = (getattr(row.figures.measured, name) for row in (before, after) if row.figures)
+        first, second = getattr(figures.measured, name), getattr(new.measured, name)
         changes[name] = Change(
-            before=old.median,
-            after=new.median,
-            ratio=new.median / old.median,
-            overlapping=old.minimum <= new.maximum and new.minimum <= old.maximum,
+            before=first.median,
+            after=second.median,
+            ratio=second.median / first.median,
+            overlapping=first.minimum <= second.maximum and second.minimum <= first.maximum,
         )
-    single = {
-        "load_seconds": (before.figures.load_seconds, after.figures.load_seconds),
-        "size_bytes": (before.size_bytes, after.size_bytes),
-        **{
-            name: (getattr(before.figures, name), getattr(after.figures, name))
-            for name in ("peak_anonymous_bytes", "peak_resident_bytes", "peak_device_bytes")
-        },
-    }
-    for name, (first, second) in single.items():
-        if first and second is not None:
-            ratio = second / first
-            changes[name] = Change(before=first, after=second, ratio=ratio, overlapping=None)
+    single = {"size_bytes": (row.size_bytes, later.size_bytes)}
+    single |= {name: (getattr(figures, name), getattr(new, name)) for name in SINGLE_FIGURES}
+    for name, (old, current) in single.items():
+        if old and current is not None:
+            changes[name] = Change(before=old, after=current, ratio=current / old, overlapping=None)
     return RowChange(
-        artifact=after.artifact, runtime=after.runtime, mode=after.mode, changes=changes
+        artifact=later.artifact, runtime=later.runtime, mode=later.mode, changes=changes
     )
 
 
 def _differences(before: Benchmark, after: Benchmark) -> list[str]:
-    """Everything that may explain a change besides the artifacts."""
+    """Describe everything but the artifacts that may explain a change."""
     old, new = before.environment, after.environment
-    told = [
+    differences = [
         f"{name} {old.libraries.get(name)} → {new.libraries.get(name)}"
         for name in {**old.libraries, **new.libraries}
         if old.libraries.get(name) != new.libraries.get(name)
@@ -148,20 +144,20 @@ def _differences(before: Benchmark, after: Benchmark) -> list[str]:
     for name in ("kernel", "governor", "clock_limit_mhz", "power"):
         first, second = getattr(old.conditions, name), getattr(new.conditions, name)
         if first != second:
-            told.append(f"{name} {first or 'unknown'} → {second or 'unknown'}")
+            differences.append(f"{name} {first or 'unknown'} → {second or 'unknown'}")
     drivers = [
         ", ".join(gpu.driver or "unknown" for gpu in each.machine.accelerators)
         for each in (old, new)
     ]
     if drivers[0] != drivers[1]:
-        told.append(f"driver {drivers[0]} → {drivers[1]}")
-    named = [
+        differences.append(f"driver {drivers[0]} → {drivers[1]}")
+    prompts = [
         {name.rpartition("/")[2]: digest for name, digest in each.prompts.items()}
         for each in (before, after)
     ]
-    told += [
+    differences += [
         f"the prompt of {name}"
-        for name in named[0]
-        if name in named[1] and named[0][name] != named[1][name]
+        for name, digest in prompts[0].items()
+        if prompts[1].get(name, digest) != digest
     ]
-    return told
+    return differences

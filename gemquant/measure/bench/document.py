@@ -1,4 +1,4 @@
-"""The document that a benchmark leaves: settings, machine, conditions, one row per measurement.
+"""The document of a benchmark: settings, machine, conditions, one row per measurement.
 
 The JSON Schema in ``docs/bench.schema.json`` is generated from these models.
 """
@@ -52,46 +52,46 @@ class Speed(Record):
 
 
 class RuntimeStatistics(Record):
-    """What a runtime counted itself, by its own clock, over the repetitions that count."""
+    """A runtime's own figures, by its own clock, over the repetitions that count."""
 
     prompt_tokens: int = Field(
-        description="Prompt tokens that it computed, the fewest of all runs: fewer than were given "
-        "were kept from before, more were added by it."
+        description="Prompt tokens that it computed, the fewest of all runs. Fewer than the prompt "
+        "has: some were cached; more: the runtime added some."
     )
     prefill_tokens_per_second: Spread = Field(description="Prompt tokens over its seconds.")
     decode_tokens_per_second: Spread = Field(description="New tokens over its seconds.")
-    peak_resident_bytes: int = Field(description="Largest resident memory that it told.")
+    peak_resident_bytes: int = Field(description="Largest resident memory that it reported.")
 
 
 class Figures(Record):
     """What was measured in one process."""
 
     load_seconds: float = Field(
-        description="From the first look at the files, which the system's cache holds as far as it "
-        "can, until the runtime can compute; modules that it imports only then count."
+        description="From opening the files, which the system's cache holds as far as it can, "
+        "until the runtime can compute; modules that it imports only then count."
     )
     measured: Speed = Field(description="The repetitions that count.")
     warm_up: Speed | None = Field(description="The runs before them, which do not count.")
     baseline_anonymous_bytes: int | None = Field(
         description="Anonymous memory of the process before loading: Python and libraries. Null "
-        "where the system does not tell (all but Linux)."
+        "on systems that do not report it (all but Linux)."
     )
     peak_anonymous_bytes: int | None = Field(
-        description="Largest anonymous memory of the process, looked at every 10 ms: all that was "
+        description="Largest anonymous memory of the process, sampled every 10 ms: everything "
         "allocated; mapped weights do not count."
     )
     peak_resident_bytes: int | None = Field(
-        description="Largest resident memory of the process as the system keeps it: mapped weights "
-        "count."
+        description="Largest resident memory of the process as the system reports it: mapped "
+        "weights count."
     )
     peak_device_bytes: int | None = Field(
-        description="Largest memory allocated on the accelerator; null without one, or where the "
-        "runtime does not tell."
+        description="Largest memory allocated on the accelerator; null without one, or if the "
+        "runtime does not report it."
     )
     greedy_tokens: tuple[int, ...] = Field(description="Token ids that the first run generated.")
     repeatable: bool = Field(description="Every run generated the same tokens.")
     runtime_statistics: RuntimeStatistics | None = Field(
-        default=None, description="Null where the runtime keeps none."
+        default=None, description="Null if the runtime has none."
     )
 
 
@@ -106,34 +106,36 @@ class Row(Record):
     runtime: str = Field(description="What ran it: `llama.cpp`, `transformers`, `mlx-lm`, …")
     mode: str = Field(description="How: one of the runtime's modes.")
     software: str | None = Field(
-        description="Versions, type computed in and place, as the runtime tells them; null where "
-        "nothing was run."
+        description="Versions, type computed in and place, as the runtime reports them; null if "
+        "nothing ran."
     )
     tokens_as_first_mode: int | None = Field(
-        description="How many tokens from the first on are those of the first mode of the same "
+        description="How many tokens from the first on equal those of the first mode of the same "
         "artifact and runtime that ran; null for that mode itself."
     )
-    figures: Figures | None = Field(description="What was measured; null where nothing was.")
+    figures: Figures | None = Field(description="What was measured; null if nothing was.")
     not_run: str | None = Field(default=None, description="Why nothing was measured.")
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What a row of another document is matched by."""
+        """What rows of two documents are matched by."""
         return Path(self.artifact).name, self.runtime, self.mode
 
 
 class Settings(Record):
-    """What was asked for; rows of different settings are not compared."""
+    """Settings of the run; rows of different settings are not compared."""
 
     prompt_tokens: int = Field(description="Length of the prompt, BOS included.")
     new_tokens: int = Field(description="How many tokens are generated, greedily.")
     repetitions: int = Field(description="Runs that count.")
     warm_up_runs: int = Field(description="Runs before them.")
     threads: int = Field(
-        description="Processor threads given to the runtime; 0 where a board's decides itself."
+        description="Processor threads of the runtime; 0 on a board, whose runtime decides."
     )
     device: str = Field(description="`cpu`, `cuda`, `cuda:1`, `mps`; `npu` of a board.")
-    dtype: str = Field(description="Type asked of the runtime; `auto` for the files' own.")
+    dtype: str = Field(
+        description="Type requested of the runtime; `auto` for the type of the files."
+    )
 
 
 class Accelerator(Record):
@@ -153,12 +155,12 @@ class Machine(Record):
     physical_cores: int | None = Field(description="Physical cores that the process may use.")
     logical_processors: int = Field(description="Logical processors that it may use.")
     memory_gib: int | None = Field(description="Memory in GiB, rounded.")
-    accelerators: tuple[Accelerator, ...] = Field(description="GPUs that the system tells of.")
+    accelerators: tuple[Accelerator, ...] = Field(description="GPUs that the system reports.")
     fingerprint: str = Field(description="SHA-256 over all of the above but driver versions.")
 
 
 class Conditions(Record):
-    """What may change between runs of one machine; null where the system does not tell."""
+    """What may change between runs of one machine; null if the system does not report it."""
 
     kernel: str = Field(description="Version of the operating system's kernel.")
     governor: str | None = Field(description="Frequency governor of the processors.")
@@ -166,11 +168,11 @@ class Conditions(Record):
     clock_limit_mhz: str | None = Field(description="Highest clock that they may reach.")
     power: str | None = Field(description="Mains or battery, and the power profile.")
     load_average: float | None = Field(
-        description="Processes that wanted to run in the minute before: others compete above 0."
+        description="Processes ready to run in the minute before: above 0, others compete."
     )
     virtual: bool | None = Field(description="Whether the processor says that it is virtual.")
     accelerators: tuple[str, ...] = Field(
-        description="Power state, clocks and power limit of each GPU, as its driver tells them."
+        description="Power state, clocks and power limit of each GPU, as its driver reports them."
     )
 
 
@@ -179,11 +181,11 @@ class Environment(Record):
 
     machine: Machine
     conditions: Conditions
-    libraries: Mapping[str, str | None] = Field(description="Versions; null where not installed.")
+    libraries: Mapping[str, str | None] = Field(description="Versions; null if not installed.")
 
 
 class Range(Record):
-    """Lowest and highest of what was looked at after every run."""
+    """Lowest and highest of the samples after every run."""
 
     lowest: float = Field(description="Lowest of all.")
     highest: float = Field(description="Highest of all.")
@@ -198,12 +200,12 @@ class Board(Record):
         description="Governors held NPU, memory and processors at their highest clocks."
     )
     clocks_before: Mapping[str, str] = Field(description="Governor and clock of each.")
-    clocks_after: Mapping[str, str] = Field(description="The same afterwards; empty where unknown.")
+    clocks_after: Mapping[str, str] = Field(description="The same afterwards; empty if unknown.")
     celsius_before: Mapping[str, float] = Field(description="Every sensor, °C.")
     celsius_after: Mapping[str, float] = Field(description="The same afterwards.")
     clocks_mhz: Mapping[str, Range] = Field(description="Clocks after every run.")
     celsius: Mapping[str, Range] = Field(description="Sensors after every run, °C.")
-    throttled: bool = Field(description="At some time the kernel took clocks away because of heat.")
+    throttled: bool = Field(description="The kernel lowered clocks at some time because of heat.")
 
 
 class Benchmark(Document):
@@ -226,7 +228,7 @@ class Benchmark(Document):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a saved document; UsageError where it is none."""
+        """Read a saved document; UsageError if it is not one."""
         return read_document(
             cls, path, hint="Save one with: gemquant bench ARTIFACT -o before.json"
         )

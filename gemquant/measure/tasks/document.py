@@ -1,4 +1,4 @@
-"""What ``gemquant tasks`` measured, as JSON.
+"""The document of ``gemquant tasks``.
 
 The JSON Schema in ``docs/tasks-document.schema.json`` is generated from these models.
 """
@@ -20,7 +20,7 @@ class ModelRecord(Record):
 
     name: str = Field(description="The artifact's folder or file name; the original as named.")
     container: str = Field(description="The container format; `checkpoint` for an original.")
-    base_model: str | None = Field(default=None, description="Hub id, where it is known.")
+    base_model: str | None = Field(default=None, description="Hub id, if known.")
     digest: str | None = Field(
         default=None,
         description="Of an artifact's files, as in evaluation documents; null for anything else.",
@@ -29,15 +29,15 @@ class ModelRecord(Record):
 
 
 class Settings(Record):
-    """What else decides the figures."""
+    """Settings that decide the figures."""
 
     limit: int | None = Field(description="First samples of each task only; null for all.")
-    num_fewshot: int | None = Field(description="Examples asked for; null for each task's own.")
+    num_fewshot: int | None = Field(description="Examples requested; null for each task's own.")
     chat_template: bool = Field(description="Whether prompts went through the chat template.")
     max_length: int = Field(description="Longest window in tokens, BOS included.")
-    batch_size: int = Field(description="Windows in one forward pass, where the runtime batches.")
+    batch_size: int = Field(description="Windows per forward pass, if the runtime batches.")
     device: str = Field(description="Where the runtimes computed.")
-    dtype: str = Field(description="Type computed in, where the runtime lets it be chosen.")
+    dtype: str = Field(description="Type computed in, if the runtime supports a choice.")
     seed: int = Field(description="Seed of few-shot examples and of the intervals.")
     task_code: bool = Field(description="Whether Python from the task folder was allowed to run.")
 
@@ -52,40 +52,40 @@ class TaskScore(Record):
 
     value: float = Field(description="As lm-eval aggregates it; a share is from 0 to 1.")
     standard_error: float | None = Field(
-        default=None, description="lm-eval's own; null where it gives none."
+        default=None, description="lm-eval's; null if it gives none."
     )
 
 
 class Drop(Record):
     """How much worse the artifact is than the original; positive is worse.
 
-    For figures of which more is better the original's less the artifact's, for others the reverse.
+    If more is better: the original's minus the artifact's; else the reverse.
     """
 
     value: float = Field(description="Unrounded.")
     low: float | None = Field(
-        default=None, description="Lower end of the paired 95 % interval; null where it has none."
+        default=None, description="Lower end of the paired 95 % interval; null if there is none."
     )
     high: float | None = Field(default=None, description="Upper end of it.")
     samples: int | None = Field(
-        default=None, description="Samples that both answered, the same prompt for both."
+        default=None, description="Samples that both answered, with the same prompts."
     )
     no_interval: str | None = Field(
-        default=None, description="Why there is no interval; null where there is one."
+        default=None, description="Why there is no interval; null if there is one."
     )
 
 
 class PublishedFigure(Record):
-    """What the model's maker published, and how far it may be compared."""
+    """A published figure of the model, and whether it can be compared."""
 
     value: float = Field(description="On the scale of the score.")
     wording: str = Field(description="Benchmark, setting and figure in the source's words.")
     source: str = Field(description="Where it was published.")
     drop: float | None = Field(
-        default=None, description="Published less measured; null where they are unlike things."
+        default=None, description="Published minus measured; null if they cannot be compared."
     )
     not_compared: str | None = Field(
-        default=None, description="Why the two are not compared; null where they are."
+        default=None, description="Why the two are not compared; null if they are."
     )
 
 
@@ -97,11 +97,11 @@ class MetricResult(Record):
     higher_is_better: bool = Field(description="Whether more is better.")
     artifact: TaskScore = Field(description="The artifact's.")
     original: TaskScore | None = Field(
-        default=None, description="The original's on the same samples; null where it did not run."
+        default=None, description="The original's on the same samples; null if it did not run."
     )
     drop: Drop | None = Field(default=None, description="The difference; null without an original.")
     published: PublishedFigure | None = Field(
-        default=None, description="The figure of the model card; null where none is known."
+        default=None, description="The figure of the model card; null if none is known."
     )
 
 
@@ -114,7 +114,7 @@ class TaskResult(Record):
         default=None, description="lm-eval's version of the task; it rises when a metric changes."
     )
     num_fewshot: int | None = Field(
-        default=None, description="Examples before each question; null where members differ."
+        default=None, description="Examples before each question; null if members differ."
     )
     samples: int = Field(default=0, description="Samples answered.")
     samples_in_all: int = Field(default=0, description="Samples that the task has.")
@@ -133,20 +133,22 @@ class TasksDocument(Document):
     gemquant: str = Field(description="The program's version.")
     lm_eval: str = Field(description="lm-eval's version.")
     artifact: ModelRecord | None = Field(
-        description="What was measured; null where every task was skipped."
+        description="What was measured; null if every task was skipped."
     )
     original: ModelRecord | None = Field(
-        default=None, description="What it is compared with; null where nothing was."
+        default=None, description="What it is compared with; null if nothing."
     )
     settings: Settings = Field(description="How.")
-    tasks: tuple[TaskResult, ...] = Field(description="In the order given, members behind groups.")
-    notes: tuple[str, ...] = Field(default=(), description="What else is worth knowing.")
+    tasks: tuple[TaskResult, ...] = Field(
+        description="In the requested order, groups before their members."
+    )
+    notes: tuple[str, ...] = Field(default=(), description="Further remarks.")
 
 
 def read_tasks_document(path: Path) -> TasksDocument:
-    """Read and check a document. UsageError names the file and what is wrong in it."""
+    """Read and check a document; UsageError names the file and what is wrong."""
     return read_document(
         TasksDocument,
         path,
-        hint="Such documents are written by `gemquant tasks ARTIFACT --output FILE`.",
+        hint="Write one with: gemquant tasks ARTIFACT -o FILE",
     )

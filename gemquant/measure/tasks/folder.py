@@ -1,8 +1,8 @@
-"""A user's folder of task files: what in it would run code, looked for before lm-eval reads it.
+"""Checks a user's folder of task files for code before lm-eval reads it.
 
-lm-eval's task files are YAML in which ``!function module.name`` names Python to import, ``include``
-takes in another file, and metrics that it does not know are fetched, as code, from a hub. A folder
-that someone was handed is data: all of that is refused unless the user allows it.
+lm-eval's task files are YAML in which ``!function module.name`` imports Python, ``include`` reads
+another file, and unknown metrics are downloaded, as code, from a hub. A folder from somebody else
+is data: all of that is refused unless the user allows it.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _PICKLED = {"pandas", "pickle"}
 
 
 class _Code:
-    """Stands where ``!function`` names Python."""
+    """Replaces a ``!function`` tag."""
 
-    def __init__(self, named: str) -> None:
-        self.named = named
+    def __init__(self, name: str) -> None:
+        self.name = name
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no annotations
-    """Plain YAML; every tag of one's own is kept as what it names."""
+    """Plain YAML; every custom tag becomes a _Code."""
 
 
 def _tagged(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> _Code:
@@ -44,23 +44,23 @@ _Loader.add_multi_constructor("!", _tagged)
 def folder_problems(
     folder: Path, *, code_allowed: bool, knows_metric: Callable[[str], bool]
 ) -> list[GemquantError]:
-    """Everything in a folder's task files that is refused; nothing is run or imported.
+    """Return everything in a folder's task files that is refused; run and import nothing.
 
-    knows_metric: whether lm-eval has a metric of that name itself.
+    knows_metric: whether lm-eval itself has a metric of that name.
     """
     if not folder.is_dir():
         return [UsageError(f"--task-folder {folder}: not a folder.")]
-    found = sorted(path for path in folder.rglob("*.yaml") if "__pycache__" not in path.parts)
-    if not found:
+    files = sorted(path for path in folder.rglob("*.yaml") if "__pycache__" not in path.parts)
+    if not files:
         return [
             UsageError(
-                f"--task-folder {folder}: holds no .yaml file.", hint="docs/tasks.md shows one."
+                f"--task-folder {folder}: contains no .yaml file.", hint="docs/tasks.md shows one."
             )
         ]
     problems = ProblemCollector()
     seen: set[Path] = set()
-    while found:
-        path = found.pop(0)
+    while files:
+        path = files.pop(0)
         if path.resolve() in seen:
             continue
         seen.add(path.resolve())
@@ -69,29 +69,29 @@ def folder_problems(
             continue
         read = attempt.value
         included = list(_included(read, path))
-        found += included
+        files += included
         if not code_allowed:
             problems += [_refused(path, what) for what in _code(read, knows_metric)]
     return problems
 
 
 def task_names(folder: Path) -> set[str]:
-    """Names of tasks, groups and tags that a folder of readable files defines."""
+    """Return the names of tasks, groups and tags that a folder of readable files defines."""
     names: set[str] = set()
     for path in folder.rglob("*.yaml"):
         read = _read(path, folder)
         for key in ("task", "group", "tag"):
-            given = read.get(key)
-            names |= {given} if isinstance(given, str) else set()
-            if key == "tag" and isinstance(given, list):
-                names |= set(map(str, given))
+            value = read.get(key)
+            names |= {value} if isinstance(value, str) else set()
+            if key == "tag" and isinstance(value, list):
+                names |= set(map(str, value))
     return names
 
 
 def _read(path: Path, folder: Path) -> Mapping[str, Any]:
     inside = path.resolve().is_relative_to(folder.resolve())
     if not inside:
-        raise UnsupportedError(f"{path}: lies outside of the task folder {folder}.")
+        raise UnsupportedError(f"{path}: outside the task folder {folder}.")
     try:
         if path.stat().st_size > _LIMIT_BYTES:
             raise UsageError(f"{path}: larger than {_LIMIT_BYTES} bytes.")
@@ -100,25 +100,25 @@ def _read(path: Path, folder: Path) -> Mapping[str, Any]:
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        told = " ".join(str(error).split())
-        raise UsageError(f"{path}: not valid YAML: {told}.") from None
+        message = " ".join(str(error).split())
+        raise UsageError(f"{path}: not valid YAML: {message}.") from None
     if not isinstance(read, Mapping):
-        raise UsageError(f"{path}: holds no mapping, as a task file must.")
+        raise UsageError(f"{path}: a task file must contain a mapping.")
     return read
 
 
 def _included(read: Mapping[str, Any], path: Path) -> Iterator[Path]:
     for table in _tables(read):
-        given = table.get("include", ())
-        for name in [given] if isinstance(given, str) else given or ():
+        include = table.get("include", ())
+        for name in [include] if isinstance(include, str) else include or ():
             yield path.parent / str(name)
 
 
 def _code(read: Mapping[str, Any], knows_metric: Callable[[str], bool]) -> Iterator[str]:
-    """Whatever would run Python that is not lm-eval's own, in words."""
+    """Describe everything that would run Python from outside lm-eval."""
     for value in _values(read):
         if isinstance(value, _Code):
-            yield f"!function {value.named}"
+            yield f"!function {value.name}"
     for table in _tables(read):
         source = str(table.get("dataset_path", ""))
         if source in _PICKLED or source.endswith(".py"):
@@ -135,7 +135,7 @@ def _code(read: Mapping[str, Any], knows_metric: Callable[[str], bool]) -> Itera
 def _refused(path: Path, what: str) -> GemquantError:
     return UnsupportedError(
         f"{path}: {what}: would run Python that comes with the task.",
-        hint=f"Read it; then give {ALLOW}.",
+        hint=f"Read it, then pass {ALLOW}.",
     )
 
 
@@ -144,12 +144,12 @@ def _sequence(value: Any) -> Sequence[Any]:
 
 
 def _tables(value: Any) -> Iterator[Mapping[str, Any]]:
-    """Every mapping in a document, itself included."""
+    """Yield every mapping in a document, including itself."""
     return (each for each in _values(value) if isinstance(each, Mapping))
 
 
 def _values(value: Any) -> Iterator[Any]:
-    """Every value in a document, each object once however many aliases it has."""
+    """Yield every value in a document, each object once however many aliases it has."""
     waiting, seen = [value], set()
     while waiting:
         each = waiting.pop()

@@ -1,4 +1,4 @@
-"""lm-eval: its tasks by name, and a run of some of them. Only this file and ``model`` import it."""
+"""lm-eval: finds its tasks by name and runs them. Only this file and ``model`` import it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ from gemquant.models.template_process import RenderingError, shared_renderer
 
 INSTALL = "pip install 'gemquant[tasks]'"
 RESAMPLES = 1000
-"""Of lm-eval's own bootstrap, for the standard errors of metrics that are no means."""
+"""Of lm-eval's bootstrap, for the standard errors of metrics that are not means."""
+
+_HTTP_PACKAGES = {"aiohttp", "httpcore2", "httpx", "httpx2", "requests"}
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +39,8 @@ logger = logging.getLogger(__name__)
 class Loaded:
     """Tasks that can be run.
 
-    tasks: lm-eval's tasks and groups, by the name that was asked for; several behind a tag.
-    members: names of the tasks themselves, by the same. skipped: why each of the others cannot be
-    reached.
+    tasks: lm-eval's tasks and groups by requested name; a tag has several. members: names of the
+    tasks themselves, by the same. skipped: why each of the other names cannot be run.
     """
 
     manager: Any
@@ -49,12 +50,12 @@ class Loaded:
 
 
 def version() -> str:
-    """lm-eval's version; RuntimeMissingError where it is not installed."""
+    """Return lm-eval's version; RuntimeMissingError if it is not installed."""
     try:
         return metadata.version("lm_eval")
     except metadata.PackageNotFoundError:
         raise RuntimeMissingError(
-            "lm-eval is not installed; it holds the tasks.", hint=INSTALL
+            "lm-eval is not installed; it provides the tasks.", hint=INSTALL
         ) from None
 
 
@@ -63,8 +64,8 @@ def load(
 ) -> Loaded:
     """Find tasks by name and read their data sets.
 
-    folder: task files of the user's own, which win over lm-eval's. UsageError for an unknown name,
-    with those it may have meant; what cannot be downloaded is skipped, with the reason.
+    folder: the user's task files, which win over lm-eval's. UsageError for an unknown name, with
+    similar ones; what cannot be downloaded is skipped, with the reason.
     """
     version()
     with contained():
@@ -72,7 +73,7 @@ def load(
         from lm_eval.api.registry import METRIC_REGISTRY
         from lm_eval.tasks import TaskManager
 
-        own: set[str] = set()
+        names_in_folder: set[str] = set()
         if folder is not None:
             refuse(
                 folder_problems(
@@ -81,12 +82,12 @@ def load(
                     knows_metric=lambda name: name in METRIC_REGISTRY,
                 )
             )
-            own = task_names(folder)
+            names_in_folder = task_names(folder)
         progress.note("reading lm-eval's list of tasks")
-        # Its own list takes seconds, and a folder that names them all does without.
+        # lm-eval's list takes seconds; a folder with all the tasks does not need it.
         manager = TaskManager(
             include_path=None if folder is None else str(folder),
-            include_defaults=not own.issuperset(names),
+            include_defaults=not names_in_folder.issuperset(names),
         )
         refuse(_unknown(names, manager.all_tasks))
         tasks: dict[str, Sequence[Any]] = {}
@@ -96,35 +97,35 @@ def load(
             for name in names:
                 progress.note(f"reading the data of {name}")
                 try:
-                    found = manager.load([name])
+                    content = manager.load([name])
                 except (OSError, ImportError) as error:
                     skipped[name] = _unreachable(error)
                     if isinstance(error, ConnectionError):
-                        offline.enter_context(_offline())
+                        _go_offline(offline)
                 except GemquantError:
                     raise
                 except Exception as error:  # task files and loaders raise anything
-                    if not _is_about_reaching(error):
+                    if not _is_network_error(error):
                         raise CalibrationError(
                             f"the task {name} cannot be read: {error}"
                         ) from error
                     skipped[name] = _unreachable(error)
                 else:
-                    group = found["groups"].get(name)
-                    tasks[name] = [group] if group is not None else list(found["tasks"].values())
-                    refuse(_twice(name, list(found["tasks"]), members))
-                    members[name] = list(found["tasks"])
+                    group, loaded = content["groups"].get(name), content["tasks"]
+                    tasks[name] = [group] if group is not None else list(loaded.values())
+                    refuse(_repeated(name, list(loaded), members))
+                    members[name] = list(loaded)
     return Loaded(manager, tasks, members, skipped)
 
 
 def run(model: Any, loaded: Loaded, settings: Settings) -> Mapping[str, Any]:
-    """Let a model answer all tasks that were loaded: lm-eval's results, samples included."""
+    """Let a model answer all loaded tasks; return lm-eval's results with their samples."""
     with contained():
         from lm_eval import simple_evaluate
 
         results: Mapping[str, Any] = simple_evaluate(
             model=model,
-            tasks=[each for found in loaded.tasks.values() for each in found],
+            tasks=[task for tasks in loaded.tasks.values() for task in tasks],
             num_fewshot=settings.num_fewshot,
             limit=settings.limit,
             bootstrap_iters=RESAMPLES,
@@ -142,11 +143,10 @@ def run(model: Any, loaded: Loaded, settings: Settings) -> Mapping[str, Any]:
 
 @contextmanager
 def contained() -> Iterator[None]:
-    """Keep lm-eval to what it is asked for.
+    """Contain lm-eval: limited templates, no progress bars, no processes.
 
-    Task templates come from data sets' authors and users: they are rendered in a limited process.
-    Its bars and remarks stay out of our output (``-vv`` shows the remarks), and it starts no
-    processes.
+    Task templates come from authors of data sets and from users: they are rendered in a limited
+    process. ``-vv`` shows lm-eval's log.
     """
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
@@ -157,20 +157,23 @@ def contained() -> Iterator[None]:
         import lm_eval.utils
         from tqdm.std import tqdm
 
-        stack.enter_context(_replaced(lm_eval.utils, "env", _TaskTemplates()))
-        # Neither a commit nor this machine's packages belong into the document, and both start
-        # other programs to find out.
-        stack.enter_context(_replaced(lm_eval.evaluator, "get_git_commit_hash", lambda: None))
-        stack.enter_context(_replaced(lm_eval.evaluator, "add_env_info", lambda _results: None))
-        silent = functools.partial(tqdm, disable=True)
-        stack.enter_context(_replaced(lm_eval.api.task, "tqdm", silent))
-        stack.enter_context(_variable("DISABLE_MULTIPROC", "1"))
-        bars = datasets.utils.logging.is_progress_bar_enabled()
-        datasets.disable_progress_bars()
-        if bars:
+        _replace(stack, lm_eval.utils, "env", _TaskTemplates())
+        # The document records neither a commit nor this machine's packages, and finding them out
+        # would start other programs.
+        _replace(stack, lm_eval.evaluator, "get_git_commit_hash", lambda: None)
+        _replace(stack, lm_eval.evaluator, "add_env_info", lambda _results: None)
+        _replace(stack, lm_eval.api.task, "tqdm", functools.partial(tqdm, disable=True))
+        if "DISABLE_MULTIPROC" not in os.environ:
+            os.environ["DISABLE_MULTIPROC"] = "1"
+            stack.callback(os.environ.pop, "DISABLE_MULTIPROC")
+        if datasets.utils.logging.is_progress_bar_enabled():
+            datasets.disable_progress_bars()
             stack.callback(datasets.enable_progress_bars)
+        level = logging.INFO if logger.isEnabledFor(logging.DEBUG) else logging.CRITICAL
         for name in ("lm_eval", "datasets", "huggingface_hub", "evaluate"):
-            stack.enter_context(_hushed(logging.getLogger(name)))
+            library = logging.getLogger(name)
+            stack.callback(library.setLevel, library.level)
+            library.setLevel(level)
         yield
 
 
@@ -190,66 +193,32 @@ class _TaskTemplate:
             return shared_renderer("task").render(self.source, record)
         except RenderingError as error:
             start = " ".join(self.source[:80].split())
-            raise CalibrationError(f"the task's template {start!r} fails: {error}.") from None
+            raise CalibrationError(f"the task's template '{start}' fails: {error}.") from None
 
 
-@contextmanager
-def _hushed(other: logging.Logger) -> Iterator[None]:
-    """Let a foreign logger speak only where ours may debug."""
-    before = other.level
-    other.setLevel(logging.INFO if logger.isEnabledFor(logging.DEBUG) else logging.CRITICAL)
-    try:
-        yield
-    finally:
-        other.setLevel(before)
+def _replace(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
+    """Give an attribute another value until the stack is closed."""
+    stack.callback(setattr, owner, name, getattr(owner, name))
+    setattr(owner, name, value)
 
 
-@contextmanager
-def _offline() -> Iterator[None]:
-    """Once the Hub was not reached, ask the cache alone: a retry takes half a minute."""
+def _go_offline(stack: ExitStack) -> None:
+    """After a failed connection, use only the cache: each retry takes half a minute."""
     import datasets.config
     import huggingface_hub.constants
 
-    with (
-        _replaced(datasets.config, "HF_HUB_OFFLINE", True),
-        _replaced(huggingface_hub.constants, "HF_HUB_OFFLINE", True),
-    ):
-        yield
+    _replace(stack, datasets.config, "HF_HUB_OFFLINE", True)
+    _replace(stack, huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Give an attribute of a module another value for a while."""
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
-
-
-@contextmanager
-def _variable(name: str, value: str) -> Iterator[None]:
-    """Set a variable of the environment for a while."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-
-
-def _twice(
-    name: str, found: Sequence[str], members: Mapping[str, Sequence[str]]
+def _repeated(
+    name: str, tasks: Sequence[str], members: Mapping[str, Sequence[str]]
 ) -> list[GemquantError]:
-    """Tasks that were named before, by name or as part of something."""
-    before = {each for names in members.values() for each in names}
-    twice = ", ".join(sorted(before & set(found))[:3])
-    told = f"--tasks {name}: {twice} was named before, alone or in a group."
-    return [UsageError(told)] if twice else []
+    """Refuse tasks that were requested before, by name or as part of a group."""
+    earlier = {each for names in members.values() for each in names}
+    repeated = ", ".join(sorted(earlier & set(tasks))[:3])
+    message = f"--tasks {name}: {repeated} was named before, alone or in a group."
+    return [UsageError(message)] if repeated else []
 
 
 def _unknown(names: Sequence[str], known: Sequence[str]) -> list[GemquantError]:
@@ -268,22 +237,14 @@ def _unknown(names: Sequence[str], known: Sequence[str]) -> list[GemquantError]:
     return problems
 
 
-def _is_about_reaching(error: Exception) -> bool:
-    """Whether a package's own class says that something could not be fetched."""
-    return type(error).__module__.partition(".")[0] in {
-        "datasets",
-        "huggingface_hub",
-        "httpx",
-        "httpcore2",
-        "httpx2",
-        "requests",
-        "fsspec",
-        "aiohttp",
-    }
+def _is_network_error(error: Exception) -> bool:
+    """Whether the exception's package is one that downloads data."""
+    package = type(error).__module__.partition(".")[0]
+    return package in {"datasets", "huggingface_hub", "fsspec", *_HTTP_PACKAGES}
 
 
 def _unreachable(error: Exception) -> str:
-    said = " ".join(str(error).split())
+    message = " ".join(str(error).split())
     if isinstance(error, ImportError):
-        return f"needs a package that is not installed: {said}"
-    return f"data set unreachable: {said}"
+        return f"needs a package that is not installed: {message}"
+    return f"data set unreachable: {message}"

@@ -1,4 +1,4 @@
-"""Figures that a model's maker published, and when they may stand beside a measured one."""
+"""Published figures of a model, and whether they can be compared with a measured one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LIMIT_BYTES = 4_000_000
 class Figure(Record):
     """One published figure.
 
-    num_fewshot, chat: None where the source does not say, or it does not matter.
+    num_fewshot: None if the source does not give it. filter: None if it does not matter.
     """
 
     model: str
@@ -36,7 +36,7 @@ class Figure(Record):
 
 
 class PublishedFile(Record):
-    """A file of figures. sources: longer texts that figures name by their key."""
+    """A file of figures. sources: longer texts that figures refer to by key."""
 
     figure: tuple[Figure, ...]
     sources: dict[str, str] = Field(default_factory=dict)
@@ -46,24 +46,23 @@ class PublishedFile(Record):
         keys = [(each.model, each.task, each.metric, each.filter) for each in self.figure]
         twice = next((key for key in keys if keys.count(key) > 1), None)
         if twice is not None:
-            raise ValueError(f"{' '.join(str(part) for part in twice if part)} stands twice")
+            raise ValueError(f"{' '.join(str(part) for part in twice if part)} occurs twice")
         return self
 
 
 def shipped_figures() -> tuple[Figure, ...]:
-    """Those of Google's model cards."""
+    """Return the figures of Google's model cards."""
     text = files("gemquant.measure.tasks").joinpath("published.toml").read_text(encoding="utf-8")
     return _figures(tomllib.loads(text))
 
 
 def read_figures(path: Path) -> tuple[Figure, ...]:
-    """Read a user's TOML or JSON file. UsageError names the file and what is wrong in it."""
+    """Read a user's TOML or JSON file; UsageError names the file and what is wrong."""
     try:
         if path.stat().st_size > _LIMIT_BYTES:
             raise UsageError(f"--published {path}: larger than {_LIMIT_BYTES} bytes.")
         text = path.read_text(encoding="utf-8")
-        given = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-        return _figures(given)
+        return _figures(json.loads(text) if path.suffix == ".json" else tomllib.loads(text))
     except OSError as error:
         raise UsageError(f"--published {path}: {error.strerror}.") from None
     except ValidationError as error:
@@ -72,20 +71,20 @@ def read_figures(path: Path) -> tuple[Figure, ...]:
         raise UsageError(
             f"--published {path}: {where}: {first['msg']}.", hint="docs/tasks.md shows a file."
         ) from None
-    except ValueError as error:  # UnicodeDecodeError, JSONDecodeError and TOMLDecodeError are some
+    except ValueError as error:  # also UnicodeDecodeError, JSONDecodeError and TOMLDecodeError
         raise UsageError(f"--published {path}: {error}.") from None
 
 
-def _figures(given: Any) -> tuple[Figure, ...]:
-    read = PublishedFile.model_validate(given)
+def _figures(content: Any) -> tuple[Figure, ...]:
+    file = PublishedFile.model_validate(content)
     return tuple(
-        each.model_copy(update={"source": read.sources.get(each.source, each.source)})
-        for each in read.figure
+        each.model_copy(update={"source": file.sources.get(each.source, each.source)})
+        for each in file.figure
     )
 
 
-class Run(Record):
-    """How a task was run, as far as it decides what its score may be compared with."""
+class TaskRun(Record):
+    """How a task was run, as far as comparisons depend on it."""
 
     task: str
     metric: str
@@ -95,32 +94,34 @@ class Run(Record):
     chat_template: bool
 
 
-def figure_for(model: str | None, run: Run, figures: Sequence[Figure]) -> Figure | None:
-    """The figure of a model for a task and metric, the last where several files have one."""
-    found = [
+def figure_for(model: str | None, run: TaskRun, figures: Sequence[Figure]) -> Figure | None:
+    """Return a model's figure for a task and metric; the last if several files have one."""
+    matching = [
         each
         for each in figures
         if (each.model, each.task, each.metric) == (model, run.task, run.metric)
         and each.filter in {None, run.filter}
     ]
-    return found[-1] if found else None
+    return matching[-1] if matching else None
 
 
-def beside(figure: Figure, run: Run, measured: float, *, higher_is_better: bool) -> PublishedFigure:
-    """The figure with the drop from it, or with the reason why the two are unlike things."""
-    unlike = []
+def compared(
+    figure: Figure, run: TaskRun, measured: float, *, higher_is_better: bool
+) -> PublishedFigure:
+    """Return the figure with the drop from it, or why the two cannot be compared."""
+    reasons = []
     if figure.num_fewshot is None:
-        unlike.append("the source does not say how many examples it gave")
+        reasons.append("the source does not give the number of examples")
     elif figure.num_fewshot != run.num_fewshot:
-        here = "mixed" if run.num_fewshot is None else f"{run.num_fewshot}-shot"
-        unlike.append(f"published {figure.num_fewshot}-shot, here {here}")
+        shots = "mixed" if run.num_fewshot is None else f"{run.num_fewshot}-shot"
+        reasons.append(f"published {figure.num_fewshot}-shot, here {shots}")
     if run.limit is not None:
-        unlike.append(f"here only the first {run.limit} samples")
+        reasons.append(f"here only the first {run.limit} samples")
     if run.chat_template != figure.chat:
-        made = "an instruction-tuned" if figure.chat else "a pretrained"
-        here = "in" if run.chat_template else "without"
-        unlike.append(f"published of {made} model, here {here} the chat template")
-    reason = "; ".join(unlike) or None
+        model = "an instruction-tuned" if figure.chat else "a pretrained"
+        how = "in" if run.chat_template else "without"
+        reasons.append(f"published for {model} model, here {how} the chat template")
+    reason = "; ".join(reasons) or None
     sign = 1 if higher_is_better else -1
     return PublishedFigure(
         value=figure.value,

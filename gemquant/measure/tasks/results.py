@@ -1,4 +1,4 @@
-"""lm-eval's results of one or two models as records: scores, drops, published figures."""
+"""Turns lm-eval's results of one or two models into records: scores, drops, published figures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gemquant.errors import ArtifactError
 from gemquant.measure.tasks.document import Drop, MetricResult, Settings, TaskResult, TaskScore
 from gemquant.measure.tasks.harness import Loaded
 from gemquant.measure.tasks.paired import Key, Samples, drop
-from gemquant.measure.tasks.published import Figure, Run, beside, figure_for
+from gemquant.measure.tasks.published import Figure, TaskRun, compared, figure_for
 
 Results = Mapping[str, Any]
 """What lm-eval's ``simple_evaluate`` returns."""
@@ -19,7 +19,7 @@ Results = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Context:
-    """What scores stand beside: the model's published figures, and how it was run."""
+    """What scores are compared with: published figures of the model, and how it was run."""
 
     base_model: str | None
     figures: Sequence[Figure]
@@ -29,26 +29,26 @@ class Context:
 def task_results(
     names: Sequence[str], loaded: Loaded, runs: Sequence[Results], context: Context
 ) -> tuple[TaskResult, ...]:
-    """Every task in the order asked for, the members of a group behind it.
+    """Return every task in the requested order, a group before its members.
 
-    runs: of the artifact, of the original; fewer where they did not run.
+    runs: of the artifact and of the original; fewer if they did not run.
     """
-    made: list[TaskResult] = []
+    results: list[TaskResult] = []
     for name in names:
         if name in loaded.skipped:
-            made.append(TaskResult(task=name, skipped=loaded.skipped[name]))
+            results.append(TaskResult(task=name, skipped=loaded.skipped[name]))
             continue
-        # What is neither a task nor a group is a tag, which has no score of its own.
+        # A name that is neither a task nor a group is a tag, which has no score.
         known = name in runs[0]["results"] or name in runs[0]["group_subtasks"]
         below = _below(name, runs[0]) if known else loaded.members[name]
         if name in runs[0]["results"]:
-            made.append(_result(name, None, runs, context))
-        made += [_result(each, name, runs, context) for each in below]
-    return tuple(made)
+            results.append(_result(name, None, runs, context))
+        results += [_result(each, name, runs, context) for each in below]
+    return tuple(results)
 
 
 def _below(name: str, run: Results) -> Iterator[str]:
-    """Groups and tasks of a group, outermost first."""
+    """Yield groups and tasks of a group, outermost first."""
     for child in run["group_subtasks"].get(name, ()):
         yield child
         yield from _below(child, run)
@@ -81,7 +81,7 @@ def _result(name: str, group: str | None, runs: Sequence[Results], context: Cont
 
 
 def _metrics(scores: Mapping[str, Any]) -> list[str]:
-    """Keys ``metric,filter`` of scores, their standard errors left out."""
+    """Return the keys ``metric,filter`` of scores, without their standard errors."""
     return [
         key
         for key, value in scores.items()
@@ -99,18 +99,18 @@ def _metric(
 ) -> MetricResult:
     name, _, reading = key.partition(",")
     higher = _higher_is_better([task, *leaves], name, runs[0])
-    ours, *theirs = [_score(run["results"][task], key, task) for run in runs]
-    lost: Drop | None = None
-    if theirs:
+    artifact, *original = [_score(run["results"][task], key, task) for run in runs]
+    loss: Drop | None = None
+    if original:
         first, second = (_samples(leaves, name, reading, run) for run in (runs[1], runs[0]))
-        lost = drop(
-            theirs[0].value,
-            ours.value,
+        loss = drop(
+            original[0].value,
+            artifact.value,
             None if first is None or second is None else (first, second),
             higher_is_better=higher,
             seed=context.settings.seed,
         )
-    how = Run(
+    how = TaskRun(
         task=task,
         metric=name,
         filter=reading,
@@ -123,19 +123,19 @@ def _metric(
         metric=name,
         filter=reading,
         higher_is_better=higher,
-        artifact=ours,
-        original=theirs[0] if theirs else None,
-        drop=lost,
+        artifact=artifact,
+        original=original[0] if original else None,
+        drop=loss,
         published=None
         if figure is None
-        else beside(figure, how, ours.value, higher_is_better=higher),
+        else compared(figure, how, artifact.value, higher_is_better=higher),
     )
 
 
 def _higher_is_better(names: Sequence[str], metric: str, run: Results) -> bool:
-    """As the task or its members have it; more is better where none says."""
-    told = (run["higher_is_better"].get(name, {}).get(metric) for name in names)
-    return next((bool(each) for each in told if each is not None), True)
+    """Ask the task, then its members; more is better if none declares it."""
+    declared = (run["higher_is_better"].get(name, {}).get(metric) for name in names)
+    return next((bool(each) for each in declared if each is not None), True)
 
 
 def _score(scores: Mapping[str, Any], key: str, task: str) -> TaskScore:
@@ -143,13 +143,13 @@ def _score(scores: Mapping[str, Any], key: str, task: str) -> TaskScore:
     error: Any = scores.get(f"{name}_stderr,{reading}")
     value = float(scores[key])
     if not math.isfinite(value):
-        raise ArtifactError(f"{task}: {name} is {value}: the model's answers are not numbers.")
-    known = float(error) if _number(error) else math.nan  # "N/A" where there is none
+        raise ArtifactError(f"{task}: {name} is {value}: the model's predictions are broken.")
+    known = float(error) if _number(error) else math.nan  # "N/A" if there is none
     return TaskScore(value=value, standard_error=known if math.isfinite(known) else None)
 
 
 def _samples(leaves: Sequence[str], metric: str, reading: str, run: Results) -> Samples | None:
-    """A metric's values in all tasks below; None where some are neither numbers nor weighted."""
+    """Return a metric's values in all leaf tasks; None if some are not (weighted) numbers."""
     values: dict[Key, float | tuple[float, float]] = {}
     for leaf in leaves:
         for sample in run["samples"][leaf]:
@@ -163,11 +163,11 @@ def _samples(leaves: Sequence[str], metric: str, reading: str, run: Results) -> 
                 values[identity] = (float(value[0]), float(value[1]))
             else:
                 return None
-    return Samples(values) if values else None
+    return values or None
 
 
 def _number(value: Any) -> bool:
-    """Whether a value is a number: not a text, nor a list."""
+    """Whether a value is a number, not a text or a list."""
     try:
         float(value)
     except (TypeError, ValueError):

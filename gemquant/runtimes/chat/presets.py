@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Literal
 
 from gemquant.core.resources import human_bytes
@@ -16,7 +15,7 @@ from gemquant.models.architecture import cached_values
 
 CacheType = Literal["f32", "f16", "q8_0", "q4_0"]
 
-BITS: Mapping[CacheType, float] = MappingProxyType({"f32": 32, "f16": 16, "q8_0": 8.5, "q4_0": 4.5})
+BITS: Mapping[CacheType, float] = {"f32": 32, "f16": 16, "q8_0": 8.5, "q4_0": 4.5}
 """Bits per cached number, scales included."""
 
 AUTO = "auto"
@@ -39,52 +38,22 @@ class Preset:
     context: int
     batch: int
     dtype: Literal["float32", "bfloat16"]
-    compiled: bool
+    compiled: bool = False
 
 
-PRESETS: Mapping[str, Preset] = MappingProxyType(
-    {
-        preset.name: preset
-        for preset in (
-            Preset(
-                "exact",
-                "32-bit keys, values and activations: only the weights are rounded",
-                cache="f32",
-                context=8192,
-                batch=512,
-                dtype="float32",
-                compiled=False,
-            ),
-            Preset(
-                "speed",
-                "16-bit keys and values; transformers compiles on NVIDIA GPUs",
-                cache="f16",
-                context=8192,
-                batch=512,
-                dtype="bfloat16",
-                compiled=True,
-            ),
-            Preset(
-                "memory",
-                "8-bit keys and values in llama.cpp, half the context",
-                cache="q8_0",
-                context=4096,
-                batch=256,
-                dtype="bfloat16",
-                compiled=False,
-            ),
-            Preset(
-                "memory_extreme",
-                "4-bit keys and values in llama.cpp, a quarter of the context",
-                cache="q4_0",
-                context=2048,
-                batch=64,
-                dtype="bfloat16",
-                compiled=False,
-            ),
-        )
-    }
-)
+_EXACT = "32-bit keys, values and activations: only the weights are rounded"
+_SPEED = "16-bit keys and values; transformers compiles on NVIDIA GPUs"
+_MEMORY = "8-bit keys and values in llama.cpp, half the context"
+_EXTREME = "4-bit keys and values in llama.cpp, a quarter of the context"
+PRESETS: Mapping[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset("exact", _EXACT, "f32", 8192, 512, "float32"),
+        Preset("speed", _SPEED, "f16", 8192, 512, "bfloat16", compiled=True),
+        Preset("memory", _MEMORY, "q8_0", 4096, 256, "bfloat16"),
+        Preset("memory_extreme", _EXTREME, "q4_0", 2048, 64, "bfloat16"),
+    )
+}
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,23 @@ def test_a_file_is_measured_with_median_and_spread(
     assert board.home() == []
 
 
+def test_the_benchmark_is_saved_complete_or_not_at_all(
+    run: Run, board: StandInBoard, files: list[str], tmp_path: Path
+) -> None:
+    short = ("--prompt-tokens", "4", "--new-tokens", "3", "--repetitions", "1")
+    output = tmp_path / "bench.json"
+    command = ("bench", *files, "--board", ADDRESS, *short, "-q", "-o", str(output))
+    done = run(*command, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(output.read_text(encoding="utf-8")) == json.loads(done.out)
+    assert run(*command).code == 0
+    output.write_text("notes", encoding="utf-8")
+    refused = run(*command)
+    assert refused.code == 7
+    assert "is not an earlier benchmark: only those are replaced" in refused.err
+    assert output.read_text(encoding="utf-8") == "notes"
+
+
 def test_a_hot_board_is_told(run: Run, board: StandInBoard, files: list[str]) -> None:
     board.write("sys/class/thermal/cooling_device0/cur_state", "2\n")
     board.clock("sys/class/devfreq/dmc", "dmc_ondemand", 528000000, 2112000000)

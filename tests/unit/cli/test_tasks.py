@@ -97,6 +97,19 @@ class TestWithLmEval:
                 "no_interval": None,
             }
 
+    def test_only_an_earlier_document_is_replaced(
+        self, run: Run, gemma: str, tasks: str, tmp_path: Path
+    ) -> None:
+        output = tmp_path / "tasks.json"
+        command = ("tasks", gemma, "--no-original", "--task-folder", tasks, "-q", "-o", str(output))
+        for _ in range(2):
+            assert run(*command, "--tasks", "tiny_letters").code == 0
+        output.write_text("notes", encoding="utf-8")
+        refused = run(*command, "--tasks", "tiny_letters")
+        assert refused.code == 7
+        assert "is not an earlier tasks document: only those are replaced" in refused.err
+        assert output.read_text(encoding="utf-8") == "notes"
+
     def test_the_table_says_what_was_run(self, run: Run, gemma: str, tasks: str) -> None:
         result = run(
             *("tasks", gemma, "--no-original", "--task-folder", tasks, "-q"),

@@ -119,4 +119,4 @@ def test_what_is_no_such_document_is_named(artifact: Artifact, tmp_path: Path) -
     path.write_text('{"schema_version": 1}')
     with pytest.raises(UsageError, match=r"bad\.json: gemquant: Field required") as caught:
         make_card(artifact.path, tasks=path)
-    assert "gemquant tasks ARTIFACT --output FILE" in str(caught.value.hint)
+    assert "gemquant tasks ARTIFACT -o FILE" in str(caught.value.hint)

@@ -10,7 +10,7 @@ from gemquant.measure.tasks.paired import Samples, drop
 
 
 def samples(values: list[float] | list[tuple[float, float]]) -> Samples:
-    return Samples({("task", number, "prompt"): value for number, value in enumerate(values)})
+    return {("task", number, "prompt"): value for number, value in enumerate(values)}
 
 
 def test_a_drop_in_accuracy_is_original_less_artifact() -> None:
@@ -85,7 +85,7 @@ def test_a_perplexity_is_paired_by_its_sums_and_less_is_better() -> None:
     ("values", "figure", "told"),
     [
         ([1.0, 0.0], 0.7, "the metric is not a mean over its samples"),
-        ([1.0], 1.0, "one sample alone has none"),
+        ([1.0], 1.0, "a single sample has none"),
     ],
 )
 def test_without_an_interval_the_reason_is_given(
@@ -103,6 +103,6 @@ def test_a_metric_without_samples_has_a_value_alone() -> None:
 
 
 def test_other_prompts_are_not_compared() -> None:
-    other = Samples({("task", 0, "another prompt"): 1.0})
-    with pytest.raises(NotComparableError, match="different questions"):
+    other = {("task", 0, "another prompt"): 1.0}
+    with pytest.raises(NotComparableError, match="answered different questions"):
         drop(1.0, 1.0, (samples([1.0]), other), higher_is_better=True, seed=0)

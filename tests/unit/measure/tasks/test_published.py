@@ -8,15 +8,15 @@ import pytest
 from gemquant.errors import UsageError
 from gemquant.measure.tasks.published import (
     Figure,
-    Run,
-    beside,
+    TaskRun,
+    compared,
     figure_for,
     read_figures,
     shipped_figures,
 )
 
 MODEL = "google/gemma-3-270m"
-TEN_SHOT = Run(
+TEN_SHOT = TaskRun(
     task="hellaswag",
     metric="acc_norm",
     filter="none",
@@ -26,7 +26,7 @@ TEN_SHOT = Run(
 )
 
 
-def run(**changes: Any) -> Run:
+def run(**changes: Any) -> TaskRun:
     return TEN_SHOT.model_copy(update=changes)
 
 
@@ -61,7 +61,7 @@ def test_what_nobody_published_has_no_figure(model: str | None, changes: dict[st
 
 
 def test_like_is_compared_with_like() -> None:
-    found = beside(published(), TEN_SHOT, 0.389, higher_is_better=True)
+    found = compared(published(), TEN_SHOT, 0.389, higher_is_better=True)
     assert found.drop == pytest.approx(0.02)
     assert found.not_compared is None
 
@@ -72,17 +72,17 @@ def test_like_is_compared_with_like() -> None:
         ({"num_fewshot": 0}, "published 10-shot, here 0-shot"),
         ({"num_fewshot": None}, "published 10-shot, here mixed"),
         ({"limit": 50}, "here only the first 50 samples"),
-        ({"chat_template": True}, "published of a pretrained model, here in the chat template"),
+        ({"chat_template": True}, "published for a pretrained model, here in the chat template"),
     ],
 )
 def test_unlike_things_are_shown_and_not_compared(changes: dict[str, Any], told: str) -> None:
-    found = beside(published(), run(**changes), 0.389, higher_is_better=True)
+    found = compared(published(), run(**changes), 0.389, higher_is_better=True)
     assert (found.value, found.drop, found.not_compared) == (0.409, None, told)
 
 
 def test_a_figure_without_shots_is_never_compared() -> None:
-    found = beside(published(num_fewshot=None), TEN_SHOT, 0.4, higher_is_better=True)
-    assert found.not_compared == "the source does not say how many examples it gave"
+    found = compared(published(num_fewshot=None), TEN_SHOT, 0.4, higher_is_better=True)
+    assert found.not_compared == "the source does not give the number of examples"
 
 
 FILES = {
