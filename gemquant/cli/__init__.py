@@ -35,7 +35,9 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "doctor": LazyCommand(
         "gemquant.cli.doctor", "Say what of this installation works, and how to get the rest."
     ),
-    "eval": LazyCommand("gemquant.cli.eval", "Measure artifacts against their original again."),
+    "eval": LazyCommand(
+        "gemquant.cli.eval", "Compare quantized artifacts with the original model."
+    ),
     "gate": LazyCommand("gemquant.cli.gate", "Fail where artifacts are worse than their baseline."),
     "llamafile": LazyCommand(
         "gemquant.cli.llamafile", "Pack a GGUF and a llamafile runtime into one executable."

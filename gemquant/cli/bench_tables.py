@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from gemquant.cli.render import counted, print_json, print_tables, table
 from gemquant.core.resources import human_bytes
+from gemquant.core.tables import number
 
 if TYPE_CHECKING:
     from gemquant.measure.bench.compare import Comparison
@@ -192,23 +193,13 @@ def comparison(compared: Comparison) -> None:
 def _spread(measured: Spread, *, scale: float = 1.0) -> str:
     """Write a median with its range, to three figures."""
     median, low, high = (
-        significant(value * scale)
-        for value in (measured.median, measured.minimum, measured.maximum)
+        number(value * scale, 3) for value in (measured.median, measured.minimum, measured.maximum)
     )
     return f"{median} [{low}–{high}]"
 
 
-def significant(value: float) -> str:
-    """Write a number with three figures, or all of its integer part.
-
-    >>> significant(0.01234), significant(47.26), significant(12345.6)
-    ('0.0123', '47.3', '12346')
-    """
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
 def _figure(name: str, value: float) -> str:
-    return human_bytes(int(value)) if name.endswith("_bytes") else significant(value)
+    return human_bytes(int(value)) if name.endswith("_bytes") else number(value, 3)
 
 
 def _size(count: int | None) -> str:
