@@ -98,8 +98,8 @@ def _surroundings(measured: Benchmark) -> Iterator[str]:
         f"governor {now.governor or UNKNOWN}; clock {now.clock_mhz or UNKNOWN} MHz, at most "
         f"{now.clock_limit_mhz or UNKNOWN}; power {now.power or UNKNOWN}; load average {load}"
     )
-    for number, gpu in enumerate(machine.accelerators):
-        condition = now.accelerators[number] if number < len(now.accelerators) else UNKNOWN
+    for index, gpu in enumerate(machine.accelerators):
+        condition = now.accelerators[index] if index < len(now.accelerators) else UNKNOWN
         yield f"{gpu.name}, driver {gpu.driver or UNKNOWN}; {condition}"
 
 
