@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from gemquant.calibration.windows import TokenWindows, calibration_windows, evaluation_windows
-from gemquant.cli.preparation import calibration_dtype
-from gemquant.convert.pipeline import Job
+from gemquant.convert.plan import Job
+from gemquant.convert.prepare import calibration_dtype
 from gemquant.core.options import options_of
 from gemquant.core.protocols import Quantizer
 from gemquant.core.recipe import DEFAULT_CALIBRATION, Recipe

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from gemquant.core.progress import Progress
-from gemquant.core.protocols import PackedSource, RowSource, Weights
+from gemquant.core.protocols import RowSource, Weights
 from gemquant.errors import CalibrationError
+from gemquant.formats.checkpoint import Checkpoint
 from gemquant.models.architecture import layer_parameters
 from gemquant.models.skeleton import Skeleton
 from gemquant.models.structure import EMBEDDING, layer_prefix
@@ -120,7 +121,7 @@ class RowsOf:
 class UnheldWeights(Mapping[str, Tensor]):
     """Parameters by short name, float32: read at each access, so that none stays in memory.
 
-    Satisfies ``protocols.RowSource`` and ``protocols.PackedSource`` too.
+    Satisfies ``protocols.BlockSource`` too.
     """
 
     def __init__(self, weights: Weights, parts: Mapping[str, RowsOf], device: torch.device) -> None:
@@ -156,7 +157,7 @@ class UnheldWeights(Mapping[str, Tensor]):
 
     def blocks(self, name: str, kind: str, start: int, stop: int) -> Tensor | None:
         """Rows as they are stored, if that is in ggml's format ``kind``."""
-        if not isinstance(self._weights, PackedSource):
+        if not isinstance(self._weights, Checkpoint):
             return None
         part = self._parts[name]
         first, last = part.start + start, min(part.start + stop, part.stop)

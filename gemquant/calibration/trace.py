@@ -120,7 +120,14 @@ class Trace:
                 activation_range = observer.close()
                 del gatherers, observer, shared
             yield Block(
-                index, prefix, structure, weights, statistics, activation_range, packed=unheld
+                index,
+                prefix,
+                structure,
+                weights,
+                statistics,
+                activation_range,
+                source=unheld,
+                streamed=not self._held,
             )
             del weights, statistics
 
@@ -142,7 +149,9 @@ class Trace:
             part = {name: RowsOf(source, start, min(start + ROWS_AT_ONCE, rows))}
             unheld = UnheldWeights(self._weights, part, self._skeleton.device)
             weights = {name: unheld[name]} if self._held else unheld
-            yield Block(index, "", structure, weights, statistics, packed=unheld)
+            yield Block(
+                index, "", structure, weights, statistics, source=unheld, streamed=not self._held
+            )
 
     def head_statistics(self) -> Mapping[str, Statistics]:
         """Statistics of the head's input, after the last block; empty without calibration."""

@@ -57,11 +57,11 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "quantizers": LazyCommand("gemquant.cli.quantizers", "List the quantizers and their options."),
     "report": LazyCommand(
         "gemquant.cli.report",
-        "Report evaluations and the gate's verdict as Markdown, JUnit XML, JSON and HTML.",
+        "Report evaluations and the gate's verdict as Markdown, JUnit XML and HTML.",
     ),
     "rkllm": LazyCommand(
         "gemquant.cli.rkllm",
-        "RKLLM files for Rockchip's NPUs, through the vendor's own toolkit.",
+        "RKLLM files for Rockchip's NPUs, converted by the vendor's toolkit.",
     ),
     "rknn-sim": LazyCommand(
         "gemquant.cli.rknn_sim",
@@ -81,6 +81,10 @@ COMMANDS: Mapping[str, LazyCommand] = {
 }
 
 
+WITH_MORE = {"awq": "gemquant.cli.awq", "gguf": "gemquant.cli.gguf"}
+"""Quantizers whose commands have more than the flags of every quantizer."""
+
+
 class LazyGroup(click.Group):
     """One command per quantizer, and the fixed ones; listing them imports none."""
 
@@ -90,15 +94,16 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import and return one command, or None if there is none of that name."""
-        if cmd_name in COMMANDS:
-            command = importlib.import_module(COMMANDS[cmd_name].module).command
+        module = COMMANDS[cmd_name].module if cmd_name in COMMANDS else WITH_MORE.get(cmd_name)
+        if module is not None:
+            command = importlib.import_module(module).command
             if not isinstance(command, click.Command):
-                raise TypeError(f"{COMMANDS[cmd_name].module}.command is not a command")
+                raise TypeError(f"{module}.command is not a command")
             return command
         if cmd_name in plugins("quantizer"):
-            from gemquant.cli.quantize import quantizer_command
+            from gemquant.cli.quantize import QuantizerCommand
 
-            return quantizer_command(cmd_name)
+            return QuantizerCommand(cmd_name)
         return None
 
     def resolve_command(

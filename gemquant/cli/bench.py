@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gemquant.cli.board import bench_on_board, bench_problems, bench_subjects, board_flags
-from gemquant.cli.checks import too_small, unknown_place
-from gemquant.cli.flags import CommaList, document_flag, flag, output_flags, runtime_flags
+from gemquant.cli.flags import (
+    CommaList,
+    document_flag,
+    flag,
+    output_flags,
+    runtime_flags,
+    too_small,
+    unknown_place,
+)
 from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting
 from gemquant.core.resources import default_threads

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
-from gemquant.cli.settings import load_defaults, setting
+from gemquant.cli.settings import former_flag, load_defaults, setting
 from gemquant.core.recipe import COMPUTE_DTYPES, Recipe
 from gemquant.core.resources import parse_size
+from gemquant.errors import GemquantError, UsageError
 
+DEVICES = ("cpu", "cuda", "mps")
 DEFAULTS = Recipe(model="", quantizer="")
 """The defaults of all settings: those of the recipe's fields."""
 
@@ -89,10 +93,23 @@ def flags(*params: click.Parameter) -> Callable[[Function], Function]:
     return add
 
 
-def _set_verbosity(ctx: click.Context, param: click.Parameter, count: int) -> int:
-    from gemquant.cli.logs import show_logs
+class StderrHandler(logging.Handler):
+    """Writes to whatever stderr is at that moment."""
 
-    show_logs(count)
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        click.echo(self.format(record), err=True)
+
+
+def _set_verbosity(ctx: click.Context, param: click.Parameter, count: int) -> int:
+    verbosity = 2 if os.environ.get("GEMQUANT_DEBUG") else min(count, 2)
+    logger = logging.getLogger("gemquant")
+    logger.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[verbosity])
+    if not logger.handlers:
+        handler = StderrHandler()
+        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+        logger.addHandler(handler)
+        logger.propagate = False
     return count
 
 
@@ -180,10 +197,13 @@ def model_argument() -> click.Parameter:
     )
 
 
-def machine_flags(inherited: str | None = None, *, dtype: str = "--dtype") -> list[click.Parameter]:
+def machine_flags(
+    inherited: str | None = None, *, name: str = "dtype", former: bool = True
+) -> list[click.Parameter]:
     """Where and how activations are computed.
 
-    inherited: what gives the defaults, in words. dtype: the flag of the type computed in.
+    inherited: what gives the defaults, in words. name: the parameter of ``--compute-dtype``.
+    former: accept ``--dtype`` for it.
     """
     return [
         setting(
@@ -193,12 +213,15 @@ def machine_flags(inherited: str | None = None, *, dtype: str = "--dtype") -> li
             metavar="cpu|cuda|mps",
             help="Where activations are computed and scales searched.",
         ),
+        *([former_flag("--dtype", "--compute-dtype", name)] if former else []),
         setting(
-            dtype,
+            "--compute-dtype",
+            name=name,
             default=None if inherited else DEFAULTS.dtype,
             instead=inherited,
             metavar="|".join(COMPUTE_DTYPES),
             help="Type that activations are computed in.",
+            envvar=["GEMQUANT_COMPUTE_DTYPE", *(["GEMQUANT_DTYPE"] if former else [])],
         ),
         threads_flag(),
     ]
@@ -286,3 +309,29 @@ def window_flags(inherited: str | None = None) -> list[click.Parameter]:
             help="Order in which documents are drawn.",
         ),
     ]
+
+
+# ---------------------------------------------------------------- checks of values
+
+
+def too_small(given: Mapping[str, Any], smallest: Mapping[str, int]) -> list[GemquantError]:
+    """Numbers below the least that their option allows, by the option's name."""
+    return [
+        UsageError(f"--{name.replace('_', '-')} {given[name]}: must be at least {least}.")
+        for name, least in smallest.items()
+        if given[name] is not None and given[name] < least
+    ]
+
+
+def unknown_place(given: Mapping[str, Any], dtypes: Sequence[str]) -> list[GemquantError]:
+    """Values of ``--device`` and ``--dtype`` that do not exist."""
+    problems: list[GemquantError] = []
+    if given["device"] and given["device"].partition(":")[0] not in DEVICES:
+        problems.append(
+            UsageError(f"--device {given['device']}: must be one of {', '.join(DEVICES)}.")
+        )
+    if given["dtype"] not in {None, *dtypes}:
+        problems.append(
+            UsageError(f"--dtype {given['dtype']}: must be one of {', '.join(dtypes)}.")
+        )
+    return problems

@@ -1,39 +1,28 @@
-"""``gemquant awq MODEL`` and its like: one command per quantizer, made from its fields."""
+"""``gemquant awq MODEL`` and the like: one command per quantizer, made from its fields."""
 
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from gemquant.cli.flags import model_argument
 from gemquant.cli.progress import reporter
-from gemquant.cli.quantizer_flags import common_flags, current_flags, quantizer_flags
-from gemquant.cli.request import read_request
+from gemquant.cli.quantizer_options import (
+    common_flags,
+    current_flags,
+    quantizer_flags,
+    read_request,
+)
 from gemquant.convert.plugins import quantizer_type
-from gemquant.errors import UsageError
 
-
-def quantizer_command(name: str) -> click.Command:
-    """Make the command of a quantizer; its class is imported, torch is not."""
-    quantizer = quantizer_type(name)
-    command, more = _command(name)
-    return command(
-        name,
-        quantizer=quantizer,
-        params=[
-            model_argument(),
-            *quantizer_flags(quantizer),
-            *more,
-            restart_flag(),
-            *common_flags(quantizer),
-        ],
-        help=help_of(quantizer),
-        epilog=MODEL + getattr(quantizer, "examples", EXAMPLES).replace("NAME", name),
-    )
-
+if TYPE_CHECKING:
+    from gemquant.convert.plan import PlannedJob
+    from gemquant.core.tables import Table
+    from gemquant.numerics.ggml.types import GgmlType
 
 MODEL = """\b
 MODEL is a folder, a Hub id with optional @REVISION, a GGUF file, or sample:gemma-3-270m.
@@ -48,60 +37,28 @@ Examples:
 """
 
 
-def help_of(quantizer: type[Any]) -> str:
-    """Turn a docstring into help text: lines are kept as they are written."""
-    first, *rest = inspect.cleandoc(quantizer.__doc__ or "").split("\n\n")
-    return "\n\n".join([first, *(f"\b\n{paragraph}" for paragraph in rest)])
-
-
-def _command(name: str) -> tuple[type[QuantizerCommand], list[click.Parameter]]:
-    """The class of a command, and flags beyond those of every quantizer: awq has two engines."""
-    if name == "gguf":
-        return QuantizerCommand, [from_flag()]
-    if name != "awq":
-        return QuantizerCommand, []
-    from gemquant.cli.autoawq import AwqCommand, engine_flags
-
-    return AwqCommand, engine_flags()
-
-
-def restart_flag() -> click.Parameter:
-    """``--restart``: forget what an interrupted run of the same command has kept."""
-    return click.Option(
-        ["--restart"],
-        is_flag=True,
-        help="Start again; otherwise a run goes on where the same one was interrupted.",
-    )
-
-
-def from_flag() -> click.Parameter:
-    """``--from``: the file that requantizing starts from, where MODEL is not given."""
-    return click.Option(
-        ["--from", "source"],
-        metavar="FILE.gguf",
-        help="GGUF file to start from; the same as giving it as MODEL.",
-    )
-
-
-def take_source(ctx: click.Context) -> None:
-    """Let ``--from`` stand for MODEL; UsageError where both are on the command line."""
-    source = ctx.params.pop("source", None)
-    if source is None:
-        return
-    if ctx.get_parameter_source("model") is ParameterSource.COMMANDLINE and ctx.params["model"]:
-        raise UsageError(
-            f"--from {source}: there is a MODEL too, {ctx.params['model']}.",
-            hint="Give one of them.",
-        )
-    ctx.params["model"] = source
-
-
 class QuantizerCommand(click.Command):
     """Checks everything, then runs the pipeline and prints the certificate."""
 
-    def __init__(self, name: str, *, quantizer: type[Any], **settings: Any) -> None:
-        super().__init__(name, **settings)
-        self.quantizer = quantizer
+    def __init__(self, name: str, *, more: Sequence[click.Parameter] = ()) -> None:
+        """Make the command of a quantizer. more: flags beyond those of every quantizer."""
+        self.quantizer = quantizer_type(name)
+        super().__init__(
+            name,
+            params=[
+                model_argument(),
+                *quantizer_flags(self.quantizer),
+                *more,
+                click.Option(
+                    ["--restart"],
+                    is_flag=True,
+                    help="Start over instead of resuming an interrupted run.",
+                ),
+                *common_flags(self.quantizer),
+            ],
+            help=help_of(self.quantizer),
+            epilog=MODEL + getattr(self.quantizer, "examples", EXAMPLES).replace("NAME", name),
+        )
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Accept former spellings of flags."""
@@ -109,21 +66,129 @@ class QuantizerCommand(click.Command):
 
     def invoke(self, ctx: click.Context) -> None:
         """Run the command."""
-        as_json = ctx.params["as_json"]
-        take_source(ctx)
         request = read_request(ctx, self.quantizer)
 
-        from gemquant.cli import plan_tables, render
-        from gemquant.cli.preparation import prepare
+        from gemquant.cli import render
+        from gemquant.convert.prepare import ConversionRequest, prepare
 
+        conversion = ConversionRequest(
+            recipe=request.recipe,
+            quantizers=request.quantizers,
+            target=request.target,
+            output=request.output,
+            threads=request.threads,
+            force=request.force,
+            restart=request.restart,
+        )
         with reporter(quiet=ctx.params["quiet"]) as progress:
-            prepared = prepare(request, progress)
-            made = None
+            prepared = prepare(conversion, progress)
             if request.dry_run:
-                prepared.tell_of_interrupted(progress)
+                if layers := prepared.resumable_layers:
+                    progress.note(f"an interrupted run will be resumed after layer {layers}")
+                artifacts = None
             else:
-                made = prepared.run(progress)
-        if made is None:
-            plan_tables.plans(prepared.plans, as_json=as_json)
+                artifacts = prepared.run(progress)
+        if artifacts is None:
+            print_plan(prepared.planned, as_json=ctx.params["as_json"])
         else:
-            render.artifacts(made, as_json=as_json)
+            render.artifacts(artifacts, as_json=ctx.params["as_json"])
+
+
+def help_of(quantizer: type[Any]) -> str:
+    """Turn a docstring into help text, its lines unchanged."""
+    first, *rest = inspect.cleandoc(quantizer.__doc__ or "").split("\n\n")
+    return "\n\n".join([first, *(f"\b\n{paragraph}" for paragraph in rest)])
+
+
+# ---------------------------------------------------------------- --dry-run
+
+
+def print_plan(planned: Sequence[PlannedJob], *, as_json: bool) -> None:
+    """Print what jobs would write: where, how it is stored, its size."""
+    from gemquant.cli.render import print_json, print_tables
+
+    if as_json:
+        documents = [_plan_document(each) for each in planned]
+        print_json(documents[0] if len(documents) == 1 else documents)
+        return
+    for each in planned:
+        print_tables(*_plan(each), "")
+    print_tables("Nothing was written (--dry-run).")
+
+
+def _fallbacks(planned: PlannedJob) -> dict[tuple[str, str], list[str]]:
+    """Modules by what they are stored as and why."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for each in planned.job.quantizer.fallbacks:
+        groups.setdefault((each.stored, each.reason), []).append(each.module)
+    return groups
+
+
+def _plan_document(planned: PlannedJob) -> dict[str, Any]:
+    return {
+        "path": str(planned.job.out),
+        "recipe": planned.job.recipe.to_dict(),
+        "bits_per_weight": planned.bits_per_weight,
+        "file_sizes": dict(planned.file_sizes),
+        "quantized": list(planned.quantized),
+        "kept": list(planned.kept),
+        "fallbacks": [
+            {"modules": modules, "stored": stored, "reason": reason}
+            for (stored, reason), modules in _fallbacks(planned).items()
+        ],
+    }
+
+
+def _plan(planned: PlannedJob) -> list[Table | str]:
+    from gemquant.cli.render import counted, fact_table, fallback_table, named
+    from gemquant.core.protocols import QuantizedSpec
+    from gemquant.core.resources import human_bytes
+    from gemquant.core.scheme import describe
+
+    job, layout = planned.job, planned.header.layout
+    specs = (layout[name] for name in planned.quantized)
+    schemes = Counter(describe(s.scheme) for s in specs if isinstance(s, QuantizedSpec))
+    facts = fact_table()
+    facts.add_row("model", job.recipe.model)
+    facts.add_row("folder", str(job.out))
+    facts.add_row("container", f"{job.exporter.name}, for {job.recipe.target}")
+    formats = _formats(planned)
+    if not formats:
+        for words, count in schemes.items():
+            facts.add_row(job.recipe.quantizer, f"{words}: {counted(count, 'layer')}")
+    kept = [name.removesuffix(".weight") for name in planned.kept]
+    if kept and schemes:
+        facts.add_row("kept", named(kept))
+    if not schemes:
+        dtype = job.exporter.container(planned.header.config).float_dtype
+        facts.add_row(job.recipe.quantizer, f"everything in {str(dtype).removeprefix('torch.')}")
+    facts.add_row(
+        "size",
+        f"{human_bytes(planned.total_bytes)} in {', '.join(planned.file_sizes)}; "
+        f"{planned.bits_per_weight:.2f} bits per weight over all",
+    )
+    groups = _fallbacks(planned).items()
+    return [facts, *formats, *fallback_table((modules, *why) for why, modules in groups)]
+
+
+def _formats(planned: PlannedJob) -> list[Table | str]:
+    """How much of a file each of ggml's formats takes; nothing for other containers."""
+    from gemquant.cli.render import table
+    from gemquant.core.protocols import QuantizedSpec
+    from gemquant.core.resources import human_bytes
+    from gemquant.core.weights import BlockScheme
+
+    weights: Counter[GgmlType] = Counter()
+    matrices: Counter[GgmlType] = Counter()
+    for spec in planned.header.layout.values():
+        if isinstance(spec, QuantizedSpec) and isinstance(spec.scheme, BlockScheme):
+            weights[spec.scheme.type] += spec.shape[0] * spec.shape[1]
+            matrices[spec.scheme.type] += 1
+    if not weights:
+        return []
+    numbers = ("matrices", "weights", "size", "bits per weight")
+    formats = table("format", *numbers, numbers=numbers)
+    for kind, count in weights.most_common():
+        size = human_bytes(round(count * kind.bits / 8))
+        formats.add_row(kind.name, str(matrices[kind]), f"{count:,}", size, f"{kind.bits:g}")
+    return ["", formats]

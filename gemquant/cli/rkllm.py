@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import click
 
+from gemquant.cli.external import tool_flags, tool_settings
 from gemquant.cli.flags import model_argument
-from gemquant.cli.foreign import tool_flags, tool_settings
 from gemquant.cli.progress import reporter
 from gemquant.cli.quantize import MODEL, help_of
-from gemquant.cli.quantizer_flags import common_flags, quantizer_flags
-from gemquant.cli.request import read_request
+from gemquant.cli.quantizer_options import common_flags, quantizer_flags, read_request
 from gemquant.cli.rkllm_preparation import AUTO, checked
 from gemquant.cli.settings import problems_of, setting
 from gemquant.rockchip.options import RkllmOptions
@@ -21,7 +20,8 @@ NOT_HERE = {
     "eval_slices",
     "no_eval",
     "device",
-    "dtype",
+    "compute_dtype",
+    "former_compute_dtype",
     "python",
 }
 
@@ -85,7 +85,7 @@ command = RkllmCommand(
             instead="that of --toolkit, or with --prepare-only the newest that converts this",
             help="Release to prepare for; where a toolkit converts, the one that it must be.",
         ),
-        *(flag for flag in tool_flags(own_python="") if flag.name not in NOT_HERE),
+        *(flag for flag in tool_flags(default_python="") if flag.name not in NOT_HERE),
         *(flag for flag in common_flags(RkllmOptions) if flag.name not in NOT_HERE),
     ],
     help=help_of(RkllmOptions),

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gemquant.calibration.windows import TokenWindows
-    from gemquant.cli.foreign import ToolSettings
-    from gemquant.cli.request import Request
+    from gemquant.cli.quantizer_options import QuantizerRequest
+    from gemquant.convert.external.options import ToolSettings
     from gemquant.core.recipe import Recipe
     from gemquant.core.targets.toolkit import Toolkit, ToolkitVersion
     from gemquant.formats.checkpoint import Checkpoint
@@ -35,18 +35,18 @@ class Prepared:
     interpreter: Interpreter | None
 
 
-def checked(request: Request, tool: ToolSettings, given: dict[str, Any]) -> Prepared:
+def checked(request: QuantizerRequest, tool: ToolSettings, given: dict[str, Any]) -> Prepared:
     """Check everything that can be known before the first weight is read."""
     import torch
 
     from gemquant.calibration.prompts import calibration_prompts
-    from gemquant.cli.preparation import (
+    from gemquant.convert.estimate.candidate import weight_count
+    from gemquant.convert.prepare import (
         calibration_dtype,
         calibration_text,
         chat_template,
         read_evaluation,
     )
-    from gemquant.convert.estimate.candidate import weight_count
     from gemquant.core.artifact import output_problems
     from gemquant.core.targets.toolkit import load_toolkit
     from gemquant.errors import refuse
@@ -58,7 +58,7 @@ def checked(request: Request, tool: ToolSettings, given: dict[str, Any]) -> Prep
     from gemquant.rockchip.smoothing import smooths
 
     torch.set_num_threads(request.threads)
-    recipe, asked = request.recipe, request.quantizer
+    recipe, asked = request.recipe, request.quantizers[0]
     assert isinstance(asked, RkllmOptions)
     problems = ProblemCollector()
     npu = problems.attempt(lambda: rules.npu_of(request.target))
@@ -154,7 +154,7 @@ def _simulated(
     given: dict[str, Any],
 ) -> Sequence[TokenWindows]:
     """Evaluation text for the toolkit's simulator."""
-    from gemquant.cli.preparation import read_evaluation
+    from gemquant.convert.prepare import read_evaluation
 
     if options.simulate and given["prepare_only"]:
         raise UsageError(

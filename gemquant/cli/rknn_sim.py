@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gemquant.cli.external import tool_flags, tool_settings
 from gemquant.cli.flags import complete_target, defaults_flag, output_flags
-from gemquant.cli.foreign import tool_flags, tool_settings
 from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting
 
@@ -80,7 +80,7 @@ command = RknnSimCommand(
         ),
         setting("--tokens", type=int, default=TOKENS, metavar="N", help="Tokens per window."),
         setting("--samples", type=int, default=SAMPLES, metavar="N", help="Calibration windows."),
-        *tool_flags(own_python="none; it is required"),
+        *tool_flags(default_python="none; it is required"),
         defaults_flag(),
         *output_flags(),
     ],

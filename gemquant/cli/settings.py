@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from gemquant.convert.plugins import plugins
@@ -32,7 +33,10 @@ FOREIGN = ("onnx", "rkllm")
 """Commands with options of their own whose numbers another program decides."""
 
 COMPUTE_DTYPE = "compute_dtype"
-"""What the shared setting ``dtype`` is called where a quantizer has an option of that name."""
+"""The flag of a recipe's ``dtype``: the type that activations are computed in."""
+
+FORMER = "gemquant.former"
+"""Key of ``Context.meta`` for values that were given under a flag's former name."""
 
 PROBLEMS = "gemquant.problems"
 """Key of ``Context.meta`` under which problems gather until the command refuses them together."""
@@ -54,6 +58,16 @@ def threads_of(given: Mapping[str, Any], problems: list[GemquantError]) -> int:
 
 class Setting(click.Option):
     """An option whose bad value is reported together with everything else that is wrong."""
+
+    def consume_value(
+        self, ctx: click.Context, opts: Mapping[str, Any]
+    ) -> tuple[Any, ParameterSource]:
+        """Take the value given under a former name, unless the current one is given too."""
+        value, source = super().consume_value(ctx, opts)
+        former = ctx.meta.get(FORMER, {})
+        if source is not ParameterSource.COMMANDLINE and self.name in former:
+            return former[self.name], ParameterSource.COMMANDLINE
+        return value, source
 
     def handle_parse_result(
         self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]
@@ -80,14 +94,16 @@ def setting(
     instead: str | None = None,
     complete: Callable[..., list[CompletionItem]] | None = None,
     envvar: str | Sequence[str] | None = None,
+    name: str | None = None,
 ) -> Setting:
     """Make an option that can also come from the environment, a recipe or gemquant.toml.
 
-    instead: what holds where there is no default, in words.
+    instead: what holds where there is no default, in words. name: of the parameter.
     """
-    name = max((flag.partition("/")[0] for flag in flags), key=len).lstrip("-").replace("-", "_")
+    longest = max((flag.partition("/")[0] for flag in flags), key=len)
+    name = name or longest.lstrip("-").replace("-", "_")
     return Setting(
-        flags,
+        [*flags, name],
         type=type,
         default=default,
         help=f"{help}  [default: {instead}]" if instead else help,
@@ -95,6 +111,19 @@ def setting(
         show_default=default not in {None, ""},
         shell_complete=complete,
         envvar=envvar or f"GEMQUANT_{name.upper()}",
+    )
+
+
+def former_flag(former: str, current: str, name: str) -> click.Parameter:
+    """A hidden flag that still works, with a note; name: of the current one's parameter."""
+
+    def keep(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+        if value is not None:
+            note_renamed(former, current)
+            ctx.meta.setdefault(FORMER, {})[name] = value
+
+    return click.Option(
+        [former, f"former_{name}"], hidden=True, is_eager=True, expose_value=False, callback=keep
     )
 
 

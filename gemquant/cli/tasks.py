@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gemquant.cli.checks import too_small, unknown_place
-from gemquant.cli.flags import CommaList, document_flag, flag, output_flags, runtime_flags
+from gemquant.cli.flags import (
+    CommaList,
+    document_flag,
+    flag,
+    output_flags,
+    runtime_flags,
+    too_small,
+    unknown_place,
+)
 from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting, threads_of
 from gemquant.core.resources import require_device

@@ -14,13 +14,12 @@ import torch
 
 from gemquant.calibration.trace import Trace
 from gemquant.calibration.windows import TokenWindows
-from gemquant.convert.job import Production, producing
-from gemquant.convert.plan import Job, JobPlan, plan
-from gemquant.convert.resume import Resumption, RunState, Unfinished, unfinished
+from gemquant.convert.job import JobWriter, open_job
+from gemquant.convert.plan import PlannedJob
+from gemquant.convert.resume import ResumePolicy, RunCheckpoint, RunState, open_run_checkpoint
 from gemquant.core.artifact import Artifact, read_manifest
 from gemquant.core.artifact.evaluation import SliceEvaluation
 from gemquant.core.progress import Progress, Silence
-from gemquant.core.protocols import Resumable
 from gemquant.errors import CalibrationError
 from gemquant.formats.checkpoint import Checkpoint
 from gemquant.measure.quality.streams import EvaluationStreams, final_norm, head_table
@@ -28,15 +27,13 @@ from gemquant.models.skeleton import Skeleton
 from gemquant.models.structure import EMBEDDING, HEAD
 from gemquant.numerics.precision import fast_products
 
-__all__ = ["Job", "JobPlan", "plan", "run"]
-
 CALIBRATION, ORIGINAL, CANDIDATE = "calibration", "original", "candidate."
 TABLES = {EMBEDDING: "quantizing the embedding", HEAD: "quantizing the head"}
 
 
 @fast_products()
 def run(
-    jobs: Sequence[Job],
+    planned: Sequence[PlannedJob],
     checkpoint: Checkpoint,
     *,
     calibration: TokenWindows | None,
@@ -45,19 +42,17 @@ def run(
     compute_dtype: torch.dtype = torch.float32,
     calibration_dtype: torch.dtype | None = None,
     progress: Progress | None = None,
-    resumption: Resumption | None = None,
+    resume: ResumePolicy | None = None,
 ) -> list[Artifact]:
     """Stream the checkpoint once and finish every job, or leave nothing behind.
 
     calibration: may be None if no quantizer needs statistics. evaluation: slices for the
-    certificate; none for no certificate. calibration_dtype: the type of the calibration windows'
-    activations, where it is another. resumption: an interrupted run keeps its finished layers, and
-    one of the same identity goes on behind them; None to keep nothing. All problems of all jobs are
-    raised before any work.
+    certificate; empty for no certificate. calibration_dtype: the type of the calibration windows'
+    activations, if not ``compute_dtype``. resume: save finished layers, and continue an interrupted
+    run of the same identity; None to save nothing.
     """
     progress = progress or Silence()
-    plans = plan(jobs, checkpoint)
-    needs = _required_statistics(jobs, calibration)
+    needs = _required_statistics(planned, calibration)
     skeleton = Skeleton(checkpoint.config, device=device, dtype=compute_dtype)
     tracing = skeleton
     if calibration_dtype not in (None, compute_dtype):
@@ -72,130 +67,131 @@ def run(
     )
 
     with ExitStack() as stack:
-        kept = stack.enter_context(_kept(jobs, resumption, progress))
-        productions = [
+        saved = stack.enter_context(_run_checkpoint(planned, resume, progress))
+        writers = [
             stack.enter_context(
-                producing(made, checkpoint, skeleton, measured=bool(evaluation), unfinished=kept)
+                open_job(job, checkpoint, skeleton, certified=bool(evaluation), saved=saved)
             )
-            for made in plans
+            for job in planned
         ]
-        _write_table(EMBEDDING, productions, trace, progress)
+        _write_table(EMBEDDING, writers, trace, progress)
         streams = EvaluationStreams(skeleton, evaluation) if evaluation else None
-        first = _begin(kept, checkpoint, trace, streams, productions)
+        first = _start_streams(saved, checkpoint, trace, streams, writers)
 
         progress.start("quantizing layers", skeleton.layers)
         if first:
-            progress.note(f"going on behind layer {first}, where the interrupted run stopped")
+            progress.note(f"resuming after layer {first}, where the interrupted run stopped")
             progress.advance("quantizing layers", first)
         for block in trace.blocks():
-            for number, production in enumerate(productions):
-                stored = production.quantize(block)
+            for number, writer in enumerate(writers):
+                stored = writer.quantize(block)
                 if streams is not None:
-                    streams.candidates[number].advance(block.index, production.decoded(stored))
+                    streams.candidates[number].advance(block.index, writer.decoded(stored))
                 del stored
             if streams is not None:
                 streams.original.advance(block.index, block.weights)
             progress.advance("quantizing layers")
             finished = block.index + 1
             del block  # before the next one is read
-            _keep(kept, finished, trace, streams, productions)
+            _save(saved, finished, trace, streams, writers)
 
-        for production in productions:
-            production.write_final_norm()
-        _write_table(HEAD, productions, trace, progress)
-        results: list[tuple[SliceEvaluation, ...]] = [() for _ in productions]
+        for writer in writers:
+            writer.write_final_norm()
+        _write_table(HEAD, writers, trace, progress)
+        results: list[tuple[SliceEvaluation, ...]] = [() for _ in writers]
         if streams is not None:
             progress.note("comparing predictions")
             original, *candidates = streams.predictors(
                 [(final_norm(checkpoint, skeleton), head_table(checkpoint, skeleton))]
-                + [(made.final_norm(), made.head_table()) for made in productions]
+                + [(writer.final_norm(), writer.head_table()) for writer in writers]
             )
-            results = streams.score(original, candidates, seed=jobs[0].recipe.seed)
-        for production, slices in zip(productions, results, strict=True):
-            production.close(slices, calibration=calibration, ranges=trace.activation_ranges)
-    # Every file was hashed as it was sealed; only what stands in the manifest is read again.
-    return [Artifact(job.out, read_manifest(job.out)) for job in jobs]
+            results = streams.score(original, candidates, seed=planned[0].job.recipe.seed)
+        for writer, slices in zip(writers, results, strict=True):
+            writer.close(slices, calibration=calibration, ranges=trace.activation_ranges)
+    # Every file was hashed when it was finalized; only the manifest is read again.
+    return [Artifact(each.job.out, read_manifest(each.job.out)) for each in planned]
 
 
-# ---------------------------------------------------------------- interrupted and gone on with
+# ---------------------------------------------------------------- resume
 
 
-def _kept(
-    jobs: Sequence[Job], resumption: Resumption | None, progress: Progress
-) -> AbstractContextManager[Unfinished | None]:
-    """What an interrupted run of these jobs has kept; None where nothing is to be kept."""
-    if resumption is None or not all(isinstance(job.exporter, Resumable) for job in jobs):
+def _run_checkpoint(
+    planned: Sequence[PlannedJob], resume: ResumePolicy | None, progress: Progress
+) -> AbstractContextManager[RunCheckpoint | None]:
+    """What an interrupted run of these jobs has saved; None where nothing is saved."""
+    if resume is None or not all(each.job.exporter.resumable for each in planned):
         return nullcontext()
-    return unfinished([job.out for job in jobs], resumption, progress)
+    return open_run_checkpoint([each.job.out for each in planned], resume, progress)
 
 
-def _begin(
-    kept: Unfinished | None,
+def _start_streams(
+    saved: RunCheckpoint | None,
     checkpoint: Checkpoint,
     trace: Trace,
     streams: EvaluationStreams | None,
-    productions: Sequence[Production],
+    writers: Sequence[JobWriter],
 ) -> int:
-    """Begin all streams where an interrupted run stopped, else at the embedding.
+    """Start all streams where an interrupted run stopped, else at the embedding.
 
     Returns the index of the first layer to quantize.
     """
-    state = None if kept is None else kept.state
+    state = None if saved is None else saved.state
     if state is None:
         if streams is not None:
-            streams.embed(checkpoint, [production.embedding() for production in productions])
+            streams.embed(checkpoint, [writer.embedding() for writer in writers])
         return 0
     trace.go_on(state.layers, state.hidden.get(CALIBRATION), state.reach)
     if streams is not None:
-        candidates = [state.hidden[f"{CANDIDATE}{n}"] for n in range(len(productions))]
+        candidates = [state.hidden[f"{CANDIDATE}{n}"] for n in range(len(writers))]
         streams.resume(state.hidden[ORIGINAL], candidates)
     return state.layers
 
 
-def _keep(
-    kept: Unfinished | None,
+def _save(
+    saved: RunCheckpoint | None,
     finished: int,
     trace: Trace,
     streams: EvaluationStreams | None,
-    productions: Sequence[Production],
+    writers: Sequence[JobWriter],
 ) -> None:
-    """Keep all that crosses from the finished layers to the next, if it is time."""
-    if kept is None or not kept.due():
+    """Save all that crosses from the finished layers to the next, if it is time."""
+    if saved is None or not saved.due():
         return
     hidden = {CALIBRATION: trace.hidden} if trace.hidden is not None else {}
     if streams is not None:
         hidden[ORIGINAL] = streams.original.hidden
         hidden |= {f"{CANDIDATE}{n}": each.hidden for n, each in enumerate(streams.candidates)}
-    for production in productions:
-        production.flush()
-    kept.save(RunState(finished, hidden, trace.activation_ranges.layers))
+    for writer in writers:
+        writer.flush()
+    saved.save(RunState(finished, hidden, trace.activation_ranges.layers))
 
 
 # ---------------------------------------------------------------- tables, statistics
 
 
-def _write_table(
-    name: str, productions: Sequence[Production], trace: Trace, progress: Progress
-) -> None:
+def _write_table(name: str, writers: Sequence[JobWriter], trace: Trace, progress: Progress) -> None:
     """Write the embedding or the head of every job that has one, a run of rows at a time."""
-    having = [made for made in productions if name in made.plan.header.layout]
-    for production in having:
-        if not production.quantizes(name):
-            production.copy_table(name)
-    quantizing = [production for production in having if production.quantizes(name)]
+    having = [writer for writer in writers if name in writer.layout]
+    quantizing = [writer for writer in having if writer.quantizes(name)]
+    for writer in having:
+        if not writer.quantizes(name):
+            writer.copy_table(name)
     if not quantizing:
         return
     task = TABLES[name]
     progress.start(task, trace.table_runs(name))
     for block in trace.table(name):
-        for production in quantizing:
-            production.quantize_rows(name, block)
+        for writer in quantizing:
+            writer.quantize_rows(name, block)
         progress.advance(task)
 
 
-def _required_statistics(jobs: Sequence[Job], calibration: TokenWindows | None) -> frozenset[str]:
-    needs = frozenset[str]().union(*(job.quantizer.needs for job in jobs))
+def _required_statistics(
+    planned: Sequence[PlannedJob], calibration: TokenWindows | None
+) -> frozenset[str]:
+    quantizers = [each.job.quantizer for each in planned]
+    needs = frozenset[str]().union(*(quantizer.needs for quantizer in quantizers))
     if needs and calibration is None:
-        names = ", ".join(sorted({job.quantizer.name for job in jobs if job.quantizer.needs}))
+        names = ", ".join(sorted({quantizer.name for quantizer in quantizers if quantizer.needs}))
         raise CalibrationError(f"{names}: calibration text is needed, but there is none.")
     return needs

@@ -10,7 +10,6 @@ from math import prod
 from pathlib import Path
 
 from gemquant.core.artifact.staging import interrupted_bytes, output_problems
-from gemquant.core.family import Substitution, Telling
 from gemquant.core.options import problems_with
 from gemquant.core.protocols import (
     ArtifactHeader,
@@ -21,6 +20,7 @@ from gemquant.core.protocols import (
     Weights,
 )
 from gemquant.core.recipe import Recipe
+from gemquant.core.scheme import Scheme
 from gemquant.errors import GemquantError, OutputError, refuse
 from gemquant.formats.checkpoint import Checkpoint
 from gemquant.formats.source_model import Origin
@@ -33,7 +33,7 @@ SMALL_FILES_BYTES = 64_000_000
 
 @dataclass(frozen=True)
 class Job:
-    """One artifact to make: an algorithm, a container, and a place."""
+    """One artifact to make: an algorithm for this model, a container, and a place."""
 
     quantizer: Quantizer
     exporter: Exporter
@@ -43,11 +43,10 @@ class Job:
 
 
 @dataclass(frozen=True)
-class JobPlan:
-    """What a job will write, known before any weight is read.
+class PlannedJob:
+    """A job that passed every check, and what it will write; no weight has been read.
 
-    file_sizes: bytes of each weight file. bits_per_weight: over all weights, embedding included.
-    quantized, kept: names of matrices stored as codes and in floating point.
+    file_sizes: bytes of each weight file.
     """
 
     job: Job
@@ -65,10 +64,10 @@ class JobPlan:
         return 8 * self.total_bytes / sum(prod(s.shape) for s in self.header.layout.values())
 
     @property
-    def substitutions(self) -> Sequence[Substitution]:
-        """What will not be stored as asked."""
-        quantizer = self.job.quantizer
-        return quantizer.substitutions if isinstance(quantizer, Telling) else ()
+    def schemes(self) -> list[Scheme]:
+        """The different schemes, in the order of the layers."""
+        specs = self.header.layout.values()
+        return list(dict.fromkeys(s.scheme for s in specs if isinstance(s, QuantizedSpec)))
 
     @property
     def quantized(self) -> Sequence[str]:
@@ -90,26 +89,25 @@ def linear_weights(weights: Weights) -> dict[str, tuple[int, int]]:
     return linear_shapes(weights.config)
 
 
-def plan(jobs: Sequence[Job], checkpoint: Checkpoint) -> list[JobPlan]:
-    """Lay out every job, or refuse with all problems of all jobs at once."""
+def plan(jobs: Sequence[Job], checkpoint: Checkpoint) -> list[PlannedJob]:
+    """Check and lay out every job; raises all problems of all jobs at once."""
     problems: list[GemquantError] = []
-    plans = []
+    planned = []
+    linears = linear_weights(checkpoint)
     for job in jobs:
-        found = [*problems_with(job.quantizer), *job.quantizer.problems(linear_weights(checkpoint))]
+        job_problems = [*problems_with(job.quantizer), *job.quantizer.problems(linears)]
         header = _header(job, checkpoint)
-        # Sizes of a layout that cannot exist mean nothing, and would be complained of twice.
-        if not found:
-            found = list(job.exporter.problems(header))
-        if not found:
-            made = JobPlan(job, header, job.exporter.file_sizes(header))
-            needed = made.total_bytes + SMALL_FILES_BYTES - interrupted_bytes(job.out)
-            found = output_problems(job.out, force=job.force, needed_bytes=max(0, needed))
-            plans.append(made)
-        else:
-            found += output_problems(job.out, force=job.force, needed_bytes=0)
-        problems += found
+        # Sizes of an impossible layout mean nothing, and its problems would come twice.
+        if not job_problems:
+            job_problems = list(job.exporter.problems(header))
+        needed = 0
+        if not job_problems:
+            planned.append(PlannedJob(job, header, job.exporter.file_sizes(header)))
+            needed = planned[-1].total_bytes + SMALL_FILES_BYTES - interrupted_bytes(job.out)
+        problems += job_problems
+        problems += output_problems(job.out, force=job.force, needed_bytes=max(0, needed))
     refuse([*problems, *_shared_folders(jobs)])
-    return plans
+    return planned
 
 
 def _shared_folders(jobs: Sequence[Job]) -> list[GemquantError]:
@@ -139,5 +137,5 @@ def _header(job: Job, checkpoint: Checkpoint) -> ArtifactHeader:
         config["tie_word_embeddings"] = False
         layout[HEAD] = QuantizedSpec(matrices[EMBEDDING], head_scheme)
     origin = Origin(checkpoint, job.recipe.chat_template)
-    telling = job.quantizer if isinstance(job.quantizer, Telling) else None
-    return ArtifactHeader(config, layout, origin, telling.facts(job.recipe) if telling else {})
+    facts = job.quantizer.facts(job.recipe)
+    return ArtifactHeader(config, layout, origin, job.quantizer.label, facts)

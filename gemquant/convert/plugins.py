@@ -14,7 +14,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, Literal, cast
 
-from gemquant.core.protocols import Configurable, Exporter, Quantizer
+from gemquant.core.protocols import Exporter, Quantizer
 from gemquant.errors import UnsupportedError, UsageError
 
 Kind = Literal["quantizer", "exporter"]
@@ -110,25 +110,20 @@ def plugins(kind: Kind) -> Mapping[str, Plugin]:
 def quantizer_type(name: str) -> type[Quantizer]:
     """Import the quantizer called ``name``; UsageError with suggestions if there is none."""
     cls = _load("quantizer", name)
-    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
-        raise UnsupportedError(f"quantizer {name}: {cls!r} is not a dataclass.")
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls) and Quantizer in cls.__mro__):
+        raise UnsupportedError(
+            f"quantizer {name}: {cls!r} is not a dataclass that subclasses Quantizer.",
+            hint="docs/new-quantizer.md shows one.",
+        )
     return cast("type[Quantizer]", cls)
-
-
-def quantizer_types() -> dict[str, type[Quantizer]]:
-    """Import every quantizer, by name."""
-    return {name: quantizer_type(name) for name in plugins("quantizer")}
 
 
 def exporter(name: str, options: Mapping[str, Any] | None = None) -> Exporter:
     """Import and make the exporter ``name``; UsageError with suggestions if there is none.
 
-    options: those of the job's quantizer, for an exporter whom some of them concern.
+    options: the quantizer's, of which some concern the exporter.
     """
-    made = cast("Exporter", _load("exporter", name)())
-    if options is not None and isinstance(made, Configurable):
-        return made.configured(options)
-    return made
+    return cast("Exporter", _load("exporter", name)()).configured(options or {})
 
 
 def _load(kind: Kind, name: str) -> Any:

@@ -1,34 +1,45 @@
-"""What an interrupted run has kept, and how the same run goes on behind its last finished layer.
+"""Resume an interrupted run after its last finished layer.
 
-From one decoder layer to the next a run carries hidden states and how far activations reach. Both
-go into one safetensors file now and then, written beside the artifacts' scratch folders once the
-disk has all tensors of the finished layers; it takes its name when it is whole, so that a run that
-is killed at any moment leaves a state that can be gone on with, or none.
+From one decoder layer to the next a run carries hidden states and the range of the activations.
+From time to time both are saved in one safetensors file next to the artifacts' scratch folders,
+after all tensors of the finished layers are on the disk. The file is renamed when it is complete,
+so a run that is killed at any moment leaves a state to resume from, or none.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import glob
+import hashlib
 import json
 import logging
+import platform
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from gemquant.convert.finalize import library_versions
 from gemquant.core.artifact.staging import flush, make_folder, make_parents, scratch_of, tree_bytes
 from gemquant.core.progress import Progress
 from gemquant.core.protocols import ActivationRange
 from gemquant.core.resources import human_bytes
 from gemquant.errors import GemquantError, OutputError
+from gemquant.numerics import native
+
+if TYPE_CHECKING:
+    from gemquant.calibration.windows import TokenWindows
+    from gemquant.convert.plan import Job
+    from gemquant.formats.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +52,11 @@ SUFFIX, STATE, LOCK = ".unfinished", "state.safetensors", "lock"
 
 
 @dataclass(frozen=True)
-class Resumption:
-    """Whether and how a run goes on with an interrupted one.
+class ResumePolicy:
+    """Whether and how a run resumes an interrupted one.
 
-    identity: digest of all that decides bytes; only a run of the same goes on. restart: forget an
-    interrupted run. every_seconds: the least time between two states.
+    identity: digest of all that decides bytes; a run resumes only one of the same. restart: discard
+    an interrupted run. every_seconds: the least time between two saved states.
     """
 
     identity: str
@@ -54,13 +65,13 @@ class Resumption:
 
     @property
     def token(self) -> str:
-        """What names the scratch folders."""
+        """Names the scratch folders."""
         return self.identity[:TOKEN_LENGTH]
 
 
 @dataclass(frozen=True)
 class RunState:
-    """What a run carries behind its first ``layers`` decoder layers.
+    """What a run carries after its first ``layers`` decoder layers.
 
     hidden: stream → its hidden states. reach: layer → how large its activations become.
     """
@@ -100,94 +111,92 @@ class RunState:
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            logger.warning("%s cannot be read, so the run starts again: %s", path, error)
+            logger.warning("%s cannot be read; the run starts over: %s", path, error)
             return None
 
 
-class Unfinished:
-    """One run's place for its state; ``state`` is what an interrupted one has left."""
+class RunCheckpoint:
+    """Where one run saves its state; ``state`` is what an interrupted run has left."""
 
-    def __init__(self, folder: Path, resumption: Resumption, state: RunState | None) -> None:
-        self.token = resumption.token
+    def __init__(self, folder: Path, policy: ResumePolicy, state: RunState | None) -> None:
+        self.token = policy.token
         self.state = state
-        self.layers_kept = 0 if state is None else state.layers
-        self._folder, self._resumption = folder, resumption
-        self._next = time.monotonic() + resumption.every_seconds
+        self.layers_saved = 0 if state is None else state.layers
+        self._folder, self._policy = folder, policy
+        self._next = time.monotonic() + policy.every_seconds
 
     def due(self) -> bool:
         """Whether it is time to save."""
         return time.monotonic() >= self._next
 
     def save(self, state: RunState) -> None:
-        """Keep a state; the tensors of its layers have been flushed. A full disk keeps the last."""
+        """Save a state whose layers have been flushed. On a full disk the last one stays."""
         began = time.monotonic()
         path = self._folder / STATE
         size = sum(hidden.nbytes for hidden in state.hidden.values())
         if size <= shutil.disk_usage(self._folder).free:
             try:
-                state.write(path, self._resumption.identity)
-                self.layers_kept = state.layers
+                state.write(path, self._policy.identity)
+                self.layers_saved = state.layers
             except (OSError, SafetensorError, OutputError) as error:
                 logger.warning("%s cannot be written: %s", path, error)
         spent = time.monotonic() - began
-        wait = max(self._resumption.every_seconds, spent / SHARE_OF_TIME)
+        wait = max(self._policy.every_seconds, spent / SHARE_OF_TIME)
         self._next = time.monotonic() + wait
 
-    def keeps(self, error: BaseException) -> bool:
-        """Whether the same run may do better next time: not if the input is at fault."""
+    def is_resumable(self, error: BaseException) -> bool:
+        """Whether the same run may succeed next time: not if the input is at fault."""
         at_fault = isinstance(error, GemquantError) and not isinstance(error, OutputError)
-        return self.layers_kept > 0 and not at_fault
+        return self.layers_saved > 0 and not at_fault
 
 
-def layers_kept(outs: Sequence[Path], resumption: Resumption) -> int:
+def resumable_layers(outs: Sequence[Path], policy: ResumePolicy) -> int:
     """How many layers a run would find finished."""
-    scratches = [scratch_of(out, resumption.token) for out in outs]
+    scratches = [scratch_of(out, policy.token) for out in outs]
     folder = scratches[0].with_suffix(SUFFIX)
-    state = None if resumption.restart else _usable(folder, scratches, resumption)
+    state = None if policy.restart else _usable(folder, scratches, policy)
     return 0 if state is None else state.layers
 
 
 @contextmanager
-def unfinished(
-    outs: Sequence[Path], resumption: Resumption, progress: Progress
-) -> Iterator[Unfinished]:
+def open_run_checkpoint(
+    outs: Sequence[Path], policy: ResumePolicy, progress: Progress
+) -> Iterator[RunCheckpoint]:
     """Take up what an interrupted run of the same identity has left of these artifacts.
 
-    What it left is removed where it cannot be gone on with, and in the end, unless this run is
-    interrupted too. OutputError if another run is making them at this moment.
+    What cannot be resumed is removed; at the end everything is, unless this run is interrupted too.
+    OutputError if another run is making them at this moment.
     """
-    token = resumption.token
-    scratches = [scratch_of(out, token) for out in outs]
+    scratches = [scratch_of(out, policy.token) for out in outs]
     folder = scratches[0].with_suffix(SUFFIX)
-    for other in _others(folder, token):
+    for other in _others(folder, policy.token):
         progress.note(_left_over(other))
-    made = make_parents(folder.parent)
+    parents = make_parents(folder.parent)
     try:
         make_folder(folder, exist_ok=True)
         with _locked(folder, outs[0]):
-            state = None if resumption.restart else _usable(folder, scratches, resumption)
+            state = None if policy.restart else _usable(folder, scratches, policy)
             if state is None:
-                for each in scratches:
-                    shutil.rmtree(each, ignore_errors=True)
+                for scratch in scratches:
+                    shutil.rmtree(scratch, ignore_errors=True)
                 (folder / STATE).unlink(missing_ok=True)
-            run = Unfinished(folder, resumption, state)
+            run = RunCheckpoint(folder, policy, state)
             try:
                 yield run
             except BaseException as error:
-                if run.keeps(error):
-                    held = sum(map(tree_bytes, [folder, *scratches]))
+                if run.is_resumable(error):
+                    size = human_bytes(sum(map(tree_bytes, [folder, *scratches])))
                     error.add_note(
-                        f"layers 1 to {run.layers_kept} are kept ({human_bytes(held)} beside "
-                        f"{outs[0]}): the same command goes on behind them, with --restart it "
-                        "starts again"
+                        f"layers 1 to {run.layers_saved} are saved ({size} next to {outs[0]}): "
+                        "run the same command again to resume, or with --restart to start over"
                     )
                     raise
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
             shutil.rmtree(folder, ignore_errors=True)
     finally:
-        for parent in reversed(made):
-            with suppress(OSError):  # what is not empty stays
+        for parent in reversed(parents):
+            with suppress(OSError):  # a folder that is not empty stays
                 parent.rmdir()
 
 
@@ -210,22 +219,22 @@ def _locked(folder: Path, out: Path) -> Iterator[None]:
         lock.release()
 
 
-def _usable(folder: Path, scratches: Sequence[Path], resumption: Resumption) -> RunState | None:
-    if not all(each.is_dir() for each in scratches):
+def _usable(folder: Path, scratches: Sequence[Path], policy: ResumePolicy) -> RunState | None:
+    if not all(scratch.is_dir() for scratch in scratches):
         return None
-    return RunState.read(folder / STATE, resumption.identity)
+    return RunState.read(folder / STATE, policy.identity)
 
 
 def _others(folder: Path, token: str) -> list[Path]:
     """What interrupted runs with other settings have left of the same artifact."""
-    before, after = folder.name.rsplit(token, 1)
-    pattern = glob.escape(before) + "[0-9a-f]" * TOKEN_LENGTH + after
-    found = [each for each in sorted(folder.parent.glob(pattern)) if each != folder]
-    return [each for each in found if not _in_use(each)]
+    start, end = folder.name.rsplit(token, 1)
+    pattern = glob.escape(start) + "[0-9a-f]" * TOKEN_LENGTH + end
+    others = [path for path in sorted(folder.parent.glob(pattern)) if path != folder]
+    return [path for path in others if not _in_use(path)]
 
 
 def _in_use(folder: Path) -> bool:
-    """Whether a run is still at it."""
+    """Whether a run is writing it."""
     lock = FileLock(folder / LOCK)
     try:
         with lock.acquire(timeout=0):
@@ -238,6 +247,55 @@ def _left_over(folder: Path) -> str:
     scratch = folder.with_suffix(".partial")
     size = human_bytes(tree_bytes(folder) + tree_bytes(scratch))
     return (
-        f"{scratch.name} and {folder.name} beside it are of an interrupted run with other settings "
-        f"({size}); remove them if they are not wanted"
+        f"{scratch.name} and {folder.name} next to it are of an interrupted run with other "
+        f"settings ({size}); delete them if you do not need them"
     )
+
+
+# ---------------------------------------------------------------- identity
+
+
+def run_identity(
+    jobs: Sequence[Job],
+    checkpoint: Checkpoint,
+    calibration: TokenWindows | None,
+    evaluation: Sequence[TokenWindows],
+) -> str:
+    """Digest everything that decides bytes, hexadecimal.
+
+    Recipes, the model's configuration, tokens, library versions, threads and what the processor
+    can do; weight files and files that an option names, by path, size and time of change, since
+    hashing a checkpoint takes minutes.
+    """
+    adapter = checkpoint.adapter
+    files = [*checkpoint.source.files, *(adapter.files if adapter is not None else ())]
+    facts = {
+        "libraries": library_versions() | {"kernels": native.version()},
+        "machine": [platform.machine(), torch.backends.cpu.get_cpu_capability()],
+        "threads": torch.get_num_threads(),
+        "jobs": [[job.recipe.to_dict(), repr(job.exporter), job.quantizer.name] for job in jobs],
+        "revision": checkpoint.revision,
+        "config": checkpoint.config,
+        "files": [
+            _file(path)
+            for path in [*files, *(p for job in jobs for p in _named(job.recipe.to_dict()))]
+        ],
+        "calibration": None if calibration is None else calibration.digest,
+        "evaluation": [windows.digest for windows in evaluation],
+    }
+    text = json.dumps(facts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _file(path: Path) -> tuple[str, int, int]:
+    state = path.stat()
+    return str(path.resolve()), state.st_size, state.st_mtime_ns
+
+
+def _named(values: Mapping[str, Any]) -> Iterator[Path]:
+    """Files among a recipe's values, the model and adapter, which were listed, left out."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _named(value)
+        elif isinstance(value, str) and name not in {"model", "lora"} and Path(value).is_file():
+            yield Path(value)

@@ -25,6 +25,7 @@ class OptionSpec:
     repeated: bool = False
     size: bool = False
     formerly: str | None = None
+    each: bool = False
 
 
 def option(
@@ -37,6 +38,7 @@ def option(
     repeated: bool = False,
     size: bool = False,
     formerly: str | None = None,
+    each: bool = False,
 ) -> T:
     """Declare a dataclass field that is also a command-line flag.
 
@@ -44,9 +46,10 @@ def option(
     repeated: a tuple whose flag is given once for each part, instead of with commas between.
     size: a number of bytes with its unit, such as 5GB; may be empty if the default is.
     formerly: the field's previous name, which flags, environment and recipes still accept.
+    each: the flag may be given several times, for an artifact with each of the values.
     """
     known = tuple(choices) if choices is not None else None
-    spec = OptionSpec(help, minimum, maximum, known, repeated, size, formerly)
+    spec = OptionSpec(help, minimum, maximum, known, repeated, size, formerly, each)
     return dataclasses.field(default=default, metadata={"option": spec})
 
 
@@ -74,6 +77,12 @@ def options_of(owner: Any) -> list[Option]:
 def former_names(owner: Any) -> Mapping[str, str]:
     """Previous name → current name of every option that was renamed."""
     return {opt.spec.formerly: opt.name for opt in options_of(owner) if opt.spec.formerly}
+
+
+def recorded_options(owner: Any) -> dict[str, Any]:
+    """Every option with its value, as a recipe records them: a list for an option of ``each``."""
+    values = {opt.name: (getattr(owner, opt.name), opt.spec.each) for opt in options_of(owner)}
+    return {name: [value] if each else value for name, (value, each) in values.items()}
 
 
 def problems_with(owner: Any) -> list[GemquantError]:

@@ -1,4 +1,4 @@
-"""All that the author of a quantizer or an exporter needs to read, with ``weights``.
+"""The plug-in interface: what the author of a quantizer or an exporter implements.
 
 A quantizer decides numbers; an exporter stores them; the pipeline carries blocks from one to the
 other. Shapes are written (rows, columns); a linear layer's weight is (out, in).
@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, S
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from gemquant.core.scheme import PER_CHANNEL as PER_CHANNEL  # noqa: PLC0414
 from gemquant.core.scheme import Scheme
@@ -22,6 +22,8 @@ from gemquant.errors import GemquantError
 if TYPE_CHECKING:
     from torch import Tensor, dtype
 
+    from gemquant.core.artifact import Fallback
+    from gemquant.core.recipe import Recipe
     from gemquant.formats.source_model import Origin
     from gemquant.models.structure import LayerStructure
 
@@ -105,9 +107,8 @@ class Statistics:
     sample: Tensor | None = None
 
 
-@runtime_checkable
 class RowSource(Protocol):
-    """Matrices read in runs of rows, so that none need be held."""
+    """Matrices that are read a few rows at a time, so that none is held in memory."""
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, without reading it."""
@@ -116,12 +117,11 @@ class RowSource(Protocol):
         """Rows ``start`` to ``stop``."""
 
 
-@runtime_checkable
-class PackedSource(Protocol):
-    """Weights that were quantized before, and can be passed on as they are."""
+class BlockSource(RowSource, Protocol):
+    """The checkpoint's tensors of one block, by short name."""
 
     def blocks(self, name: str, kind: str, start: int, stop: int) -> Tensor | None:
-        """Rows as they are stored, (rows, bytes) uint8, if that is ggml's format ``kind``."""
+        """Rows as stored, (rows, bytes) uint8, if the checkpoint has ggml's format ``kind``."""
 
 
 FLOAT16_LIMIT = 65504.0
@@ -151,13 +151,14 @@ class Block:
     """One decoder layer, with the statistics of its inputs; or some rows of embedding or head.
 
     prefix: ``model.layers.3.``; empty for the embedding and the head.
-    weights: short name (``self_attn.q_proj.weight``) → float32 tensor. Where nothing else needs
-        them in memory they are read anew each time: ``rows`` then holds the least.
+    weights: short name (``self_attn.q_proj.weight``) → float32 tensor. See ``streamed``.
     statistics: linear's short module name (``self_attn.q_proj``) → its input's statistics;
         linears that read the same input share one object.
     activation_range: how large the layer's activations become; None without calibration.
-    shared: results that another job may want of the same block; forgotten with it.
-    packed: where the weights come from, by short name, if it may hold them quantized.
+    shared: results that another job may want of the same block; dropped with it.
+    source: where the weights are read from.
+    streamed: ``weights`` are not in memory; each access reads them from ``source``, and ``rows``
+        needs the least.
     """
 
     index: int
@@ -167,19 +168,20 @@ class Block:
     statistics: Mapping[str, Statistics]
     activation_range: ActivationRange | None = None
     shared: dict[Hashable, Any] = field(default_factory=dict)
-    packed: PackedSource | None = None
+    source: BlockSource | None = None
+    streamed: bool = False
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a weight by its short name."""
-        if isinstance(self.weights, RowSource):
-            return self.weights.shape(name)
+        if self.source is not None:
+            return self.source.shape(name)
         return tuple(self.weights[name].shape)
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows ``start`` to ``stop`` of a weight by its short name, float32."""
-        # Many calls: asking for the attribute is quick, asking for the protocol is not.
-        read: Callable[[str, int, int], Tensor] | None = getattr(self.weights, "rows", None)
-        return self.weights[name][start:stop] if read is None else read(name, start, stop)
+        if self.streamed and self.source is not None:
+            return self.source.rows(name, start, stop)
+        return self.weights[name][start:stop]
 
 
 @dataclass(frozen=True)
@@ -204,10 +206,11 @@ class Container:
 
 
 class Quantizer(Protocol):
-    """An algorithm that decides numbers. Implement it as a frozen dataclass.
+    """An algorithm that decides numbers. Subclass it as a frozen dataclass.
 
     Every field declared with ``gemquant.core.options.option`` becomes a flag, a recipe key and a
-    fact in the manifest; the first line of the docstring is the help text.
+    fact in the manifest; the first line of the docstring is the help text. ``scheme_for``,
+    ``problems`` and ``quantize`` are to be written; the rest has defaults.
     """
 
     name: ClassVar[str]
@@ -215,14 +218,22 @@ class Quantizer(Protocol):
     @property
     def needs(self) -> frozenset[str]:
         """Statistics to gather: some of "moments", "gram", "sample"; empty for no calibration."""
+        return frozenset()
+
+    def for_model(self, config: Mapping[str, Any]) -> Quantizer:  # noqa: ARG002
+        """Decide what depends on the whole model; called once, before all other methods.
+
+        Raises what is wrong with options and model together.
+        """
+        return self
 
     def scheme_for(self, name: str, shape: tuple[int, int]) -> Scheme | None:
         """Scheme for a linear's weight by its full name, or None to leave it in floating point.
 
         ``model.embed_tokens.weight`` and ``lm_head.weight`` are asked about too, a head whether it
-        is tied or not: answer None to leave them alone. A head that has no scheme of its own and is
-        tied computes with the embedding as it is stored. Both are quantized in runs of rows, which
-        ``quantize`` gets as blocks of one linear.
+        is tied or not: answer None to leave them alone. A tied head without a scheme computes with
+        the embedding as it is stored. Both are quantized in runs of rows, which ``quantize`` gets
+        as blocks of one linear.
         """
 
     def problems(self, linears: Mapping[str, tuple[int, int]]) -> list[GemquantError]:
@@ -233,9 +244,28 @@ class Quantizer(Protocol):
     ) -> Mapping[str, Tensor | QuantizedWeight]:
         """Return every tensor of the block that changes, by short name; others are copied.
 
-        It depends on nothing but the options and its arguments: an interrupted run goes on behind
-        the last finished block, and must write the same bytes.
+        The result depends on the options and the arguments alone: a resumed run continues after
+        the last finished block and must write the same bytes.
         """
+
+    @property
+    def label(self) -> str:
+        """What names the artifact's folder and files; empty to name them after the schemes."""
+        return ""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What the user should know before the run."""
+        return ()
+
+    @property
+    def fallbacks(self) -> Sequence[Fallback]:
+        """Layers that are not stored as requested, for the manifest."""
+        return ()
+
+    def facts(self, recipe: Recipe) -> Mapping[str, str | int]:  # noqa: ARG002
+        """What a container with room for it records, under that container's own keys."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -243,20 +273,24 @@ class ArtifactHeader:
     """All that an exporter needs before the first block.
 
     config: the text model's configuration. layout: what will be stored, in the order of writing.
-    origin: for containers that hold more than tensors. facts: what the quantizer tells them.
+    origin: for containers that hold more than tensors. label, facts: the quantizer's.
     """
 
     config: Mapping[str, Any]
     layout: Layout
     origin: Origin | None = None
+    label: str = ""
     facts: Mapping[str, str | int] = field(default_factory=dict)
 
 
 class Writer(Protocol):
-    """Receives tensors in any order and lays them down in the container."""
+    """Receives tensors in any order and writes them into the container."""
 
     def write(self, tensors: Mapping[str, Any]) -> None:
         """Store Tensor, QuantizedWeight, RowChunks or QuantizedRows by Gemma's full names."""
+
+    def flush(self) -> None:
+        """Make what has been stored durable; only ``resumable`` exporters are asked to."""
 
     def finish(self) -> Mapping[str, Any]:
         """Flush everything; return the runtime's configuration to be saved as config.json."""
@@ -266,6 +300,12 @@ class Exporter(Protocol):
     """Writes and reads back one container format. Knows no algorithm."""
 
     name: ClassVar[str]
+    resumable: ClassVar[bool] = False
+    """Whether ``create`` can continue the files of an interrupted run."""
+
+    def configured(self, options: Mapping[str, Any]) -> Exporter:  # noqa: ARG002
+        """The exporter for a quantizer's options: the type to store, sizes of files."""
+        return self
 
     def container(self, config: Mapping[str, Any]) -> Container:
         """Types that this format stores for this model."""
@@ -276,37 +316,14 @@ class Exporter(Protocol):
     def file_sizes(self, header: ArtifactHeader) -> Mapping[str, int]:
         """Bytes of each weight file, from the layout alone."""
 
-    def create(self, folder: Path, header: ArtifactHeader) -> AbstractContextManager[Writer]:
-        """Open a writer in an existing scratch folder."""
+    def create(
+        self, folder: Path, header: ArtifactHeader, finished: Collection[str] | None = None
+    ) -> AbstractContextManager[Writer]:
+        """Open a writer in an existing scratch folder.
+
+        finished: where the folder holds the files of an interrupted run, the tensors that are
+        complete; all others come again. OutputError if the files are not those of this header.
+        """
 
     def open(self, folder: Path) -> Weights:
         """Read a finished folder back; quantized weights decode as their runtime decodes them."""
-
-
-@runtime_checkable
-class ResumableWriter(Writer, Protocol):
-    """A writer whose files can be opened again; those of a ``Resumable`` exporter all are."""
-
-    def flush(self) -> None:
-        """Ask the disk to keep what has been stored."""
-
-
-@runtime_checkable
-class Resumable(Protocol):
-    """An exporter that goes on where an interrupted run stopped; optional."""
-
-    def reopen(
-        self, folder: Path, header: ArtifactHeader, finished: Collection[str]
-    ) -> AbstractContextManager[ResumableWriter]:
-        """Open a writer again whose files hold the tensors ``finished``, and maybe parts of others.
-
-        The others all come again. OutputError where the files are not those of this header.
-        """
-
-
-@runtime_checkable
-class Configurable(Protocol):
-    """An exporter whom some of a job's options concern: the type to store, sizes of files."""
-
-    def configured(self, options: Mapping[str, Any]) -> Exporter:
-        """Another one, by the quantizer's options that it knows; it ignores the others."""

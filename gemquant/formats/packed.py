@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +13,7 @@ from torch import Tensor
 from gemquant.core.protocols import (
     ArtifactHeader,
     Container,
+    Exporter,
     Layout,
     PlainSpec,
     QuantizedSpec,
@@ -36,7 +37,7 @@ from gemquant.numerics.precision import narrowed
 
 
 @dataclass(frozen=True)
-class PackedFolder:
+class PackedFolder(Exporter):
     """Writes and reads a container; a subclass adds its packing, configuration and limits.
 
     types: what it stores numbers in. packing: how a linear is stored; None where nothing is
@@ -44,6 +45,7 @@ class PackedFolder:
     """
 
     name: ClassVar[str]
+    resumable: ClassVar[bool] = True
     types: ClassVar[Container]
     packing: ClassVar[PackedLinear | None]
     plain: ClassVar[tuple[str, ...]] = (EMBEDDING, HEAD)
@@ -88,20 +90,11 @@ class PackedFolder:
         specs = stored_specs(header.layout, self.packing)
         return file_sizes(specs, max_shard_bytes=self.max_shard_bytes)
 
-    def create(self, folder: Path, header: ArtifactHeader) -> AbstractContextManager[PackedWriter]:
-        """Open a writer in an existing scratch folder."""
-        return self._writer(folder, header, None)
-
-    def reopen(
-        self, folder: Path, header: ArtifactHeader, finished: Collection[str]
-    ) -> AbstractContextManager[PackedWriter]:
-        """Reopen the files of an interrupted writer; OutputError if they are others."""
-        return self._writer(folder, header, finished)
-
     @contextmanager
-    def _writer(
-        self, folder: Path, header: ArtifactHeader, finished: Collection[str] | None
+    def create(
+        self, folder: Path, header: ArtifactHeader, finished: Collection[str] | None = None
     ) -> Iterator[PackedWriter]:
+        """Open a writer in a scratch folder, new or with the tensors of an interrupted run."""
         layout, packing = header.layout, self.packing
         stored = None
         if finished is not None:

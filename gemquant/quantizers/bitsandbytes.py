@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from gemquant.core.options import option
-from gemquant.core.protocols import Block, Container, QuantizedWeight
+from gemquant.core.protocols import Block, Container, QuantizedWeight, Quantizer
 from gemquant.core.weights import (
     CodebookName,
     CodebookScheme,
@@ -28,7 +28,7 @@ STORAGE_DTYPES = ("uint8", "bfloat16", "float16", "float32")
 
 
 @dataclass(frozen=True)
-class Int8:
+class Int8(Quantizer):
     """LLM.int8() for bitsandbytes.
 
     Weights as 8-bit rows; the runtime computes inputs with outliers in 16 bits.
@@ -63,7 +63,7 @@ class Int8:
 
 
 @dataclass(frozen=True)
-class _Codebook:
+class _Codebook(Quantizer):
     """What NF4 and FP4 share."""
 
     name: ClassVar[CodebookName]
@@ -71,8 +71,11 @@ class _Codebook:
 
     block_size: int = option(64, "Consecutive weights that share one scale.", choices=BLOCK_SIZES)
     double_quantization: bool = option(True, "Quantize the scales too, to 8 bits.")
-    compute_dtype: str = option(
-        "bfloat16", "Type that the runtime multiplies in.", choices=COMPUTE_DTYPES
+    bnb_compute_dtype: str = option(
+        "bfloat16",
+        "Type that the runtime multiplies in.",
+        choices=COMPUTE_DTYPES,
+        formerly="compute_dtype",
     )
     storage_dtype: str = option(
         "uint8",
@@ -101,7 +104,7 @@ class _Codebook:
             type(self).name,
             self.block_size,
             self.double_quantization,
-            self.compute_dtype,
+            self.bnb_compute_dtype,
             self.storage_dtype,
         )
 

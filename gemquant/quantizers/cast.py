@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from gemquant.core.options import option
-from gemquant.core.protocols import FLOAT16_LIMIT, ActivationRange, Block, Container
+from gemquant.core.protocols import FLOAT16_LIMIT, ActivationRange, Block, Container, Quantizer
 from gemquant.errors import GemquantError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 
 @dataclass(frozen=True)
-class Cast:
+class Cast(Quantizer):
     """Convert to bfloat16, float16 or float32 without quantizing.
 
     Merges an adapter (--lora) and extracts the text model of a multimodal Gemma 3, as every

@@ -1,41 +1,72 @@
-"""GGUF files as llama.cpp's quantize makes them: what is asked for, before the model is known."""
+"""GGUF files as llama.cpp's quantize makes them: every matrix in the format chosen for it."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
-from gemquant.core.family import Member
-from gemquant.core.options import option, options_of
-from gemquant.core.protocols import Block, Container
-from gemquant.errors import GemquantError, ProblemCollector, UsageError, refuse
-from gemquant.formats.gguf.mixtures import FILE_TYPES, FileType, file_type, tensor_type
+from gemquant.core.options import option
+from gemquant.core.protocols import Block, Container, Quantizer
+from gemquant.core.recipe import Recipe
+from gemquant.core.weights import BlockScheme, BlockWeight
+from gemquant.errors import (
+    GemquantError,
+    ProblemCollector,
+    RuntimeMissingError,
+    UsageError,
+    refuse,
+)
+from gemquant.formats.gguf.mixtures import FILE_TYPES, file_type, tensor_type
+from gemquant.formats.gguf.names import to_gguf
 from gemquant.formats.gguf.types import (
+    TypePlan,
     TypeRequest,
     choose_types,
+    fallbacks,
     importance_problems,
     parse_override,
 )
-from gemquant.numerics.ggml.types import TYPES
+from gemquant.models.architecture import tensor_shapes
+from gemquant.numerics.ggml.types import TYPES, GgmlType
 
 if TYPE_CHECKING:
-    from gemquant.core.weights import BlockWeight
+    from torch import Tensor
+
+    from gemquant.core.artifact import Fallback
     from gemquant.quantizers.gguf_importance import Weighting
 
-DEFAULT_TYPE = "Q4_K_M"
+T = TypeVar("T")
+
+VALUES_AT_ONCE = 1 << 18
+"""Weights that a thread reads and quantizes at a time: 1 MB in float32 stays in its cache."""
 
 
 @dataclass(frozen=True)
-class KQuant:
+class _Choice:
+    """What was chosen for a model.
+
+    types: format of every matrix by Gemma's full name; a tied head has none.
+    weighting: how much each column's error counts; None for all alike.
+    """
+
+    types: Mapping[str, GgmlType] = field(default_factory=dict)
+    fallbacks: Sequence[Fallback] = ()
+    notes: Sequence[str] = ()
+    weighting: Weighting | None = None
+
+
+@dataclass(frozen=True)
+class KQuant(Quantizer):
     """GGUF files for llama.cpp, in its mixtures of block formats, several in one pass.
 
-    Formats and bytes are those of llama.cpp's own quantize; nothing is written in between. As
-    there, errors count alike unless an importance matrix says otherwise: --imatrix FILE, or
-    --importance to compute one. Several types make a folder each inside --output.
+    Formats and bytes are those of llama.cpp's own quantize; no intermediate file is written. As
+    there, all errors count alike unless an importance matrix weighs them: --imatrix FILE, or
+    --importance to compute one. Each of several types gets a folder inside --output.
     """
 
     name: ClassVar[str] = "gguf"
@@ -50,119 +81,197 @@ Examples:
   gemquant gguf google/gemma-2-9b --dry-run
 """
 
-    type: tuple[str, ...] = option(
-        (DEFAULT_TYPE,), f"File to make; again for another: {', '.join(FILE_TYPES)}.", repeated=True
+    type: str = option(
+        "Q4_K_M", f"File to make; repeat it for several: {', '.join(FILE_TYPES)}.", each=True
     )
     tensor_type: tuple[str, ...] = option(
         (),
         "PATTERN=TYPE: a format for tensors whose name matches, as 'blk.*.attn_v=Q6_K'.",
         repeated=True,
     )
-    embedding_type: str = option("", "Format of the embedding, which is mostly the head too.")
+    embedding_type: str = option("", "Format of the embedding, which is usually the head too.")
     output_type: str = option("", "Format of the head.")
     pure: bool = option(False, "The same format for every matrix, no mixture.")
     imatrix: str = option("", "Importance matrix to weigh errors by: a FILE of llama.cpp's.")
     importance: bool = option(
-        False, "Weigh errors by an importance matrix of the calibration text, computed on the way."
+        False, "Weigh errors by an importance matrix, computed from the calibration text."
     )
     split_max_size: str = option("", "Largest file to split into, such as 2GB.", size=True)
+
+    choice: _Choice = field(default_factory=_Choice)
+
+    @property
+    def label(self) -> str:
+        """The file type."""
+        return self.type
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Of the importance matrix, and overrides without effect."""
+        return self.choice.notes
+
+    @property
+    def fallbacks(self) -> Sequence[Fallback]:
+        """Matrices whose rows are not whole blocks of the format that the mixture gives them."""
+        return self.choice.fallbacks
 
     @property
     def needs(self) -> frozenset[str]:
         """Mean squares of activations, for an importance matrix of the calibration text."""
         return frozenset({"moments"}) if self.importance else frozenset()
 
-    def members(self, config: Mapping[str, Any]) -> Sequence[Member]:
-        """One for each type. Raises everything that is wrong with the options and the model."""
-        refuse(self.problems({}))
+    def for_model(self, config: Mapping[str, Any]) -> Self:
+        """Choose the format of every matrix by llama.cpp's rules; raises every wrong option."""
+        request = self._request()
         weighting = self._weighting(config)
-        problems = ProblemCollector()
-        members = [
-            problems.attempt(partial(self._member, kind, config, weighting))
-            for kind in self._file_types()
-        ]
-        problems.refuse()
-        return [member.value for member in members]
+        plan = choose_types(config, request, has_importance=weighting is not None)
+        refuse(importance_problems(plan, weighting.covered if weighting else None))
+        names = {to_gguf(name, config["model_type"]): name for name in tensor_shapes(config)}
+        return dataclasses.replace(
+            self,
+            type=request.file_type.name,
+            choice=_Choice(
+                types={names[t.name]: t.type for t in plan.tensors if len(t.shape) == 2},
+                fallbacks=_fallbacks(plan, names),
+                notes=[*(weighting.notes if weighting else ()), *plan.without_effect],
+                weighting=weighting,
+            ),
+        )
+
+    def scheme_for(self, name: str, shape: tuple[int, int]) -> BlockScheme | None:  # noqa: ARG002
+        """The format chosen for the model; None for a head that is the embedding."""
+        return BlockScheme(self.choice.types[name]) if name in self.choice.types else None
 
     def problems(self, linears: Mapping[str, tuple[int, int]]) -> list[GemquantError]:  # noqa: ARG002
-        """Options that mean nothing, whatever the model."""
-        found = ProblemCollector()
-        for name in self._type_names():
-            found.attempt(partial(_known, file_type, "--type", name, FILE_TYPES))
-        for text in self.tensor_type:
-            found.attempt(partial(parse_override, text))
-        for flag, name in (("embedding", self.embedding_type), ("output", self.output_type)):
-            if name:
-                found.attempt(partial(_known, tensor_type, f"--{flag}-type", name, TYPES))
+        """Formats that nothing on this machine quantizes to."""
+        from gemquant.numerics.ggml.kernels import kernel_of
+
+        missing = {
+            k.name for k in self.choice.types.values() if not k.is_float and kernel_of(k) is None
+        }
+        if not missing:
+            return []
+        return [
+            RuntimeMissingError(
+                f"{', '.join(sorted(missing))}: no kernel of gemquant and no ggml is installed.",
+                hint="pip install 'gemquant[gguf]' installs ggml; see also: gemquant doctor",
+            )
+        ]
+
+    def facts(self, recipe: Recipe) -> Mapping[str, str | int]:
+        """Where the importance of columns comes from, under llama.cpp's keys."""
+        return self.choice.weighting.facts(recipe) if self.choice.weighting else {}
+
+    def quantize(self, block: Block, container: Container) -> Mapping[str, BlockWeight]:  # noqa: ARG002
+        """Quantize every matrix of the block; once where another file has the same bytes."""
+        quantized = {}
+        for linear in block.structure.linears:
+            name = f"{linear}.weight"
+            kind = self.choice.types.get(block.prefix + name)
+            if kind is None:
+                continue
+            weighting = None if kind.is_float else self.choice.weighting
+            key: Hashable = ("ggml", name, kind.name, weighting and weighting.key)
+            if key not in block.shared:
+                importance = weighting.importance(block, linear) if weighting else None
+                block.shared[key] = quantized_blocks(block, name, kind, importance=importance)
+            quantized[name] = block.shared[key]
+        return quantized
+
+    def _request(self) -> TypeRequest:
+        """The options as llama.cpp's rules take them."""
+        problems = ProblemCollector()
+        kind = problems.attempt(partial(_parse, file_type, "--type", self.type, FILE_TYPES))
+        overrides = [problems.attempt(partial(parse_override, text)) for text in self.tensor_type]
+        embedding, output = (
+            problems.attempt(partial(_parse, tensor_type, flag, name, TYPES) if name else _none)
+            for flag, name in (
+                ("--embedding-type", self.embedding_type),
+                ("--output-type", self.output_type),
+            )
+        )
         if self.imatrix and self.importance:
-            found.append(
+            problems.append(
                 UsageError(
                     "--imatrix and --importance: one importance matrix at a time.",
                     hint="Leave --importance out to use the file.",
                 )
             )
-        names = [name.upper() for name in self._type_names()]
-        found += [
-            UsageError(f"--type {name}: asked for {names.count(name)} times.")
-            for name in dict.fromkeys(names)
-            if names.count(name) > 1
-        ]
-        if not names:
-            found.append(UsageError("--type: missing.", hint=f"As in: --type {DEFAULT_TYPE}"))
-        return found
-
-    def scheme_for(self, name: str, shape: tuple[int, int]) -> None:
-        """Unknown before the model is; members know."""
-
-    def quantize(
-        self,
-        block: Block,  # noqa: ARG002
-        container: Container,  # noqa: ARG002
-    ) -> Mapping[str, BlockWeight]:
-        """Members do it."""
-        raise TypeError("KQuant stands for its members: quantize with them.")
-
-    def _type_names(self) -> list[str]:
-        return [part.strip() for name in self.type for part in name.split(",") if part.strip()]
-
-    def _file_types(self) -> list[FileType]:
-        return [file_type(name) for name in self._type_names()]
-
-    def _weighting(self, config: Mapping[str, Any]) -> Weighting | None:
-        from gemquant.quantizers import gguf_importance as weighting
-
-        if self.imatrix:
-            return weighting.of_file(Path(self.imatrix), config)
-        return weighting.OfCalibration(config) if self.importance else None
-
-    def _member(
-        self, kind: FileType, config: Mapping[str, Any], weighting: Weighting | None
-    ) -> Member:
-        from gemquant.quantizers.gguf_file import KQuantFile
-
-        request = TypeRequest(
-            kind,
-            overrides=tuple(map(parse_override, self.tensor_type)),
-            embedding_type=tensor_type(self.embedding_type) if self.embedding_type else None,
-            output_type=tensor_type(self.output_type) if self.output_type else None,
+        problems.refuse()
+        return TypeRequest(
+            kind.value,
+            overrides=tuple(override.value for override in overrides),
+            embedding_type=embedding.value,
+            output_type=output.value,
             pure=self.pure,
         )
-        plan = choose_types(config, request, has_importance=weighting is not None)
-        refuse(importance_problems(plan, weighting.covered if weighting else None))
-        own = {each.name: getattr(self, each.name) for each in options_of(self)}
-        return Member(
-            label=kind.name,
-            quantizer=KQuantFile.of(plan, config, weighting),
-            options={**own, "type": [kind.name]},
-            notes=[*(weighting.notes if weighting else ()), *plan.without_effect],
+
+    def _weighting(self, config: Mapping[str, Any]) -> Weighting | None:
+        from gemquant.quantizers import gguf_importance
+
+        if self.imatrix:
+            return gguf_importance.of_file(Path(self.imatrix), config)
+        return gguf_importance.OfCalibration(config) if self.importance else None
+
+
+def _fallbacks(plan: TypePlan, names: Mapping[str, str]) -> list[Fallback]:
+    """Matrices whose rows are not whole blocks of the format that the mixture gives them."""
+    from gemquant.core.artifact import Fallback
+
+    return [
+        Fallback(
+            module=names[name].removesuffix(".weight"),
+            stored=f"{group.type.name}, {group.type.bits:g} bits per weight",
+            reason=f"{group.reason} ({group.wanted.bits:g} bits per weight)",
         )
+        for group in fallbacks(plan.tensors)
+        for name in group.names
+    ]
 
 
-def _known(parse: Callable[[str], object], flag: str, name: str, known: Collection[str]) -> None:
-    """Parse a name; where it is unknown, say which flag it was given to and what is close."""
+def _none() -> None:
+    return None
+
+
+def _parse(parse: Callable[[str], T], flag: str, name: str, known: Collection[str]) -> T:
+    """Parse the name of a type; UsageError with the flag and similar names if it is unknown."""
     try:
-        parse(name)
+        return parse(name)
     except UsageError as error:
         close = difflib.get_close_matches(name.upper(), known, n=3, cutoff=0.5)
         hint = f"Did you mean {' or '.join(close)}?" if close else error.hint
         raise UsageError(f"{flag} {name}: {error.message}", hint=hint) from None
+
+
+def quantized_blocks(
+    block: Block, name: str, kind: GgmlType, *, importance: Tensor | None
+) -> BlockWeight:
+    """Read a matrix in small runs of rows and quantize them, on as many threads as torch has.
+
+    What the checkpoint has in this format already is copied; it is read only to be checked.
+    """
+    import torch
+
+    from gemquant.numerics.ggml.quantize import quantize_rows
+    from gemquant.numerics.native import over_rows
+    from gemquant.numerics.precision import narrowed
+
+    rows, columns = block.shape(name)
+    stored = block.source.blocks(name, kind.name, 0, rows) if block.source else None
+    out = (
+        torch.empty(rows, kind.row_bytes(columns), dtype=torch.uint8) if stored is None else stored
+    )
+    step = max(1, VALUES_AT_ONCE // columns)
+
+    def run(start: int, stop: int) -> None:
+        for first in range(start, stop, step):
+            last = min(first + step, stop)
+            weight = block.rows(name, first, last).cpu()
+            if stored is not None:
+                continue
+            if kind.name == "F16":
+                narrowed(block.prefix + name, weight, torch.float16)
+            out[first:last] = quantize_rows(weight, kind, importance=importance)
+
+    over_rows(run, rows, threads=torch.get_num_threads())
+    return BlockWeight(BlockScheme(kind), (rows, columns), out)

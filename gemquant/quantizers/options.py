@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from gemquant.core.options import option
-from gemquant.core.protocols import PER_CHANNEL, AffineScheme
+from gemquant.core.protocols import PER_CHANNEL, AffineScheme, Quantizer
 from gemquant.errors import GemquantError, UnsupportedError, UsageError
 from gemquant.models.structure import EMBEDDING, HEAD
 
@@ -77,7 +77,7 @@ def indivisible(
 
 
 @dataclass(frozen=True)
-class AffineOptions:
+class AffineOptions(Quantizer):
     """One affine scheme for every decoder linear; for the head and the embedding on request."""
 
     bits: int = option(4, "Bits per weight.", choices=BITS)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from gemquant.core.protocols import Block, Container
+from gemquant.core.protocols import Block, Container, Quantizer
 from gemquant.errors import GemquantError, UnsupportedError
 from gemquant.models.structure import InputGroup
 from gemquant.numerics.smoothquant import SmoothingProblem, SmoothingScale, search_smoothing
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SmoothQuant:
+class SmoothQuant(Quantizer):
     """Floating-point weights whose inputs have fewer outliers.
 
     group_size: input channels that will share a weight's scale, −1 for all. report: called with the

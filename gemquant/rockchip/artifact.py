@@ -14,13 +14,12 @@ from pydantic import BaseModel, ConfigDict
 
 from gemquant.convert.estimate.candidate import table_size
 from gemquant.convert.estimate.npu import linear_bytes, stored_bytes
-from gemquant.convert.manifest_facts import calibration_record, library_versions, source_record
+from gemquant.convert.finalize import ArtifactFacts
 from gemquant.core.artifact import (
     CallRecord,
     ConversionRecord,
     Manifest,
     SmoothingRecord,
-    quantization_record,
 )
 from gemquant.core.artifact.evaluation import LevelEvaluation
 from gemquant.core.protocols import Layout, PlainSpec, QuantizedSpec
@@ -123,20 +122,15 @@ def rkllm_manifest(
 ) -> Manifest:
     """Describe a converted file. windows: calibration text of GPTQ codes or SmoothQuant scales."""
     least, most = size_range(conversion, checkpoint.config)
-    return Manifest(
+    return ArtifactFacts(
+        checkpoint=checkpoint,
+        recipe=recipe,
         container=CONTAINER,
-        architecture=checkpoint.config["model_type"],
-        base_model=checkpoint.provenance.base_model,
-        license=checkpoint.provenance.license,
-        source=source_record(checkpoint),
-        recipe=recipe.to_dict(),
-        quantization=quantization_record(
-            CONTAINER,
-            _layout(conversion, checkpoint.config),
-            float_dtype="float16",
-            file_bytes=file_bytes,
-        ),
-        calibration=calibration_record(windows),
+        quantizer=CONTAINER,
+        layout=_layout(conversion, checkpoint.config),
+        float_dtype="float16",
+        file_bytes=file_bytes,
+        calibration=windows,
         conversion=ConversionRecord(
             tool=conversion.toolkit.name,
             version=conversion.release.version,
@@ -152,10 +146,9 @@ def rkllm_manifest(
         smoothing=smoothing,
         certificates=certificates,
         libraries={
-            **library_versions(),
-            **{f"toolkit: {n}": v.partition("+")[0] for n, v in sorted(result.versions.items())},
+            f"toolkit: {n}": v.partition("+")[0] for n, v in sorted(result.versions.items())
         },
-    )
+    ).manifest()
 
 
 def _layout(conversion: Conversion, config: Mapping[str, Any]) -> Layout:

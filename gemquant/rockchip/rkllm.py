@@ -117,7 +117,7 @@ def prepare(job: RkllmJob, checkpoint: Checkpoint, folder: Path, progress: Progr
     with TemporaryDirectory(dir=folder, prefix=".plain.") as scratch:
         plain, model = Path(scratch) / "plain", folder / MODEL
         pipeline.run(
-            [_plain(job, checkpoint, plain, folds)],
+            plan([_plain(job, checkpoint, plain, folds)], checkpoint),
             checkpoint,
             calibration=job.windows,
             evaluation=(),

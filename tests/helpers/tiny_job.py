@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gemquant.calibration.windows import TokenWindows
 from gemquant.convert import pipeline
-from gemquant.convert.pipeline import Job
+from gemquant.convert.plan import Job, plan
 from gemquant.core.artifact import Artifact
 from gemquant.core.protocols import Exporter, Quantizer
 from gemquant.core.recipe import Recipe
@@ -35,7 +35,9 @@ def run_tiny(
     evaluation: Sequence[TokenWindows] = EVALUATION,
 ) -> list[Artifact]:
     """Run jobs in one pass."""
-    return pipeline.run(jobs, checkpoint, calibration=CALIBRATION, evaluation=evaluation)
+    return pipeline.run(
+        plan(jobs, checkpoint), checkpoint, calibration=CALIBRATION, evaluation=evaluation
+    )
 
 
 def contents(folder: Path) -> dict[str, bytes]:

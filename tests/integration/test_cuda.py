@@ -9,6 +9,7 @@ import torch
 
 from gemquant.calibration.trace import Trace
 from gemquant.convert import pipeline
+from gemquant.convert.plan import plan
 from gemquant.core.protocols import Block
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemquant.formats.compressed_tensors import CompressedTensors
@@ -54,7 +55,7 @@ def test_rounding_to_nearest_comes_to_the_same_weights(tiny_folder: Path, tmp_pa
     checkpoint = open_checkpoint(str(tiny_folder))
     for device in ("cpu", "cuda"):
         pipeline.run(
-            [tiny_job(checkpoint, RoundToNearest(), tmp_path / device)],
+            plan([tiny_job(checkpoint, RoundToNearest(), tmp_path / device)], checkpoint),
             checkpoint,
             calibration=None,
             evaluation=(),
@@ -75,7 +76,7 @@ def test_awq_loses_as_little_as_on_the_processor(
     figures = {}
     for device in ("cpu", "cuda"):
         (artifact,) = pipeline.run(
-            [tiny_job(checkpoint, AWQ(gptq=compensate), tmp_path / device)],
+            plan([tiny_job(checkpoint, AWQ(gptq=compensate), tmp_path / device)], checkpoint),
             checkpoint,
             calibration=CALIBRATION,
             evaluation=EVALUATION,
@@ -91,7 +92,7 @@ def test_awq_loses_as_little_as_on_the_processor(
 def test_one_artifact_measures_the_same_on_both(tiny_folder: Path, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(str(tiny_folder))
     pipeline.run(
-        [tiny_job(checkpoint, RoundToNearest(), tmp_path / "out")],
+        plan([tiny_job(checkpoint, RoundToNearest(), tmp_path / "out")], checkpoint),
         checkpoint,
         calibration=None,
         evaluation=(),

@@ -183,7 +183,7 @@ def test_a_gguf_is_quantized_silently_from_floats_and_with_a_caution_from_codes(
     assert Path("named/tiny-Q5_K_M.gguf").read_bytes() == second.read_bytes()
     twice = run("gguf", "first/Q8_0/tiny-Q8_0.gguf", "--type", "Q4_0", "-o", "third", "--no-eval")
     assert twice.code == 0
-    assert "caution: first/Q8_0/tiny-Q8_0.gguf was quantized before (Q8_0)" in twice.err
+    assert "caution: first/Q8_0/tiny-Q8_0.gguf is quantized already (Q8_0)" in twice.err
 
 
 def test_a_model_beside_from_is_refused(run: Run, model: Path) -> None:

@@ -274,7 +274,7 @@ def test_auto_finds_an_environment_beside(
 def test_every_problem_is_reported_at_once(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toolkit: str
 ) -> None:
-    monkeypatch.setattr("gemquant.cli.foreign.total_memory", lambda: 100_000)
+    monkeypatch.setattr("gemquant.cli.external.total_memory", lambda: 100_000)
     model = write_tiny_gemma(tmp_path / "model", "gemma3_text")
     old = load_toolkit("rkllm-toolkit").version("1.1.4")
     assert old is not None

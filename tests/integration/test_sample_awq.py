@@ -13,6 +13,7 @@ import torch
 
 from gemquant.calibration.windows import calibration_windows, evaluation_windows
 from gemquant.convert import pipeline
+from gemquant.convert.plan import plan
 from gemquant.formats.checkpoint import open_checkpoint
 from gemquant.quantizers.awq import AWQ
 from gemquant.quantizers.rtn import RoundToNearest
@@ -40,7 +41,7 @@ def divergences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str,
     jobs = [tiny_job(checkpoint, q, folder / name) for name, q in quantizers.items()]
     bos = checkpoint.config["bos_token_id"]
     artifacts = pipeline.run(
-        jobs,
+        plan(jobs, checkpoint),
         checkpoint,
         calibration=calibration_windows(
             checkpoint.tokenizer(),

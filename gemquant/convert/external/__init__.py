@@ -1,5 +1,1 @@
-"""Artifacts whose numbers another program decides: ours are the checks, manifest and certificate.
-
-A plain folder goes in, written here; the tool runs as a worker; what it wrote is read back,
-measured and sealed like any other artifact.
-"""
+"""Artifacts whose numbers another program decides, such as AutoAWQ or an ONNX builder."""

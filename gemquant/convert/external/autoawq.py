@@ -1,31 +1,34 @@
-"""AutoAWQ 0.2.9, archived by its authors, in an environment of its own.
+"""AutoAWQ 0.2.9, archived by its authors, in a separate environment.
 
-Its algorithm is not ours and is not changed; what it writes is its own GEMM layout, which is read
-back, measured and sealed here.
+Its algorithm runs unchanged; its GEMM layout is read back, measured and finalized here.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
-from gemquant.calibration.windows import TokenWindows
-from gemquant.convert.external.autoawq_options import AutoAwqOptions
-from gemquant.convert.external.build import Build, Built
-from gemquant.core.progress import Progress
-from gemquant.errors import GemquantError, RuntimeMissingError, UnsupportedError, UsageError
+from gemquant.convert.external.build import ExternalTool
+from gemquant.convert.external.options import AutoAwqOptions, ExternalRequest
+from gemquant.convert.plan import linear_weights
+from gemquant.convert.prepare import OpenedModel
+from gemquant.errors import (
+    Attempt,
+    GemquantError,
+    RuntimeMissingError,
+    UnsupportedError,
+    UsageError,
+    refuse,
+)
 from gemquant.formats.transformers_config import runtime_config
 from gemquant.models.architecture import ARCHITECTURES, architecture_of
 from gemquant.quantizers.options import indivisible
-from gemquant.runtimes.worker import Interpreter, Limits, Tool, run_tool
+from gemquant.runtimes.worker import Interpreter, Tool
 from gemquant.runtimes.worker.run import PROGRAMS
 
 VERSION = "0.2.9"
 PACKAGES = ("autoawq", "torch", "transformers", "triton")
+CONTAINER = "awq-gemm"
 CLIPPED_ROWS = 64
 DTYPE = "bfloat16"
 """What the plain folder stores, and so what AutoAWQ leaves unquantized."""
@@ -34,15 +37,6 @@ ENVIRONMENT = (
     f"python3 -m venv awq-venv && awq-venv/bin/pip install torch==2.13.0 transformers==5.23.0 "
     f"autoawq=={VERSION}, then --python awq-venv/bin/python"
 )
-
-
-class AutoAwqResult(BaseModel):
-    """What the program answers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    files: tuple[str, ...]
-    versions: dict[str, str]
 
 
 def interpreter_problems(interpreter: Interpreter) -> list[GemquantError]:
@@ -67,7 +61,7 @@ def interpreter_problems(interpreter: Interpreter) -> list[GemquantError]:
 
 
 def python_problems(python: str | None) -> list[GemquantError]:
-    """AutoAWQ is never looked for in our own environment: its pins are not ours."""
+    """AutoAWQ needs another environment: its pins conflict with this one's."""
     if python is not None:
         return []
     return [
@@ -81,7 +75,7 @@ def python_problems(python: str | None) -> list[GemquantError]:
 def problems(
     config: Mapping[str, Any], linears: Mapping[str, tuple[int, int]], options: AutoAwqOptions
 ) -> list[GemquantError]:
-    """What AutoAWQ would refuse, before it is asked."""
+    """What AutoAWQ would refuse."""
     found: list[GemquantError] = []
     if not architecture_of(config).autoawq:
         supported = " and ".join(each.name for each in ARCHITECTURES.values() if each.autoawq)
@@ -105,62 +99,49 @@ def _unclippable(
     }
     if not options.clip or not odd:
         return []
-    told = ", ".join(f"{name} ({out})" for name, out in odd.items())
+    listed = ", ".join(f"{name} ({out})" for name, out in odd.items())
     return [
         UnsupportedError(
-            f"outputs of {told}: AutoAWQ searches ranges for {CLIPPED_ROWS} rows at a time.",
+            f"outputs of {listed}: AutoAWQ searches ranges for {CLIPPED_ROWS} rows at a time.",
             hint="Use --no-clip.",
         )
     ]
 
 
-def quantizer(
-    config: Mapping[str, Any],
-    options: AutoAwqOptions,
-    calibration: TokenWindows,
-    *,
-    interpreter: Interpreter,
-    limits: Limits,
-    threads: int,
-) -> Build:
-    """The step that runs AutoAWQ on a plain folder."""
-    tool = Tool("AutoAWQ", PROGRAMS / "autoawq.py")
-
-    def build(plain: Path, scratch: Path, progress: Progress) -> Built:
-        windows = scratch / "windows.json"
-        windows.write_text(json.dumps(calibration.ids.tolist()), encoding="utf-8")
-        job = {
-            "model": str(plain),
-            "out": str(scratch / "awq"),
-            "windows": str(windows),
-            "group_size": options.group_size,
-            "clip": options.clip,
-            "threads": threads,
-        }
-        result = run_tool(
-            tool,
-            job,
-            AutoAwqResult,
-            interpreter=interpreter,
-            limits=limits,
-            folder=scratch,
-            threads=threads,
-            progress=progress,
+def check(request: ExternalRequest, model: OpenedModel) -> Attempt[ExternalTool]:
+    """Check environment, model and options; AutoAWQ set up for this model."""
+    options, tool, config = request.options, request.tool, model.checkpoint.config
+    assert isinstance(options, AutoAwqOptions)
+    named = model.attempt(lambda: refuse(python_problems(tool.python)))
+    interpreter = model.attempt(lambda: (named.value, tool.interpreter(PACKAGES))[1])
+    model.attempt(lambda: refuse(interpreter_problems(interpreter.value)))
+    model += problems(config, linear_weights(model.checkpoint), options)
+    calibration = model.calibration()
+    quantization = {
+        "quant_method": "awq",
+        "bits": options.bits,
+        "group_size": options.group_size,
+        "zero_point": True,
+        "version": "gemm",
+        "modules_to_not_convert": ["lm_head"],
+    }
+    return model.attempt(
+        lambda: ExternalTool(
+            name="autoawq",
+            label=f"w{options.bits}-g{options.group_size}",
+            container=CONTAINER,
+            worker=Tool("AutoAWQ", PROGRAMS / "autoawq.py"),
+            interpreter=interpreter.value,
+            dtype=DTYPE,
+            float_dtype=DTYPE,
+            job={
+                "group_size": options.group_size,
+                "clip": options.clip,
+                "threads": request.threads,
+            },
+            config=runtime_config(config, DTYPE, quantization),
+            calibration=calibration.value,
+            # Versions of torch and so on are those of its environment, not of this one.
+            library_names={name: f"{name} (AutoAWQ's)" for name in PACKAGES if name != "autoawq"},
         )
-        quantization = {
-            "quant_method": "awq",
-            "bits": options.bits,
-            "group_size": options.group_size,
-            "zero_point": True,
-            "version": "gemm",
-            "modules_to_not_convert": ["lm_head"],
-        }
-        # Versions of torch and transformers are those of its environment, not ours.
-        versions = {
-            name if name == "autoawq" else f"{name} (AutoAWQ's)": version
-            for name, version in result.versions.items()
-        }
-        written = runtime_config(config, DTYPE, quantization)
-        return Built(scratch / "awq", result.files, versions, written)
-
-    return build
+    )

@@ -7,31 +7,33 @@ are tied; what it gets wrong for Gemma is put right in ``workers/programs/onnx_b
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
-from gemquant.convert.external.build import Build, Built
-from gemquant.convert.external.onnx_options import ACTIVATIONS, GROUP_SIZES, OnnxOptions
-from gemquant.core.progress import Progress
-from gemquant.errors import GemquantError, RuntimeMissingError, UnsupportedError, UsageError
+from gemquant.convert.external.build import ExternalTool, plain_dtype
+from gemquant.convert.external.options import (
+    ACTIVATIONS,
+    ONNX_GROUP_SIZES,
+    ExternalRequest,
+    OnnxOptions,
+)
+from gemquant.convert.plan import linear_weights
+from gemquant.convert.prepare import OpenedModel
+from gemquant.errors import (
+    Attempt,
+    GemquantError,
+    RuntimeMissingError,
+    UnsupportedError,
+    UsageError,
+    refuse,
+)
 from gemquant.models.architecture import architecture_of
-from gemquant.runtimes.worker import Interpreter, Limits, Tool, run_tool
+from gemquant.runtimes.worker import Interpreter, Tool
 from gemquant.runtimes.worker.run import PROGRAMS
 
 PACKAGES = ("onnxruntime-genai", "onnxruntime", "onnx", "torch", "transformers")
 INSTALL = "pip install 'gemquant[onnx]'"
+CONTAINER = "onnx"
 PROVIDERS = ("cpu", "cuda")
-
-
-class BuilderResult(BaseModel):
-    """What the program answers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    files: tuple[str, ...]
-    versions: dict[str, str]
 
 
 def precision(options: OnnxOptions) -> str:
@@ -119,7 +121,7 @@ def _shapes(
     widths = sorted({columns for _, columns in linears.values()} | {config["hidden_size"]})
     odd = [width for width in widths if options.quantized and width % options.group_size]
     if odd:
-        fits = [str(n) for n in GROUP_SIZES if all(width % n == 0 for width in widths)]
+        fits = [str(n) for n in ONNX_GROUP_SIZES if all(width % n == 0 for width in widths)]
         found.append(
             UnsupportedError(
                 f"--group-size {options.group_size}: does not divide "
@@ -171,41 +173,35 @@ def provider_of(target: str) -> str:
     return target
 
 
-def builder(
-    config: Mapping[str, Any],
-    options: OnnxOptions,
-    provider: str,
-    *,
-    interpreter: Interpreter,
-    limits: Limits,
-    threads: int,
-) -> Build:
-    """The step that runs the builder on a plain folder."""
-    tool = Tool("onnxruntime-genai's model builder", PROGRAMS / "onnx_builder.py")
+def check(request: ExternalRequest, model: OpenedModel) -> Attempt[ExternalTool]:
+    """Check environment, model and options; the builder set up for this model."""
+    from gemquant.formats.transformers_config import runtime_config
 
-    def build(plain: Path, scratch: Path, progress: Progress) -> Built:
-        from gemquant.formats.transformers_config import runtime_config
+    options, config = request.options, model.checkpoint.config
+    assert isinstance(options, OnnxOptions)
+    interpreter = model.attempt(lambda: request.tool.interpreter(PACKAGES))
+    model.attempt(lambda: refuse(missing(interpreter.value, request.tool.python)))
+    provider = model.attempt(lambda: provider_of(request.target.name))
+    linears = linear_weights(model.checkpoint)
+    model.attempt(lambda: refuse(problems(config, linears, options, provider.value)))
 
-        job = {
-            "model": str(plain),
-            "out": str(scratch / "onnx"),
-            "precision": precision(options),
-            "provider": provider,
-            "options": builder_options(options, provider),
-            "rope": rope_facts(config),
-        }
-        result = run_tool(
-            tool,
-            job,
-            BuilderResult,
-            interpreter=interpreter,
-            limits=limits,
-            folder=scratch,
-            threads=threads,
-            progress=progress,
+    def tool() -> ExternalTool:
+        dtype = float_dtype(provider.value, options)
+        return ExternalTool(
+            name=CONTAINER,
+            label=f"w{options.bits}" + (f"-g{options.group_size}" if options.quantized else ""),
+            container=CONTAINER,
+            worker=Tool("onnxruntime-genai's model builder", PROGRAMS / "onnx_builder.py"),
+            interpreter=interpreter.value,
+            dtype=plain_dtype(model.checkpoint),
+            float_dtype=dtype,
+            job={
+                "precision": precision(options),
+                "provider": provider.value,
+                "options": builder_options(options, provider.value),
+                "rope": rope_facts(config),
+            },
+            config=runtime_config(config, dtype, quantization=None),
         )
-        dtype = float_dtype(provider, options)
-        written = runtime_config(config, dtype, quantization=None)
-        return Built(scratch / "onnx", result.files, result.versions, written)
 
-    return build
+    return model.attempt(tool)

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 
-from gemquant.core.protocols import ArtifactHeader, Container, Layout, QuantizedSpec
+from gemquant.core.protocols import ArtifactHeader, Container, Exporter, Layout, QuantizedSpec
 from gemquant.core.resources import parse_size
 from gemquant.core.weights import BlockScheme
 from gemquant.errors import GemquantError, UnsupportedError, listed
@@ -45,22 +45,21 @@ _TYPE_AT_END = re.compile(rf"[-._]({'|'.join(FILE_TYPES)})$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class GGUF:
-    """Exporter for llama.cpp; satisfies ``protocols.Exporter``.
+class GGUF(Exporter):
+    """Exporter for llama.cpp. The header's label is the file type: Q4_K_M and so on.
 
-    type: the mixture's name, for the file's name and ``general.file_type``. max_bytes: of tensors'
-    data in one file; None for a single file.
+    max_bytes: of tensors' data in one file; None for a single file.
     """
 
     name: ClassVar[str] = "gguf"
-    type: str = "Q4_K_M"
+    resumable: ClassVar[bool] = True
     max_bytes: int | None = None
 
     def configured(self, options: Mapping[str, Any]) -> Self:
-        """Another one, by a job's options: ``type``, a list of one, and ``split_max_size``."""
-        types, size = options.get("type") or [self.type], options.get("split_max_size")
+        """The exporter for a job's ``split_max_size``."""
+        size = options.get("split_max_size")
         limit = parse_size(size, flag="--split-max-size") if size else None
-        return dataclasses.replace(self, type=file_type(types[0]).name, max_bytes=limit)
+        return dataclasses.replace(self, max_bytes=limit)
 
     def container(self, config: Mapping[str, Any]) -> Container:  # noqa: ARG002 (protocol)
         """float32 for what is no matrix."""
@@ -88,15 +87,10 @@ class GGUF:
         """Exact bytes of every file."""
         return {name: layout.size for name, layout in self._layouts(header).items()}
 
-    def create(self, folder: Path, header: ArtifactHeader) -> AbstractContextManager[GgufWriter]:
-        """Open a writer in an existing scratch folder."""
-        layouts = self._layouts(header)
-        return gguf_writer(folder, layouts, header.layout, header.config["model_type"])
-
-    def reopen(
-        self, folder: Path, header: ArtifactHeader, finished: Collection[str]
+    def create(
+        self, folder: Path, header: ArtifactHeader, finished: Collection[str] | None = None
     ) -> AbstractContextManager[GgufWriter]:
-        """Open the files of an interrupted writer again; OutputError if they are others."""
+        """Open a writer in a scratch folder, new or with the tensors of an interrupted run."""
         layouts, generation = self._layouts(header), header.config["model_type"]
         return gguf_writer(folder, layouts, header.layout, generation, finished)
 
@@ -108,15 +102,14 @@ class GGUF:
         if header.origin is None:
             raise ValueError("a GGUF holds tokenizer and provenance; the header has no origin.")
         tensors = stored_tensors(header.layout, header.config["model_type"])
-        metadata = self._metadata(header.origin, header.facts)
+        kind = file_type(header.label)
+        source = _source_metadata(header.origin.checkpoint, header.origin.chosen_template)
+        metadata = {
+            **quantized_metadata(source, file_type=kind.number),
+            **{k: string(v) if isinstance(v, str) else uint32(v) for k, v in header.facts.items()},
+        }
         model = _TYPE_AT_END.sub("", header.origin.name)
-        return file_layouts(f"{model}-{self.type}", tensors, metadata, max_bytes=self.max_bytes)
-
-    def _metadata(self, origin: Origin, facts: Mapping[str, str | int]) -> Metadata:
-        number = file_type(self.type).number
-        told = {k: string(v) if isinstance(v, str) else uint32(v) for k, v in facts.items()}
-        source = _source_metadata(origin.checkpoint, origin.chosen_template)
-        return {**quantized_metadata(source, file_type=number), **told}
+        return file_layouts(f"{model}-{kind.name}", tensors, metadata, max_bytes=self.max_bytes)
 
 
 @lru_cache(maxsize=2)

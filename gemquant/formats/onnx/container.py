@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from gemquant.core.artifact import MANIFEST_FILE, read_manifest, structure_problems
-from gemquant.core.protocols import ArtifactHeader, Container, Writer
+from gemquant.core.protocols import ArtifactHeader, Container, Exporter, Writer
 from gemquant.errors import ArtifactError, GemquantError, UnsupportedError, refuse
 from gemquant.formats.checkpoint.files import read_json_object
 from gemquant.formats.onnx.graph import OnnxGraph
@@ -20,7 +20,7 @@ from gemquant.models.config import text_config
 
 
 @dataclass(frozen=True)
-class Onnx:
+class Onnx(Exporter):
     """Exporter that only reads; satisfies ``protocols.Exporter``."""
 
     name: ClassVar[str] = "onnx"
@@ -37,7 +37,12 @@ class Onnx:
         """Not known before the builder has written them."""
         raise _only_read()
 
-    def create(self, folder: Path, header: ArtifactHeader) -> AbstractContextManager[Writer]:  # noqa: ARG002
+    def create(
+        self,
+        folder: Path,  # noqa: ARG002
+        header: ArtifactHeader,  # noqa: ARG002
+        finished: Collection[str] | None = None,  # noqa: ARG002
+    ) -> AbstractContextManager[Writer]:
         """Refuse."""
         raise _only_read()
 

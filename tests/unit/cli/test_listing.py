@@ -89,4 +89,5 @@ def test_quantizers_are_listed_with_their_options(run: Run) -> None:
         "repeated": False,
         "size": False,
         "formerly": None,
+        "each": False,
     }

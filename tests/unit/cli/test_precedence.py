@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gemquant.cli.quantize import quantizer_command
-from gemquant.cli.request import Request, read_request
+from gemquant.cli.quantize import QuantizerCommand
+from gemquant.cli.quantizer_options import QuantizerRequest, read_request
 from gemquant.core.recipe import Recipe
 from gemquant.errors import Problems, UsageError
 
@@ -19,8 +19,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def request_of(*args: str) -> Request:
-    command = quantizer_command("awq")
+def request_of(*args: str) -> QuantizerRequest:
+    command = QuantizerCommand("awq")
     return read_request(command.make_context("awq", list(args)), command.quantizer)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gemquant.cli import plan_tables, render
+from gemquant.cli import quantize, render
 from gemquant.core.artifact import (
     ActivationRangeRecord,
     Artifact,
@@ -122,7 +122,7 @@ def test_json_is_one_document_with_the_manifest(
 def test_a_plan_names_folder_container_and_size(capsys: pytest.CaptureFixture[str]) -> None:
     import torch
 
-    from gemquant.convert.plan import Job, JobPlan
+    from gemquant.convert.plan import Job, PlannedJob
     from gemquant.convert.plugins import exporter, quantizer_type
     from gemquant.core.protocols import AffineScheme, ArtifactHeader, PlainSpec, QuantizedSpec
 
@@ -136,8 +136,8 @@ def test_a_plan_names_folder_container_and_size(capsys: pytest.CaptureFixture[st
         out=Path("made"),
         recipe=Recipe(model="m", quantizer="rtn", target="cpu"),
     )
-    planned = JobPlan(job, ArtifactHeader({}, layout), {"model.safetensors": 15_744})
-    plan_tables.plans([planned], as_json=False)
+    planned = PlannedJob(job, ArtifactHeader({}, layout), {"model.safetensors": 15_744})
+    quantize.print_plan([planned], as_json=False)
     assert capsys.readouterr().out.splitlines() == [
         "model      m",
         "folder     made",

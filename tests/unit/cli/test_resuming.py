@@ -17,10 +17,9 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from gemquant.cli import preparation
-from gemquant.convert import resume as unfinished
-from gemquant.convert.job import Production
-from gemquant.convert.resume import Resumption, RunState, Unfinished
+from gemquant.convert import prepare, resume
+from gemquant.convert.job import JobWriter
+from gemquant.convert.resume import ResumePolicy, RunCheckpoint, RunState
 from tests.helpers.tiny_gemma import Kind, write_tiny_gemma
 from tests.helpers.tiny_gguf import LLAMACPP
 from tests.helpers.tiny_job import contents
@@ -46,21 +45,21 @@ class Interrupter:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.at: int | None = None
         self.quantized: list[int] = []
-        monkeypatch.setattr(preparation, "Resumption", partial(Resumption, every_seconds=0.0))
-        monkeypatch.setattr(unfinished, "SHARE_OF_TIME", math.inf)
-        save, quantize = Unfinished.save, Production.quantize
+        monkeypatch.setattr(prepare, "ResumePolicy", partial(ResumePolicy, every_seconds=0.0))
+        monkeypatch.setattr(resume, "SHARE_OF_TIME", math.inf)
+        save, quantize = RunCheckpoint.save, JobWriter.quantize
 
-        def saving(kept: Unfinished, state: RunState) -> None:
+        def saving(kept: RunCheckpoint, state: RunState) -> None:
             save(kept, state)
             if state.layers == self.at:
                 raise KeyboardInterrupt
 
-        def quantizing(production, block):  # type: ignore[no-untyped-def]
+        def quantizing(writer, block):  # type: ignore[no-untyped-def]
             self.quantized.append(block.index)
-            return quantize(production, block)
+            return quantize(writer, block)
 
-        monkeypatch.setattr(Unfinished, "save", saving)
-        monkeypatch.setattr(Production, "quantize", quantizing)
+        monkeypatch.setattr(RunCheckpoint, "save", saving)
+        monkeypatch.setattr(JobWriter, "quantize", quantizing)
 
     def interrupt(self, run: Run, model: str) -> None:
         """Let a run end behind its second of three layers; the next is left alone."""
@@ -96,11 +95,11 @@ def test_an_interrupted_run_goes_on_and_writes_the_same_bytes(
     interrupter.at = kept
     ended = run(*line, "-o", "out")
     assert ended.code == 130, ended.err
-    assert f"interrupted; layers 1 to {kept} are kept (" in ended.err
+    assert f"interrupted; layers 1 to {kept} are saved (" in ended.err
     interrupter.at, interrupter.quantized = None, []
     done = run(*line, "-o", "out")
     assert done.code == 0, done.err
-    assert f"going on behind layer {kept}" in done.err
+    assert f"resuming after layer {kept}" in done.err
     assert set(interrupter.quantized) == set(range(kept, 3))
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out", "whole"]
@@ -110,18 +109,17 @@ KILLED = """
 import math, os, signal
 from functools import partial
 from gemquant import __main__
-from gemquant.convert import resume as unfinished
-from gemquant.cli import preparation
-from gemquant.convert.job import Production
-preparation.Resumption = partial(unfinished.Resumption, every_seconds=0.0)
-unfinished.SHARE_OF_TIME = math.inf
-quantize = Production.quantize
-def quantizing(production, block):
-    stored = quantize(production, block)
+from gemquant.convert import prepare, resume
+from gemquant.convert.job import JobWriter
+prepare.ResumePolicy = partial(resume.ResumePolicy, every_seconds=0.0)
+resume.SHARE_OF_TIME = math.inf
+quantize = JobWriter.quantize
+def quantizing(writer, block):
+    stored = quantize(writer, block)
     if block.index == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     return stored
-Production.quantize = quantizing
+JobWriter.quantize = quantizing
 __main__.main(COMMAND)
 """
 
@@ -160,7 +158,7 @@ def test_a_dry_run_says_how_far_it_has_come_and_changes_nothing(
     interrupter.interrupt(run, model)
     before = contents(tmp_path)
     told = run(*rtn(model, "--dry-run"))
-    assert "an interrupted run is kept; layers 1 to 2 of it need not be done again" in told.err
+    assert "an interrupted run will be resumed after layer 2" in told.err
     assert contents(tmp_path) == before
 
 
@@ -171,7 +169,7 @@ def test_other_settings_start_again_and_tell_of_what_is_left(
     (left,) = tmp_path.glob(".out.*.partial")
     done = run(*rtn(model, "--seed", "1"))
     assert (done.code, interrupter.quantized) == (0, [0, 1, 2])
-    assert f"{left.name} and {left.stem}.unfinished beside it" in re.sub(r"\s+", " ", done.err)
+    assert f"{left.name} and {left.stem}.unfinished next to it" in re.sub(r"\s+", " ", done.err)
     assert left.is_dir()
 
 
@@ -256,13 +254,13 @@ def test_an_error_of_the_input_keeps_nothing(
 ) -> None:
     from gemquant.errors import UnsupportedError
 
-    def refusing(production, block):  # type: ignore[no-untyped-def]
+    def refusing(writer, block):  # type: ignore[no-untyped-def]
         if block.index == 2:
             raise UnsupportedError("layer 2 cannot be stored.")
-        return quantize(production, block)
+        return quantize(writer, block)
 
-    quantize = Production.quantize
-    monkeypatch.setattr(Production, "quantize", refusing)
+    quantize = JobWriter.quantize
+    monkeypatch.setattr(JobWriter, "quantize", refusing)
     assert run(*rtn(model)).code == 4
     assert list(tmp_path.iterdir()) == []
 
@@ -275,17 +273,17 @@ def test_a_disk_that_was_full_keeps_what_is_done(
 
     with monkeypatch.context() as filling:
         # The files have their size from the start: what can fail is to flush them at the end.
-        norm = Production.write_final_norm
+        norm = JobWriter.write_final_norm
 
-        def writing(production: Production) -> None:
-            norm(production)
+        def writing(writer: JobWriter) -> None:
+            norm(writer)
             filling.setattr(os, "fsync", full)
 
-        filling.setattr(Production, "write_final_norm", writing)
+        filling.setattr(JobWriter, "write_final_norm", writing)
         failed = run(*rtn(model))
     assert failed.code == 7
     assert "No space left on device" in failed.err
-    assert "note: layers 1 to 3 are kept (" in failed.err
+    assert "note: layers 1 to 3 are saved (" in failed.err
     interrupter.quantized = []
     done = run(*rtn(model))
     assert (done.code, interrupter.quantized) == (0, [])
@@ -294,6 +292,6 @@ def test_a_disk_that_was_full_keeps_what_is_done(
 def test_a_short_run_keeps_no_state(
     run: Run, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Unfinished, "save", lambda *_: pytest.fail("a state was written"))
+    monkeypatch.setattr(RunCheckpoint, "save", lambda *_: pytest.fail("a state was written"))
     assert run(*rtn(model)).code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

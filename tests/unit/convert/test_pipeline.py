@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from gemquant.convert import pipeline
+from gemquant.convert.plan import plan
 from gemquant.core.artifact import Artifact, structure_problems
-from gemquant.core.protocols import AffineScheme, AffineWeight, Block, Container
+from gemquant.core.protocols import AffineScheme, AffineWeight, Block, Container, Quantizer
 from gemquant.errors import CalibrationError, CheckpointError
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemquant.formats.compressed_tensors import CompressedTensors
@@ -55,7 +56,7 @@ def test_eight_bits_lose_next_to_nothing(checkpoint: Checkpoint, tmp_path: Path)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Copy:
+class _Copy(Quantizer):
     """Changes nothing: what is lost is what the container's types lose."""
 
     name = "copy"
@@ -253,7 +254,7 @@ def test_a_quantizer_that_needs_text_is_refused_without_it(
 ) -> None:
     jobs = [tiny_job(checkpoint, AWQ(scale=False, gptq=False), tmp_path / "out")]
     with nothing_left_in(tmp_path), pytest.raises(CalibrationError, match="awq: calibration text"):
-        pipeline.run(jobs, checkpoint, calibration=None, evaluation=EVALUATION)
+        pipeline.run(plan(jobs, checkpoint), checkpoint, calibration=None, evaluation=EVALUATION)
 
 
 def test_each_slice_is_reported_as_if_it_had_been_alone(
@@ -277,7 +278,7 @@ def test_quantizers_see_the_same_numbers_whatever_is_computed_in(
     checkpoint = open_checkpoint(str(tiny_folders[kind]))
     for dtype in (torch.float32, torch.bfloat16):
         pipeline.run(
-            [tiny_job(checkpoint, RoundToNearest(), tmp_path / f"{dtype}")],
+            plan([tiny_job(checkpoint, RoundToNearest(), tmp_path / f"{dtype}")], checkpoint),
             checkpoint,
             calibration=None,
             evaluation=[tiny_windows(1, 20)],

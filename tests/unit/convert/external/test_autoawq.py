@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gemquant.convert.external import autoawq
-from gemquant.convert.external.autoawq_options import AutoAwqOptions
+from gemquant.convert.external.options import AutoAwqOptions
 from gemquant.errors import RuntimeMissingError, UnsupportedError
 from gemquant.models.config import text_config
 from gemquant.runtimes.worker import Interpreter
@@ -95,7 +95,7 @@ def test_everything_that_is_wrong_is_said_at_once(run: Run, tiny_folders: dict[K
             "--cd-passes: AutoAWQ has no such option",
         ),
         (["--engine", "autoawq", "--bits", "3"], "--bits 3: must be one of 4."),
-        (["--engine", "autoawq", "--exporter", "mlx"], "AutoAWQ writes awq-gemm alone."),
+        (["--engine", "autoawq", "--exporter", "mlx"], "AutoAWQ writes awq-gemm only."),
         (["--engine", "autoawk"], "--engine autoawk: must be one of gemquant, autoawq."),
         (["--python", "python3"], "--python: needs --engine autoawq."),
     ],

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gemquant.convert.external import onnx
-from gemquant.convert.external.onnx_options import OnnxOptions
+from gemquant.convert.external.options import OnnxOptions
 from gemquant.errors import RuntimeMissingError, UnsupportedError, UsageError
 from gemquant.models.config import text_config
 from gemquant.runtimes.worker import Interpreter

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from gemquant.convert.pipeline import Job
-from gemquant.convert.plan import plan
+from gemquant.convert.plan import Job, plan
 from gemquant.core.artifact import Artifact
+from gemquant.core.options import recorded_options
 from gemquant.core.recipe import Recipe
 from gemquant.errors import GemquantError, UnsupportedError
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
@@ -46,16 +46,13 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Mapping[Kind, Check
 
 def jobs(checkpoint: Checkpoint, out: Path, *types: str, split_max_size: str = "") -> list[Job]:
     """A job for each type, in a folder of its name."""
-    quantizer = KQuant(type=types, split_max_size=split_max_size)
-    return [
-        Job(
-            member.quantizer,
-            GGUF().configured(member.options),
-            out / member.label,
-            Recipe(model="tiny", quantizer="gguf", exporter="gguf", options=member.options),
-        )
-        for member in quantizer.members(checkpoint.config)
-    ]
+    made = []
+    for name in types:
+        quantizer = KQuant(type=name, split_max_size=split_max_size).for_model(checkpoint.config)
+        options = recorded_options(quantizer)
+        recipe = Recipe(model="tiny", quantizer="gguf", exporter="gguf", options=options)
+        made.append(Job(quantizer, GGUF().configured(options), out / quantizer.label, recipe))
+    return made
 
 
 @pytest.mark.parametrize("kind", GENERATIONS)
@@ -160,16 +157,16 @@ def test_what_two_files_want_alike_is_quantized_once(
     checkpoints: Mapping[Kind, Checkpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = checkpoints["gemma2"]
-    from gemquant.quantizers import gguf_file as kquant_file
+    from gemquant.quantizers import gguf as gguf_quantizer
 
     made: list[tuple[str, str]] = []
-    quantized_blocks = kquant_file.quantized_blocks
+    quantized_blocks = gguf_quantizer.quantized_blocks
 
     def counting(block, name, kind, **settings):  # type: ignore[no-untyped-def]
         made.append((block.prefix + name, kind.name))
         return quantized_blocks(block, name, kind, **settings)
 
-    monkeypatch.setattr(kquant_file, "quantized_blocks", counting)
+    monkeypatch.setattr(gguf_quantizer, "quantized_blocks", counting)
     run_tiny(checkpoint, jobs(checkpoint, tmp_path, "Q4_K_M", "Q4_K_S", "Q6_K"), evaluation=())
     assert len(made) == len(set(made))
     assert made.count((EMBEDDING, "Q6_K")) == 1
@@ -182,7 +179,7 @@ def test_a_file_is_the_same_alone_and_among_others_and_in_any_runs(
     checkpoint = checkpoints["gemma3_text"]
     run_tiny(checkpoint, jobs(checkpoint, tmp_path / "a", "Q4_K_M", "Q2_K"))
     monkeypatch.setattr("gemquant.calibration.trace.ROWS_AT_ONCE", 100)
-    monkeypatch.setattr("gemquant.quantizers.gguf_file.VALUES_AT_ONCE", 1000)
+    monkeypatch.setattr("gemquant.quantizers.gguf.VALUES_AT_ONCE", 1000)
     run_tiny(checkpoint, jobs(checkpoint, tmp_path / "b", "Q4_K_M"), evaluation=())
     name = "Q4_K_M/gemma3_text-Q4_K_M.gguf"
     assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
@@ -194,7 +191,7 @@ def test_rows_that_are_no_whole_blocks_fall_back_and_it_is_said(tmp_path: Path) 
     )
     (job,) = jobs(narrow, tmp_path / "out", "Q4_K_M")
     (planned,) = plan([job], narrow)
-    told = {(each.stored, each.reason) for each in planned.substitutions}
+    told = {(each.stored, each.reason) for each in planned.job.quantizer.fallbacks}
     assert (
         "Q5_0, 5.5 bits per weight",
         "128 columns are not a multiple of Q4_K's block of 256 (4.5 bits per weight)",

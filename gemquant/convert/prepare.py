@@ -1,0 +1,259 @@
+"""From a request to jobs that passed every check: open the model, read the text, plan."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import torch
+
+from gemquant.calibration.windows import TokenWindows, calibration_windows, evaluation_windows
+from gemquant.convert import pipeline
+from gemquant.convert.plan import Job, PlannedJob, linear_weights, plan
+from gemquant.convert.plugins import exporter
+from gemquant.convert.resume import ResumePolicy, resumable_layers, run_identity
+from gemquant.core.artifact import Artifact
+from gemquant.core.options import problems_with, recorded_options
+from gemquant.core.progress import Progress
+from gemquant.core.protocols import Quantizer
+from gemquant.core.recipe import Recipe
+from gemquant.core.resources import require_device
+from gemquant.core.scheme import Scheme, label
+from gemquant.core.targets.target import Target
+from gemquant.errors import Attempt, ProblemCollector, refuse
+from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
+from gemquant.formats.source_model import model_name
+from gemquant.models.architecture import architecture_of
+from gemquant.models.chat import ChatTemplate, choose_template
+from gemquant.models.structure import EMBEDDING
+from gemquant.numerics.native.gram import has_bfloat16_products
+
+
+@dataclass(frozen=True)
+class ConversionRequest:
+    """Artifacts to make from one model in one pass.
+
+    recipe: complete but for the exporter, which may depend on the model's generation, and for the
+        quantizer's options. quantizers: one for each artifact.
+    output: the folder; with several artifacts the folder of their folders. None for a name made
+        from the model and the scheme. restart: discard an interrupted run.
+    """
+
+    recipe: Recipe
+    quantizers: Sequence[Quantizer]
+    target: Target
+    output: Path | None
+    threads: int
+    force: bool = False
+    restart: bool = False
+
+
+@dataclass(frozen=True)
+class PreparedConversion:
+    """Planned jobs and all that they read; of the weights only headers have been read."""
+
+    planned: Sequence[PlannedJob]
+    checkpoint: Checkpoint
+    calibration: TokenWindows | None
+    evaluation: Sequence[TokenWindows]
+    resume: ResumePolicy
+
+    @property
+    def resumable_layers(self) -> int:
+        """How many layers an interrupted run of the same has finished."""
+        return resumable_layers([each.job.out for each in self.planned], self.resume)
+
+    def run(self, progress: Progress) -> Sequence[Artifact]:
+        """Make the artifacts, or the rest of them where an interrupted run made a part."""
+        recipe = self.planned[0].job.recipe
+        return pipeline.run(
+            self.planned,
+            self.checkpoint,
+            calibration=self.calibration,
+            evaluation=self.evaluation,
+            device=recipe.device,
+            compute_dtype=getattr(torch, recipe.dtype),
+            calibration_dtype=getattr(torch, recipe.calib_dtype),
+            progress=progress,
+            resume=self.resume,
+        )
+
+
+class OpenedModel(ProblemCollector):
+    """A recipe's model and the texts that it names, with every problem found on the way."""
+
+    def __init__(self, recipe: Recipe, *, threads: int, progress: Progress) -> None:
+        super().__init__()
+        torch.set_num_threads(threads)
+        progress.note(f"opening {recipe.model}")
+        self.recipe = recipe
+        self.checkpoint = open_checkpoint(recipe.model, lora=recipe.lora)
+        self.attempt(lambda: require_device(recipe.device))
+
+    @cached_property
+    def template(self) -> Attempt[ChatTemplate]:
+        """The chat template, for text and artifact."""
+        return self.attempt(lambda: chat_template(self.recipe, self.checkpoint))
+
+    def calibration(self) -> Attempt[TokenWindows]:
+        """The calibration text."""
+        return self.attempt(
+            lambda: calibration_text(self.recipe, self.checkpoint, self.template.value)
+        )
+
+    def evaluation(self) -> Attempt[Sequence[TokenWindows]]:
+        """The evaluation text; empty without a certificate."""
+        return self.attempt(
+            lambda: read_evaluation(self.recipe, self.checkpoint, self.template.value)
+        )
+
+
+def prepare(request: ConversionRequest, progress: Progress) -> PreparedConversion:
+    """Check everything that can go wrong before the first weight is read; raise all at once."""
+    model = OpenedModel(request.recipe, threads=request.threads, progress=progress)
+    checkpoint = model.checkpoint
+    if checkpoint.packed_formats:
+        progress.note(
+            f"caution: {request.recipe.model} is quantized already "
+            f"({', '.join(checkpoint.packed_formats)}); what was lost then stays lost."
+        )
+    quantizers = [
+        model.attempt(partial(quantizer.for_model, checkpoint.config))
+        for quantizer in request.quantizers
+    ]
+    jobs = [model.attempt(partial(_job, request, each, checkpoint)) for each in quantizers]
+    planned = model.attempt(lambda: plan([job.value for job in jobs], checkpoint))
+    calibrated = any(quantizer.needs for quantizer in request.quantizers)
+    calibration = model.calibration() if calibrated else None
+    evaluation = model.evaluation()
+    model.refuse()
+    for note in dict.fromkeys(note for each in quantizers for note in each.value.notes):
+        progress.note(note)
+    for each in planned.value:
+        _warn_if_nothing_loads_it(request.target, each, progress)
+    windows = None if calibration is None else calibration.value
+    identity = run_identity(
+        [each.job for each in planned.value], checkpoint, windows, evaluation.value
+    )
+    return PreparedConversion(
+        planned.value,
+        checkpoint,
+        windows,
+        evaluation.value,
+        ResumePolicy(identity, restart=request.restart),
+    )
+
+
+def _job(request: ConversionRequest, attempt: Attempt[Quantizer], checkpoint: Checkpoint) -> Job:
+    """Choose the container, by the generation of Gemma unless one was named, and the folder."""
+    quantizer, generation = attempt.value, checkpoint.config["model_type"]
+    options, schemes = recorded_options(quantizer), schemes_of(quantizer, checkpoint)
+    problems = ProblemCollector()
+    chosen = problems.attempt(
+        lambda: request.recipe.exporter or request.target.default_exporter(generation, schemes)
+    )
+    if not chosen.succeeded:  # such a job is not planned, so its other problems are found here
+        linears = linear_weights(checkpoint)
+        refuse([*problems_with(quantizer), *quantizer.problems(linears), *problems])
+    container = exporter(chosen.value, options)
+    labels = [quantizer.label] if quantizer.label else list(filter(None, map(label, schemes)))
+    if not schemes:
+        float_dtype = container.container(checkpoint.config).float_dtype
+        labels = [str(float_dtype).removeprefix("torch.")]
+    recipe = dataclasses.replace(
+        request.recipe,
+        options=options,
+        exporter=chosen.value,
+        calib_dtype=calibration_dtype(request.recipe),
+    )
+    out = request.output or Path(default_output(checkpoint.ref, recipe.quantizer, labels))
+    if request.output is not None and len(request.quantizers) > 1:
+        out /= quantizer.label
+    return Job(quantizer, container, out, recipe, request.force)
+
+
+def schemes_of(quantizer: Quantizer, checkpoint: Checkpoint) -> Sequence[Scheme]:
+    """The different schemes that a quantizer will use, in the order of the layers."""
+    rows, columns = checkpoint.shape(EMBEDDING)
+    matrices = {**linear_weights(checkpoint), EMBEDDING: (rows, columns)}
+    schemes = (quantizer.scheme_for(name, shape) for name, shape in matrices.items())
+    return list(dict.fromkeys(scheme for scheme in schemes if scheme is not None))
+
+
+def _warn_if_nothing_loads_it(target: Target, planned: PlannedJob, progress: Progress) -> None:
+    """Warn if a container that was named suits no runtime of the target."""
+    generation, name = planned.header.config["model_type"], planned.job.exporter.name
+    if not target.runtimes(name, generation, planned.schemes):
+        progress.note(
+            f"caution: no runtime of target {target.name} is known to load {name} with these "
+            f"options for {generation}; see: gemquant targets {target.name}"
+        )
+
+
+def default_output(ref: str, quantizer: str, labels: Sequence[str]) -> str:
+    """Name a folder after the model and what is done to it.
+
+    >>> default_output("google/gemma-2-2b@main", "awq", ["w4-g128"])
+    'gemma-2-2b-awq-w4-g128'
+    """
+    return "-".join([model_name(ref), quantizer, *labels])
+
+
+# ---------------------------------------------------------------- machine, text
+
+
+def calibration_dtype(recipe: Recipe) -> str:
+    """Name the type that calibration windows are traced in: bfloat16 where that is fast.
+
+    Gemma's own type; what is lost in it does not show in the statistics of thousands of tokens.
+    """
+    if recipe.calib_dtype != "auto":
+        return recipe.calib_dtype
+    on_gpu = recipe.device.startswith("cuda") and torch.cuda.is_bf16_supported()
+    fast = on_gpu or (recipe.device == "cpu" and has_bfloat16_products())
+    return "bfloat16" if fast else recipe.dtype
+
+
+def chat_template(recipe: Recipe, checkpoint: Checkpoint) -> ChatTemplate:
+    """The template that was requested, by name or from a file, or else the checkpoint's."""
+    source = choose_template(
+        recipe.chat_template,
+        checkpoint.chat_template(),
+        architecture_of(checkpoint.config).chat_template,
+    )
+    return ChatTemplate(source, checkpoint.special_tokens())
+
+
+def calibration_text(
+    recipe: Recipe, checkpoint: Checkpoint, template: ChatTemplate
+) -> TokenWindows:
+    """Read the calibration text and cut it into windows."""
+    return calibration_windows(
+        checkpoint.tokenizer(),
+        source=recipe.calib,
+        samples=recipe.samples,
+        seq_len=recipe.seq_len,
+        seed=recipe.seed,
+        bos=checkpoint.config["bos_token_id"],
+        chat_template=template,
+    )
+
+
+def read_evaluation(
+    recipe: Recipe, checkpoint: Checkpoint, template: ChatTemplate
+) -> Sequence[TokenWindows]:
+    """Read the evaluation text; empty if the recipe has no certificate."""
+    if recipe.eval_windows == 0:
+        return ()
+    return evaluation_windows(
+        checkpoint.tokenizer(),
+        slices=recipe.eval_slices,
+        windows=recipe.eval_windows,
+        seq_len=recipe.seq_len,
+        seed=recipe.seed,
+        bos=checkpoint.config["bos_token_id"],
+        chat_template=template,
+    )
