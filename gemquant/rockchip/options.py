@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from gemquant.core.targets.toolkit import Toolkit, ToolkitVersion
 
 
+AUTO = "auto"
+"""Search for the toolkit."""
+
+
 @dataclass(frozen=True)
 class RkllmOptions:
     """RKLLM files for Rockchip's NPUs, converted by the vendor's toolkit.

@@ -11,9 +11,9 @@ from pathlib import Path
 from gemquant.core.targets.toolkit import Toolkit, ToolkitVersion, version_key
 from gemquant.errors import GemquantError, RuntimeMissingError, UnsupportedError
 from gemquant.formats.checkpoint.files import read_json_object
+from gemquant.rockchip.options import AUTO
 from gemquant.runtimes.worker import Interpreter
 
-AUTO = "auto"
 PACKAGES = ("rkllm-toolkit", "rkllm", "torch", "transformers", "numpy")
 _INSTALLED = re.compile(r"rkllm_toolkit-(\d+(?:\.\d+)*)\S*\.dist-info")
 _FOLDERS = (

@@ -1,8 +1,8 @@
-"""Runs an RKLLM file on a board and tells what came of it: PYTHON rkllm_board.py JOB.
+"""Runs an RKLLM file on a board and reports the results: PYTHON rkllm_board.py JOB.
 
-Standard library only, Python 3.8; beside it lie rkllm_runtime.py, rkllm_structures.py and the files
-of the job. Events go to stdout, one JSON object a line; what the runtime prints, to stderr. When
-the other end of stdin closes, as it does with the connection, the folder is removed and all ends.
+Standard library only, Python 3.8. Its folder also has rkllm_runtime.py, rkllm_structures.py and the
+files of the job. Events go to stdout, one JSON object a line; the runtime's output goes to stderr.
+When stdin closes, as it does with the connection, the folder is removed and the program ends.
 """
 
 from __future__ import annotations
@@ -35,27 +35,27 @@ BYTES_A_LINE = 1 << 22
 # ---------------------------------------------------------------- tasks
 
 
-def generate(runtime: rkllm_runtime.Runtime, job: dict[str, Any], tell: Any) -> None:
-    """Continue one prompt several times; tell each run."""
+def generate(runtime: rkllm_runtime.Runtime, job: dict[str, Any], report: Any) -> None:
+    """Continue one prompt several times; report each run."""
     for number in range(job["warm_up_runs"] + job["repetitions"]):
-        made = runtime.run(job["prompt"], rkllm_structures.INFER_GENERATE, job["new_tokens"])
-        if not made.tokens:
+        run = runtime.run(job["prompt"], rkllm_structures.INFER_GENERATE, job["new_tokens"])
+        if not run.tokens:
             raise rkllm_runtime.Refused("the runtime generated nothing")
-        tell(
+        report(
             {
                 "event": "run",
                 "warm_up": number < job["warm_up_runs"],
-                "tokens": made.tokens,
-                "first_token_seconds": made.seconds[0],
-                "total_seconds": made.seconds[-1],
-                "statistics": made.statistics,
+                "tokens": run.tokens,
+                "first_token_seconds": run.seconds[0],
+                "total_seconds": run.seconds[-1],
+                "statistics": run.statistics,
                 "watched": sample(job["watch"]),
             }
         )
 
 
-def logits(runtime: rkllm_runtime.Runtime, job: dict[str, Any], tell: Any) -> None:
-    """Tell the logits of every token of every window, some rows a line."""
+def logits(runtime: rkllm_runtime.Runtime, job: dict[str, Any], report: Any) -> None:
+    """Report the logits of every token of every window, some rows a line."""
     if not runtime.layout.logits:
         raise rkllm_runtime.Refused(
             f"librkllmrt {job['version']} has no logits, which came with 1.2.0: perplexity is not "
@@ -67,30 +67,30 @@ def logits(runtime: rkllm_runtime.Runtime, job: dict[str, Any], tell: Any) -> No
 
         def rows(found: Any, index: int = index, ids: Any = ids, seen: Any = seen) -> None:
             if seen[0] < len(ids):  # the last call may show the same memory again
-                seen[0] += _tell_rows(found, index, seen[0], len(ids), tell)
+                seen[0] += _report_rows(found, index, seen[0], len(ids), report)
 
         runtime.run(ids, rkllm_structures.INFER_GET_LOGITS, 1, rows)
         if seen[0] != len(ids):
             raise rkllm_runtime.Refused(
-                f"the runtime gave logits of {seen[0]} tokens where {len(ids)} went in: perplexity "
-                "cannot be had of it"
+                f"the runtime gave logits of {seen[0]} of {len(ids)} tokens: perplexity cannot be "
+                "computed"
             )
-        tell({"event": "window", "index": index, "watched": sample(job["watch"])})
+        report({"event": "window", "index": index, "watched": sample(job["watch"])})
 
 
-def _tell_rows(found: Any, window: int, first: int, expected: int, tell: Any) -> int:
+def _report_rows(found: Any, window: int, first: int, expected: int, report: Any) -> int:
     count, columns = int(found.num_tokens), int(found.vocab_size)
     if count < 1 or columns < 2 or first + count > expected:
         raise rkllm_runtime.Refused(
-            f"the runtime gave logits of {first + count} tokens over {columns} entries where "
-            f"{expected} tokens went in"
+            f"the runtime gave logits of {first + count} tokens over {columns} entries for "
+            f"{expected} tokens"
         )
     size = 4 * columns
     at_once = max(1, BYTES_A_LINE // size)
     for start in range(0, count, at_once):
         some = min(at_once, count - start)
         data = ctypes.string_at(found.logits + start * size, some * size)
-        tell(
+        report(
             {
                 "event": "logits",
                 "window": window,
@@ -108,7 +108,7 @@ TASKS = {"generate": generate, "logits": logits}
 
 
 def sample(watch: dict[str, str]) -> dict[str, int]:
-    """What some files of the system hold, as far as they can be read."""
+    """Values of system files, as far as they can be read."""
     found = {}
     for name, path in watch.items():
         try:
@@ -119,13 +119,13 @@ def sample(watch: dict[str, str]) -> dict[str, int]:
 
 
 def require_whole(path: str, sha256: str) -> None:
-    """Compare a file with what was sent."""
+    """Compare a file with the one that was sent."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
         for block in iter(lambda: file.read(1 << 22), b""):
             digest.update(block)
     if digest.hexdigest() != sha256:
-        raise rkllm_runtime.Refused(f"{Path(path).name} did not arrive as it was sent")
+        raise rkllm_runtime.Refused(f"{Path(path).name} arrived damaged")
 
 
 def peak_resident_bytes() -> int | None:
@@ -138,8 +138,8 @@ def peak_resident_bytes() -> int | None:
     return found[0] if found else None
 
 
-def work(job: dict[str, Any], tell: Any) -> None:
-    """Do what a job asks."""
+def work(job: dict[str, Any], report: Any) -> None:
+    """Do a job."""
     require_whole(job["model"], job["sha256"])
     version = rkllm_runtime.version_of(job["library"], job["release"])
     job["version"] = version
@@ -148,21 +148,21 @@ def work(job: dict[str, Any], tell: Any) -> None:
     except ValueError as error:
         raise rkllm_runtime.Refused(str(error)) from None
     if job["task"] == "logits" and not runtime.layout.logits:
-        logits(runtime, job, tell)  # refuses, before a model is loaded
+        logits(runtime, job, report)  # refuses, before a model is loaded
     started = time.perf_counter()
     chosen = runtime.load(job["model"], job["max_context"], job.get("new_tokens", 1))
     loaded = time.perf_counter() - started
-    tell({"event": "loaded", "seconds": loaded, "version": version, "chosen": chosen})
-    TASKS[job["task"]](runtime, job, tell)
+    report({"event": "loaded", "seconds": loaded, "version": version, "chosen": chosen})
+    TASKS[job["task"]](runtime, job, report)
     runtime.close()
-    tell({"event": "done", "peak_resident_bytes": peak_resident_bytes()})
+    report({"event": "done", "peak_resident_bytes": peak_resident_bytes()})
 
 
 # ---------------------------------------------------------------- the process
 
 
 def end_with_connection(folder: Path) -> None:
-    """Remove the folder and end when the other end of stdin closes."""
+    """Remove the folder and end when stdin closes."""
 
     def wait() -> None:
         while os.read(0, 4096):
@@ -182,18 +182,18 @@ def main(job_file: str) -> int:
     (folder / "pid").write_text(str(os.getpid()), encoding="ascii")
     end_with_connection(folder)
 
-    def tell(event: dict[str, Any]) -> None:
+    def report(event: dict[str, Any]) -> None:
         channel.write(json.dumps(event) + "\n")
         channel.flush()
 
-    tell({"event": "started", "python": ".".join(map(str, sys.version_info[:3]))})
+    report({"event": "started", "python": ".".join(map(str, sys.version_info[:3]))})
     try:
-        work(json.loads(Path(job_file).read_text(encoding="utf-8")), tell)
+        work(json.loads(Path(job_file).read_text(encoding="utf-8")), report)
     except rkllm_runtime.Refused as error:
-        tell({"event": "failed", "error": str(error)[:2000]})
+        report({"event": "failed", "error": str(error)[:2000]})
         return 1
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is told
-        tell({"event": "failed", "error": f"{type(error).__name__}: {error}"[:2000]})
+    except Exception as error:  # noqa: BLE001 - every error is reported
+        report({"event": "failed", "error": f"{type(error).__name__}: {error}"[:2000]})
         return 1
     return 0
 

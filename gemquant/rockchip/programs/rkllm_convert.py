@@ -1,6 +1,6 @@
-"""Calls rkllm-toolkit as a job says, and stops at the first status that is not 0.
+"""Calls rkllm-toolkit as a job describes, and stops at the first status that is not 0.
 
-Alone: PYTHON convert.py job.json, in the folder that `gemquant rkllm --prepare-only` has written.
+Standalone: PYTHON convert.py job.json, in a folder of `gemquant rkllm --prepare-only`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ PACKAGES = ("rkllm-toolkit", "torch", "transformers", "numpy")
 
 
 def run(job: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Load, build, export. job: ``imports``, ``calls``, ``file``, and ``simulation`` where windows
-    are to be predicted too. Returns what was passed on.
+    """Load, build, export; return the calls. job: ``imports``, ``calls``, ``file``, and for a
+    simulation ``simulation``.
 
-    1.0.1 prints "Error: …" and goes on: its ``build`` returns 0 after a load that failed.
+    1.0.1 prints "Error: …" and continues: its ``build`` returns 0 after a failed load.
     """
     report({"event": "start", "task": TASK, "total": len(job["calls"])})
     toolkit = importlib.import_module(job["imports"]).RKLLM()
@@ -39,8 +39,8 @@ def run(job: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> dict[s
             inspect.signature(function).bind(**arguments)
         except TypeError as error:
             raise RuntimeError(
-                f"{name} of this rkllm-toolkit takes other parameters: {error}; it is not the "
-                "release that it calls itself"
+                f"{name} of this rkllm-toolkit has other parameters: {error}; it is not the "
+                "release that it claims to be"
             ) from None
         returned = function(**arguments)
         if type(returned) is not int or returned != 0:
@@ -60,23 +60,21 @@ def run(job: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> dict[s
     }
 
 
-def _simulate(
-    toolkit: Any, asked: dict[str, Any], report: Callable[[dict[str, Any]], None]
-) -> None:
-    """Predict windows after build, as documented; leave logits in files of some positions each.
+def _simulate(toolkit: Any, job: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> None:
+    """Predict windows after build, as documented; write logits in files of some positions each.
 
-    Waits while UNREAD files lie there: whoever listens removes them.
+    Waits while UNREAD files exist: the reader removes them.
     """
     import numpy as np
     import torch
 
-    folder, positions = Path(asked["folder"]), asked["positions"]
+    folder, positions = Path(job["folder"]), job["positions"]
     folder.mkdir()
-    pieces = sum(-(-(len(window) - 1) // positions) for window in asked["windows"])
+    pieces = sum(-(-(len(window) - 1) // positions) for window in job["windows"])
     report({"event": "start", "task": "simulating", "total": pieces})
-    predict = _predictor(toolkit, asked["way"])
+    predict = _predictor(toolkit, job["way"])
     number = 0
-    for window in asked["windows"]:
+    for window in job["windows"]:
         with torch.no_grad():
             logits = predict(torch.tensor([window]))
         if logits is None or tuple(logits.shape[:2]) != (1, len(window)):
@@ -97,11 +95,11 @@ def _predictor(toolkit: Any, way: str) -> Callable[[Any], Any]:
     """Logits (1, tokens, vocabulary) of ids (1, tokens)."""
     if way == "get_logits":
         return lambda ids: toolkit.get_logits({"input_ids": ids})
-    # 1.0.1 has no function for it; its evaluation of data sets begins with this.
+    # 1.0.1 has no public function; its evaluation of data sets begins with this.
     base = toolkit.base
     kind = importlib.import_module("rkllm.base.eval").Evaluator
     evaluator = kind("", base.tokenizer, base.w_bit, base.a_bit, base.model, base.hybrid_layer)
-    model = evaluator.fake_quant(copy.deepcopy(base.model))  # the other is yet to be exported
+    model = evaluator.fake_quant(copy.deepcopy(base.model))  # the original is exported later
     return lambda ids: model(ids).logits
 
 
@@ -112,12 +110,12 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _tell(event: dict[str, Any]) -> None:
+def _print_event(event: dict[str, Any]) -> None:
     sys.stderr.write(json.dumps(event) + "\n")
 
 
 if __name__ == "__main__":
     job_file = Path(sys.argv[1])
     os.chdir(job_file.parent)
-    answer = run(json.loads(Path(job_file.name).read_text(encoding="utf-8")), _tell)
+    answer = run(json.loads(Path(job_file.name).read_text(encoding="utf-8")), _print_event)
     json.dump(answer, sys.stdout, indent=2)

@@ -1,7 +1,7 @@
-"""A loaded ``librkllmrt``: which release it is, a model in it, runs of tokens through it.
+"""A loaded ``librkllmrt``: its release, a model in it, runs of tokens.
 
 Runs on boards: standard library only, Python 3.8. As a program, PYTHON rkllm_runtime.py LIBRARY, it
-has a library say its version.
+makes a library print its version.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ _VERSION = re.compile(r"rkllm-runtime version: (\d+\.\d+\.\d+[a-z0-9]*)")
 _EXTEND = ("base_domain_id", "embed_flash", "enabled_cpus_num", "enabled_cpus_mask", "n_batch")
 
 
-class Refused(Exception):  # noqa: N818 - what is told, not what went wrong in here
-    """What cannot be done, in words for whoever asked."""
+class Refused(Exception):  # noqa: N818 - a message for the user
+    """What cannot be done, in words for the user."""
 
 
 # ---------------------------------------------------------------- which release
 
 
-def told_version(library: str) -> str | None:
-    """What a library says of itself when it is asked for a file that is not there, or None.
+def reported_version(library: str) -> str | None:
+    """The version that a library prints when it loads a missing file, or None.
 
-    In a process of its own: before the release is known, so are not its structures. The path is the
-    first field of its parameters in every release; these are taken from the library itself.
+    In a separate process, as the structures are unknown before the release. The path is the first
+    field of the parameters in every release; the other defaults come from the library itself.
     """
-    asked = [sys.executable, "-I", "-B", str(Path(__file__).resolve()), library]
+    command = [sys.executable, "-I", "-B", str(Path(__file__).resolve()), library]
     try:
-        done = subprocess.run(
-            asked,
+        process = subprocess.run(
+            command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -55,15 +55,15 @@ def told_version(library: str) -> str | None:
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        said = error.stdout or b""
+        output = error.stdout or b""
     else:
-        said = done.stdout
-    match = _VERSION.search(said.decode("utf-8", "replace"))
+        output = process.stdout
+    match = _VERSION.search(output.decode("utf-8", "replace"))
     return match.group(1) if match else None
 
 
 def ask(library: str) -> None:
-    """Have a library say its version: ask it to load what is not there."""
+    """Make a library print its version: let it load a missing file."""
     loaded = ctypes.CDLL(library)
 
     class Param(ctypes.Structure):
@@ -78,16 +78,14 @@ def ask(library: str) -> None:
     ctypes.CDLL(None).fflush(None)
 
 
-def version_of(library: str, given: str | None) -> str:
-    """The release of a library; Refused where it says another than was given, or none at all."""
-    told = told_version(library)
-    if told is not None and given is not None and told != given:
-        raise Refused(f"{library} is release {told}, not {given}")
-    version = told or given
+def version_of(library: str, stated: str | None) -> str:
+    """The release of a library; Refused if it reports none, or another than ``stated``."""
+    reported = reported_version(library)
+    if reported is not None and stated is not None and reported != stated:
+        raise Refused(f"{library} is release {reported}, not {stated}")
+    version = reported or stated
     if version is None:
-        raise Refused(
-            f"{library} does not say which release it is; say so with --board-release, if you know"
-        )
+        raise Refused(f"{library} does not report its release; state it with --board-release")
     return version
 
 
@@ -95,7 +93,7 @@ def version_of(library: str, given: str | None) -> str:
 
 
 class Run:
-    """What one run of the runtime said, as its callback hears it."""
+    """Results of one run, as the callback receives them."""
 
     def __init__(self, rows: Callable[[Any], None] | None) -> None:
         self.rows = rows
@@ -126,13 +124,13 @@ class Runtime:
         ]
         self.library.rkllm_destroy.argtypes = [c_void_p]
         if layout.clear_arguments is not None:
-            taken_by_clear = (c_void_p, c_int, POINTER(c_int), POINTER(c_int))
+            clear_types = (c_void_p, c_int, POINTER(c_int), POINTER(c_int))
             count = 1 + layout.clear_arguments
-            self.library.rkllm_clear_kv_cache.argtypes = taken_by_clear[:count]
+            self.library.rkllm_clear_kv_cache.argtypes = clear_types[:count]
         self.handle = c_void_p()
         self.used = False
         self.current: Run | None = None
-        self.callback = layout.callback_type(self._heard)
+        self.callback = layout.callback_type(self._receive)
 
     def _require_exports(self, path: str, version: str) -> None:
         layout = self.layout
@@ -143,7 +141,7 @@ class Runtime:
             raise Refused(f"{path} is not release {version} as published: it {', '.join(wrong)}")
 
     def load(self, model: str, max_context: int, new_tokens: int) -> dict[str, int]:
-        """Load a model; return what the runtime chose itself of its extended parameters."""
+        """Load a model; return the extended parameters that the runtime chose."""
         param = self.library.rkllm_createDefaultParam()
         chosen = {
             name: int(getattr(param.extend_param, name))
@@ -169,49 +167,49 @@ class Runtime:
             taken = byref(taken)
         status = self.library.rkllm_init(byref(self.handle), byref(param), taken)
         if status != 0:
-            raise Refused(f"rkllm_init returned {status}; what it printed stands below")
+            raise Refused(f"rkllm_init returned {status}; its output is below")
         return chosen
 
     def run(self, ids: list[int], mode: int, new_tokens: int, rows: Any = None) -> Run:
-        """Forget what was before, and run some tokens."""
+        """Clear the cache and run some tokens."""
         if self.used and self.layout.clear_arguments is not None:
             rest = [0, None, None][: self.layout.clear_arguments]
             self.library.rkllm_clear_kv_cache(self.handle, *rest)
         self.used = True
         array = (c_int32 * len(ids))(*ids)
-        given, infer = self.layout.input(), self.layout.infer()
-        given.input_type = structures.INPUT_TOKEN
-        given.token_input.input_ids = ctypes.cast(array, POINTER(c_int32))
-        given.token_input.n_tokens = len(ids)
-        if hasattr(given, "role"):
-            given.role = b"user"
+        inputs, infer = self.layout.input(), self.layout.infer()
+        inputs.input_type = structures.INPUT_TOKEN
+        inputs.token_input.input_ids = ctypes.cast(array, POINTER(c_int32))
+        inputs.token_input.n_tokens = len(ids)
+        if hasattr(inputs, "role"):
+            inputs.role = b"user"
         infer.mode = mode
         if hasattr(infer, "max_new_tokens"):
             infer.max_new_tokens = new_tokens
         current = self.current = Run(rows)
         self.started = time.perf_counter()
-        status = self.library.rkllm_run(self.handle, byref(given), byref(infer), None)
+        status = self.library.rkllm_run(self.handle, byref(inputs), byref(infer), None)
         if current.failure is not None:
             raise current.failure
         if status != 0:
-            raise Refused(f"rkllm_run returned {status}; what it printed stands below")
+            raise Refused(f"rkllm_run returned {status}; its output is below")
         if not current.finished:
-            raise Refused("rkllm_run returned 0 and did not say that it had finished")
+            raise Refused("rkllm_run returned 0 without reporting the end")
         return current
 
-    def _heard(self, result: Any, _userdata: Any, state: int) -> int | None:
-        now, current = time.perf_counter(), self.current
+    def _receive(self, result: Any, _userdata: Any, state: int) -> int | None:
+        seconds, current = time.perf_counter(), self.current
         try:
             if current is not None:
-                self._note(current, result, state, now)
+                self._note(current, result, state, seconds)
         except BaseException as error:  # noqa: BLE001 - ctypes would only print it
             if current is not None:
                 current.failure = error
         return 0 if self.layout.statistics else None
 
-    def _note(self, current: Run, result: Any, state: int, now: float) -> None:
+    def _note(self, current: Run, result: Any, state: int, seconds: float) -> None:
         if state == structures.RUN_ERROR:
-            raise Refused("the runtime reported an error; what it printed stands below")
+            raise Refused("the runtime reported an error; its output is below")
         if result and current.rows is not None and result.contents.logits.logits:
             current.rows(result.contents.logits)
         elif (
@@ -220,7 +218,7 @@ class Runtime:
             and state in (structures.RUN_NORMAL, structures.RUN_WAITING)
         ):
             current.tokens.append(int(result.contents.token_id))
-            current.seconds.append(now - self.started)
+            current.seconds.append(seconds - self.started)
         if state == structures.RUN_FINISH:
             current.finished = True
             if result and self.layout.statistics:

@@ -144,7 +144,7 @@ def test_a_toolkit_with_other_parameters_is_refused_before_it_is_called(
     converting: Converting, tmp_path: Path
 ) -> None:
     other = load_toolkit("rkllm-toolkit").version("1.0.1")
-    with pytest.raises(WorkerError, match="load_huggingface of this rkllm-toolkit takes other"):
+    with pytest.raises(WorkerError, match="load_huggingface of this rkllm-toolkit has other"):
         run_stand_in(converting("1.2.3"), tmp_path, signatures=other)
     assert [json.loads(line)[0] for line in (tmp_path / "log").read_text().splitlines()] == [
         "RKLLM"

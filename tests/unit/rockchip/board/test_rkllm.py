@@ -177,7 +177,7 @@ def test_what_the_runtime_printed_comes_with_the_error(stand_in: StandInBoard) -
         (Path(there.model)).write_bytes(b"no model")
         return thrice(there)
 
-    with pytest.raises(WorkerError, match="did not arrive as it was sent"):
+    with pytest.raises(WorkerError, match="arrived damaged"):
         measured(stand_in, "1.2.3", too_long)
 
     def beyond(there: RkllmOnBoard) -> list[Event]:
@@ -190,7 +190,7 @@ def test_what_the_runtime_printed_comes_with_the_error(stand_in: StandInBoard) -
 @pytest.mark.parametrize(
     ("fault", "measure", "told"),
     [
-        (-1, windows, r"gave logits of 1 tokens where 4 went in: perplexity cannot be had"),
+        (-1, windows, r"gave logits of 1 of 4 tokens: perplexity cannot be computed"),
         pytest.param(-2, thrice, r"the runtime generated nothing", marks=SLOW),
         (-3, thrice, r"used an instruction that this processor lacks"),
     ],
