@@ -66,21 +66,22 @@ class EvalCommand(click.Command):
         suite = problems.attempt(lambda: _suite(flags))
         artifacts = [each.value for each in opened if each.succeeded]
         problems += [*name_problems(artifacts), *board_problems(artifacts, flags)]
-        request = problems.attempt(
-            lambda: EvaluationRequest(suite=suite.value, **{name: flags[name] for name in SETTINGS})
+        request = EvaluationRequest(
+            suite=suite.value if suite.succeeded else None,
+            **{name: flags[name] for name in SETTINGS},
         )
-        recipe = problems.attempt(lambda: request.value.recipe(artifacts))
+        recipe = problems.attempt(lambda: request.recipe(artifacts))
         problems.attempt(lambda: refuse(recipe.value.problems()))
         problems.refuse()
         if flags["dry_run"]:
-            evaluation = Evaluation.open(artifacts, request.value, _on_device(recipe.value))
+            evaluation = Evaluation.open(artifacts, request, _on_device(recipe.value))
             plan = evaluation_tables.plan(evaluation, flags["board"], output)
             evaluation_tables.print_plan(plan, as_json=flags["as_json"])
             return
         with reporter(quiet=flags["quiet"]) as progress:
             found = None if flags["board"] is None else connect(flags, progress)
             document = measure_artifacts(
-                artifacts, request.value, recipe.value, threads, progress, board=found
+                artifacts, request, recipe.value, threads, progress, board=found
             )
         if output is not None:
             write_document(output, document)

@@ -205,7 +205,7 @@ def _judge(
 ) -> None:
     from gemquant.cli import gate_tables, render
     from gemquant.core.artifact.staged_files import document_problems, write_document
-    from gemquant.measure.gate.judge import judge
+    from gemquant.measure.gate.gate import judge
     from gemquant.measure.gate.verdict import Verdict
 
     output: Path | None = given["output"]

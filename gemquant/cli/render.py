@@ -60,8 +60,15 @@ def _rich(table: Table) -> rich_table.Table:
             overflow="fold",
         )
     for row in table.rows:
-        drawn.add_row(*(cell.text for cell in row))
+        drawn.add_row(*(printable(cell.text) for cell in row))
     return drawn
+
+
+def printable(text: str) -> str:
+    """Text without control characters, which a terminal would obey."""
+    return "".join(
+        each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text
+    )
 
 
 def table(*names: str, title: str | None = None, numbers: Sequence[str] = ()) -> Table:

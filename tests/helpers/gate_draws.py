@@ -18,7 +18,7 @@ from typing import Literal
 from gemquant.core.artifact.evaluation import EvaluationDocument
 from gemquant.measure.gate.baseline import Baseline
 from gemquant.measure.gate.budget import Budgets, Limits
-from gemquant.measure.gate.judge import judge
+from gemquant.measure.gate.gate import judge
 from gemquant.measure.gate.update import updated
 from gemquant.measure.gate.verdict import Verdict
 from tests.helpers.tiny_evaluation import artifact, document, measured_slice

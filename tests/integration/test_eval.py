@@ -53,8 +53,8 @@ def test_several_artifacts_are_measured_in_one_document(
     assert (found.suite.name, found.suite.version) == ("default", 1)
     assert found.original.architecture == "gemma2"
     assert [(each.name, each.scheme) for each in found.artifacts] == [
-        ("four", "w4 g32 asymmetric"),
-        ("eight", "w8 g32 asymmetric"),
+        ("four", "4 bits, groups of 32, zero points"),
+        ("eight", "8 bits, groups of 32, zero points"),
     ]
     four, eight = (each.levels[0].slices for each in found.artifacts)
     assert [each.slice for each in four] == ["english", "code"]
@@ -164,7 +164,7 @@ def test_an_original_with_other_files_is_named(run: Run, tmp_path: Path) -> None
     given = [flag for flag in FEW if flag != "--quiet"]
     result = run("eval", "out", *given)
     assert result.code == 0, result.err
-    assert "caution: out was made from other weight files than model has" in result.err
+    assert "caution: out was made from other weight files than those of model" in result.err
 
 
 def test_artifacts_of_different_originals_need_one_to_be_named(

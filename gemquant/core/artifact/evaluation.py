@@ -179,7 +179,9 @@ class ArtifactEvaluation(Record):
     name: str = Field(description="Its folder's name, or its file's.")
     container: str = Field(description="The container format.")
     quantizer: str = Field(description="The algorithm that decided the numbers.")
-    scheme: str = Field(description="In a few words: `w4 g128 asymmetric`, `Q4_K_M`, …")
+    scheme: str = Field(
+        description="In a few words: `4 bits, groups of 128, zero points`, `Q4_K_M`, …"
+    )
     digest: str = Field(
         description="`sha256:` over the names and hashes of its files, the card and what it shows "
         "left out."

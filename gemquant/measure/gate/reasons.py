@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from gemquant.core.artifact.evaluation import ArtifactEvaluation, Level
-from gemquant.measure.gate.layers import worst_layer
+from gemquant.core.artifact.evaluation import ArtifactEvaluation, Level, LevelEvaluation
 from gemquant.measure.gate.verdict import SEVERITY, Check, LayerFinding, Metric
 
 WORDS: dict[Metric, tuple[str, str]] = {
@@ -18,6 +17,10 @@ WORDS: dict[Metric, tuple[str, str]] = {
     "decode_speed": ("decoding speed fell by", ""),
     "bytes_changed": ("bytes changed", ""),
 }
+# Errors below this are rounding of the arithmetic; their ratios mean nothing.
+_FLOOR = 1e-8
+# The squared error of a changed layer rises by more; a smaller rise has another cause.
+SMALLEST_RISE = 0.02
 FRACTIONS = ("top1", "size", "peak_memory", "decode_speed")
 
 
@@ -157,3 +160,40 @@ def _whole(check: Check) -> str:
     assert check.increase is not None
     note = f" ({check.note})" if check.note else ""
     return f"{where}{words} {amount(check.metric, check.increase)}{_decision(check)}{note}"
+
+
+# ---------------------------------------------------------------- layers
+
+
+def worst_layer(
+    level: Level, name: str, before: LevelEvaluation, now: LevelEvaluation
+) -> LayerFinding | None:
+    """Find the layer of a slice at which the error rises most; None where it rises nowhere.
+
+    An error that a layer adds propagates to later layers, and so does the baseline's own; their
+    ratio stays or falls there. So the layer to blame is the one at which the ratio of the squared
+    relative errors jumps highest.
+    """
+    old = next((each.relative for each in before.layers_accumulated if each.slice == name), ())
+    new = next((each.relative for each in now.layers_accumulated if each.slice == name), ())
+    if not old or len(old) != len(new):
+        return None
+    ratios = _ratios(old, new)
+    jumps = [ratio - previous for previous, ratio in zip([1.0, *ratios], ratios, strict=False)]
+    layer = max(range(len(jumps)), key=jumps.__getitem__)
+    if jumps[layer] < SMALLEST_RISE:
+        return None
+    return LayerFinding(
+        level=level,
+        slice=name,
+        layer=layer,
+        baseline=old[layer],
+        value=new[layer],
+        ratio_before=ratios[layer - 1] if layer else 1.0,
+        ratio=ratios[layer],
+    )
+
+
+def _ratios(old: Sequence[float], new: Sequence[float]) -> list[float]:
+    floor = _FLOOR + 1e-4 * max(old) ** 2
+    return [(n * n + floor) / (o * o + floor) for o, n in zip(old, new, strict=True)]

@@ -11,11 +11,16 @@ from gemquant.core.artifact.evaluation import ArtifactEvaluation, EvaluationDocu
 from gemquant.core.artifact.staged_files import file_problems, write_files
 from gemquant.errors import GemquantError, NotComparableError, UsageError, refuse
 from gemquant.measure.bench.document import Benchmark
-from gemquant.measure.gate.baseline import Baseline, BaselineEntry, Headline, HistoryEntry
-from gemquant.measure.gate.comparable import document_mismatches
-from gemquant.measure.gate.paired import increase
-from gemquant.measure.gate.sampled import FIGURES, strata
-from gemquant.measure.gate.whole import bench_figures
+from gemquant.measure.gate.artifact_checks import bench_figures
+from gemquant.measure.gate.baseline import (
+    Baseline,
+    BaselineEntry,
+    Headline,
+    HistoryEntry,
+    document_mismatches,
+)
+from gemquant.measure.gate.t_interval import increase
+from gemquant.measure.gate.text_checks import FIGURES, strata
 
 
 def updated(

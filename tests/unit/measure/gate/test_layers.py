@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from gemquant.measure.gate.layers import worst_layer
+from gemquant.measure.gate.reasons import worst_layer
 from tests.helpers.tiny_gate import level_with_errors
 
 BEFORE = level_with_errors([0.02, 0.05, 0.04, 0.20, 0.21])

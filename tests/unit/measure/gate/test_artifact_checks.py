@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 
 from gemquant.core.artifact.evaluation import EvaluationDocument
+from gemquant.measure.gate.artifact_checks import bench_checks, bytes_check, size_check
 from gemquant.measure.gate.baseline import BaselineEntry, BenchFigures
 from gemquant.measure.gate.budget import Budgets, Limits
 from gemquant.measure.gate.verdict import Check
-from gemquant.measure.gate.whole import bench_checks, bytes_check, size_check
 from tests.helpers.tiny_gate import baseline_of, measured, with_artifact
 
 MADE_WITH = {"torch": "2.13.0", "gemquant": "0.1.0"}

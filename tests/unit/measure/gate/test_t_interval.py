@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from gemquant.measure.gate.paired import Stratum, increase
+from gemquant.measure.gate.t_interval import Stratum, increase
 
 
 def test_tokens_weigh_the_same_whatever_window_they_are_in() -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from gemquant.core.artifact.evaluation import EvaluationDocument, LayerErrors
 from gemquant.measure.gate.budget import Budgets, Limits
-from gemquant.measure.gate.judge import judge
+from gemquant.measure.gate.gate import judge
 from gemquant.measure.gate.verdict import Check, Verdict
 from tests.helpers.tiny_evaluation import artifact, document
 from tests.helpers.tiny_gate import (

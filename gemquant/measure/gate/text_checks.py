@@ -9,7 +9,7 @@ from operator import sub
 
 from gemquant.core.artifact.evaluation import Level, LevelEvaluation, SliceEvaluation
 from gemquant.measure.gate.budget import Budgets
-from gemquant.measure.gate.paired import Increase, Stratum, increase
+from gemquant.measure.gate.t_interval import Increase, Stratum, increase
 from gemquant.measure.gate.verdict import Check, Metric, Outcome
 
 ALPHA = 0.025
@@ -43,7 +43,7 @@ FIGURES: Mapping[Metric, Figure] = {
 
 
 @dataclass(frozen=True)
-class Sampled:
+class TextCheck:
     """One figure of one slice, or of all, against the baseline's; not yet judged.
 
     ceiling: the limit is on the figure itself, not on its increase.
@@ -103,9 +103,9 @@ class Sampled:
         return "inconclusive", None
 
 
-def sampled(
+def text_checks(
     artifact: str, before: LevelEvaluation, now: LevelEvaluation, budgets: Budgets
-) -> Iterator[Sampled]:
+) -> Iterator[TextCheck]:
     """Every figure of every slice, and of all slices together; both measured the same tokens."""
     pairs = [
         (old, next(new for new in now.slices if new.slice == old.slice)) for old in before.slices
@@ -120,7 +120,7 @@ def sampled(
                 Stratum(a.tokens, [figure.worse * d for d in map(sub, b.values, a.values)])
                 for a, b in zip(old, new, strict=True)
             ]
-            yield Sampled(
+            yield TextCheck(
                 metric=metric,
                 level=before.level,
                 slice=name,
@@ -132,7 +132,7 @@ def sampled(
         ceiling = limit("kl_mean_ceiling")
         if isinstance(ceiling, float):
             old, new = (strata(FIGURES["kl_mean"], side) for side in zip(*row, strict=True))
-            yield Sampled(
+            yield TextCheck(
                 metric="kl_mean_ceiling",
                 level=before.level,
                 slice=name,

@@ -9,16 +9,23 @@ from dataclasses import dataclass, field
 from gemquant import __version__
 from gemquant.core.artifact.evaluation import ArtifactEvaluation, EvaluationDocument
 from gemquant.measure.bench.document import Benchmark
-from gemquant.measure.gate.baseline import Baseline, BaselineEntry
-from gemquant.measure.gate.budget import Budgets
-from gemquant.measure.gate.comparable import (
+from gemquant.measure.gate.artifact_checks import (
+    bench_checks,
+    bench_figures,
+    bytes_check,
+    size_check,
+)
+from gemquant.measure.gate.baseline import (
+    Baseline,
+    BaselineEntry,
     artifact_mismatches,
     document_mismatches,
     level_mismatches,
     missing_artifact,
 )
+from gemquant.measure.gate.budget import Budgets
 from gemquant.measure.gate.reasons import located, reasons
-from gemquant.measure.gate.sampled import ALPHA, FAMILY_ALPHA, Sampled, sampled
+from gemquant.measure.gate.text_checks import ALPHA, FAMILY_ALPHA, TextCheck, text_checks
 from gemquant.measure.gate.verdict import (
     ArtifactVerdict,
     BaselineReference,
@@ -27,18 +34,17 @@ from gemquant.measure.gate.verdict import (
     exit_code,
     worst,
 )
-from gemquant.measure.gate.whole import bench_checks, bench_figures, bytes_check, size_check
 
 
 @dataclass
 class Compared:
-    """One artifact beside its entry. mismatches: why that cannot be; then there is nothing else."""
+    """One artifact and its entry. mismatches: why they cannot be compared; then alone."""
 
     artifact: ArtifactEvaluation
     entry: BaselineEntry | None
     mismatches: list[str] = field(default_factory=list)
-    sampled: list[Sampled] = field(default_factory=list)
-    whole: list[Check] = field(default_factory=list)
+    text: list[TextCheck] = field(default_factory=list)
+    artifact_wide: list[Check] = field(default_factory=list)
 
 
 def judge(
@@ -55,7 +61,7 @@ def judge(
         for document in documents
         for artifact in document.artifacts
     ]
-    gated = sum(each.gated for one in compared for each in one.sampled)
+    gated = sum(each.gated for one in compared for each in one.text)
     share = FAMILY_ALPHA / max(gated, 1)
     artifacts = [_decided(each, share) for each in compared]
     outcome = worst(each.outcome for each in artifacts)
@@ -96,17 +102,17 @@ def _compared(
         mismatches = list(level_mismatches(before, now))
         found.mismatches += mismatches
         if now is not None and not mismatches:
-            found.sampled += sampled(artifact.name, before, now, budgets)
+            found.text += text_checks(artifact.name, before, now, budgets)
     if found.mismatches:
-        found.sampled = []
+        found.text = []
         return found
-    found.whole = [
+    found.artifact_wide = [
         size_check(artifact, entry, budgets),
         bytes_check(artifact, document.machine, entry, budgets),
     ]
     if benchmark is not None:
         figures = bench_figures(benchmark, artifact.name)
-        found.whole += bench_checks(artifact.name, figures, entry, budgets)
+        found.artifact_wide += bench_checks(artifact.name, figures, entry, budgets)
     return found
 
 
@@ -122,7 +128,7 @@ def _decided(compared: Compared, share: float) -> ArtifactVerdict:
             outcome="not-comparable",
             reasons=tuple(compared.mismatches),
         )
-    checks = [*(each.judge(share) for each in compared.sampled), *compared.whole]
+    checks = [*(each.judge(share) for each in compared.text), *compared.artifact_wide]
     layers = located(checks, entry.evaluation, artifact)
     return ArtifactVerdict(
         name=artifact.name,
