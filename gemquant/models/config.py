@@ -1,9 +1,9 @@
 """A Gemma's ``config.json``, old or new spelling, as the flat text configuration used here.
 
 The result is what transformers 5 would save for the text model: ``rope_parameters`` and
-``layer_types`` spelled out, every key present. It is worked out here, not by building transformers'
-configuration object, so that opening a checkpoint takes no import of several seconds and every
-problem can be reported at once; a test holds the two equal.
+``layer_types`` spelled out, every key present. transformers' configuration object is not built, so
+that opening a checkpoint needs no import of several seconds and reports every problem at once; a
+test compares the two.
 
 Source: transformers ``configuration_gemma.py``, ``configuration_gemma2.py``,
 ``configuration_gemma3.py`` and the configurations on the Hub.

@@ -151,5 +151,5 @@ def of_file(path: Path, config: Mapping[str, Any]) -> OfFile:
     from gemquant.formats.gguf.imatrix import read_imatrix
 
     matrix = read_imatrix(path)
-    found = importance_for(matrix, gguf_shapes(config))
-    return OfFile(path, matrix, found.weights, found.notes, config["model_type"])
+    importance = importance_for(matrix, gguf_shapes(config))
+    return OfFile(path, matrix, importance.weights, importance.notes, config["model_type"])

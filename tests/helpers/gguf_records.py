@@ -25,5 +25,5 @@ def recorded(value: GgufValue) -> list[Any]:
     kind = f"ARRAY/{value.element.name}"
     if value.element == GGUFValueType.STRING and len(value.value) < _LISTED:
         return [kind, list(value.value)]
-    digest = hashlib.sha256(value.packed()[_ARRAY_HEAD_BYTES:]).hexdigest()
+    digest = hashlib.sha256(value.packed[_ARRAY_HEAD_BYTES:]).hexdigest()
     return [kind, {"count": len(value.value), "sha256": digest}]

@@ -1,4 +1,4 @@
-"""How each container is loaded, as a card says it."""
+"""How to load each container, for the model card."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _RKLLM = "https://github.com/airockchip/rknn-llm/tree/main"
 
 @dataclass(frozen=True)
 class Loader:
-    """A paragraph, and the code beneath it (none where something does not work)."""
+    """A paragraph, and the code below it; no code where something does not work."""
 
     text: str
     language: str = ""
@@ -22,7 +22,7 @@ class Loader:
 
 
 def loaders(manifest: Manifest) -> list[Loader]:
-    """Return what loads an artifact, and what does not though one might expect it."""
+    """Return what loads an artifact, and which likely candidates do not."""
     known: Mapping[str, Callable[[Manifest], list[Loader]]] = {
         "awq-gemm": _awq_gemm,
         "bitsandbytes": _bitsandbytes,
@@ -62,16 +62,16 @@ def _bitsandbytes(manifest: Manifest) -> list[Loader]:
 
 
 def _compressed_tensors(manifest: Manifest) -> list[Loader]:
-    made = [_transformers("compressed-tensors accelerate", "bfloat16")]
+    loaders = [_transformers("compressed-tensors accelerate", "bfloat16")]
     schemes = manifest.quantization.schemes
     for scheme in schemes:
         if scheme.bits not in _VLLM_BITS or (scheme.bits == 8 and not scheme.symmetric):
             zero_points = "" if scheme.symmetric else " with zero points"
-            made.append(Loader(f"vLLM has no kernel for {scheme.bits} bits{zero_points}."))
-            return made
+            loaders.append(Loader(f"vLLM has no kernel for {scheme.bits} bits{zero_points}."))
+            return loaders
     if len(schemes) > 1 and not all(scheme.symmetric for scheme in schemes):
-        made = [Loader("transformers 5.23 cannot load several schemes with zero points.")]
-    return [*made, _vllm()]
+        loaders = [Loader("transformers 5.23 cannot load several schemes with zero points.")]
+    return [*loaders, _vllm()]
 
 
 def _gptq(manifest: Manifest) -> list[Loader]:
@@ -102,16 +102,16 @@ def _mlx(manifest: Manifest) -> list[Loader]:
     code = """\
 pip install mlx-lm
 mlx_lm.generate --model path/to/this/folder --prompt "The capital of France is" --max-tokens 20"""
-    made = [Loader("With mlx-lm, on a Mac:", "sh", code)]
+    loaders = [Loader("With mlx-lm, on a Mac:", "sh", code)]
     architecture = ARCHITECTURES[manifest.architecture]
     if architecture.mlx.ignores_window:
-        made.append(
+        loaders.append(
             Loader(
                 f"mlx-lm lets every layer of {architecture.name} attend to everything, so its "
                 "answers are right only within the model's sliding window."
             )
         )
-    return made
+    return loaders
 
 
 def _onnx(manifest: Manifest) -> list[Loader]:
@@ -130,15 +130,15 @@ generator.append_tokens(tokenizer.encode("The capital of France is"))
 while not generator.is_done():
     generator.generate_next_token()
 print(tokenizer.decode(generator.get_sequence(0)))"""
-    made = [Loader("With onnxruntime-genai:", "python", code)]
+    loaders = [Loader("With onnxruntime-genai:", "python", code)]
     if not on_gpu:
-        made.append(
+        loaders.append(
             Loader(
                 "Plain onnxruntime runs `model.onnx` too, from `input_ids`, `attention_mask` and "
                 "the keys and values of every layer, empty at first, to `logits`."
             )
         )
-    return made
+    return loaders
 
 
 def _rkllm(manifest: Manifest) -> list[Loader]:
@@ -164,15 +164,15 @@ export LD_LIBRARY_PATH=./lib RKLLM_LOG_LEVEL=1
 
 def _safetensors(manifest: Manifest) -> list[Loader]:
     dtype = manifest.quantization.float_dtype
-    made = [_transformers("accelerate", dtype)]
+    loaders = [_transformers("accelerate", dtype)]
     seen = manifest.activation_range
     if dtype == "float16" and (seen is None or not seen.fits_float16):
         why = "Activations were seen to overflow" if seen else "Activations may overflow"
         caution = Loader(f"{why} in float16: compute in bfloat16.")
-        made = [caution, _transformers("accelerate", "bfloat16")]
+        loaders = [caution, _transformers("accelerate", "bfloat16")]
     if dtype == "float16" and not ARCHITECTURES[manifest.architecture].vllm_float16:
-        return [*made, _vllm("--dtype bfloat16")]
-    return [*made, _vllm()]
+        return [*loaders, _vllm("--dtype bfloat16")]
+    return [*loaders, _vllm()]
 
 
 def _transformers(packages: str, dtype: str) -> Loader:

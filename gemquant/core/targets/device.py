@@ -1,4 +1,4 @@
-"""The parts of a target file that say what the device itself is: memory, speed, an NPU's rules."""
+"""The schema of a device in a target file: memory, speed, an NPU's rules."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Speed(Data):
 
 
 class Footprint(Data):
-    """What a runtime holds beside weights and key-value cache.
+    """Memory that a runtime needs besides weights and key-value cache.
 
     runtime_mib: a constant. vocabulary_bytes: for each token of the vocabulary.
     window_cache: generations whose sliding layers keep no more than their window.

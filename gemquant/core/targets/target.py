@@ -1,7 +1,7 @@
 """What a device accepts, read from ``targets/*.toml``: containers, schemes, dtypes, runtimes.
 
 A target is data. Which container is the default follows from the generation of Gemma and from the
-scheme; each runtime says which schemes it loads, and where that is known from.
+scheme; each runtime says which schemes it loads, with its sources.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Schemes(Data):
 
 
 class Runtime(Data):
-    """A program that loads a container, with what it needs and what it accepts.
+    """A program that loads a container, its requirements, and what it accepts.
 
     decompresses: it runs the weights in its own dtype, whatever they were stored in.
     """
@@ -60,11 +60,11 @@ class Runtime(Data):
 
         A runtime without schemes loads what is not quantized at all, and nothing else does.
         """
-        wanted = list(schemes)
+        required = list(schemes)
         return (
             generation in self.generations
-            and bool(wanted) == bool(self.schemes)
-            and all(any(accepted.include(s) for accepted in self.schemes) for s in wanted)
+            and bool(required) == bool(self.schemes)
+            and all(any(accepted.include(s) for accepted in self.schemes) for s in required)
         )
 
 
@@ -99,7 +99,7 @@ class Target(Data):
         cls, containers: tuple[TargetContainer, ...], info: ValidationInfo
     ) -> tuple[TargetContainer, ...]:
         if not containers and info.data.get("npu") is None:
-            raise ValueError("needs at least one, or a table npu beside it")
+            raise ValueError("needs at least one, or a table npu")
         return containers
 
     @model_validator(mode="after")
@@ -151,7 +151,7 @@ class Target(Data):
         for name in preferred:
             if self.runtimes(name, generation, schemes):
                 return name
-        wanted = ", ".join(dict.fromkeys(map(describe, schemes))) or UNQUANTIZED
+        described = ", ".join(dict.fromkeys(map(describe, schemes))) or UNQUANTIZED
         accepted = dict.fromkeys(
             f"{container.exporter}: {words}"
             for container in self.containers
@@ -161,7 +161,7 @@ class Target(Data):
             for words in accepted_schemes(runtime)
         )
         raise UnsupportedError(
-            f"{wanted}: no runtime of target {self.name} loads that for {generation}.",
+            f"{described}: no runtime of target {self.name} loads that for {generation}.",
             hint=f"Accepted are {'; '.join(accepted) or 'no schemes of that generation'}.",
         )
 
@@ -170,14 +170,14 @@ UNQUANTIZED = "weights in floating point"
 
 
 def accepted_schemes(runtime: Runtime) -> list[str]:
-    """Name in words everything that a runtime takes; formats that are but names in one line."""
+    """Describe every scheme that a runtime accepts; named block formats share one line."""
     formats = [product.codes for product in runtime.schemes if product.codes in BLOCK_FORMATS]
     others = [describe_product(p) for p in runtime.schemes if p.codes not in BLOCK_FORMATS]
     return [*others, *(["/".join(formats)] if formats else [])] or [UNQUANTIZED]
 
 
 def describe_product(schemes: Schemes) -> str:
-    """Name a product of schemes in words: ``3/4 bits, groups of 64/128, zero points``."""
+    """Describe a product of schemes: ``3/4 bits, groups of 64/128, zero points``."""
     return in_words(schemes.bits, schemes.group_sizes, schemes.symmetric, schemes.codes)
 
 

@@ -1,4 +1,4 @@
-"""A vendor's converter, version by version: signatures, what it reads, what it needs; data."""
+"""The schema of a vendor's converter in targets/toolkits/*.toml: every release, as data."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ class ToolkitVersion(Data):
 
     @property
     def key(self) -> tuple[int, ...]:
-        """Sorts as versions do."""
+        """The version as a sort key."""
         return version_key(self.version)
 
 
 class Conversion(Data):
-    """What converting takes, roughly. seconds_per_million: weights, by optimization level."""
+    """Rough cost of a conversion. seconds_per_million: weights, by optimization level."""
 
     seconds_per_million: Annotated[tuple[float, ...], Field(min_length=1)]
     bytes_per_weight: Annotated[float, Field(gt=0)]
@@ -76,7 +76,7 @@ class Toolkit(Data):
     versions: Annotated[tuple[ToolkitVersion, ...], Field(min_length=1)]
 
     def version(self, number: str) -> ToolkitVersion | None:
-        """The release of a number, or None where nothing is known of it."""
+        """The release of a number, or None."""
         return next((each for each in self.versions if each.version == number), None)
 
     @property
@@ -86,18 +86,18 @@ class Toolkit(Data):
 
     def converting(self, platform: str, generation: str, dtype: str) -> tuple[ToolkitVersion, ...]:
         """Releases that convert a generation to a dtype for a platform, the oldest first."""
-        found = (
+        releases = (
             each
             for each in self.versions
             if platform in each.platforms
             and generation in each.generations
             and dtype in each.dtypes
         )
-        return tuple(sorted(found, key=lambda each: each.key))
+        return tuple(sorted(releases, key=lambda each: each.key))
 
 
 def load_toolkit(name: str) -> Toolkit:
-    """Read what is known of a toolkit; UsageError if the file is missing or not valid."""
+    """Read a toolkit's file; UsageError if the file is missing or not valid."""
     file = data_folder("targets") / "toolkits" / f"{Path(name).name}.toml"
     try:
         return Toolkit.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))

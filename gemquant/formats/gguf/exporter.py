@@ -62,11 +62,11 @@ class GGUF(Exporter):
         return dataclasses.replace(self, max_bytes=limit)
 
     def container(self, config: Mapping[str, Any]) -> Container:  # noqa: ARG002 (protocol)
-        """float32 for what is no matrix."""
+        """float32 for everything but matrices."""
         return Container(torch.float32, torch.float32, self_contained=True)
 
     def problems(self, header: ArtifactHeader) -> list[GemquantError]:
-        """Matrices in other formats than ggml's, and what llama.cpp would compute differently."""
+        """Matrices in formats other than ggml's, and what llama.cpp would compute differently."""
         others = [
             name
             for name, spec in header.layout.items()
@@ -114,7 +114,7 @@ class GGUF(Exporter):
 
 @lru_cache(maxsize=2)
 def _source_metadata(checkpoint: Checkpoint, chosen_template: str | None) -> Metadata:
-    """Everything known of a model; of a GGUF what it says itself, as llama.cpp copies it.
+    """All metadata of a model; a GGUF's own metadata is copied, as llama-quantize copies it.
 
     Kept for the next file of the same model: a vocabulary takes its time.
     """
@@ -126,16 +126,16 @@ def _source_metadata(checkpoint: Checkpoint, chosen_template: str | None) -> Met
             origin.provenance,
             file_type=FILE_TYPES["BF16"].number,
         )
-    kept: dict[str, GgufValue] = {
+    metadata: dict[str, GgufValue] = {
         key: value for key, value in origin.gguf_metadata.items() if key not in _OF_A_PART
     }
     if origin.template is not None:
-        kept[_TEMPLATE] = string(origin.template)
-    return kept
+        metadata[_TEMPLATE] = string(origin.template)
+    return metadata
 
 
 def stored_tensors(layout: Layout, generation: str) -> Sequence[StoredTensor]:
-    """Every tensor of a layout as a GGUF has it, in llama.cpp's order."""
+    """Every tensor of a layout under its GGUF name, in llama.cpp's order."""
     stored = {}
     for name, spec in layout.items():
         kind = TYPES["F32"]

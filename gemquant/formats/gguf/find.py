@@ -20,7 +20,7 @@ SUFFIX = ".gguf"
 
 @dataclass(frozen=True)
 class GgufFile:
-    """A GGUF whose header was read.
+    """A GGUF and its parsed header.
 
     metadata: the header's, by key. sha256: as the manifest records it, where the file is part of
     an artifact; None where nobody has hashed it.
@@ -32,17 +32,17 @@ class GgufFile:
 
     @property
     def is_gemma(self) -> bool:
-        """Whether Gemma's terms apply to it."""
+        """Whether it is a Gemma, by its architecture."""
         return str(self.metadata.get("general.architecture", "")).startswith(FAMILY)
 
     @property
     def parts(self) -> int:
-        """Files that the model is split over."""
+        """Number of files that the model is split into."""
         return int(self.metadata.get("split.count", 1)) or 1
 
 
 def find_gguf(ref: str) -> GgufFile:
-    """Open what was named: a file, an artifact with one GGUF in it, or a sample.
+    """Open a GGUF by its path, by an artifact's folder, or by a sample's name.
 
     Raises a GemquantError that says which command makes a GGUF, or which of several to name.
     """
@@ -89,7 +89,7 @@ def _of_artifact(folder: Path) -> GgufFile:
 
 
 def _of_folder(folder: Path) -> GgufFile:
-    """Open the GGUF of a folder that is no artifact; one of artifacts names those in it."""
+    """Open the only GGUF of a plain folder; the error for a folder of artifacts lists them."""
     artifacts = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST_FILE}"))
     if artifacts:
         return _of_artifact(folder / _only(folder, artifacts, "artifacts"))
@@ -122,7 +122,7 @@ def _loadable(names: Iterable[str]) -> list[str]:
 
 
 def _recorded(path: Path) -> str | None:
-    """Look a file up in the manifest beside it, if there is one."""
+    """Return the digest that the manifest in the same folder records, if there is one."""
     if not (path.parent / MANIFEST_FILE).is_file():
         return None
     record = read_manifest(path.parent).files.get(path.name)

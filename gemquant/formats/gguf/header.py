@@ -92,13 +92,13 @@ def read_gguf_header(path: Path, data: mmap.mmap) -> GgufHeader:
     for _ in range(entry_count):
         key = reader.name()
         if key in metadata:
-            raise CheckpointError(f"{path}: metadata key {key} is given twice.")
+            raise CheckpointError(f"{path}: metadata key {key} appears twice.")
         metadata[key] = reader.value()
     return GgufHeader(metadata, _tensors(reader, tensor_count, _alignment(path, metadata)))
 
 
 class _Reader:
-    """Reads forward; whatever would lie past the end of the file is an error."""
+    """Reads forward; reading past the end of the file is an error."""
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self.path, self.data, self.size, self.position = path, data, len(data), 0
@@ -108,7 +108,7 @@ class _Reader:
         begin = self.position
         if count > self.size - begin:
             raise CheckpointError(
-                f"{self.path}: truncated: the header goes on at byte {begin} with {count} bytes, "
+                f"{self.path}: truncated: the header needs {count} bytes at byte {begin}, "
                 f"and the file has {self.size}.",
                 hint="Download the file again.",
             )
@@ -163,7 +163,7 @@ class _Reader:
             if position > self.size:
                 break
             ends.append(position - begin)
-        # Where it ends early, this says so.
+        # Raises where the array ends early.
         self.advance(position - begin if len(ends) == count else self.size - begin + 1)
         return StoredArray(bytes(self.data[begin:position]), element, ends)
 
@@ -172,7 +172,7 @@ class _Reader:
             return GGUFValueType(number)
         except ValueError:
             raise CheckpointError(
-                f"{self.path}: metadata of type {number}, which is not known."
+                f"{self.path}: metadata of type {number}, which is unknown."
             ) from None
 
     def _require_numbers(self, kind: GGUFValueType) -> None:
@@ -197,7 +197,7 @@ def _alignment(path: Path, metadata: Metadata) -> int:
 
 def _tensors(reader: _Reader, count: int, alignment: int) -> dict[str, GgufEntry]:
     path, problems = reader.path, list[GemquantError]()
-    found: dict[str, tuple[GGMLQuantizationType, tuple[int, ...], int, int]] = {}
+    tensors: dict[str, tuple[GGMLQuantizationType, tuple[int, ...], int, int]] = {}
     for _ in range(count):
         name = reader.name()
         (rank,) = reader.scalars("<I")
@@ -205,15 +205,15 @@ def _tensors(reader: _Reader, count: int, alignment: int) -> dict[str, GgufEntry
             raise CheckpointError(f"{path}: {name}: rank {rank}: must be from 1 to {MAX_RANK}.")
         shape = tuple(reversed(reader.scalars(f"<{rank}Q")))
         kind, offset = reader.scalars("<IQ")
-        if name in found:
-            problems.append(CheckpointError(f"{path}: {name} is given twice."))
+        if name in tensors:
+            problems.append(CheckpointError(f"{path}: {name} appears twice."))
             continue
         try:
-            found[name] = (*_typed(kind, shape), offset)
+            tensors[name] = (*_typed(kind, shape), offset)
         except CheckpointError as error:
             problems.append(CheckpointError(f"{path}: {name}: {error.message}"))
     refuse(problems)
-    return _placed(reader, found, alignment)
+    return _placed(reader, tensors, alignment)
 
 
 def _typed(kind: int, shape: tuple[int, ...]) -> tuple[GGMLQuantizationType, tuple[int, ...], int]:
@@ -232,7 +232,7 @@ def _typed(kind: int, shape: tuple[int, ...]) -> tuple[GGMLQuantizationType, tup
 
 def _placed(
     reader: _Reader,
-    found: Mapping[str, tuple[GGMLQuantizationType, tuple[int, ...], int, int]],
+    tensors: Mapping[str, tuple[GGMLQuantizationType, tuple[int, ...], int, int]],
     alignment: int,
 ) -> dict[str, GgufEntry]:
     """Check that tensors are aligned, inside the file, and do not overlap."""
@@ -240,7 +240,7 @@ def _placed(
     start = -(-reader.position // alignment) * alignment
     entries: dict[str, GgufEntry] = {}
     position, previous = start, "the header"
-    for name, (kind, shape, size, offset) in sorted(found.items(), key=lambda item: item[1][3]):
+    for name, (kind, shape, size, offset) in sorted(tensors.items(), key=lambda item: item[1][3]):
         begin = start + offset
         entries[name] = GgufEntry(kind, shape, begin, begin + size)
         if offset % alignment:

@@ -60,7 +60,7 @@ class ImportanceEntry:
 
     @classmethod
     def of(cls, statistics: Statistics) -> ImportanceEntry:
-        """What the statistics of a linear's input come to."""
+        """The entry of a linear, from the statistics of its input."""
         return cls(statistics.sum_squares.float().cpu(), statistics.tokens)
 
     @property
@@ -98,7 +98,7 @@ class Importance:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is not covered, in words; empty where every linear has its entry."""
+        """Warnings about linears without an entry."""
         notes = []
         if self.missing:
             notes.append(
@@ -168,7 +168,7 @@ def read_binary(path: Path, data: mmap.mmap) -> ImportanceMatrix:
     for index in range(count):
         name = reader.text(f"entry {index + 1}")
         if name in entries:
-            raise CheckpointError(f"{path}: {name} is given twice.")
+            raise CheckpointError(f"{path}: {name} appears twice.")
         calls = reader.number(f"{name}: calls", 0)
         columns = reader.number(f"{name}: columns", 1)
         begin = reader.advance(4 * columns)
@@ -180,14 +180,12 @@ def read_binary(path: Path, data: mmap.mmap) -> ImportanceMatrix:
     chunks = reader.number("chunks", 0)
     datasets = (reader.text("name of the text"),) if reader.position < len(data) else ()
     if reader.position < len(data):
-        raise CheckpointError(
-            f"{path}: goes on after its end: {len(data) - reader.position} bytes."
-        )
+        raise CheckpointError(f"{path}: {len(data) - reader.position} bytes follow its end.")
     return ImportanceMatrix(entries, tuple(filter(None, datasets)), chunks)
 
 
 class _Reader:
-    """Reads forward; whatever would lie past the end of the file is an error."""
+    """Reads forward; reading past the end of the file is an error."""
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self.path, self.data, self.position = path, data, 0
@@ -300,7 +298,7 @@ def _values(data: mmap.mmap, entry: GgufEntry | None) -> Tensor:
 
 def _count(counts: Tensor) -> int:
     if len(counts) != 1:
-        raise UnsupportedError(f"{len(counts)} counts: a model of experts, which no Gemma here is.")
+        raise UnsupportedError(f"{len(counts)} counts: importance of experts is not supported.")
     count = float(counts[0])
     if not 0 <= count < 2**63:
         raise CheckpointError(f"count {count}: must be a number of tokens.")
@@ -317,10 +315,10 @@ def _value_problems(path: Path, matrix: ImportanceMatrix) -> list[GemquantError]
 
 
 class _Writer(GGUFWriter):
-    """A GGUF of no architecture."""
+    """A GGUF writer without an architecture."""
 
     def add_architecture(self) -> None:
-        """An importance matrix has none."""
+        """Leave out the architecture."""
 
 
 def write_imatrix(path: Path, matrix: ImportanceMatrix) -> None:

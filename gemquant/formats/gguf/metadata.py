@@ -80,53 +80,53 @@ def general_metadata(
     generation: generation_config.json. parameters: weights of the model, for its size label.
     name: replaces the name that the card or the checkpoint's own name gives.
     """
-    found = _found(provenance, parameters)
-    found["name"] = name or found.get("name") or provenance.base_model
-    found.setdefault("size_label", size_label(parameters, parameters, 0, 0))
-    # Upstream writes no licence where the card names none; what is made from a Gemma has its terms.
-    found.setdefault("license", provenance.license)
+    fields = _found(provenance, parameters)
+    fields["name"] = name or fields.get("name") or provenance.base_model
+    fields.setdefault("size_label", size_label(parameters, parameters, 0, 0))
+    # Upstream writes no licence where the card names none; a derivative inherits the Gemma terms.
+    fields.setdefault("license", provenance.license)
     keys = _sampling(generation)
     for field in _TEXTS:
-        if field in found:
-            keys[f"general.{_KEYS_OF_TEXTS.get(field, field)}"] = string(found[field])
+        if field in fields:
+            keys[f"general.{_KEYS_OF_TEXTS.get(field, field)}"] = string(fields[field])
     for field, key in (("base_models", "base_model"), ("datasets", "dataset")):
-        if field in found:
-            keys |= _parents(key, found[field])
+        if field in fields:
+            keys |= _parents(key, fields[field])
     for field in ("tags", "languages"):
-        # An array needs a type, and an empty one says nothing.
-        if found.get(field):
-            keys[f"general.{field}"] = strings(found[field])
+        # An empty array has no element to take the type from.
+        if fields.get(field):
+            keys[f"general.{field}"] = strings(fields[field])
     return keys
 
 
 def _found(provenance: Provenance, parameters: int) -> dict[str, Any]:
-    own = provenance.name or provenance.base_model
+    name = provenance.name or provenance.base_model
     known = gguf.Metadata.apply_metadata_heuristic(
-        gguf.Metadata(), _card(provenance.card), {"_name_or_path": own}, None, parameters
+        gguf.Metadata(), _card(provenance.card), {"_name_or_path": name}, None, parameters
     )
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for field in _TEXTS:
         value: Any = getattr(known, field)
         if value:  # upstream joins several licences
-            found[field] = ",".join([value] if isinstance(value, str) else value)
+            fields[field] = ",".join([value] if isinstance(value, str) else value)
     for field in ("base_models", "datasets", "tags", "languages"):
         value = getattr(known, field)
         if value is not None:
-            found[field] = value
-    return found
+            fields[field] = value
+    return fields
 
 
 def _card(card: str | None) -> dict[str, Any]:
-    """The card's front matter, less everything that is neither text nor a list of texts."""
+    """The texts and lists of texts in the card's front matter."""
     # YAML takes Norwegian for False, and knows no tabs.
     matter = front_matter((card or "").replace("- no\n", '- "no"\n').replace("\t", "  "))
-    kept: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for key, value in matter.items():
         if isinstance(value, str):
-            kept[str(key)] = value
+            fields[str(key)] = value
         elif isinstance(value, list):
-            kept[str(key)] = [item for item in value if isinstance(item, str)]
-    return kept
+            fields[str(key)] = [item for item in value if isinstance(item, str)]
+    return fields
 
 
 def _parents(key: str, parents: Sequence[Mapping[str, Any]]) -> dict[str, GgufValue]:
@@ -206,7 +206,7 @@ def _named(parts: TokenizerParts, role: str) -> int | None:
 
 
 def _additions(parts: TokenizerParts) -> dict[str, bool]:
-    """What the post-processor adds to a text; failing that, what tokenizer_config.json says."""
+    """Which special tokens the post-processor adds, or else tokenizer_config.json."""
     adds: dict[str, bool] = {}
     processors = parts.post_processor.get("processors")
     for processor in processors if isinstance(processors, list) else [parts.post_processor]:
@@ -241,14 +241,14 @@ def _template_additions(parts: TokenizerParts, processor: Mapping[str, Any]) -> 
 
 
 def _template(processor: Mapping[str, Any], name: str) -> Sequence[str | None]:
-    """The special tokens of a template in their places; None stands for a text."""
+    """The special tokens of a template, in order; None stands for a text."""
     entries = processor.get(name)
-    found: list[str | None] = []
+    tokens: list[str | None] = []
     for entry in entries if isinstance(entries, list) else []:
         special = entry.get("SpecialToken") if isinstance(entry, dict) else None
         token = special.get("id") if isinstance(special, dict) else None
-        found.append(token if isinstance(token, str) else None)
-    return found
+        tokens.append(token if isinstance(token, str) else None)
+    return tokens
 
 
 # ---------------------------------------------------------------- all of it
@@ -290,13 +290,13 @@ def quantized_metadata(metadata: Metadata, *, file_type: int) -> dict[str, GgufV
     metadata: what the converter wrote, or all of another GGUF (``GgufTensors.typed_metadata``);
     what says that it is one part of several is left out.
     """
-    kept = {
+    rest = {
         key: value
         for key, value in metadata.items()
         if key not in (QUANTIZATION_VERSION, FILE_TYPE) and not key.startswith("split.")
     }
     return {
-        **kept,
+        **rest,
         QUANTIZATION_VERSION: uint32(GGML_QUANT_VERSION),
         FILE_TYPE: uint32(file_type),
     }
@@ -333,8 +333,8 @@ def _chat_templates(parts: TokenizerParts, chosen: str | None) -> dict[str, Gguf
     """
     if chosen is not None:
         return {"tokenizer.chat_template": string(chosen)}
-    given = parts.config.get("chat_template") if parts.jinja is None else parts.jinja
-    listed = given if isinstance(given, list) else [{"name": "default", "template": given}]
+    template = parts.config.get("chat_template") if parts.jinja is None else parts.jinja
+    listed = template if isinstance(template, list) else [{"name": "default", "template": template}]
     named: dict[str, str] = {}
     for entry in listed:
         label = entry.get("name") if isinstance(entry, dict) else None

@@ -55,10 +55,10 @@ def file_type(name: str) -> FileType:
     'Q4_K_M'
     """
     upper = name.upper()
-    found = FILE_TYPES.get(_ALIASES.get(upper, upper))
-    if found is None:
+    known = FILE_TYPES.get(_ALIASES.get(upper, upper))
+    if known is None:
         raise UsageError(f"GGUF type {name!r}: known are {', '.join(FILE_TYPES)}.")
-    return found
+    return known
 
 
 def tensor_type(name: str) -> GgmlType:
@@ -81,7 +81,7 @@ def tensor_type(name: str) -> GgmlType:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor stands among its like.
+    """The position of a tensor among those of its kind.
 
     index: its turn among the tensors of its kind that these rules decide; layers: of the model.
     heads_per_kv: query heads that share a key-value head.
@@ -179,7 +179,7 @@ _RULES: Mapping[str, Rules] = {
 }
 
 COUNTED = ("attn_v", "ffn_down")
-"""The kinds of tensor whose rules depend on their place."""
+"""The kinds of tensor whose rules depend on their position."""
 
 
 def layer_type(file_type: FileType, kind: str, place: Place) -> GgmlType:
@@ -201,13 +201,13 @@ _FALLBACKS = {
 }  # fmt: skip
 
 
-def fitting_type(wanted: GgmlType, columns: int) -> GgmlType:
-    """Return ``wanted``, or what llama.cpp takes where rows of ``columns`` are not whole blocks.
+def fitting_type(preferred: GgmlType, columns: int) -> GgmlType:
+    """Return ``preferred``, or what llama.cpp takes where rows of ``columns`` are not whole blocks.
 
     >>> fitting_type(TYPES["Q4_K"], 640).name
     'Q5_0'
     """
-    if columns % wanted.block == 0:
-        return wanted
-    smaller = TYPES[_FALLBACKS.get(wanted.name, wanted.name)]
+    if columns % preferred.block == 0:
+        return preferred
+    smaller = TYPES[_FALLBACKS.get(preferred.name, preferred.name)]
     return smaller if columns % smaller.block == 0 else TYPES["F16"]

@@ -51,7 +51,7 @@ class GgufTensors:
     """
 
     def __init__(self, path: Path) -> None:
-        """Map the file and read its header; raise everything that does not fit at once."""
+        """Map the file and read its header; raise all problems at once."""
         self._path = path
         parts = open_parts(path)
         self._files = tuple(part.path for part in parts)
@@ -89,13 +89,13 @@ class GgufTensors:
         return {name: entry.shape for name, entry in self._entries.items()}
 
     def stored_dtype(self, name: str) -> torch.dtype:
-        """Its own type where it is a plain float; float32 for packed types and for norms."""
+        """The stored type of a plain float; float32 for packed types and for norms."""
         if is_norm(name):
             return torch.float32
         return _PLAIN.get(self._entries[name].type, torch.float32)
 
     def kind(self, name: str) -> str:
-        """The format that a tensor is stored in, by ggml's name."""
+        """ggml's name of a tensor's format."""
         return self._entries[name].type.name
 
     def blocks(self, name: str, start: int, stop: int) -> Tensor:
@@ -125,7 +125,7 @@ class GgufTensors:
         return result
 
     def _decode(self, name: str, start: int, stop: int) -> Tensor:
-        """Decode rows; a vector counts as one. Plain types alias the file, others are float32."""
+        """Decode rows; a vector is one row. Plain types alias the file, others are float32."""
         entry, data = self._entries[name], self._data[name]
         rows = 1 if len(entry.shape) == 1 else entry.shape[0]
         row_bytes = (entry.end - entry.begin) // rows
@@ -174,7 +174,7 @@ class GgufTensors:
             if entry.type not in _PLAIN and not _decodable(entry.type):
                 problems.append(
                     UnsupportedError(
-                        f"{self._path}: {name}: type {entry.type.name} cannot be decoded here."
+                        f"{self._path}: {name}: type {entry.type.name} cannot be decoded."
                     )
                 )
         return problems
@@ -195,7 +195,7 @@ def _decodable(kind: GGMLQuantizationType) -> bool:
 
 
 class GgufWeights:
-    """Satisfies ``protocols.Weights``: numbers as llama.cpp decodes them, norms as w.
+    """The weights of a finished artifact, as llama.cpp decodes them, norms as w.
 
     layout: what each of Gemma's tensors is stored as.
     """
@@ -209,9 +209,9 @@ class GgufWeights:
 
     @classmethod
     def open(cls, folder: Path) -> GgufWeights:
-        """Read headers alone; everything that differs from what the model needs is reported.
+        """Read the headers; report every difference from what the model needs.
 
-        Where a manifest stands beside the files, each tensor must be stored as it says.
+        Where the folder has a manifest, each tensor must be stored as the manifest records it.
         """
         try:
             weights = cls(GgufTensors(first_file(folder)))
@@ -253,16 +253,16 @@ class GgufWeights:
 
 def first_file(folder: Path) -> Path:
     """Return the only GGUF of a folder, or the first of its parts."""
-    found = sorted(folder.glob("*.gguf"))
-    if not found:
+    files = sorted(folder.glob("*.gguf"))
+    if not files:
         raise ArtifactError(f"{folder} holds no .gguf file.")
-    return found[0]
+    return files[0]
 
 
 def _spec(tensors: GgufTensors, name: str, shape: tuple[int, ...]) -> PlainSpec | QuantizedSpec:
     kind = TYPES.get(tensors.kind(name))
     if kind is None:
-        raise ArtifactError(f"{name} is {tensors.kind(name)}, which is not written here.")
+        raise ArtifactError(f"{name} is {tensors.kind(name)}, which gemquant does not write.")
     if len(shape) == 2:
         return QuantizedSpec((shape[0], shape[1]), BlockScheme(kind))
     if kind.name != "F32":

@@ -33,7 +33,7 @@ _NAMED = {"bos": "bos_token", "eos": "eos_token", "padding": "pad_token", "unkno
 
 
 class GgufTokenizer:
-    """The tokenizer of a GGUF; its parts are checked at once, the merges worked out when needed.
+    """The tokenizer of a GGUF; its parts are checked at once, the merges computed on demand.
 
     Raises UnsupportedError where the vocabulary is not SentencePiece's, CheckpointError where its
     parts do not fit together.
@@ -104,7 +104,7 @@ def _vocabulary(metadata: Mapping[str, Any], where: str) -> tuple[list[str], lis
     ]
     if len(set(spelled)) != len(spelled):
         twice, _ = Counter(spelled).most_common(1)[0]
-        raise CheckpointError(f"{where}: token {twice!r} is given twice.")
+        raise CheckpointError(f"{where}: token {twice!r} appears twice.")
     normal = [score for score, kind in zip(scores, types, strict=True) if kind == _NORMAL]
     if any(left < right for left, right in pairwise(normal)):
         raise UnsupportedError(

@@ -50,7 +50,7 @@ class TypeOverride:
     type: GgmlType
 
     def matches(self, name: str) -> bool:
-        """Whether this override speaks of a tensor, by its GGUF name."""
+        """Whether this override applies to a tensor, by its GGUF name."""
         return re.search(self.pattern, name) is not None
 
     def __str__(self) -> str:
@@ -109,7 +109,7 @@ _FIT_ANY_ROW = "Q8_0 fits every multiple of 32 columns, F16 any."
 
 @dataclass(frozen=True)
 class TypeRequest:
-    """What a GGUF is to be quantized to: llama.cpp's options of the same names.
+    """Options of llama-quantize under the same names.
 
     embedding_type, output_type: the embedding's and the head's format; where they are one tensor,
     as in every published Gemma, the embedding's goes first.
@@ -127,7 +127,7 @@ class TypeRequest:
 class TensorType:
     """One tensor of the file: its GGUF name, its shape (rows first) and its format.
 
-    wanted: what the rules ask for; another than ``type`` where the rows are not whole blocks.
+    wanted: the type that the rules prefer, other than ``type`` where rows are not whole blocks.
     needs_importance: llama.cpp refuses to write it without an importance matrix's entry.
     """
 
@@ -139,7 +139,7 @@ class TensorType:
 
     @property
     def weights(self) -> int:
-        """How many numbers it holds."""
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
@@ -149,7 +149,7 @@ class TensorType:
 
     @property
     def fallback(self) -> str | None:
-        """Why it has not the wanted format, or None."""
+        """Why the preferred format does not fit, or None."""
         if self.type == self.wanted:
             return None
         block = f"{self.wanted.name}'s block of {self.wanted.block}"
@@ -160,7 +160,7 @@ class TensorType:
 class TypePlan:
     """Every tensor in the order in which llama.cpp writes them.
 
-    without_effect: what was asked for and changes nothing, each with the reason.
+    without_effect: options that change nothing, each with the reason.
     """
 
     request: TypeRequest
@@ -183,7 +183,7 @@ def choose_types(
 ) -> TypePlan:
     """Return the format of every tensor of a text model.
 
-    has_importance: whether an importance matrix will be given, however many tensors it covers.
+    has_importance: whether there is an importance matrix, however many tensors it covers.
     Raises UsageError, or Problems, where an explicit type cannot hold a tensor's rows.
     """
     shapes = gguf_shapes(config)
@@ -194,34 +194,34 @@ def choose_types(
     for name, shape in shapes.items():
         explicit = _explicit(request, name)
         if len(shape) < 2:
-            wanted = fitted = TYPES["F32"]
+            preferred = fitted = TYPES["F32"]
         elif explicit is not None:
-            wanted = fitted = explicit
+            preferred = fitted = explicit
             problems += _misfit(name, shape[-1], explicit)
         elif request.file_type.default.is_float:
-            wanted = fitted = request.file_type.default
+            preferred = fitted = request.file_type.default
         else:
             if name in taken:
-                wanted = taken[name].type
+                preferred = taken[name].type
             elif request.pure:
-                wanted = request.file_type.default
+                preferred = request.file_type.default
             elif name == _HEAD or (tied and name == _EMBEDDING):
-                wanted = request.output_type or head_type(request.file_type)
+                preferred = request.output_type or head_type(request.file_type)
             elif name == _EMBEDDING:
-                wanted = request.file_type.default
+                preferred = request.file_type.default
             else:
-                wanted = layer_type(request.file_type, _kind(name), places[name])
-            fitted = fitting_type(wanted, shape[-1])
+                preferred = layer_type(request.file_type, _kind(name), places[name])
+            fitted = fitting_type(preferred, shape[-1])
         # llama.cpp refuses 2-bit linears without importance in this one file type.
         needs = request.file_type.name == "Q2_K_S" and fitted.name == "Q2_K"
         needs = needs and name not in (_EMBEDDING, _HEAD)
-        tensors.append(TensorType(name, shape, fitted, wanted, needs))
+        tensors.append(TensorType(name, shape, fitted, preferred, needs))
     refuse(problems)
     return TypePlan(request, tuple(tensors), _without_effect(request, taken, tied=tied))
 
 
 def importance_problems(plan: TypePlan, covered: Collection[str] | None) -> list[GemquantError]:
-    """One error if tensors lack an importance matrix's entry that llama.cpp insists on.
+    """One error if tensors lack an importance matrix's entry that llama.cpp requires.
 
     covered: GGUF names that the importance matrix has an entry for; None without one.
     """
@@ -250,7 +250,7 @@ def _kind(name: str) -> str:
 def _taken_overrides(
     request: TypeRequest, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, TypeOverride]:
-    """Each tensor's first matching override; none where llama.cpp does not look at them."""
+    """Each tensor's first matching override; none where llama.cpp ignores overrides."""
     if request.file_type.default.is_float:
         return {}
     taken: dict[str, TypeOverride] = {}
@@ -327,7 +327,7 @@ def _without_effect(
 
 @dataclass(frozen=True)
 class Fallback:
-    """Tensors that have another type than wanted, for one reason."""
+    """Tensors whose preferred type does not fit, for one reason."""
 
     wanted: GgmlType
     type: GgmlType
@@ -336,7 +336,7 @@ class Fallback:
 
 
 def fallbacks(tensors: Iterable[TensorType]) -> tuple[Fallback, ...]:
-    """Group the tensors whose rows do not fit by what was wanted, what they got, and why."""
+    """Group the tensors whose preferred type does not fit by both types and the reason."""
     names: dict[tuple[GgmlType, GgmlType, str], list[str]] = {}
     for tensor in tensors:
         if tensor.fallback is not None:

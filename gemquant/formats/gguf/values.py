@@ -12,7 +12,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any
 
@@ -28,7 +28,7 @@ NUMPY_TYPES: Mapping[GGUFValueType, str] = {
 
 
 class StoredArray(Sequence[Any]):
-    """An array as a file has it, decoded when it is iterated: it takes no more than its bytes.
+    """An array as stored, decoded during iteration; it takes no more memory than its bytes.
 
     octets: the values as stored. ends: where each string ends in them; None for numbers.
     """
@@ -77,12 +77,9 @@ class GgufValue:
     value: Any
     element: GGUFValueType | None = None
 
-    def packed(self) -> bytes:
-        """The value as stored after its type; the work is done once."""
-        return self._packed
-
     @cached_property
-    def _packed(self) -> bytes:
+    def packed(self) -> bytes:
+        """The value as stored after its type."""
         if self.type != GGUFValueType.ARRAY:
             return _packed(self.type, [self.value])
         count = struct.pack("<IQ", self.element, len(self.value))
@@ -92,59 +89,25 @@ class GgufValue:
 
 
 Metadata = Mapping[str, GgufValue]
-"""Keys in the order in which the file has them."""
+"""Metadata by key, in the order of the file."""
 
 
-def string(value: str) -> GgufValue:
-    """A text."""
-    return GgufValue(GGUFValueType.STRING, value)
-
-
-def uint32(value: int) -> GgufValue:
-    """A length, a count, a token id."""
-    return GgufValue(GGUFValueType.UINT32, value)
-
-
-def int32(value: int) -> GgufValue:
-    """An integer that may be negative."""
-    return GgufValue(GGUFValueType.INT32, value)
-
-
-def float32(value: float) -> GgufValue:
-    """A number."""
-    return GgufValue(GGUFValueType.FLOAT32, value)
-
-
-def boolean(value: bool) -> GgufValue:
-    """Yes or no."""
-    return GgufValue(GGUFValueType.BOOL, value)
-
-
-def strings(values: Sequence[str]) -> GgufValue:
-    """A list of texts."""
-    return GgufValue(GGUFValueType.ARRAY, values, GGUFValueType.STRING)
-
-
-def int32s(values: Sequence[int]) -> GgufValue:
-    """A list of integers."""
-    return GgufValue(GGUFValueType.ARRAY, values, GGUFValueType.INT32)
-
-
-def float32s(values: Sequence[float]) -> GgufValue:
-    """A list of numbers."""
-    return GgufValue(GGUFValueType.ARRAY, values, GGUFValueType.FLOAT32)
-
-
-def booleans(values: Sequence[bool]) -> GgufValue:
-    """A list of yes and no."""
-    return GgufValue(GGUFValueType.ARRAY, values, GGUFValueType.BOOL)
+string = partial(GgufValue, GGUFValueType.STRING)
+uint32 = partial(GgufValue, GGUFValueType.UINT32)
+int32 = partial(GgufValue, GGUFValueType.INT32)
+float32 = partial(GgufValue, GGUFValueType.FLOAT32)
+boolean = partial(GgufValue, GGUFValueType.BOOL)
+strings = partial(GgufValue, GGUFValueType.ARRAY, element=GGUFValueType.STRING)
+int32s = partial(GgufValue, GGUFValueType.ARRAY, element=GGUFValueType.INT32)
+float32s = partial(GgufValue, GGUFValueType.ARRAY, element=GGUFValueType.FLOAT32)
+booleans = partial(GgufValue, GGUFValueType.ARRAY, element=GGUFValueType.BOOL)
 
 
 def packed_metadata(metadata: Metadata) -> bytes:
     """Return the metadata section: every key, its type and its value."""
     parts: list[bytes] = []
     for key, value in metadata.items():
-        parts += [_text(key), struct.pack("<I", value.type), value.packed()]
+        parts += [_text(key), struct.pack("<I", value.type), value.packed]
     return b"".join(parts)
 
 

@@ -167,10 +167,10 @@ def _pieces(vocab: Mapping[str, Any], where: str) -> list[str]:
     return [piece for piece in pieces if piece is not None]
 
 
-def _merges(given: Any, where: str) -> list[tuple[str, str]]:
-    """Merges as pairs; older files write a pair as one text with a space between."""
+def _merges(entries: Any, where: str) -> list[tuple[str, str]]:
+    """Merges as pairs; older files write a pair as one text, separated by a space."""
     merges = []
-    for merge in given if isinstance(given, list) else []:
+    for merge in entries if isinstance(entries, list) else []:
         pair = merge.split(" ") if isinstance(merge, str) else merge
         if (
             not isinstance(pair, list)
@@ -213,12 +213,12 @@ def vocabulary(parts: TokenizerParts, size: int) -> Vocabulary:
     Raises CheckpointError or UnsupportedError for a tokenizer that is damaged or not Gemma's kind.
     """
     added = list(_added(parts))
-    own = {index for index, _, _ in added}
+    added_ids = {index for index, _, _ in added}
     if parts.model is None:
         pieces = _from_json(parts, {content for _, content, _ in added})
     else:
         pieces = _from_sentencepiece(parts.model, f"{parts.where}: tokenizer.model")
-        _require_agreement(parts, pieces, own)
+        _require_agreement(parts, pieces, added_ids)
     tokens = [f"[PAD{index}]" for index in range(size)]
     scores, types = [PADDING_SCORE] * size, [int(TokenType.UNUSED)] * size
     for index, piece in enumerate(pieces.tokens[:size]):
@@ -237,7 +237,7 @@ def vocabulary(parts: TokenizerParts, size: int) -> Vocabulary:
 
 
 def _added(parts: TokenizerParts) -> Iterable[tuple[int, str, bool]]:
-    """Yield id, content, and whether it is special, of every token beside the merged ones.
+    """Yield id, content, and whether it is special, of every token except the merged ones.
 
     Upstream reads tokenizer_config.json only, and so takes runs of spaces and newlines for ordinary
     tokens where that file lists none, as newer versions of transformers write it; tokenizer.json
@@ -295,7 +295,7 @@ def _from_sentencepiece(model: bytes, where: str) -> Vocabulary:
 
 
 def _require_agreement(parts: TokenizerParts, pieces: Vocabulary, added: Collection[int]) -> None:
-    """Refuse two files that tell of two tokenizers: one is evaluated with, the other is stored."""
+    """Refuse tokenizer.json and tokenizer.model that differ: one is evaluated, the other stored."""
     for index, (ours, theirs) in enumerate(zip(parts.pieces, pieces.tokens, strict=False)):
         score = pieces.scores[index]
         if index not in added and (ours != theirs or not isfinite(score)):
@@ -307,7 +307,7 @@ def _require_agreement(parts: TokenizerParts, pieces: Vocabulary, added: Collect
 
 
 def _from_json(parts: TokenizerParts, added: Collection[str]) -> Vocabulary:
-    """Rebuild what tokenizer.model would have said.
+    """Rebuild the contents of tokenizer.model.
 
     SentencePiece scores its n-th merged piece −n. In tokenizer.json the merged pieces stand in the
     same order, so only their order is known; no more is used.
@@ -315,7 +315,7 @@ def _from_json(parts: TokenizerParts, added: Collection[str]) -> Vocabulary:
     tokens = parts.pieces
     types = [_type(parts, token, added) for token in tokens]
     normal = [index for index, kind in enumerate(types) if kind == TokenType.NORMAL]
-    _require_merges_by_id(parts, normal)
+    _require_entriesby_id(parts, normal)
     first = normal[0] if normal else 0
     scores = [0.0] * len(tokens)
     for index in normal:
@@ -331,7 +331,7 @@ def _type(parts: TokenizerParts, token: str, added: Collection[str]) -> int:
     return int(TokenType.USER_DEFINED if token in added else TokenType.NORMAL)
 
 
-def _require_merges_by_id(parts: TokenizerParts, normal: Sequence[int]) -> None:
+def _require_entriesby_id(parts: TokenizerParts, normal: Sequence[int]) -> None:
     """Refuse merges that joining by score, here by id, would not reproduce.
 
     A merge into an added token is none of these: llama.cpp finds that token in the text first.
@@ -368,5 +368,5 @@ def _require_distinct(tokens: Sequence[str], where: str) -> None:
         seen: set[str] = set()
         twice = next(token for token in tokens if token in seen or seen.add(token))  # type: ignore[func-returns-value]
         raise CheckpointError(
-            f"{where}: token {twice!r} is given twice: llama.cpp stops at that.",
+            f"{where}: token {twice!r} appears twice: llama.cpp stops at that.",
         )

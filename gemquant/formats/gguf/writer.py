@@ -69,7 +69,7 @@ class FileLayout:
 
     @classmethod
     def of(cls, tensors: Sequence[StoredTensor], metadata: Metadata) -> FileLayout:
-        """Lay tensors down in the order given."""
+        """Lay out tensors in order."""
         begins = [0, *accumulate(tensor.padded_bytes for tensor in tensors)]
         parts = [
             struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(metadata)),
@@ -99,9 +99,9 @@ def file_layouts(
             "split.tensors.count": int32(len(tensors)),
             "split.count": GgufValue(GGUFValueType.UINT16, len(groups)),
         }
-        own = {**metadata, **split} if number == 0 else split
+        keys = {**metadata, **split} if number == 0 else split
         file = f"{name}-{number + 1:05d}-of-{len(groups):05d}.gguf"
-        layouts[file] = FileLayout.of(group, own)
+        layouts[file] = FileLayout.of(group, keys)
     return layouts
 
 
@@ -135,7 +135,7 @@ def _described(tensor: StoredTensor, begin: int) -> bytes:
 
 
 class GgufWriter:
-    """Satisfies ``protocols.Writer``: tensors come in any order, a table's runs in theirs."""
+    """Writes tensors in any order; the chunks of one matrix arrive in order."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class GgufWriter:
         generation: str,
         finished: Collection[str] = (),
     ) -> None:
-        """finished: names in the layout that the files have already."""
+        """finished: names of the tensors that the files already contain."""
         self._files, self._layout, self._generation = files, layout, generation
         self._norm_offset = ARCHITECTURES[generation].norm_offset
         self._places = {
@@ -169,7 +169,7 @@ class GgufWriter:
                 self._write_rows(name, 0, value, spec)
 
     def finish(self) -> Mapping[str, Any]:
-        """Check that everything has come and flush it; the files say all there is to say."""
+        """Check that every tensor is complete, and flush; return no further files."""
         missing = [name for name, spec in self._layout.items() if self._lacking(name, spec)]
         if missing:
             raise ValueError(f"{len(missing)} tensors are not complete: {missing[:8]}.")
@@ -177,7 +177,7 @@ class GgufWriter:
         return {}
 
     def flush(self) -> None:
-        """Ask the disk to keep what has been stored."""
+        """Sync the files to disk."""
         for path, file in self._files.items():
             with reported(path):
                 os.fsync(file.fileno())
@@ -223,7 +223,7 @@ def gguf_writer(
     generation: str,
     finished: Collection[str] | None = None,
 ) -> Iterator[GgufWriter]:
-    """Open the files in an existing folder at their final size; close them whatever happens.
+    """Open the files in an existing folder at their final size; close them on exit.
 
     finished: names in the layout that an earlier run has stored in files that are there; None to
     begin new ones.

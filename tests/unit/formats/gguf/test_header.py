@@ -75,7 +75,10 @@ def test_shapes_are_rows_first_and_positions_those_in_the_file(tmp_path: Path) -
     ("entries", "tensors", "words"),
     [
         pytest.param(
-            [entry("k", BOOL, b"\1"), entry("k", BOOL, b"\1")], [], "key k is given", id="key-twice"
+            [entry("k", BOOL, b"\1"), entry("k", BOOL, b"\1")],
+            [],
+            "key k appears twice",
+            id="key-twice",
         ),
         pytest.param([entry("k", 77, b"")], [], "metadata of type 77", id="metadata-type"),
         pytest.param(
@@ -91,7 +94,7 @@ def test_shapes_are_rows_first_and_positions_those_in_the_file(tmp_path: Path) -
             id="alignment",
         ),
         pytest.param(
-            [], [tensor("a", (8,), 0), tensor("a", (8,), 32)], "a is given twice", id="twice"
+            [], [tensor("a", (8,), 0), tensor("a", (8,), 32)], "a appears twice", id="twice"
         ),
         pytest.param([], [tensor("a", (), 0)], "a: rank 0", id="rank-0"),
         pytest.param([], [tensor("a", (1,) * 5, 0)], "a: rank 5", id="rank-5"),

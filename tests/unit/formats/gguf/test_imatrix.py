@@ -183,7 +183,7 @@ def test_without_calls_the_older_form_holds_the_weights(tmp_path: Path) -> None:
         (struct.pack("<ii2sii1f", 1, 2, b"\xff\xff", 1, 1, 1.0), "not UTF-8"),
         (struct.pack("<ii1sii1f", 1, 1, b"a", 1, 1, float("nan")), "negative or not finite"),
         (struct.pack("<ii1sii1f", 1, 1, b"a", 1, 1, -1.0), "negative or not finite"),
-        (struct.pack("<i" + 2 * "i1sii1f", 2, *(2 * (1, b"a", 1, 1, 1.0))), "a is given twice"),
+        (struct.pack("<i" + 2 * "i1sii1f", 2, *(2 * (1, b"a", 1, 1, 1.0))), "a appears twice"),
         (struct.pack("<ii1sii1fii1s9s", 1, 1, b"a", 1, 1, 1.0, 1, 1, b"t", bytes(9)), "9 bytes"),
     ],
 )
@@ -223,7 +223,7 @@ ONE = np.ones(1, np.float32)
         ({"a__in_sum2": ONES, "a__counts": np.ones(1, np.float16)}, "stored as F16: must be F32"),
         ({"a__in_sum2": ONES, "a__counts": -ONE}, "count -1.0"),
         ({"a__in_sum2": ONES, "a__counts": ONE * np.nan}, "count nan"),
-        ({"a__in_sum2": ONES, "a__counts": ONES}, "4 counts: a model of experts"),
+        ({"a__in_sum2": ONES, "a__counts": ONES}, "4 counts: importance of experts"),
         ({"a__in_sum2": ONES * np.inf, "a__counts": ONE}, "negative or not finite"),
         ({"weight": ONES}, "holds no entry"),
     ],

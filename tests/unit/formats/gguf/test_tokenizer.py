@@ -160,7 +160,7 @@ def test_parts_that_do_not_fit_are_refused(
 def test_a_token_given_twice_is_named() -> None:
     metadata = tiny_token_metadata(extra=["the"])
     metadata["tokenizer.ggml.tokens"][-2] = "the"
-    with pytest.raises(CheckpointError, match="token 'the' is given twice"):
+    with pytest.raises(CheckpointError, match="token 'the' appears twice"):
         GgufTokenizer(metadata, "x")
 
 

@@ -67,7 +67,7 @@ def test_a_string_is_its_length_and_its_bytes() -> None:
 def test_an_array_of_arrays_is_not_written() -> None:
     nested = GgufValue(GGUFValueType.ARRAY, [[1]], GGUFValueType.ARRAY)
     with pytest.raises(ValueError, match="are not written"):
-        nested.packed()
+        assert nested.packed
 
 
 def test_a_stored_array_of_strings_is_decoded_when_it_is_looked_at() -> None:
@@ -78,7 +78,7 @@ def test_a_stored_array_of_strings_is_decoded_when_it_is_looked_at() -> None:
     assert stored == ["ab", "", "é"]
     assert (len(stored), stored[0], stored[-1], stored[1:]) == (3, "ab", "é", ["", "é"])
     value = GgufValue(GGUFValueType.ARRAY, stored, GGUFValueType.STRING)
-    assert value.packed() == strings(["ab", "", "é"]).packed()
+    assert value.packed == strings(["ab", "", "é"]).packed
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def at(*path: str, to: Any) -> Callable[[dict[str, Any]], None]:
         pytest.param(
             at("added_tokens", to=[{"id": "x"}]), CheckpointError, "an id and a content", id="id"
         ),
-        pytest.param(second_bos, CheckpointError, "'<bos>' is given twice", id="twice-the-same"),
+        pytest.param(second_bos, CheckpointError, "'<bos>' appears twice", id="twice-the-same"),
     ],
 )
 def test_another_kind_of_tokenizer_is_refused(

@@ -95,7 +95,7 @@ def test_tags_end_with_the_pipeline() -> None:
 def test_what_is_no_text_in_a_card_is_passed_over(matter: str) -> None:
     made = general_metadata(card(matter), {}, parameters=BILLIONS, name=None)
     for entry in made.values():
-        assert entry.packed()
+        assert entry.packed
     assert made["general.license"].value == "gemma"
 
 
