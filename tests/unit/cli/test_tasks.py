@@ -193,7 +193,8 @@ class TestWithLmEval:
         )
         assert result.code == 5
         assert "the task's template " in result.err
-        assert ") | length }}' fails: it " in result.err
+        assert f"{{{{ ({template}) | length }}}}" in result.err
+        assert " fails: it " in result.err
 
     def test_a_task_in_a_chat_template(self, run: Run, gemma: str, tasks: str) -> None:
         result = run(
