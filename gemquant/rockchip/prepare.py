@@ -1,0 +1,189 @@
+"""Check everything that can go wrong in an RKLLM conversion before the first weight is read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gemquant.calibration.prompts import calibration_prompts
+from gemquant.calibration.windows import TokenWindows
+from gemquant.convert.estimate.candidate import weight_count
+from gemquant.convert.prepare import OpenedModel, calibration_dtype, read_evaluation
+from gemquant.core.artifact import output_problems
+from gemquant.core.progress import Progress
+from gemquant.core.recipe import Recipe
+from gemquant.core.targets.target import Target
+from gemquant.core.targets.toolkit import Toolkit, ToolkitVersion, load_toolkit
+from gemquant.errors import Attempt, GemquantError, ProblemCollector, UsageError, refuse
+from gemquant.formats.checkpoint import Checkpoint
+from gemquant.formats.source_model import model_name
+from gemquant.rockchip.board.rkllm import CONTAINER, SUFFIX
+from gemquant.rockchip.calls import file_name, takes_prompts
+from gemquant.rockchip.options import (
+    Conversion,
+    RkllmOptions,
+    memory_problems,
+    npu_of,
+    option_problems,
+    release_problems,
+    resolved,
+)
+from gemquant.rockchip.rkllm import RkllmJob, needed_bytes, reading_problems
+from gemquant.rockchip.smoothing import smooths
+from gemquant.rockchip.toolkit import choose_toolkit, release_of
+from gemquant.runtimes.worker import Interpreter
+
+
+@dataclass(frozen=True)
+class RkllmRequest:
+    """One model to convert. recipe: without options and container.
+
+    toolkit: the Python that has it, or ``auto``. toolkit_version: None for that of the toolkit, or
+    the newest suitable one. memory_bytes: limit of the toolkit.
+    """
+
+    recipe: Recipe
+    options: RkllmOptions
+    target: Target
+    output: Path | None
+    threads: int
+    force: bool
+    prepare_only: bool
+    toolkit: str
+    toolkit_version: str | None
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class PreparedRkllm:
+    """A job that passed every check. interpreter: None if the toolkit's input is the result."""
+
+    job: RkllmJob
+    checkpoint: Checkpoint
+    interpreter: Interpreter | None
+
+
+def prepare(request: RkllmRequest, progress: Progress) -> PreparedRkllm:
+    """Open the model, choose a release, read all text; raise all problems at once."""
+    npu = npu_of(request.target)
+    options = resolved(request.options, npu)
+    problems = ProblemCollector(option_problems(options, npu))
+    opened = problems.attempt(
+        lambda: OpenedModel(request.recipe, threads=request.threads, progress=progress)
+    )
+    if not opened.succeeded:
+        problems.refuse()
+    model = opened.value
+    model[:0] = problems
+    recipe, checkpoint = request.recipe, model.checkpoint
+    toolkit = load_toolkit(npu.toolkit)
+    # With an unknown dtype the other rules are checked for the target's default.
+    dtype = npu.dtype(options.quantized_dtype) or npu.dtype(npu.default_dtype)
+    assert dtype is not None
+    config = model.attempt(lambda: checkpoint.config)
+    converting = model.attempt(
+        lambda: toolkit.converting(npu.platform, config.value["model_type"], dtype.name)
+    )
+    interpreter = model.attempt(
+        lambda: (
+            None
+            if request.prepare_only
+            else choose_toolkit(request.toolkit, toolkit, converting.value)
+        )
+    )
+    release = model.attempt(
+        lambda: _release(request.toolkit_version, toolkit, converting, interpreter)
+    )
+    conversion = model.attempt(lambda: Conversion(npu, toolkit, release.value, dtype, options))
+    model.attempt(lambda: refuse(release_problems(conversion.value, config.value)))
+    model.attempt(lambda: refuse(reading_problems(conversion.value, checkpoint)))
+    if not request.prepare_only:
+        limit = request.memory_bytes
+        model.attempt(
+            lambda: refuse(memory_problems(toolkit, weight_count(config.value), host_bytes=limit))
+        )
+    elif options.simulate:
+        model.append(
+            UsageError(
+                f"--simulate {options.simulate}: nothing is run with --prepare-only.",
+                hint="Omit one of them.",
+            )
+        )
+    traced = options.gptq or smooths(dtype, options)
+    windows = model.calibration() if traced else None
+    emulated = model.attempt(lambda: _slices(model, options.emulate))
+    simulated = model.attempt(lambda: _slices(model, options.simulate))
+    without_prompts = conversion.succeeded and not takes_prompts(conversion.value)
+    prompts = model.attempt(lambda: [] if without_prompts else _prompts(model))
+    name = model.attempt(lambda: file_name(model_name(recipe.model), conversion.value))
+    out = model.attempt(lambda: request.output or Path(name.value.removesuffix(SUFFIX)))
+    model.attempt(lambda: refuse(output_problems(out.value, force=request.force, needed_bytes=0)))
+    model.refuse()
+    job = RkllmJob(
+        recipe=dataclasses.replace(
+            recipe,
+            options=dataclasses.asdict(options),
+            exporter=CONTAINER,
+            eval_windows=0,
+            calib_dtype=calibration_dtype(recipe) if traced else recipe.calib_dtype,
+        ),
+        conversion=conversion.value,
+        out=out.value,
+        file=name.value,
+        force=request.force,
+        template=model.template.value.source,
+        prompts=prompts.value,
+        windows=None if windows is None else windows.value,
+        simulated=simulated.value,
+        emulated=emulated.value,
+    )
+    space = needed_bytes(job, checkpoint)
+    refuse(output_problems(job.out, force=request.force, needed_bytes=space))
+    return PreparedRkllm(job, checkpoint, interpreter.value)
+
+
+def _slices(model: OpenedModel, windows: int) -> Sequence[TokenWindows]:
+    """Evaluation slices of so many windows; empty for 0."""
+    recipe = dataclasses.replace(model.recipe, eval_windows=windows)
+    return read_evaluation(recipe, model.checkpoint, model.template.value)
+
+
+def _prompts(model: OpenedModel) -> Sequence[Mapping[str, str]]:
+    recipe = model.recipe
+    return calibration_prompts(
+        model.checkpoint.tokenizer(),
+        source=recipe.calib,
+        samples=recipe.samples,
+        seq_len=recipe.seq_len,
+        seed=recipe.seed,
+        chat_template=model.template.value,
+    )
+
+
+def _release(
+    version: str | None,
+    toolkit: Toolkit,
+    converting: Attempt[tuple[ToolkitVersion, ...]],
+    interpreter: Attempt[Interpreter | None],
+) -> ToolkitVersion:
+    """The release to call: the named one, that of the interpreter, or the newest suitable one."""
+    named = toolkit.version(version) if version else None
+    if version and named is None:
+        known = ", ".join(each.version for each in toolkit.versions)
+        raise UsageError(f"--toolkit-version {version}: known are {known}.")
+    python = interpreter.outcome
+    if isinstance(python, GemquantError):
+        if named is None:
+            raise python
+        return named  # so that its rules are checked too
+    if python is None:
+        return named or (converting.value or toolkit.versions)[-1]
+    release = release_of(python, toolkit)
+    if named not in (None, release):
+        raise UsageError(
+            f"--toolkit-version {version}: {python.path} has {release.version}.",
+            hint="Omit --toolkit-version, or name another --toolkit.",
+        )
+    return release
