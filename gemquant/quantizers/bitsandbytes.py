@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar
 
 from gemquant.core.options import option
 from gemquant.core.protocols import Block, Container, QuantizedWeight, Quantizer
@@ -27,27 +28,24 @@ COMPUTE_DTYPES = ("bfloat16", "float16", "float32")
 STORAGE_DTYPES = ("uint8", "bfloat16", "float16", "float32")
 
 
-@dataclass(frozen=True)
-class Int8(Quantizer):
-    """LLM.int8() for bitsandbytes.
+class _DecoderLinears(Quantizer):
+    """Quantizes every decoder linear that is not skipped, all to one scheme."""
 
-    Weights as 8-bit rows; the runtime computes inputs with outliers in 16 bits.
-    Source: Dettmers et al., 2022, https://arxiv.org/abs/2208.07339.
-    """
-
-    name: ClassVar[str] = "int8"
     needs: ClassVar[frozenset[str]] = frozenset()
+    skip: str
 
-    threshold: float = option(
-        6.0, "Inputs larger than this are computed in float16; 0 for none.", minimum=0
-    )
-    skip: str = option("", "Layers to leave in floating point: comma-separated patterns.")
+    @property
+    @abstractmethod
+    def scheme(self) -> RowwiseScheme | CodebookScheme:
+        """The one scheme."""
 
-    def scheme_for(self, name: str, shape: tuple[int, int]) -> RowwiseScheme | None:  # noqa: ARG002
-        """The one scheme for every decoder linear that is not skipped."""
-        if name in {EMBEDDING, HEAD} or is_skipped(name, self.skip):
-            return None
-        return RowwiseScheme(float(self.threshold))
+    def scheme_for(
+        self,
+        name: str,
+        shape: tuple[int, int],  # noqa: ARG002
+    ) -> RowwiseScheme | CodebookScheme | None:
+        """The one scheme; None for skipped linears, the embedding and the head."""
+        return None if name in {EMBEDDING, HEAD} or is_skipped(name, self.skip) else self.scheme
 
     def problems(self, linears: Mapping[str, tuple[int, int]]) -> list[GemquantError]:
         """Patterns that match nothing."""
@@ -58,16 +56,44 @@ class Int8(Quantizer):
         block: Block,
         container: Container,  # noqa: ARG002
     ) -> Mapping[str, Tensor | QuantizedWeight]:
-        """Round the rows of every linear of the block."""
-        return _quantized(block, self.scheme_for, RowwiseWeight.of)
+        """Quantize every linear of the block that has a scheme."""
+        quantized: dict[str, Tensor | QuantizedWeight] = {}
+        for name in (f"{linear}.weight" for linear in block.structure.linears):
+            weight = block.weights[name]
+            scheme = self.scheme_for(block.prefix + name, (weight.shape[0], weight.shape[1]))
+            if isinstance(scheme, RowwiseScheme):
+                quantized[name] = RowwiseWeight.of(weight, scheme)
+            elif scheme is not None:
+                quantized[name] = CodebookWeight.of(weight, scheme)
+        return quantized
 
 
 @dataclass(frozen=True)
-class _Codebook(Quantizer):
-    """What NF4 and FP4 share."""
+class Int8(_DecoderLinears):
+    """LLM.int8() for bitsandbytes.
+
+    Weights as 8-bit rows; the runtime computes inputs with outliers in 16 bits.
+    Source: Dettmers et al., 2022, https://arxiv.org/abs/2208.07339.
+    """
+
+    name: ClassVar[str] = "int8"
+
+    threshold: float = option(
+        6.0, "Inputs larger than this are computed in float16; 0 for none.", minimum=0
+    )
+    skip: str = option("", "Layers to leave in floating point: comma-separated patterns.")
+
+    @property
+    def scheme(self) -> RowwiseScheme:
+        """8-bit rows."""
+        return RowwiseScheme(float(self.threshold))
+
+
+@dataclass(frozen=True)
+class _Codebook(_DecoderLinears):
+    """Base of NF4 and FP4."""
 
     name: ClassVar[CodebookName]
-    needs: ClassVar[frozenset[str]] = frozenset()
 
     block_size: int = option(64, "Consecutive weights that share one scale.", choices=BLOCK_SIZES)
     double_quantization: bool = option(True, "Quantize the scales too, to 8 bits.")
@@ -84,22 +110,9 @@ class _Codebook(Quantizer):
     )
     skip: str = option("", "Layers to leave in floating point: comma-separated patterns.")
 
-    def problems(self, linears: Mapping[str, tuple[int, int]]) -> list[GemquantError]:
-        """Patterns that match nothing."""
-        return unused_patterns(linears, self.skip)
-
-    def quantize(
-        self,
-        block: Block,
-        container: Container,  # noqa: ARG002
-    ) -> Mapping[str, Tensor | QuantizedWeight]:
-        """Give every weight of the block's linears the nearest value of the codebook."""
-        return _quantized(block, self.scheme_for, CodebookWeight.of)
-
-    def scheme_for(self, name: str, shape: tuple[int, int]) -> CodebookScheme | None:  # noqa: ARG002
-        """The one scheme for every decoder linear that is not skipped."""
-        if name in {EMBEDDING, HEAD} or is_skipped(name, self.skip):
-            return None
+    @property
+    def scheme(self) -> CodebookScheme:
+        """Blocks of 4-bit codes."""
         return CodebookScheme(
             type(self).name,
             self.block_size,
@@ -129,22 +142,3 @@ class FP4(_Codebook):
     """
 
     name: ClassVar[CodebookName] = "fp4"
-
-
-S = TypeVar("S")
-
-
-def _quantized(
-    block: Block,
-    scheme_for: Callable[[str, tuple[int, int]], S | None],
-    quantize: Callable[[Tensor, S], QuantizedWeight],
-) -> Mapping[str, Tensor | QuantizedWeight]:
-    """Quantize every linear of a block that has a scheme, by short name."""
-    quantized: dict[str, Tensor | QuantizedWeight] = {}
-    for linear in block.structure.linears:
-        name = f"{linear}.weight"
-        weight = block.weights[name]
-        scheme = scheme_for(block.prefix + name, (weight.shape[0], weight.shape[1]))
-        if scheme is not None:
-            quantized[name] = quantize(weight, scheme)
-    return quantized

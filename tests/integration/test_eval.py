@@ -132,7 +132,11 @@ def test_a_file_of_the_users_own_is_a_suite_of_one_slice(run: Run, rounded: str)
         (("--suite", "none.txt"), 5, "--suite none.txt: no such file"),
         (("--suite", "empty.txt"), 5, "--suite empty.txt: holds no text"),
         (("--suite", "short.txt"), 5, "tokens do not fill one window of 256"),
-        (("--suite", "default", "--eval-windows", "0"), 2, "6 slices of 0 windows are nothing to measure on"),
+        (
+            ("--suite", "default", "--eval-windows", "0"),
+            2,
+            "6 slices of 0 windows are nothing to measure on",
+        ),
         (("--eval-windows", "0"), 2, "an empty suite; nothing would be measured"),
         (("--suite", "code", "--eval-slices", "cobol"), 2, "suite code has python, go, typescript"),
         (("--output", "short.txt"), 7, "short.txt exists and is not an earlier evaluation"),

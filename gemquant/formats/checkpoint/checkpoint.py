@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -32,8 +32,6 @@ from gemquant.formats.gguf.values import Metadata
 from gemquant.models.architecture import architecture_of, tensor_shapes
 from gemquant.models.chat import SpecialTokens
 from gemquant.models.config import text_config
-
-T = TypeVar("T")
 
 _SAMPLE = "sample:"
 
