@@ -129,10 +129,10 @@ class LlamaCpp(LogitsRuntime, SpeedRuntime):
             for start in range(shared, len(ids), batch):
                 piece = ids[start : start + batch]
                 stop = start + len(piece)
-                wanted = min(len(piece), stop - window.first)
-                rows = context.decode(piece, start=start, outputs=max(wanted, 1))
-                if wanted > 0:
-                    yield Chunk(number, stop - wanted, torch.from_numpy(rows))
+                outputs = min(len(piece), stop - window.first)
+                rows = context.decode(piece, start=start, outputs=max(outputs, 1))
+                if outputs > 0:
+                    yield Chunk(number, stop - outputs, torch.from_numpy(rows))
 
     def tokens(self, prompt: Sequence[int], *, limit: int) -> Iterator[int]:
         """Yield the tokens that greedily follow a prompt."""
@@ -300,15 +300,15 @@ class LlamaContext:
         sequence = np.zeros(1, dtype=np.int32)
         sequences = np.full(count, sequence.ctypes.data, dtype=np.uintp)
         counts = np.ones(count, dtype=np.int32)
-        wanted = np.zeros(count, dtype=np.int8)
-        wanted[-outputs:] = 1
+        output = np.zeros(count, dtype=np.int8)
+        output[-outputs:] = 1
         batch = Batch(
             n_tokens=count,
             token=tokens.ctypes.data,
             pos=positions.ctypes.data,
             n_seq_id=counts.ctypes.data,
             seq_id=sequences.ctypes.data,
-            logits=wanted.ctypes.data,
+            logits=output.ctypes.data,
         )
         code = self._lib.llama_decode(self._handle, batch)
         logits = self._lib.llama_get_logits(self._handle) if code == 0 else None

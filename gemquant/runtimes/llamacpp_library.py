@@ -237,7 +237,7 @@ def library() -> Any:
 def capture_errors(loaded: Any) -> None:
     """Send llama.cpp's log here and forget earlier errors.
 
-    Call it before each load: xllamacpp's server installs a log callback of its own.
+    Call it before each load: xllamacpp's server installs its own log callback.
     """
     _errors.clear()
     loaded.llama_log_set(ctypes.cast(_log, c_void_p), None)

@@ -1,1 +1,1 @@
-"""How fast finished artifacts run, and in how much memory: each in a process of its own."""
+"""How fast finished artifacts run, and in how much memory: each in its own process."""

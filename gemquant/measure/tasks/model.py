@@ -108,7 +108,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm-eval is not installe
         Requests that differ only in their last token, as most choices between letters do, share a
         window.
         """
-        windows: dict[tuple[int, ...], list[tuple[int, Target]]] = {}
+        targets: dict[tuple[int, ...], list[tuple[int, Target]]] = {}
         for number, (_, context, continuation) in enumerate(requests):
             ids = self._fitting([*context, *continuation])
             first = len(ids) - 1 - len(continuation)
@@ -119,23 +119,23 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm-eval is not installe
                     hint="Raise --max-length.",
                 )
             target = Target(first, tuple(continuation))
-            windows.setdefault(tuple(ids[:-1]), []).append((number, target))
+            targets.setdefault(tuple(ids[:-1]), []).append((number, target))
         scores = [Score() for _ in requests]
-        members = list(windows.values())
-        wanted = [
-            Window(ids, min(target.first for _, target in each)) for ids, each in windows.items()
+        by_window = list(targets.values())
+        windows = [
+            Window(ids, min(target.first for _, target in each)) for ids, each in targets.items()
         ]
-        for window, chunk in self._chunks(wanted):
-            for number, target in members[window]:
+        for chunk in self._chunks(windows):
+            for number, target in by_window[chunk.window]:
                 scores[number].add(chunk, target)
         return [(score.log_likelihood, score.greedy) for score in scores]
 
-    def _chunks(self, windows: Sequence[Window]) -> Iterator[tuple[int, Chunk]]:
+    def _chunks(self, windows: Sequence[Window]) -> Iterator[Chunk]:
         step = "scoring windows"
         self._progress.start(step, len(windows))
         finished: set[int] = set()
         for chunk in self._runtime.logits(windows):
-            yield chunk.window, chunk
+            yield chunk
             if chunk.start + len(chunk.logits) == len(windows[chunk.window].ids):
                 finished.add(chunk.window)
                 self._progress.advance(step)
