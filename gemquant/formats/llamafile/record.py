@@ -41,11 +41,10 @@ class RuntimeRecord(Record):
     bytes: int = Field(ge=1, description="Size: the llamafile begins with as many bytes of it.")
     sha256: Sha256 = Field(description="SHA-256 of the runtime as it was given.")
     version: str | None = Field(
-        description="First line that the finished file answered to `--version`; null where it was "
-        "not run."
+        description="First line that the file printed for `--version`; null if it was not run."
     )
     entries: tuple[str, ...] = Field(
-        description="Zip entries of the runtime's own that the llamafile lists again."
+        description="Zip entries of the runtime that the llamafile lists again."
     )
 
 
@@ -53,7 +52,7 @@ class WeightsRecord(PartRecord):
     """The GGUF."""
 
     offset: int | None = Field(
-        description="Where its data begins in the llamafile; null where it is a file of its own."
+        description="Offset of its data in the llamafile; null if it is a separate file."
     )
     architecture: str = Field(description="`general.architecture` of its header.")
     license: str | None = Field(description="`general.license` of its header.")
@@ -66,8 +65,12 @@ class LlamafileRecord(Document):
     kind: Literal["llamafile"] = Field(default="llamafile", description="What this describes.")
     file: PartRecord = Field(description="The executable.")
     runtime: RuntimeRecord = Field(description="The runtime in it.")
-    weights: WeightsRecord = Field(description="The weights in it, or beside it.")
-    arguments: tuple[str, ...] = Field(description="Default arguments; the user's own follow them.")
+    weights: WeightsRecord = Field(
+        description="The weights, in the llamafile or in a separate file."
+    )
+    arguments: tuple[str, ...] = Field(
+        description="Default arguments; those of the call follow them."
+    )
     libraries: Mapping[str, str] = Field(description="Version of gemquant.")
 
 
@@ -146,10 +149,7 @@ class StoredEntry:
 
 
 def entries_in(path: Path) -> dict[str, StoredEntry]:
-    """List a llamafile's entries with where their data begins.
-
-    Raises ArtifactError where the zip directory, or a local header that it points to, is damaged.
-    """
+    """List a llamafile's entries; ArtifactError if its directory or a local header is damaged."""
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
             entries: dict[str, StoredEntry] = {}

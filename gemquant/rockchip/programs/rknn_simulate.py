@@ -25,18 +25,18 @@ def run(job: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> dict[s
     report({"event": "start", "task": TASK, "total": 2 * len(job["blocks"])})
     results = []
     for block in job["blocks"]:
-        given, expected = np.load(block["input"]), np.load(block["expected"])
-        found = {}
+        hidden, expected = np.load(block["input"]), np.load(block["expected"])
+        ratios = {}
         for dtype in ("float16", "int8"):
             report({"event": "note", "text": f"rknn-toolkit2: layer {block['layer']} in {dtype}"})
-            made = _simulated(job["platform"], block, given, int8=dtype == "int8")
-            noise = float(np.square(made.reshape(expected.shape) - expected, dtype=float).sum())
-            found[dtype] = {
+            output = _simulated(job["platform"], block, hidden, int8=dtype == "int8")
+            noise = float(np.square(output.reshape(expected.shape) - expected, dtype=float).sum())
+            ratios[dtype] = {
                 "output_db": _decibels(expected, noise),
-                "update_db": _decibels(expected - given, noise),
+                "update_db": _decibels(expected - hidden, noise),
             }
             report({"event": "advance", "task": TASK})
-        results.append({"layer": block["layer"], "mask": block["mask"], **found})
+        results.append({"layer": block["layer"], "mask": block["mask"], **ratios})
     return {
         "blocks": results,
         "toolkit": metadata.version("rknn-toolkit2"),
@@ -44,7 +44,7 @@ def run(job: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> dict[s
     }
 
 
-def _simulated(platform: str, block: dict[str, Any], given: Any, *, int8: bool) -> Any:
+def _simulated(platform: str, block: dict[str, Any], hidden: Any, *, int8: bool) -> Any:
     toolkit = importlib.import_module("rknn.api").RKNN(verbose=False)
     try:
         _check("config", toolkit.config(target_platform=platform))
@@ -52,10 +52,10 @@ def _simulated(platform: str, block: dict[str, Any], given: Any, *, int8: bool) 
         dataset = block["dataset"] if int8 else None
         _check("build", toolkit.build(do_quantization=int8, dataset=dataset))
         _check("init_runtime", toolkit.init_runtime())  # no target: the simulator
-        outputs = toolkit.inference([given])
+        outputs = toolkit.inference([hidden])
     finally:
         toolkit.release()
-    if not outputs or outputs[0].size != given.size:
+    if not outputs or outputs[0].size != hidden.size:
         raise RuntimeError("inference returned no output of the block's size")
     return outputs[0]
 
@@ -66,7 +66,7 @@ def _check(function: str, status: int) -> None:
 
 
 def _decibels(signal: Any, noise: float) -> float | None:
-    """None where the noise is no number: float16 has overflowed."""
+    """None if the noise is not finite: float16 overflowed."""
     import numpy as np
 
     if not np.isfinite(noise):
