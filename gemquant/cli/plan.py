@@ -20,8 +20,8 @@ from gemquant.cli.settings import problems_of, setting, target_folders
 from gemquant.errors import UsageError
 
 if TYPE_CHECKING:
-    from gemquant.convert.estimate import Forecast, Headers, Request
     from gemquant.convert.estimate.candidate import Candidate
+    from gemquant.convert.estimate.fit import Estimate, EstimateRequest, Headers
     from gemquant.core.targets.target import Target
 
 
@@ -30,7 +30,7 @@ class PlanCommand(click.Command):
 
     def invoke(self, ctx: click.Context) -> None:
         """Run the command."""
-        from gemquant.convert.estimate import Request, forecast, read_headers
+        from gemquant.convert.estimate.fit import EstimateRequest, estimate, read_headers
         from gemquant.core.targets.target import load_target
 
         given, problems = ctx.params, problems_of(ctx)
@@ -45,8 +45,10 @@ class PlanCommand(click.Command):
         )
         headers = problems.attempt(lambda: read_headers(_model(given["model"])))
         problems.refuse()
-        request = Request(given["memory"], context.value, given["device_model"], given["bandwidth"])
-        rows, refused = forecast(target.value, headers.value.config, request)
+        request = EstimateRequest(
+            given["memory"], context.value, given["device_model"], given["bandwidth"]
+        )
+        rows, refused = estimate(target.value, headers.value.config, request)
         if given["as_json"]:
             _print_json(headers.value, target.value, request, rows, refused)
         else:
@@ -73,8 +75,8 @@ def _model(model: str | None) -> str:
 def _print(
     headers: Headers,
     target: Target,
-    request: Request,
-    rows: Sequence[Forecast],
+    request: EstimateRequest,
+    rows: Sequence[Estimate],
     refused: Sequence[Candidate],
 ) -> None:
     from gemquant.cli.render import print_tables, table
@@ -119,7 +121,7 @@ def _print(
     print_tables(*parts)
 
 
-def _basis(target: Target, rows: Sequence[Forecast], at_most: str) -> list[str]:
+def _basis(target: Target, rows: Sequence[Estimate], at_most: str) -> list[str]:
     from gemquant.core.resources import human_bytes
 
     lines = []
@@ -163,8 +165,8 @@ def _duration(seconds: float) -> str:
 def _print_json(
     headers: Headers,
     target: Target,
-    request: Request,
-    rows: Sequence[Forecast],
+    request: EstimateRequest,
+    rows: Sequence[Estimate],
     refused: Sequence[Candidate],
 ) -> None:
     from gemquant.cli.render import print_json
@@ -187,7 +189,7 @@ def _print_json(
     )
 
 
-def _document(row: Forecast) -> dict[str, Any]:
+def _document(row: Estimate) -> dict[str, Any]:
     candidate = dataclasses.asdict(row.candidate)
     del candidate["refused"]
     return {

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from gemquant.cli.flags import (
     DEFAULTS,
@@ -65,10 +66,12 @@ RECIPE_FLAGS = (
 class Repeated(Setting):
     """An option that may be given several times; in a recipe a list, or one text."""
 
-    def get_default(self, ctx: click.Context, call: bool = True) -> Any:
+    def consume_value(
+        self, ctx: click.Context, opts: Mapping[str, Any]
+    ) -> tuple[Any, ParameterSource]:
         """Take a single text from a recipe for a list of one."""
-        value = super().get_default(ctx, call=call)
-        return (value,) if isinstance(value, str) else value
+        value, source = super().consume_value(ctx, opts)
+        return ((value,) if isinstance(value, str) else value), source
 
 
 def quantizer_flags(quantizer: type[Any]) -> list[click.Parameter]:
@@ -280,7 +283,8 @@ def _quantizers(ctx: click.Context, quantizer_type: type[Any]) -> list[Any]:
     if several is None:
         return [quantizer_type(**values)]
     flag = "--" + several.name.replace("_", "-")
-    names = [part.strip() for text in ctx.params[several.name] for part in text.split(",")]
+    texts = ctx.params.get(several.name) or ()
+    names = [part.strip() for text in texts for part in text.split(",")]
     counts: dict[str, int] = {}
     for name in filter(None, names):
         counts[name.upper()] = counts.get(name.upper(), 0) + 1

@@ -12,7 +12,7 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 
-from gemquant.core.finding import Finding
+from gemquant.convert.doctor import Finding
 from gemquant.core.resources import human_bytes, total_memory
 from gemquant.core.targets.device import Npu
 from gemquant.core.targets.target import Target, load_target, target_files

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gemquant.convert.estimate.candidate import Candidate
@@ -12,13 +13,17 @@ from gemquant.convert.estimate.npu import npu_candidates
 from gemquant.core.targets.device import Footprint, Speed
 from gemquant.core.targets.target import Target
 from gemquant.errors import UnsupportedError, UsageError
+from gemquant.formats.checkpoint import open_checkpoint
+from gemquant.formats.checkpoint.folder import read_raw_config
+from gemquant.formats.checkpoint.hub import download, parse_hub_reference
+from gemquant.models.config import text_config
 from gemquant.runtimes.chat.presets import kv_cache_bytes
 
 MIB = 1 << 20
 
 
 @dataclass(frozen=True)
-class Request:
+class EstimateRequest:
     """memory_bytes: what the device has for it. device: of ``speeds``; None for the first.
 
     gb_per_second: the memory's own bandwidth, where the user knows it.
@@ -31,7 +36,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Forecast:
+class Estimate:
     """A candidate on a device.
 
     memory_bytes: weights, cache of the whole context, and the runtime. spare_bytes: negative where
@@ -53,9 +58,9 @@ class Forecast:
         return self.spare_bytes >= 0
 
 
-def forecast(
-    target: Target, config: Mapping[str, Any], request: Request
-) -> tuple[list[Forecast], list[Candidate]]:
+def estimate(
+    target: Target, config: Mapping[str, Any], request: EstimateRequest
+) -> tuple[list[Estimate], list[Candidate]]:
     """Return every candidate of a target, the largest first; and those that cannot be made."""
     if target.footprint is None or not target.speeds:
         raise UnsupportedError(
@@ -67,7 +72,7 @@ def forecast(
         npu_candidates(target, config) if target.npu else container_candidates(target, config)
     )
     made = [
-        _forecast(each, footprint, speed_of(target, each.scheme, request), config, request)
+        _estimate(each, footprint, speed_of(target, each.scheme, request), config, request)
         for each in candidates
         if each.refused is None
     ]
@@ -75,7 +80,7 @@ def forecast(
     return made, [each for each in candidates if each.refused is not None]
 
 
-def speed_of(target: Target, scheme: str, request: Request) -> Speed:
+def speed_of(target: Target, scheme: str, request: EstimateRequest) -> Speed:
     """Return the speed that holds for a scheme on the device asked for."""
     if request.gb_per_second is not None:
         return Speed(
@@ -97,18 +102,18 @@ def speed_of(target: Target, scheme: str, request: Request) -> Speed:
     )
 
 
-def _forecast(
+def _estimate(
     candidate: Candidate,
     footprint: Footprint,
     speed: Speed,
     config: Mapping[str, Any],
-    request: Request,
-) -> Forecast:
+    request: EstimateRequest,
+) -> Estimate:
     sliding = config["model_type"] in footprint.window_cache
     cache = kv_cache_bytes(config, tokens=request.context, sliding=sliding)
     overhead = int(footprint.runtime_mib * MIB + footprint.vocabulary_bytes * config["vocab_size"])
     memory = candidate.resident_bytes + cache + overhead
-    return Forecast(
+    return Estimate(
         candidate,
         cache,
         overhead,
@@ -123,3 +128,26 @@ def _forecast(
 def _rate(speed: Speed, read_bytes: int) -> float:
     seconds = read_bytes / (speed.gb_per_second * 1e9) + speed.milliseconds_per_token / 1e3
     return 1 / seconds
+
+
+# ---------------------------------------------------------------- headers
+
+
+@dataclass(frozen=True)
+class Headers:
+    """ref: as the user gave it. config: the flat text configuration, every key present."""
+
+    ref: str
+    config: Mapping[str, Any]
+
+
+def read_headers(ref: str) -> Headers:
+    """Read a model's configuration; of a Hub id and of a folder config.json is enough."""
+    path = Path(ref).expanduser()
+    if path.is_dir():
+        return Headers(ref, text_config(read_raw_config(path)))
+    reference = parse_hub_reference(ref)
+    if reference is not None and not path.exists() and not ref.lower().endswith(".gguf"):
+        folder = download(*reference, files=("config.json",))
+        return Headers(ref, text_config(read_raw_config(folder)))
+    return Headers(ref, open_checkpoint(ref).config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -149,3 +150,30 @@ def test_targets_of_the_users_own_come_from_the_environment(
     (folder / "board.toml").write_text(text)
     monkeypatch.setenv("GEMQUANT_TARGETS", str(folder))
     assert request_of("model", "--target", "board").target.name == "board"
+
+
+@pytest.mark.parametrize(
+    ("recorded", "types"),
+    [
+        (["Q4_K_M"], ["Q4_K_M"]),
+        ("Q4_K_M", ["Q4_K_M"]),
+        ("Q8_0,Q6_K", ["Q8_0", "Q6_K"]),
+        (["Q8_0", "Q6_K"], ["Q8_0", "Q6_K"]),
+    ],
+)
+def test_a_recipe_names_gguf_types_as_a_list_or_a_text(
+    folder: Path, recorded: object, types: list[str]
+) -> None:
+    recipe = {"model": "m", "quantizer": "gguf", "options": {"type": recorded}}
+    (folder / "manifest.json").write_text(json.dumps({"recipe": recipe}))
+    command = QuantizerCommand("gguf")
+    context = command.make_context("gguf", ["--recipe", "manifest.json"])
+    request = read_request(context, command.quantizer)
+    assert [quantizer.type for quantizer in request.quantizers] == types
+
+
+def test_a_gguf_type_given_twice_is_refused() -> None:
+    command = QuantizerCommand("gguf")
+    context = command.make_context("gguf", ["m", "--type", "Q6_K", "--type", "q6_k"])
+    with pytest.raises(UsageError, match=r"--type Q6_K: given 2 times\."):
+        read_request(context, command.quantizer)

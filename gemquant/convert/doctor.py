@@ -1,17 +1,46 @@
-"""Packages: those that gemquant needs, and those behind each runtime."""
+"""What of this installation works, what is missing, and the command that installs it.
+
+A check is a function that returns findings; it imports nothing large and changes nothing.
+"""
 
 from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from typing import Literal
 
 from packaging.requirements import Requirement
 
 from gemquant import __version__
-from gemquant.core.finding import Finding, State
+from gemquant.core.resources import human_bytes
+from gemquant.measure.bench.machine import machine
+from gemquant.numerics import native
+from gemquant.numerics.ggml.library import version as ggml_version
+
+State = Literal["ok", "warning", "problem"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of one check.
+
+    group: ``program``, ``kernels``, ``runtimes``, ``models``, ``publishing``, ``devices``.
+    state: ``warning`` if something optional is missing, ``problem`` if what is installed does not
+    work. found: versions, or what is wrong. purpose: what it is for. command: installs or fixes it.
+    """
+
+    group: str
+    name: str
+    state: State
+    found: str
+    purpose: str = ""
+    command: str | None = None
+
+
+# ---------------------------------------------------------------- packages
 
 
 @dataclass(frozen=True)
@@ -146,11 +175,11 @@ def _finding(name: str, group: str, purpose: str, requirements: Sequence[Require
     missing = [name for name, found in installed.items() if found is None]
     unmet = [each for each in _unmet(requirements) if installed[each.name] is not None]
     state: State = "problem" if unmet else "warning" if missing else "ok"
-    told = [f"{each.name} {installed[each.name]}, needs {each.specifier}" for each in unmet]
-    told += [f"{name} missing" for name in missing]
-    if not told:
-        told = [f"{name} {found}" for name, found in installed.items()]
-    return Finding(group, name, state, ", ".join(told), purpose)
+    words = [f"{each.name} {installed[each.name]}, needs {each.specifier}" for each in unmet]
+    words += [f"{name} missing" for name in missing]
+    if not words:
+        words = [f"{name} {found}" for name, found in installed.items()]
+    return Finding(group, name, state, ", ".join(words), purpose)
 
 
 def _unmet(requirements: Sequence[Requirement]) -> list[Requirement]:
@@ -186,3 +215,67 @@ def version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+# ---------------------------------------------------------------- kernels
+
+PURPOSE = "fast quantization; without it everything works, slower"
+
+
+def kernels_in_use() -> list[Finding]:
+    """Our kernels, and ggml's."""
+    status = native.status()
+    if status.level is not None:
+        ours = Finding("kernels", "native", "ok", f"built for {status.level}", PURPOSE)
+    else:
+        reason = str(status.reason)
+        ours = Finding("kernels", "native", "warning", reason, PURPOSE, native.REBUILD)
+    purpose = "GGUF types that our kernels do not cover"
+    found = ggml_version()
+    if found is not None:
+        return [ours, Finding("kernels", "ggml", "ok", f"of xllamacpp {found}", purpose)]
+    missing = "xllamacpp missing, or not loadable here"
+    command = "pip install 'gemquant[gguf]'"
+    return [ours, Finding("kernels", "ggml", "warning", missing, purpose, command)]
+
+
+# ---------------------------------------------------------------- devices
+
+TORCH_FOR_CUDA = "https://pytorch.org/get-started/locally"
+
+
+def devices_present() -> list[Finding]:
+    """The processor and every GPU that the system reports."""
+    here = machine()
+    memory = "" if here.memory_gib is None else f", {here.memory_gib} GiB"
+    cores = f"{here.processor}, {here.physical_cores} cores{memory}"
+    findings = [Finding("devices", "processor", "ok", cores, "--device cpu")]
+    for gpu in here.accelerators:
+        size = "" if gpu.memory_bytes is None else f", {human_bytes(gpu.memory_bytes)}"
+        if gpu.driver is None:
+            findings.append(Finding("devices", gpu.name, "ok", f"present{size}", "--device mps"))
+            continue
+        found, torch = f"driver {gpu.driver}{size}", version("torch")
+        if torch is not None and torch.endswith("+cpu"):
+            found += f"; torch {torch} cannot use it"
+            command = f"install a torch for CUDA: {TORCH_FOR_CUDA}"
+            findings.append(
+                Finding("devices", gpu.name, "warning", found, "--device cuda", command)
+            )
+        else:
+            findings.append(Finding("devices", gpu.name, "ok", found, "--device cuda"))
+    return findings
+
+
+CHECKS: Sequence[Callable[[], Sequence[Finding]]] = (
+    core_packages,
+    kernels_in_use,
+    optional_packages,
+    devices_present,
+)
+"""Every check, in the order of printing."""
+
+
+def examine() -> list[Finding]:
+    """Run every check."""
+    return [finding for check in CHECKS for finding in check()]

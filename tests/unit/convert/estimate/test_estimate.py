@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 
-from gemquant.convert.estimate import Forecast, Request, forecast
+from gemquant.convert.estimate.fit import Estimate, EstimateRequest, estimate
 from gemquant.core.targets.target import load_target
 from gemquant.errors import UnsupportedError, UsageError
 from gemquant.runtimes.chat.presets import kv_cache_bytes
 
 FITTED = json.loads((Path(__file__).parents[3] / "golden" / "rockchip.json").read_text())
 MIB = 1 << 20
-BENCHMARK = Request(memory_bytes=8 * 10**9, context=192)
+BENCHMARK = EstimateRequest(memory_bytes=8 * 10**9, context=192)
 
 
-def rows(target: str, config: dict[str, Any], request: Request) -> dict[str, Forecast]:
-    made, _ = forecast(load_target(target), config, request)
+def rows(target: str, config: dict[str, Any], request: EstimateRequest) -> dict[str, Estimate]:
+    made, _ = estimate(load_target(target), config, request)
     return {f"{row.candidate.container} {row.candidate.scheme}": row for row in made}
 
 
@@ -69,7 +69,7 @@ def test_sliding_layers_are_counted_at_their_window_where_the_runtime_forgets_th
 
 
 def test_what_does_not_fit_says_by_how_much(gemma2_2b: dict[str, Any]) -> None:
-    row = rows("rk3588", gemma2_2b, Request(2 * 10**9, 4096))["rkllm w8a8"]
+    row = rows("rk3588", gemma2_2b, EstimateRequest(2 * 10**9, 4096))["rkllm w8a8"]
     assert not row.fits
     assert row.spare_bytes == 2 * 10**9 - row.memory_bytes
     # 2.61 billion weights in 8 bits, and 26 layers · 4096 tokens · 4096 bytes of cache.
@@ -97,7 +97,7 @@ def test_a_runtime_that_decompresses_takes_the_memory_of_the_original(
 def test_groups_that_do_not_divide_the_linears_are_refused_with_the_reason(
     gemma2_2b: dict[str, Any],
 ) -> None:
-    _, refused = forecast(load_target("rk3588"), gemma2_2b, BENCHMARK)
+    _, refused = estimate(load_target("rk3588"), gemma2_2b, BENCHMARK)
     assert [(each.scheme, each.refused) for each in refused] == [
         ("w8a8_g512", "self_attn.q_proj has 2304 inputs, not a multiple of 512")
     ]
@@ -113,7 +113,7 @@ def test_the_oldest_toolkit_that_reads_the_generation_is_named(
 
 
 def test_a_bandwidth_of_the_users_own_gives_a_bound(gemma2_2b: dict[str, Any]) -> None:
-    row = rows("cpu", gemma2_2b, Request(8 * 10**9, 1, gb_per_second=17.0))["gguf Q4_0"]
+    row = rows("cpu", gemma2_2b, EstimateRequest(8 * 10**9, 1, gb_per_second=17.0))["gguf Q4_0"]
     assert row.speed.basis == "bound"
     assert row.tokens_per_second == pytest.approx(17e9 / row.candidate.token_bytes)
 
@@ -121,12 +121,12 @@ def test_a_bandwidth_of_the_users_own_gives_a_bound(gemma2_2b: dict[str, Any]) -
 def test_an_unknown_device_is_refused_with_those_that_are_known(
     gemma2_2b: dict[str, Any],
 ) -> None:
-    request = Request(8 * 10**9, 1, device="RTX 9999")
+    request = EstimateRequest(8 * 10**9, 1, device="RTX 9999")
     with pytest.raises(UsageError, match="--device-model RTX 9999: not one of RTX 3060"):
-        forecast(load_target("cuda"), gemma2_2b, request)
+        estimate(load_target("cuda"), gemma2_2b, request)
 
 
 def test_a_target_without_figures_is_refused(gemma2_2b: dict[str, Any]) -> None:
     target = load_target("cpu").model_copy(update={"footprint": None})
     with pytest.raises(UnsupportedError, match="target cpu says nothing of memory and speed"):
-        forecast(target, gemma2_2b, BENCHMARK)
+        estimate(target, gemma2_2b, BENCHMARK)

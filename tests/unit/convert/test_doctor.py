@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from gemquant.convert.doctor import Finding, devices, examine, kernels, packages
-from gemquant.convert.doctor.packages import PARTS
+from gemquant.convert import doctor
+from gemquant.convert.doctor import PARTS, Finding, examine
 from gemquant.measure.bench.document import Accelerator
 from gemquant.numerics import native
 from tests.unit.cli.conftest import Run, run  # noqa: F401 (a fixture)
 
-PYPROJECT = tomllib.loads((Path(__file__).parents[4] / "pyproject.toml").read_text())
+PYPROJECT = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
 
 
 def found(name: str, monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]) -> Finding:
@@ -29,7 +29,7 @@ def found(name: str, monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]) 
         return versions[package]
 
     monkeypatch.setattr(metadata, "version", version)
-    here = [*packages.core_packages(), *packages.optional_packages()]
+    here = [*doctor.core_packages(), *doctor.optional_packages()]
     (finding,) = [each for each in here if each.name == name]
     return finding
 
@@ -64,7 +64,7 @@ def test_another_version_than_is_known_is_a_problem(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_core_package_out_of_range_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = (packages.Requirement(text).name for text in metadata.requires("gemquant") or ())
+    names = (doctor.Requirement(text).name for text in metadata.requires("gemquant") or ())
     versions = dict.fromkeys(names, "99.0") | {"packaging": "26.3"}
     finding = found("packages", monkeypatch, versions)
     assert finding.state == "problem"
@@ -74,24 +74,24 @@ def test_a_core_package_out_of_range_is_a_problem(monkeypatch: pytest.MonkeyPatc
 
 def test_kernels_that_are_not_in_use_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "status", lambda: native.Status(None, "not built"))
-    (finding, _) = kernels.kernels_in_use()
+    (finding, _) = doctor.kernels_in_use()
     assert (finding.state, finding.found) == ("warning", "not built")
     assert finding.command == native.REBUILD
 
 
 def test_kernels_in_use_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "status", lambda: native.Status("x86-64-v3"))
-    (finding, _) = kernels.kernels_in_use()
+    (finding, _) = doctor.kernels_in_use()
     assert (finding.state, finding.found) == ("ok", "built for x86-64-v3")
 
 
 def test_a_gpu_that_torch_cannot_use_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = Accelerator(name="NVIDIA X", memory_bytes=10**9, driver="580", compute_capability="9.0")
-    here = devices.machine().model_copy(update={"accelerators": (gpu,)})
-    monkeypatch.setattr(devices, "machine", lambda: here)
+    here = doctor.machine().model_copy(update={"accelerators": (gpu,)})
+    monkeypatch.setattr(doctor, "machine", lambda: here)
     for torch, state in (("2.13.0+cpu", "warning"), ("2.13.0+cu130", "ok")):
-        monkeypatch.setattr(devices, "version", lambda _, torch=torch: torch)
-        _, finding = devices.devices_present()
+        monkeypatch.setattr(doctor, "version", lambda _, torch=torch: torch)
+        _, finding = doctor.devices_present()
         assert (finding.name, finding.state) == ("NVIDIA X", state)
 
 
