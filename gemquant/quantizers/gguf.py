@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gemquant.core.artifact import Fallback
-    from gemquant.quantizers.gguf_importance import Weighting
+    from gemquant.quantizers.gguf_importance import ImportanceSource
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ class _Choice:
     types: Mapping[str, GgmlType] = field(default_factory=dict)
     fallbacks: Sequence[Fallback] = ()
     notes: Sequence[str] = ()
-    weighting: Weighting | None = None
+    weighting: ImportanceSource | None = None
 
 
 @dataclass(frozen=True)
@@ -206,12 +206,12 @@ Examples:
             pure=self.pure,
         )
 
-    def _weighting(self, config: Mapping[str, Any]) -> Weighting | None:
+    def _weighting(self, config: Mapping[str, Any]) -> ImportanceSource | None:
         from gemquant.quantizers import gguf_importance
 
         if self.imatrix:
-            return gguf_importance.of_file(Path(self.imatrix), config)
-        return gguf_importance.OfCalibration(config) if self.importance else None
+            return gguf_importance.importance_from_file(Path(self.imatrix), config)
+        return gguf_importance.FromCalibration(config) if self.importance else None
 
 
 def _fallbacks(plan: TypePlan, names: Mapping[str, str]) -> list[Fallback]:

@@ -23,7 +23,7 @@ _LONGEST_BYTES = 127
 """Of a text that llama-quantize records: its field holds 128 with the final zero."""
 
 
-class Weighting(Protocol):
+class ImportanceSource(Protocol):
     """Where the importance of columns comes from."""
 
     @property
@@ -50,7 +50,7 @@ class Weighting(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class OfFile:
+class FromFile:
     """An importance matrix in a file."""
 
     path: Path
@@ -93,7 +93,7 @@ class OfFile:
 
 
 @dataclass(frozen=True)
-class OfCalibration:
+class FromCalibration:
     """The importance matrix of this run's calibration text."""
 
     config: Mapping[str, Any]
@@ -143,7 +143,7 @@ def _shortened(text: str) -> str:
     return text.encode()[:_LONGEST_BYTES].decode(errors="ignore")
 
 
-def of_file(path: Path, config: Mapping[str, Any]) -> OfFile:
+def importance_from_file(path: Path, config: Mapping[str, Any]) -> FromFile:
     """Read an importance matrix of either form and match it to a model.
 
     CheckpointError if it cannot be read, UsageError if it is another model's.
@@ -152,4 +152,4 @@ def of_file(path: Path, config: Mapping[str, Any]) -> OfFile:
 
     matrix = read_imatrix(path)
     importance = importance_for(matrix, gguf_shapes(config))
-    return OfFile(path, matrix, importance.weights, importance.notes, config["model_type"])
+    return FromFile(path, matrix, importance.weights, importance.notes, config["model_type"])

@@ -16,13 +16,13 @@ from gemquant.formats.checkpoint.tokenizer_files import TokenizerSource, read_to
 from gemquant.formats.gguf.config import gguf_config
 from gemquant.formats.gguf.find import open_gguf
 from gemquant.formats.gguf.tokenizer import GgufTokenizer
+from gemquant.models.architecture import model_types
 from gemquant.models.chat import GEMMA_TOKENS, ChatTemplate, Message, SpecialTokens, render
 from gemquant.runtimes.llamacpp import gguf_file
 
 if TYPE_CHECKING:
     from gemquant.formats.checkpoint import Checkpoint
 
-END_OF_TURN = "<end_of_turn>"
 GGUF_TEMPLATE = "tokenizer.chat_template"
 GENAI_CONFIG = "genai_config.json"
 
@@ -67,11 +67,14 @@ class TextInterface:
                 raise ArtifactError(f"the model's configuration has no {name}.")
         eos = config.get("eos_token_id")
         ends = {eos} if isinstance(eos, int) else set(eos or ())
-        turn = source.tokenizer.token_to_id(END_OF_TURN)
+        architecture = model_types().get(config.get("model_type", ""))
+        if architecture is not None:
+            turn = source.tokenizer.token_to_id(architecture.end_of_turn)
+            ends |= set() if turn is None else {turn}
         return cls(
             source.tokenizer,
             config["bos_token_id"],
-            frozenset(ends if turn is None else {*ends, turn}),
+            frozenset(ends),
             source.chat_template,
             config["max_position_embeddings"],
             source.special_tokens(config),

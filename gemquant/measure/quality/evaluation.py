@@ -32,6 +32,7 @@ from gemquant.errors import GemquantError, UsageError, refuse
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemquant.measure.quality.measure import Subject, measure
 from gemquant.measure.quality.native import NativeRuntime
+from gemquant.models.architecture import architecture_of
 from gemquant.models.chat import ChatTemplate, choose_template
 from gemquant.numerics.bootstrap import RESAMPLES
 
@@ -241,7 +242,8 @@ class Evaluation:
 def _windows(
     suite: SuiteText | None, recipe: Recipe, original: Checkpoint
 ) -> Sequence[TokenWindows]:
-    source = choose_template(recipe.chat_template, original.chat_template())
+    stock = architecture_of(original.config).chat_template
+    source = choose_template(recipe.chat_template, original.chat_template(), stock)
     template = ChatTemplate(source, original.special_tokens())
     tokenizer, bos = original.tokenizer(), original.config["bos_token_id"]
     if suite is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from gemquant.core.recipe import Recipe
 from gemquant.formats.gguf.imatrix import ImportanceMatrix, read_imatrix
 from gemquant.models.config import text_config
-from gemquant.quantizers.gguf_importance import OfCalibration, OfFile
+from gemquant.quantizers.gguf_importance import FromCalibration, FromFile
 from tests.helpers.tiny_gemma import tiny_config
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "imatrix.gguf"
@@ -16,7 +16,7 @@ RECIPE = Recipe(model="tiny", quantizer="gguf", exporter="gguf")
 
 
 def keys_of(matrix: ImportanceMatrix, name: str) -> dict[str, str | int]:
-    return dict(OfFile(Path(name), matrix, {}, (), "gemma2").facts(RECIPE))
+    return dict(FromFile(Path(name), matrix, {}, (), "gemma2").facts(RECIPE))
 
 
 def test_keys_are_those_of_llama_quantize() -> None:
@@ -39,5 +39,5 @@ def test_a_long_text_is_cut_to_127_bytes_between_characters() -> None:
     assert keys["quantize.imatrix.file"] == "é" * 63
     assert keys["quantize.imatrix.dataset"] == "ü" * 63
     recipe = dataclasses.replace(RECIPE, calib="€" * 100)
-    computed = OfCalibration(text_config(tiny_config("gemma2"))).facts(recipe)
+    computed = FromCalibration(text_config(tiny_config("gemma2"))).facts(recipe)
     assert computed["quantize.imatrix.dataset"] == "€" * 42
