@@ -41,7 +41,6 @@ ALONG: Mapping[Granularity, Literal["per token", "per tensor"]] = {
     "token": "per token",
     "tensor": "per tensor",
 }
-CORNERS = len(GRANULARITIES) * len(HEADS)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from gemquant.core.artifact.evaluation import LevelEvaluation, SliceEvaluation
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
-from gemquant.measure.quality.emulated import CORNERS, Emulated, emulate
+from gemquant.measure.quality.emulated import Emulated, emulate
 from tests.helpers.tiny_gemma import Kind, write_tiny_gemma
 from tests.helpers.tiny_windows import tiny_windows
 
@@ -137,7 +137,7 @@ def assert_as_counted_elsewhere(checkpoint: Checkpoint, group_size: int) -> None
         dtype="w8a8",
         group_size=group_size,
     )
-    assert len(found) == CORNERS
+    assert len(found) == 4
     for activations, head in (("per token", "float16"), ("per tensor", "int8")):
         logits = oracle(
             checkpoint,
