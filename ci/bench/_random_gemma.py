@@ -17,8 +17,8 @@ sys.path.insert(0, str(ROOT))
 
 from gemquant.core.protocols import PlainSpec, RowChunks  # noqa: E402
 from gemquant.formats.safetensors.writer import SafetensorsWriter  # noqa: E402
-from gemquant.models.config import text_config  # noqa: E402
 from gemquant.models.architecture import tensor_shapes  # noqa: E402
+from gemquant.models.config import text_config  # noqa: E402
 from tests.helpers.tiny_gemma import write_tiny_tokenizer  # noqa: E402
 
 SHAPE: Mapping[str, Any] = {

@@ -29,24 +29,24 @@ COMMANDS: Mapping[str, LazyCommand] = {
     ),
     "card": LazyCommand(
         "gemquant.cli.card",
-        "Make an artifact's model card again, with what was measured since.",
+        "Write an artifact's model card again, with later measurements.",
     ),
-    "chat": LazyCommand("gemquant.cli.chat", "Talk with an artifact in the terminal."),
+    "chat": LazyCommand("gemquant.cli.chat", "Chat with an artifact in the terminal."),
     "doctor": LazyCommand(
-        "gemquant.cli.doctor", "Say what of this installation works, and how to get the rest."
+        "gemquant.cli.doctor", "Check what is installed and working, and how to install the rest."
     ),
     "eval": LazyCommand(
         "gemquant.cli.eval", "Compare quantized artifacts with the original model."
     ),
-    "gate": LazyCommand("gemquant.cli.gate", "Fail where artifacts are worse than their baseline."),
+    "gate": LazyCommand("gemquant.cli.gate", "Fail if artifacts are worse than their baseline."),
     "llamafile": LazyCommand(
         "gemquant.cli.llamafile", "Pack a GGUF and a llamafile runtime into one executable."
     ),
     "imatrix": LazyCommand(
-        "gemquant.cli.imatrix", "Compute an importance matrix for llama.cpp's quantization."
+        "gemquant.cli.imatrix", "Compute an importance matrix (imatrix) for llama.cpp."
     ),
     "onnx": LazyCommand(
-        "gemquant.cli.onnx", "ONNX for onnxruntime, through the model builder of onnxruntime-genai."
+        "gemquant.cli.onnx", "ONNX for onnxruntime, built by onnxruntime-genai's model builder."
     ),
     "plan": LazyCommand(
         "gemquant.cli.plan", "Predict size, memory and speed of every scheme that a target takes."
@@ -65,10 +65,10 @@ COMMANDS: Mapping[str, LazyCommand] = {
     ),
     "rknn-sim": LazyCommand(
         "gemquant.cli.rknn_sim",
-        "Run decoder layers in the simulator of rknn-toolkit2, in float16 and int8.",
+        "Simulate decoder layers in rknn-toolkit2, in float16 and int8.",
     ),
     "serve": LazyCommand("gemquant.cli.serve", "Serve a GGUF behind an OpenAI-compatible API."),
-    "show": LazyCommand("gemquant.cli.show", "Print what an artifact is and what was lost in it."),
+    "show": LazyCommand("gemquant.cli.show", "Print what an artifact is and what it lost."),
     "sign": LazyCommand(
         "gemquant.cli.sign", "Sign an artifact: its manifest and every file in it."
     ),
@@ -77,7 +77,7 @@ COMMANDS: Mapping[str, LazyCommand] = {
         "gemquant.cli.tasks",
         "Run lm-eval benchmarks on an artifact, in the runtime that executes it.",
     ),
-    "verify": LazyCommand("gemquant.cli.verify", "Hash artifacts again and check their structure."),
+    "verify": LazyCommand("gemquant.cli.verify", "Verify the hashes and structure of artifacts."),
 }
 
 

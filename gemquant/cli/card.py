@@ -75,7 +75,7 @@ command = click.Command(
         click.Option(["--force"], is_flag=True, help="Replace an existing --output."),
         *output_flags(),
     ],
-    help="""Make an artifact's model card again, with what was measured since.
+    help="""Write an artifact's model card again, with later measurements.
 
     README.md with the Hub's front matter (base model and relation, licence, gating, measurements as
     a model-index), from the manifest and the original's card. Card, evaluation and manifest change

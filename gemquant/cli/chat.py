@@ -211,7 +211,7 @@ command = ChatCommand(
         ),
         *output_flags(),
     ],
-    help="""Talk with an artifact in the terminal.
+    help="""Chat with an artifact in the terminal.
 
     GGUF files run in llama.cpp (extra gguf), other artifacts in transformers. A piped question is
     answered once, on stdout.

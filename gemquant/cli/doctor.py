@@ -82,7 +82,7 @@ command = click.Command(
         ),
         *output_flags(),
     ],
-    help="""Say what of this installation works, and how to get the rest.
+    help="""Check what is installed and working, and how to install the rest.
 
     Versions of all that gemquant needs, the kernels in use, the runtimes that run artifacts, the
     devices. A warning is something missing that not everybody needs, with the command that brings

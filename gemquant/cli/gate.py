@@ -282,7 +282,7 @@ command = GateCommand(
         ),
         *output_flags(),
     ],
-    help="""Fail where artifacts are worse than their baseline.
+    help="""Fail if artifacts are worse than their baseline.
 
     What `gemquant eval` measured is compared with a baseline in the repository, window by window on
     the same tokens: likelihood, divergence and agreement of every slice, size, bytes, and with

@@ -59,7 +59,7 @@ def command(
     as_json: bool,
     **params: Any,
 ) -> None:
-    """Compute an importance matrix for llama.cpp's quantization.
+    """Compute an importance matrix (imatrix) for llama.cpp.
 
     Σx² of every linear's inputs over the calibration text. `gemquant gguf --importance` computes
     the same during quantization; a file serves other tools, or several runs.

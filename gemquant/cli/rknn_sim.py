@@ -84,7 +84,7 @@ command = RknnSimCommand(
         defaults_flag(),
         *output_flags(),
     ],
-    help="""Run decoder layers in the simulator of rknn-toolkit2, in float16 and int8.
+    help="""Simulate decoder layers in rknn-toolkit2, in float16 and int8.
 
     A second opinion on int8, not RKLLM: this toolkit quantizes norms and softmax too. Each layer is
     written as an ONNX file, calibrated and simulated under the interpreter of --python, and

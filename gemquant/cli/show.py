@@ -21,7 +21,7 @@ command = click.Command(
     "show",
     callback=_show,
     params=[click.Argument(["artifact"], type=click.Path(path_type=Path)), *output_flags()],
-    help="""Print what an artifact is and what was lost in it.
+    help="""Print what an artifact is and what it lost.
 
     Reads manifest.json alone; `gemquant verify` checks the files.""",
     epilog="""\b

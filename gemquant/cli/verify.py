@@ -43,7 +43,7 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Hash artifacts again and check their structure.
+    """Verify the hashes and structure of artifacts.
 
     Every file must be the one that the manifest describes, and the container must hold every
     tensor of the model. A model.sig and the Hub's .gitattributes and .cache/huggingface may be in

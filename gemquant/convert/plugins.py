@@ -61,7 +61,7 @@ OWN: Mapping[Kind, tuple[Plugin, ...]] = {
         _own(
             "gguf",
             "gemquant.quantizers.gguf:KQuant",
-            "GGUF files for llama.cpp, in its mixtures of block formats, several in one pass.",
+            "GGUF for llama.cpp: K-quants, IQ4, Q8_0 and others, several types in one pass.",
         ),
         _own(
             "int8",

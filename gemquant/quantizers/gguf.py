@@ -62,7 +62,7 @@ class _Choice:
 
 @dataclass(frozen=True)
 class KQuant(Quantizer):
-    """GGUF files for llama.cpp, in its mixtures of block formats, several in one pass.
+    """GGUF for llama.cpp: K-quants, IQ4, Q8_0 and others, several types in one pass.
 
     Formats and bytes are those of llama.cpp's own quantize; no intermediate file is written. As
     there, all errors count alike unless an importance matrix weighs them: --imatrix FILE, or
