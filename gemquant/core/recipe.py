@@ -79,7 +79,7 @@ class Recipe:
             ),
             (
                 self.dtype in COMPUTE_DTYPES,
-                f"--dtype {self.dtype}: must be one of {', '.join(COMPUTE_DTYPES)}.",
+                f"--compute-dtype {self.dtype}: must be one of {', '.join(COMPUTE_DTYPES)}.",
             ),
             (
                 self.calib_dtype in ("auto", *COMPUTE_DTYPES),

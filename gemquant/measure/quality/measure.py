@@ -217,7 +217,7 @@ class _Track:
             if not torch.isfinite(original).all():
                 yield UnsupportedError(
                     f"The original's values stop being finite {where} (slice {windows.name}).",
-                    hint="Compute in float32: --dtype float32.",
+                    hint="Compute in float32: --compute-dtype float32.",
                 )
                 return
             if not torch.isfinite(other).all():
@@ -255,7 +255,7 @@ def _native(
         if not torch.isfinite(part.nll_original).all():
             raise UnsupportedError(
                 f"The original's predictions of slice {windows.name} are not finite.",
-                hint="Compute in float32: --dtype float32.",
+                hint="Compute in float32: --compute-dtype float32.",
             )
         if not torch.isfinite(part.nll_quantized).all():
             others = ", and those of its decoded weights are" if ours else ""

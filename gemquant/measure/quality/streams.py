@@ -157,7 +157,7 @@ class EvaluationStreams:
                     raise UnsupportedError(
                         f"evaluation slice {windows.name}: predictions are not finite in "
                         f"{self._skeleton.dtype}.",
-                        hint="Compute in float32: --dtype float32.",
+                        hint="Compute in float32: --compute-dtype float32.",
                     )
         return [self.figures(scores, seed=seed) for scores in results]
 

@@ -70,7 +70,7 @@ def test_every_value_out_of_range_is_reported_at_once() -> None:
         "--seq-len 8: must be at least 16 tokens.",
         "--eval-windows -1: must be at least 0 (0: no certificate).",
         "--device tpu: must be cpu, cuda, cuda:N or mps.",
-        "--dtype f8: must be one of float32, bfloat16.",
+        "--compute-dtype f8: must be one of float32, bfloat16.",
     ]
 
 
