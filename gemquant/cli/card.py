@@ -1,4 +1,4 @@
-"""``gemquant card``: an artifact's model card, made again from its manifest."""
+"""``gemquant card``: regenerate an artifact's model card from its manifest."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def _card(
         document: dict[str, Any] = {"path": str(artifact), "card": str(place), "changed": changed}
         render.print_json(document)
     else:
-        told = "up to date" if not changed else f"written; changed: {', '.join(changed)}"
-        click.echo(f"{place}: {told}")
+        state = "up to date" if not changed else f"written; changed: {', '.join(changed)}"
+        click.echo(f"{place}: {state}")
 
 
 command = click.Command(
@@ -57,29 +57,30 @@ command = click.Command(
             ["--evaluation"],
             metavar="FILE",
             type=click.Path(path_type=Path),
-            help="Show what `gemquant eval --output FILE` measured, and keep it in the artifact.",
+            help="Add the figures of `gemquant eval --output FILE` to card and artifact.",
         ),
         click.Option(
             ["--tasks"],
             metavar="FILE",
             type=click.Path(path_type=Path),
-            help="The same with what `gemquant tasks --output FILE` measured.",
+            help="Add the scores of `gemquant tasks --output FILE`.",
         ),
         click.Option(
             ["-o", "--output"],
             metavar="FILE",
             type=click.Path(path_type=Path),
-            help="Write the card here, and leave the artifact as it is.",
+            help="Write the card to this file and leave the artifact unchanged.",
         ),
-        click.Option(["--check"], is_flag=True, help="Only say whether the card is up to date."),
+        click.Option(["--check"], is_flag=True, help="Only check whether the card is up to date."),
         click.Option(["--force"], is_flag=True, help="Replace an existing --output."),
         *output_flags(),
     ],
     help="""Write an artifact's model card again, with later measurements.
 
-    README.md with the Hub's front matter (base model and relation, licence, gating, measurements as
-    a model-index), from the manifest and the original's card. Card, evaluation and manifest change
-    together, so that `gemquant verify` stays content. --check exits with 6 if they differ.""",
+    Writes README.md with the Hub's front matter (base model and relation, licence, gating,
+    measurements as a model-index) from the manifest and the original's card. Card, evaluation and
+    manifest change together, so `gemquant verify` still passes. --check exits with 6 if the card
+    is out of date.""",
     epilog="""\b
 Examples:
   gemquant card gemma-2-2b-awq --check

@@ -1,4 +1,4 @@
-"""``gemquant gate``: hold artifacts against a baseline; fail for the right reason."""
+"""``gemquant gate``: compare artifacts with a baseline, and fail if they are worse."""
 
 from __future__ import annotations
 
@@ -258,18 +258,18 @@ command = GateCommand(
             ["--budget"],
             metavar="FILE",
             type=click.Path(dir_okay=False, path_type=Path),
-            help="What may be lost, as TOML; docs/gate.md has the keys and the defaults.",
+            help="Allowed losses, as TOML; docs/gate.md lists the keys and the defaults.",
         ),
         click.Option(
             ["--bench"],
             metavar="FILE",
             type=click.Path(dir_okay=False, path_type=Path),
-            help="What `gemquant bench --json` printed: peak memory and speed are compared too.",
+            help="Output of `gemquant bench --json`: compare peak memory and speed too.",
         ),
         click.Option(
             ["--update-baseline"],
             is_flag=True,
-            help="Judge nothing; put what was measured into the baseline.",
+            help="Judge nothing; put the new figures into the baseline.",
         ),
         click.Option(["--reason"], metavar="TEXT", help="Why, for the baseline's history."),
         document_flag("the verdict, for `gemquant report`,"),
@@ -284,12 +284,12 @@ command = GateCommand(
     ],
     help="""Fail if artifacts are worse than their baseline.
 
-    What `gemquant eval` measured is compared with a baseline in the repository, window by window on
+    Compares the figures of `gemquant eval` with a baseline in the repository, window by window on
     the same tokens: likelihood, divergence and agreement of every slice, size, bytes, and with
-    --bench memory and speed. An artifact's folder is measured first, on what the baseline names. A
-    loss fails where it is significant and not shown to be within budget (exit code 10); too few
-    windows to decide fail too, apart (11), as does anything that is not of the same original,
-    tokens and level. The message names slice, metric and layer.""",
+    --bench memory and speed. An artifact's folder is measured first, as the baseline was. Exit code
+    10: a loss is significant and not shown to be within budget. Exit code 11: too few windows to
+    decide, or another original, other tokens or another level. The message names slice, metric and
+    layer.""",
     epilog="""\b
 Examples:
   gemquant gate gemma-awq --baseline ci/baselines/gemma.json

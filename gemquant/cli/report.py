@@ -190,8 +190,8 @@ command = ReportCommand(
             metavar="[EVALUATION]...",
             type=click.Path(path_type=Path),
         ),
-        _file("--verdict", "What `gemquant gate --output` wrote."),
-        _file("--bench", "What `gemquant bench --json` printed."),
+        _file("--verdict", "Output of `gemquant gate --output`."),
+        _file("--bench", "Output of `gemquant bench --json`."),
         _file("--baseline", "A baseline, whose history is shown."),
         _file("--markdown", "Markdown, for a pull request and $GITHUB_STEP_SUMMARY; - for stdout."),
         setting(

@@ -1,4 +1,4 @@
-"""``gemquant show``: what an artifact is and what was lost in it."""
+"""``gemquant show``: print what an artifact is, and its certificates."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ command = click.Command(
     params=[click.Argument(["artifact"], type=click.Path(path_type=Path)), *output_flags()],
     help="""Print what an artifact is and what it lost.
 
-    Reads manifest.json alone; `gemquant verify` checks the files.""",
+    Reads manifest.json only; `gemquant verify` checks the files.""",
     epilog="""\b
 Examples:
   gemquant show gemma-2-2b-awq

@@ -23,16 +23,14 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from gemquant.calibration.stream import embed_windows, layer_weights
+from gemquant.calibration.stream import embed_windows, stream_layers
 from gemquant.calibration.windows import calibration_windows, evaluation_windows
 from gemquant.core.progress import Progress
 from gemquant.core.recipe import DEFAULT_CALIBRATION
 from gemquant.core.targets.target import load_target
 from gemquant.errors import ProblemCollector, RuntimeMissingError, UnsupportedError, UsageError
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
-from gemquant.models.architecture import layer_parameters
 from gemquant.models.skeleton import Skeleton
-from gemquant.models.structure import layer_prefix
 from gemquant.numerics.precision import fast_products
 from gemquant.rockchip.options import npu_of
 from gemquant.rockchip.programs import PROGRAMS
@@ -252,17 +250,13 @@ def write_blocks(
     skeleton = Skeleton(checkpoint.config, eager=True)
     stream = embed_windows(skeleton, checkpoint, torch.cat([calibration, compared]))
     written = []
-    last = max(layers)
-    progress.start("running the original", last + 1)
-    for index in range(last + 1):
-        names = layer_parameters(checkpoint.config, index)
-        weights = layer_weights(checkpoint, layer_prefix(index), names, skeleton)
-        before = stream.hidden.clone() if index in layers else None
-        stream.advance(index, weights)
-        if before is not None:
-            layer = folder / str(index)
-            written.append(_write(layer, index, skeleton, weights, before, stream.hidden[-1:]))
-        progress.advance("running the original")
+    inputs = stream.hidden.clone() if 0 in layers else None
+    count, task = max(layers) + 1, "running the original"
+    for index, weights in stream_layers(stream, checkpoint, progress, task, layers=count):
+        if inputs is not None:
+            outputs = stream.hidden[-1:]
+            written.append(_write(folder / str(index), index, skeleton, weights, inputs, outputs))
+        inputs = stream.hidden.clone() if index + 1 in layers else None
     return written
 
 
