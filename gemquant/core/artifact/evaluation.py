@@ -80,17 +80,17 @@ class SliceEvaluation(Record):
     windows: WindowColumns = Field(description="What was measured, window by window.")
     perplexity_original: Interval = Field(description="Perplexity before.")
     perplexity_quantized: Interval = Field(description="Perplexity after.")
-    kl_mean: Interval = Field(description="Mean divergence, nats per token.")
-    kl_p999: Interval = Field(description="99.9th percentile over tokens.")
-    top1: Interval = Field(description="Fraction of tokens with the same first token.")
     nll_increase: Interval | None = Field(
         default=None,
-        description="Mean negative log-likelihood after less before, paired, nats per token. This "
-        "and what follows is null in certificates of manifests before version 2 alone.",
+        description="Mean negative log-likelihood after less before, paired, nats per token. Null "
+        "in certificates of manifests before version 2 alone, as are median, 99 %, maximum, top5.",
     )
+    kl_mean: Interval = Field(description="Mean divergence, nats per token.")
     kl_median: Interval | None = Field(default=None, description="Median over tokens.")
     kl_p99: Interval | None = Field(default=None, description="99th percentile over tokens.")
+    kl_p999: Interval = Field(description="99.9th percentile over tokens.")
     kl_max: float | None = Field(default=None, description="Largest divergence of a token.")
+    top1: Interval = Field(description="Fraction of tokens with the same first token.")
     top5: Interval | None = Field(
         default=None, description="Mean share of the five most likely tokens in common."
     )
