@@ -25,6 +25,7 @@ DECIDED_BY_BOARD = {
     "threads": None,
 }
 """Settings that the board's runtime decides itself, with their defaults."""
+FLAGS = {"dtype": "compute-dtype"}
 
 
 def board_flags() -> list[click.Parameter]:
@@ -77,7 +78,10 @@ def bench_problems(params: Mapping[str, Any]) -> list[GemquantError]:
     if params["board"] is None:
         return needs_board(params, "tokenizer")
     return [
-        UsageError(f"--{name} {params[name]}: with --board, the board's runtime decides that.")
+        UsageError(
+            f"--{FLAGS.get(name, name)} {params[name]}: "
+            "with --board, the board's runtime decides that."
+        )
         for name, default in DECIDED_BY_BOARD.items()
         if params[name] != default
     ]

@@ -233,10 +233,18 @@ def threads_flag(help: str = "Processor threads.") -> click.Parameter:
 
 
 def runtime_flags(dtypes: Sequence[str], *, default: str, help: str) -> list[click.Parameter]:
-    """Where and how an artifact's runtime computes. default, help: of ``--dtype``."""
+    """Where and how an artifact's runtime computes. default, help: of ``--compute-dtype``."""
     return [
         setting("--device", default="cpu", metavar="cpu|cuda|mps", help="Where runtimes compute."),
-        setting("--dtype", default=default, metavar="|".join(dtypes), help=help),
+        former_flag("--dtype", "--compute-dtype", "dtype"),
+        setting(
+            "--compute-dtype",
+            name="dtype",
+            default=default,
+            metavar="|".join(dtypes),
+            help=help,
+            envvar=["GEMQUANT_COMPUTE_DTYPE", "GEMQUANT_DTYPE"],
+        ),
         threads_flag("Processor threads of the runtime."),
     ]
 
@@ -324,7 +332,7 @@ def too_small(given: Mapping[str, Any], smallest: Mapping[str, int]) -> list[Gem
 
 
 def unknown_place(given: Mapping[str, Any], dtypes: Sequence[str]) -> list[GemquantError]:
-    """Values of ``--device`` and ``--dtype`` that do not exist."""
+    """Values of ``--device`` and ``--compute-dtype`` that do not exist."""
     problems: list[GemquantError] = []
     if given["device"] and given["device"].partition(":")[0] not in DEVICES:
         problems.append(
@@ -332,6 +340,6 @@ def unknown_place(given: Mapping[str, Any], dtypes: Sequence[str]) -> list[Gemqu
         )
     if given["dtype"] not in {None, *dtypes}:
         problems.append(
-            UsageError(f"--dtype {given['dtype']}: must be one of {', '.join(dtypes)}.")
+            UsageError(f"--compute-dtype {given['dtype']}: must be one of {', '.join(dtypes)}.")
         )
     return problems

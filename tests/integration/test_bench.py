@@ -79,11 +79,16 @@ def test_a_dry_run_says_what_would_be_measured_and_why_not(
 
 def test_everything_that_is_wrong_is_said_at_once(run: Run) -> None:
     result = run(
-        *("bench", "absent", "--new-tokens", "1", "--repetitions", "0", "--dtype", "int3"),
+        *("bench", "absent", "--new-tokens", "1", "--repetitions", "0", "--compute-dtype", "int3"),
         *("--device", "tpu"),
     )
     assert result.code == 2
-    for said in ("--new-tokens 1: must be", "--repetitions 0", "--dtype int3", "--device tpu"):
+    for said in (
+        "--new-tokens 1: must be",
+        "--repetitions 0",
+        "--compute-dtype int3",
+        "--device tpu",
+    ):
         assert said in result.err
 
 

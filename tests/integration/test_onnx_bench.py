@@ -20,7 +20,7 @@ def test_onnxruntime_generates_what_transformers_does(run: Run, tmp_path: Path) 
     made = run("onnx", "model", "--bits", "32", "--no-eval", "-o", "out", "--threads", "1")
     assert made.code == 0, made.err
     short = ("--prompt-tokens", "24", "--new-tokens", "8", "--repetitions", "1", "--threads", "1")
-    given = ("out", "model", "--modes", "default,eager", "--dtype", "float32", *short)
+    given = ("out", "model", "--modes", "default,eager", "--compute-dtype", "float32", *short)
     result = run("bench", *given, "--json")
     assert result.code == 0, result.err
     onnx, transformers = json.loads(result.out)["rows"]

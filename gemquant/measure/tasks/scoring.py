@@ -49,7 +49,7 @@ class Score:
             raise ArtifactError(
                 "The model's predictions are not finite: its weights are broken, or the type "
                 "computed in is too narrow.",
-                hint="gemquant verify ARTIFACT; or compute in float32: --dtype float32",
+                hint="gemquant verify ARTIFACT; or compute in float32: --compute-dtype float32",
             )
         self.log_likelihood += total
         self.greedy = self.greedy and bool((logits.argmax(-1) == ids).all())

@@ -91,10 +91,10 @@ def test_a_file_that_the_runtime_refuses_leaves_its_reason(
 
 
 def test_what_a_board_decides_itself_is_refused_at_once(run: Run, files: list[str]) -> None:
-    wrong = ("--device", "cuda", "--dtype", "float16", "--threads", "4")
+    wrong = ("--device", "cuda", "--compute-dtype", "float16", "--threads", "4")
     done = run("bench", *files, "--board", ADDRESS, *wrong)
     assert done.code == 2
-    for flag in ("--device cuda", "--dtype float16", "--threads 4"):
+    for flag in ("--device cuda", "--compute-dtype float16", "--threads 4"):
         assert f"{flag}: with --board, the board's runtime decides that." in done.err
 
 

@@ -93,7 +93,7 @@ def test_perplexity_and_divergence_are_those_of_whole_logits(
         return run_evaluation(self, *arguments, **more)
 
     monkeypatch.setattr(Evaluation, "run", noted)
-    done = run("eval", str(artifact), "--board", ADDRESS, *SHORT, "--dtype", "float32")
+    done = run("eval", str(artifact), "--board", ADDRESS, *SHORT, "--compute-dtype", "float32")
     assert done.code == 0, done.err
     (told,) = json.loads(done.out)["artifacts"]
     reference, native = told["levels"]

@@ -47,7 +47,18 @@ def test_without_lm_eval_the_extra_is_named(
 
 def test_everything_wrong_with_the_options_is_told_at_once(run: Run) -> None:
     result = run(
-        *("tasks", "a", "--limit", "0", "--tasks", ",", "--device", "tpu", "--dtype", "int8"),
+        *(
+            "tasks",
+            "a",
+            "--limit",
+            "0",
+            "--tasks",
+            ",",
+            "--device",
+            "tpu",
+            "--compute-dtype",
+            "int8",
+        ),
         *("--against", "b", "--no-original", "--allow-task-code", "--output", "."),
     )
     assert result.code == 2
@@ -55,7 +66,7 @@ def test_everything_wrong_with_the_options_is_told_at_once(run: Run) -> None:
     for told in (
         "--limit 0",
         "--device tpu",
-        "--dtype int8",
+        "--compute-dtype int8",
         "names no task",
         "exclude each other",
     ):
