@@ -241,10 +241,10 @@ command = PlanCommand(
     ],
     help="""Predict size, memory and speed of every scheme that a target takes.
 
-    From headers alone: weights, a key-value cache in 16 bits of which sliding layers hold their
-    window where the runtime forgets the rest, and what runtimes take beside. Decoding reads every
-    weight once a token, so its speed follows from the memory's bandwidth. Of a Hub id only
-    config.json is fetched.""",
+    The prediction uses headers alone: weights, a 16-bit key-value cache (only the window in sliding
+    layers, if the runtime drops the rest), and the memory of the runtime itself. Decoding reads
+    every weight once per token, so memory bandwidth limits its speed. From a Hub id only
+    config.json is downloaded.""",
     epilog="""\b
 Examples:
   gemquant plan google/gemma-2-2b --target rk3588 --memory 8G --context 4096
