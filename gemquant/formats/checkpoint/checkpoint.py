@@ -92,6 +92,7 @@ def _open_folder(folder: Path, ref: str, revision: str | None, lora: str | None)
     tokenizer = problems.attempt(lambda: read_tokenizer_files(folder))
     adapter = problems.attempt(lambda: _adapter(lora, config, provenance))
     problems.refuse()
+    config = {**config, **tensors.value.config}
     return Checkpoint(
         ref, revision, config, provenance, tensors.value, tokenizer.value, adapter.value
     )

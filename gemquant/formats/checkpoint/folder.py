@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,12 +23,13 @@ from gemquant.formats.checkpoint.files import contained, read_json_object
 from gemquant.formats.checkpoint.source import text_name
 from gemquant.formats.safetensors.reader import MappedSafetensors
 from gemquant.models.architecture import tensor_shapes
-from gemquant.models.structure import HEAD
+from gemquant.models.structure import EMBEDDING, HEAD
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 _FLOATS = ("BF16", "F16", "F32")
+_CHUNK_VALUES = 1 << 22
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -45,15 +47,20 @@ def read_raw_config(folder: Path) -> dict[str, Any]:
 
 
 class FolderTensors:
-    """The text model's tensors of a folder, under the text-only names."""
+    """The text model's tensors of a folder, under the text-only names.
+
+    config: the text configuration, with ``tie_word_embeddings`` as the weights have it.
+    """
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         """Read all headers; raise everything that does not fit the configuration at once."""
         files, promised = _weight_files(folder)
         self._mapped = MappedSafetensors(files)
-        self._stored_names, problems = _text_names(self._mapped, config)
-        problems += _promise_problems(self._mapped, promised)
-        problems += _shape_problems(self._mapped, self._stored_names, config)
+        self._stored_names, problems = _text_names(self._mapped)
+        tied = _tie(self._mapped, self._stored_names)
+        self.config: Mapping[str, Any] = {**config, "tie_word_embeddings": tied}
+        problems += _promise_problems(self._mapped, promised, tied=tied)
+        problems += _shape_problems(self._mapped, self._stored_names, self.config)
         refuse(problems)
 
     @property
@@ -106,15 +113,13 @@ def _no_weights(folder: Path) -> GemquantError:
     )
 
 
-def _text_names(
-    mapped: MappedSafetensors, config: Mapping[str, Any]
-) -> tuple[dict[str, str], list[GemquantError]]:
-    """Map text-only names to stored names; a tied head is dropped."""
+def _text_names(mapped: MappedSafetensors) -> tuple[dict[str, str], list[GemquantError]]:
+    """Map text-only names to stored names."""
     names: dict[str, str] = {}
     problems: list[GemquantError] = []
     for stored in mapped.shapes:
         name = text_name(stored)
-        if name is None or (name == HEAD and config["tie_word_embeddings"]):
+        if name is None:
             continue
         if name in names:
             problems.append(CheckpointError(f"{names[name]} and {stored} are the same tensor."))
@@ -122,11 +127,45 @@ def _text_names(
     return names, problems
 
 
+def _tie(mapped: MappedSafetensors, names: dict[str, str]) -> bool:
+    """Whether head and embedding are one matrix; if so, ``names`` holds the embedding alone.
+
+    The stored weights decide, as in transformers 5, and not config.json: two equal matrices or one
+    of the two are tied, two different ones are not.
+    """
+    head, embedding = names.get(HEAD), names.get(EMBEDDING)
+    if head is None:
+        return True
+    if embedding is None:
+        names[EMBEDDING] = head
+    elif not _equal(mapped, head, embedding):
+        return False
+    del names[HEAD]
+    return True
+
+
+def _equal(mapped: MappedSafetensors, first: str, second: str) -> bool:
+    """Compare two matrices row block by row block, as float32."""
+    shape = mapped.shapes[first]
+    if shape != mapped.shapes[second]:
+        return False
+    if not {mapped.format_dtype(name) for name in (first, second)} <= set(_FLOATS):
+        return False
+    step = max(1, _CHUNK_VALUES // max(math.prod(shape[1:]), 1))
+    return all(
+        torch.equal(*(mapped.read(n, row, row + step, torch.float32) for n in (first, second)))
+        for row in range(0, shape[0], step)
+    )
+
+
 def _promise_problems(
-    mapped: MappedSafetensors, promised: Mapping[str, str]
+    mapped: MappedSafetensors, promised: Mapping[str, str], *, tied: bool
 ) -> list[GemquantError]:
+    shared = (HEAD, EMBEDDING) if tied else ()
     missing = [
-        f"{tensor} ({file})" for tensor, file in promised.items() if tensor not in mapped.shapes
+        f"{tensor} ({file})"
+        for tensor, file in promised.items()
+        if tensor not in mapped.shapes and text_name(tensor) not in shared
     ]
     if not missing:
         return []

@@ -74,6 +74,48 @@ def test_a_tied_head_is_dropped(tmp_path: Path) -> None:
     assert "lm_head.weight" not in open_checkpoint(str(folder)).names()
 
 
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3"])
+def test_a_different_head_is_untied_whatever_the_configuration_declares(
+    tmp_path: Path, kind: Kind
+) -> None:
+    folder = write_tiny_gemma(tmp_path / "m", kind, overrides={"tie_word_embeddings": True})
+    prefix = "language_model." if kind == "gemma3" else ""
+    tensors = load_file(folder / "model.safetensors")
+    head = tensors[f"{prefix}model.embed_tokens.weight"].clone()
+    head[-1, -1] += 1
+    tensors[f"{prefix}lm_head.weight"] = head
+    save_file(tensors, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    checkpoint = open_checkpoint(str(folder))
+    assert checkpoint.config["tie_word_embeddings"] is False
+    assert torch.equal(checkpoint.tensor("lm_head.weight"), head)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("stored", ["lm_head.weight", "model.embed_tokens.weight"])
+def test_one_stored_matrix_of_head_and_embedding_is_both(
+    tmp_path: Path, stored: str, tied: bool
+) -> None:
+    folder = write_tiny_gemma(
+        tmp_path / "m", "gemma2", shards=2, overrides={"tie_word_embeddings": tied}
+    )
+    first, index = (
+        folder / "model-00001-of-00002.safetensors",
+        folder / "model.safetensors.index.json",
+    )
+    tensors = load_file(first)
+    matrix = tensors.pop("model.embed_tokens.weight")
+    save_file({**tensors, stored: matrix}, first)
+    content = json.loads(index.read_text())
+    content["weight_map"]["lm_head.weight"] = first.name
+    index.write_text(json.dumps(content))
+    checkpoint = open_checkpoint(str(folder))
+    assert checkpoint.config["tie_word_embeddings"] is True
+    assert "lm_head.weight" not in checkpoint.names()
+    assert torch.equal(checkpoint.tensor("model.embed_tokens.weight"), matrix)
+
+
 def test_rows_are_those_of_the_tensor(tiny_folder: Path) -> None:
     checkpoint = open_checkpoint(str(tiny_folder))
     assert torch.equal(checkpoint.rows(UP, 5, 9), checkpoint.tensor(UP)[5:9])
