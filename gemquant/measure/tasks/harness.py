@@ -23,7 +23,7 @@ from gemquant.errors import (
     refuse,
 )
 from gemquant.measure.tasks.document import Settings
-from gemquant.measure.tasks.folder import folder_problems, task_names
+from gemquant.measure.tasks.folder import data_loader, folder_problems, is_local, task_names
 from gemquant.models.template_process import RenderingError, shared_renderer
 
 INSTALL = "pip install 'gemquant[tasks]'"
@@ -68,7 +68,7 @@ def load(
     similar ones; what cannot be downloaded is skipped, with the reason.
     """
     version()
-    with contained():
+    with contained(code_allowed=code_allowed), ExitStack() as offline:
         import lm_eval.api.metrics  # noqa: F401 - fills the registry
         from lm_eval.api.registry import METRIC_REGISTRY
         from lm_eval.tasks import TaskManager
@@ -84,43 +84,43 @@ def load(
             )
             names_in_folder = task_names(folder)
         progress.note("reading lm-eval's list of tasks")
+        all_in_folder = folder is not None and names_in_folder.issuperset(names)
+        if folder is not None and all_in_folder and is_local(folder):
+            _go_offline(offline)
         # lm-eval's list takes seconds; a folder with all the tasks does not need it.
         manager = TaskManager(
-            include_path=None if folder is None else str(folder),
-            include_defaults=not names_in_folder.issuperset(names),
+            include_path=None if folder is None else str(folder.resolve()),
+            include_defaults=not all_in_folder,
         )
         refuse(_unknown(names, manager.all_tasks))
         tasks: dict[str, Sequence[Any]] = {}
         skipped: dict[str, str] = {}
         members: dict[str, Sequence[str]] = {}
-        with ExitStack() as offline:
-            for name in names:
-                progress.note(f"reading the data of {name}")
-                try:
-                    content = manager.load([name])
-                except (OSError, ImportError) as error:
-                    skipped[name] = _unreachable(error)
-                    if isinstance(error, ConnectionError):
-                        _go_offline(offline)
-                except GemquantError:
-                    raise
-                except Exception as error:  # task files and loaders raise anything
-                    if not _is_network_error(error):
-                        raise CalibrationError(
-                            f"the task {name} cannot be read: {error}"
-                        ) from error
-                    skipped[name] = _unreachable(error)
-                else:
-                    group, loaded = content["groups"].get(name), content["tasks"]
-                    tasks[name] = [group] if group is not None else list(loaded.values())
-                    refuse(_repeated(name, list(loaded), members))
-                    members[name] = list(loaded)
+        for name in names:
+            progress.note(f"reading the data of {name}")
+            try:
+                content = manager.load([name])
+            except (OSError, ImportError) as error:
+                skipped[name] = _unreachable(error)
+                if isinstance(error, ConnectionError):
+                    _go_offline(offline)
+            except GemquantError:
+                raise
+            except Exception as error:  # task files and loaders raise anything
+                if not _is_network_error(error):
+                    raise CalibrationError(f"the task {name} cannot be read: {error}") from error
+                skipped[name] = _unreachable(error)
+            else:
+                group, loaded = content["groups"].get(name), content["tasks"]
+                tasks[name] = [group] if group is not None else list(loaded.values())
+                refuse(_repeated(name, list(loaded), members))
+                members[name] = list(loaded)
     return Loaded(manager, tasks, members, skipped)
 
 
 def run(model: Any, loaded: Loaded, settings: Settings) -> Mapping[str, Any]:
     """Let a model answer all loaded tasks; return lm-eval's results with their samples."""
-    with contained():
+    with contained(code_allowed=settings.task_code):
         from lm_eval import simple_evaluate
 
         results: Mapping[str, Any] = simple_evaluate(
@@ -142,8 +142,8 @@ def run(model: Any, loaded: Loaded, settings: Settings) -> Mapping[str, Any]:
 
 
 @contextmanager
-def contained() -> Iterator[None]:
-    """Contain lm-eval: limited templates, no progress bars, no processes.
+def contained(*, code_allowed: bool = False) -> Iterator[None]:
+    """Contain lm-eval: no foreign code, limited templates, no progress bars, no processes.
 
     Task templates come from authors of data sets and from users: they are rendered in a limited
     process. ``-vv`` shows lm-eval's log.
@@ -154,9 +154,17 @@ def contained() -> Iterator[None]:
         import datasets
         import lm_eval.api.task
         import lm_eval.evaluator
+        import lm_eval.tasks._yaml_loader
         import lm_eval.utils
         from tqdm.std import tqdm
 
+        if not code_allowed:
+            yaml_loader = lm_eval.tasks._yaml_loader  # noqa: SLF001 - there is no public way
+            trusted = Path(lm_eval.tasks.__file__).parent
+            make_loader = data_loader(yaml_loader._make_loader, trusted)  # noqa: SLF001
+            _replace(stack, yaml_loader, "_make_loader", make_loader)
+        # The counter asks a server for each data set, local ones included.
+        _replace(stack, datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", False)
         _replace(stack, lm_eval.utils, "env", _TaskTemplates())
         # The document records neither a commit nor this machine's packages, and finding them out
         # would start other programs.

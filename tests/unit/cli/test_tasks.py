@@ -180,6 +180,73 @@ class TestWithLmEval:
         assert "--allow-task-code" in result.err
         assert not ran.exists()
 
+    @pytest.mark.parametrize("checked", [True, False])
+    @pytest.mark.parametrize("way", ["plain", "duplicate key", "merge key", "linked include"])
+    def test_hidden_task_code_does_not_run(
+        self,
+        run: Run,
+        gemma: str,
+        tmp_path: Path,
+        tasks: str,
+        monkeypatch: pytest.MonkeyPatch,
+        way: str,
+        checked: bool,
+    ) -> None:
+        """Without the check, lm-eval's loader refuses."""
+        if not checked:
+            monkeypatch.setattr(harness, "folder_problems", lambda *_args, **_kwargs: [])
+        ran, file = tmp_path / "ran", Path(tasks, "tiny_choice.yaml")
+        text = file.read_text(encoding="utf-8")
+        code = "doc_to_text: !function evil.f"
+        evil = f"open({str(ran)!r}, 'w')\nf = len\n"
+        Path(tasks, "evil.py").write_text(evil, encoding="utf-8")
+        if way == "linked include":
+            Path(tasks, "sub").mkdir()
+            Path(tasks, "sub", "evil.py").write_text(evil, encoding="utf-8")
+            Path(tasks, "sub", "inc.txt").write_text(f"{code}\n", encoding="utf-8")
+            Path(tasks, "inc.txt").write_text("metadata: {}\n", encoding="utf-8")
+            file.rename(Path(tasks, "sub", "real.txt"))
+            with Path(tasks, "sub", "real.txt").open("a", encoding="utf-8") as opened:
+                opened.write("include: inc.txt\n")
+            file.symlink_to("sub/real.txt")
+        elif way == "merge key":
+            file.write_text(f"<<: {{{code}}}\n{text}", encoding="utf-8")
+        else:
+            text = text if way == "duplicate key" else text.replace("doc_to_text", "description")
+            file.write_text(f"{code}\n{text}", encoding="utf-8")
+        result = run(
+            *("tasks", gemma, "--no-original", "--task-folder", tasks, "--tasks", "tiny_choice"),
+            *("--limit", "2"),
+        )
+        assert not ran.exists()
+        if checked:
+            assert result.code == 4
+            assert "!function evil.f" in result.err
+        else:
+            assert result.code != 0
+
+    def test_local_tasks_ask_no_server(
+        self, run: Run, gemma: str, tasks: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[object] = []
+
+        def refuse(host: object, *_args: object, **_kwargs: object) -> None:
+            asked.append(host)
+            raise OSError
+
+        monkeypatch.setattr("socket.getaddrinfo", refuse)
+        monkeypatch.setattr("socket.create_connection", refuse)
+        command = ("tasks", gemma, "--no-original", "--task-folder", tasks, "--tasks")
+        assert run(*command, "tiny_choice", "--limit", "2").code == 0
+        file = Path(tasks, "tiny_choice.yaml")
+        text = file.read_text(encoding="utf-8")
+        local = str(Path(tasks, "tiny_choice.jsonl"))
+        file.write_text(text.replace(local, "http://127.0.0.1:9/x.jsonl"), encoding="utf-8")
+        result = run(*command, "tiny_choice", "--limit", "2")
+        assert result.code == 4
+        assert "http://127.0.0.1:9/x.jsonl: a task file may not fetch data" in result.err
+        assert asked == []
+
     def test_task_templates_are_sandboxed(self, run: Run, gemma: str, tasks: str) -> None:
         file = Path(tasks, "tiny_choice.yaml")
         text = file.read_text(encoding="utf-8")

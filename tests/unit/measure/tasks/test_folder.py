@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gemquant.errors import GemquantError, UnsupportedError, UsageError
-from gemquant.measure.tasks.folder import folder_problems, task_names
+from gemquant.measure.tasks.folder import folder_problems, is_local, task_names
 from tests.helpers.tiny_tasks import write_tiny_tasks
 
 
@@ -63,6 +63,50 @@ def test_code_in_an_included_file_is_found_whatever_its_name(tmp_path: Path) -> 
     written(tmp_path, "process_docs: !function evil.run\n", "common_template")
     (problem,) = problems(written(tmp_path, "task: a\ninclude: common_template\n"))
     assert problem.message.startswith(f"{tmp_path / 'common_template'}: !function evil.run")
+
+
+HIDDEN = {
+    "plain": "task: a\ndoc_to_text: !function evil.run\n",
+    "duplicate key": "task: a\ndoc_to_text: !function evil.run\ndoc_to_text: '{{q}}'\n",
+    "merge key": "task: a\n<<: {doc_to_text: !function evil.run}\ndoc_to_text: '{{q}}'\n",
+    "anchor": "task: a\nx: &x {y: !function evil.run}\nx: 1\nz: {<<: *x, y: 1}\n",
+    "key": "task: a\n? !function evil.run\n: 1\n",
+}
+
+
+@pytest.mark.parametrize("name", sorted(HIDDEN))
+def test_code_in_a_key_that_another_replaces_is_refused(tmp_path: Path, name: str) -> None:
+    (problem,) = problems(written(tmp_path, HIDDEN[name]))
+    assert isinstance(problem, UnsupportedError)
+    assert "!function evil.run: would run Python" in problem.message
+
+
+def test_an_include_lies_beside_the_target_of_a_link(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    written(tmp_path / "sub", "task: a\ninclude: inc.txt\n", "real.txt")
+    written(tmp_path / "sub", "process_docs: !function evil.run\n", "inc.txt")
+    written(tmp_path, "output_type: multiple_choice\n", "inc.txt")
+    (tmp_path / "task.yaml").symlink_to("sub/real.txt")
+    (problem,) = problems(tmp_path)
+    assert problem.message.startswith(f"{tmp_path / 'sub' / 'inc.txt'}: !function evil.run")
+
+
+@pytest.mark.parametrize(
+    "data", ["http://h.example/x.jsonl", "[x.jsonl, 'hf://d/x.jsonl']", "{test: 'zip://a::s3://b'}"]
+)
+def test_data_from_an_address_is_refused_unless_allowed(tmp_path: Path, data: str) -> None:
+    text = f"task: a\ndataset_path: json\ndataset_kwargs: {{data_files: {data}}}\n"
+    (problem,) = problems(written(tmp_path, text))
+    assert isinstance(problem, UnsupportedError)
+    assert "may not fetch data from an address" in problem.message
+    assert problems(tmp_path, code_allowed=True) == []
+    assert not is_local(tmp_path)
+
+
+def test_local_data_are_told_from_data_on_a_hub(tmp_path: Path) -> None:
+    folder = write_tiny_tasks(tmp_path)
+    assert is_local(folder)
+    assert not is_local(written(folder, "task: a\ndataset_path: somebody/questions\n"))
 
 
 @pytest.mark.parametrize("linked", [False, True])
