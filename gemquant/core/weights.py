@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, Self, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from gemquant.core.scheme import INTEGER, PER_CHANNEL, Scheme
 from gemquant.numerics.ggml.types import GgmlType
@@ -31,13 +32,28 @@ class QuantizedWeight(Protocol):
         """Decoded as a loader decodes it, before it rounds: (out, in) float32."""
 
 
-@runtime_checkable
-class Stackable(QuantizedWeight, Protocol):
-    """A weight whose rows are quantized independently, so that chunks can be stacked."""
+@dataclass(frozen=True)
+class Stackable(ABC):
+    """A weight whose rows are quantized independently: its other fields have a row for each."""
 
-    @classmethod
-    def stacked(cls, parts: Sequence[Self]) -> Self:
-        """Stack weights of one scheme along their output channels."""
+    scheme: Scheme
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+
+    @abstractmethod
+    def dequantize(self) -> Tensor:
+        """Decoded as a loader decodes it, before it rounds: (out, in) float32."""
+
+    def tensors(self) -> dict[str, Any]:
+        """The fields with a row for each output channel, by name: torch tensors."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "scheme"}
+
+    def rows(self, start: int, stop: int) -> Self:
+        """Output channels ``start`` to ``stop``."""
+        return replace(self, **{name: part[start:stop] for name, part in self.tensors().items()})
 
 
 @dataclass(frozen=True)
@@ -66,8 +82,14 @@ class ChunkedWeight:
 
     def stacked(self) -> Stackable:
         """All rows taken so far as one weight."""
+        import torch
+
         chunks = [chunk for _, chunk in self._chunks]
-        return chunks[0].stacked(chunks)
+        names = chunks[0].tensors()
+        joined: dict[str, Any] = {
+            name: torch.cat([chunk.tensors()[name] for chunk in chunks]) for name in names
+        }
+        return replace(chunks[0], **joined)
 
     def shape(self, name: str) -> tuple[int, int]:  # noqa: ARG002 (there is one matrix)
         """Shape of the whole matrix."""
@@ -111,8 +133,8 @@ class AffineScheme:
 
 
 @dataclass(frozen=True)
-class AffineWeight:
-    """An affine weight; satisfies ``Stackable``.
+class AffineWeight(Stackable):
+    """An affine weight.
 
     codes: (out, in) uint8. scales: (out, groups) in the container's type.
     zero_points: (out, groups) uint8, also where the scheme is symmetric; float32 and not whole
@@ -128,25 +150,6 @@ class AffineWeight:
     def shape(self) -> tuple[int, int]:
         """(out, in)."""
         return (self.codes.shape[0], self.codes.shape[1])
-
-    def rows(self, start: int, stop: int) -> AffineWeight:
-        """Output channels ``start`` to ``stop``."""
-        part = slice(start, stop)
-        return AffineWeight(
-            self.scheme, self.codes[part], self.scales[part], self.zero_points[part]
-        )
-
-    @classmethod
-    def stacked(cls, parts: Sequence[Self]) -> Self:
-        """Stack weights of one scheme along their output channels."""
-        import torch
-
-        return cls(
-            parts[0].scheme,
-            torch.cat([part.codes for part in parts]),
-            torch.cat([part.scales for part in parts]),
-            torch.cat([part.zero_points for part in parts]),
-        )
 
     def dequantize(self) -> Tensor:
         """Return scale · (code − zero_point) as float32, (out, in)."""
@@ -298,8 +301,8 @@ class RowwiseScheme:
 
 
 @dataclass(frozen=True)
-class RowwiseWeight:
-    """A linear weight as 8-bit rows; satisfies ``Stackable``.
+class RowwiseWeight(Stackable):
+    """A linear weight as 8-bit rows.
 
     codes: (out, in) int8. scales: (out,) float32, each row's largest magnitude.
     """
@@ -319,18 +322,6 @@ class RowwiseWeight:
     def shape(self) -> tuple[int, int]:
         """(out, in)."""
         return (self.codes.shape[0], self.codes.shape[1])
-
-    def rows(self, start: int, stop: int) -> RowwiseWeight:
-        """Output channels ``start`` to ``stop``."""
-        return RowwiseWeight(self.scheme, self.codes[start:stop], self.scales[start:stop])
-
-    @classmethod
-    def stacked(cls, parts: Sequence[RowwiseWeight]) -> RowwiseWeight:
-        """Stack weights of one scheme along their output channels."""
-        import torch
-
-        codes = torch.cat([part.codes for part in parts])
-        return cls(parts[0].scheme, codes, torch.cat([part.scales for part in parts]))
 
     def dequantize(self) -> Tensor:
         """Return code · scale / 127, (out, in) float32."""
@@ -389,28 +380,20 @@ class BlockScheme:
 
 
 @dataclass(frozen=True)
-class BlockWeight:
-    """A weight as ggml's blocks; satisfies ``Stackable``.
+class BlockWeight(Stackable):
+    """A weight as ggml's blocks.
 
     blocks: (out, bytes of a row) uint8.
     """
 
     scheme: BlockScheme
-    shape: tuple[int, int]
     blocks: Tensor
 
-    def rows(self, start: int, stop: int) -> BlockWeight:
-        """Output channels ``start`` to ``stop``."""
-        blocks = self.blocks[start:stop]
-        return BlockWeight(self.scheme, (blocks.shape[0], self.shape[1]), blocks)
-
-    @classmethod
-    def stacked(cls, parts: Sequence[BlockWeight]) -> BlockWeight:
-        """Stack weights of one scheme along their output channels."""
-        import torch
-
-        blocks = torch.cat([part.blocks for part in parts])
-        return cls(parts[0].scheme, (blocks.shape[0], parts[0].shape[1]), blocks)
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        rows, row_bytes = self.blocks.shape
+        return (rows, row_bytes // self.scheme.type.block_bytes * self.scheme.type.block)
 
     def dequantize(self) -> Tensor:
         """Return what llama.cpp decodes, (out, in) float32."""

@@ -274,4 +274,4 @@ def quantized_blocks(
             out[first:last] = quantize_rows(weight, kind, importance=importance)
 
     over_rows(run, rows, threads=torch.get_num_threads())
-    return BlockWeight(BlockScheme(kind), (rows, columns), out)
+    return BlockWeight(BlockScheme(kind), out)

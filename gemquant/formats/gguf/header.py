@@ -97,8 +97,8 @@ def read_gguf_header(path: Path, data: mmap.mmap) -> GgufHeader:
     return GgufHeader(metadata, _tensors(reader, tensor_count, _alignment(path, metadata)))
 
 
-class _Reader:
-    """Reads forward; reading past the end of the file is an error."""
+class ForwardReader:
+    """Reads a mapped file from its beginning; reading past its end is an error."""
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self.path, self.data, self.size, self.position = path, data, len(data), 0
@@ -107,16 +107,25 @@ class _Reader:
         """Step over ``count`` bytes and return where they begin."""
         begin = self.position
         if count > self.size - begin:
-            raise CheckpointError(
-                f"{self.path}: truncated: the header needs {count} bytes at byte {begin}, "
-                f"and the file has {self.size}.",
-                hint="Download the file again.",
-            )
+            raise self.truncated(count)
         self.position = begin + count
         return begin
 
     def scalars(self, layout: str) -> tuple[Any, ...]:
+        """Read numbers of a layout of ``struct``'s."""
         return struct.unpack_from(layout, self.data, self.advance(struct.calcsize(layout)))
+
+    def truncated(self, count: int) -> CheckpointError:
+        """The error for ``count`` bytes more than the file has."""
+        return CheckpointError(
+            f"{self.path}: truncated: the header needs {count} bytes at byte {self.position}, "
+            f"and the file has {self.size}.",
+            hint="Download the file again.",
+        )
+
+
+class _Reader(ForwardReader):
+    """Reads names and metadata values."""
 
     def text(self, longest: int | None = None) -> str:
         (length,) = self.scalars("<Q")

@@ -22,12 +22,9 @@ from __future__ import annotations
 
 import mmap
 import os
-import struct
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
 
 import numpy as np
@@ -35,20 +32,19 @@ import torch
 from gguf import GGMLQuantizationType, GGUFWriter
 from torch import Tensor
 
-from gemquant.core.artifact.staging import flush
+from gemquant.core.artifact.staged_files import staged_files
 from gemquant.core.protocols import Statistics
 from gemquant.errors import (
     CheckpointError,
     GemquantError,
-    OutputError,
     UnsupportedError,
     UsageError,
+    listed,
     refuse,
 )
-from gemquant.formats.gguf.header import GgufEntry, read_gguf_header
+from gemquant.formats.gguf.header import ForwardReader, GgufEntry, read_gguf_header
 
 _EMBEDDING = "token_embd.weight"
-_LISTED = 4
 
 
 @dataclass(frozen=True)
@@ -104,12 +100,12 @@ class Importance:
             notes.append(
                 f"the importance matrix has no entry for {len(self.missing)} of "
                 f"{len(self.missing) + len(self.weights)} linears, whose columns count alike: "
-                f"{_listed(self.missing)}."
+                f"{listed(self.missing, 4)}."
             )
         if self.foreign:
             notes.append(
                 f"{len(self.foreign)} entries of the importance matrix name no tensor of this "
-                f"model: {_listed(self.foreign)}."
+                f"model: {listed(self.foreign, 4)}."
             )
         return tuple(notes)
 
@@ -149,11 +145,6 @@ def importance_for(matrix: ImportanceMatrix, shapes: Mapping[str, tuple[int, ...
     )
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
-
-
 # ---------------------------------------------------------------- the older form
 
 _MAX_ENTRIES = 1 << 16
@@ -162,7 +153,7 @@ _MAX_NAME_BYTES = 1 << 12
 
 def read_binary(path: Path, data: mmap.mmap) -> ImportanceMatrix:
     """Parse a mapped file of the older form. Raises CheckpointError."""
-    reader = _Reader(path, data)
+    reader = _BinaryReader(path, data)
     count = reader.number("number of entries", 1, _MAX_ENTRIES)
     entries: dict[str, ImportanceEntry] = {}
     for index in range(count):
@@ -184,25 +175,17 @@ def read_binary(path: Path, data: mmap.mmap) -> ImportanceMatrix:
     return ImportanceMatrix(entries, tuple(filter(None, datasets)), chunks)
 
 
-class _Reader:
-    """Reads forward; reading past the end of the file is an error."""
+class _BinaryReader(ForwardReader):
+    """Reads the older form, which nothing but its plausibility identifies."""
 
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
-        self.path, self.data, self.position = path, data, 0
-
-    def advance(self, count: int) -> int:
-        """Step over ``count`` bytes and return where they begin."""
-        begin = self.position
-        if count > len(self.data) - begin:
-            raise CheckpointError(
-                f"{self.path}: truncated, or no importance matrix: {count} bytes are claimed at "
-                f"byte {begin}, and the file has {len(self.data)}."
-            )
-        self.position = begin + count
-        return begin
+    def truncated(self, count: int) -> CheckpointError:
+        return CheckpointError(
+            f"{self.path}: truncated, or no importance matrix: {count} bytes are claimed at "
+            f"byte {self.position}, and the file has {self.size}."
+        )
 
     def number(self, what: str, smallest: int, largest: int = 2**31 - 1) -> int:
-        (value,) = struct.unpack_from("<i", self.data, self.advance(4))
+        (value,) = self.scalars("<i")
         if not smallest <= value <= largest:
             raise CheckpointError(
                 f"{self.path}: damaged, or no importance matrix: {what} {value}: must be from "
@@ -278,8 +261,8 @@ def _described(path: Path, metadata: Mapping[str, Any]) -> tuple[tuple[str, ...]
         )
     datasets, chunks = metadata[_DATASETS], metadata[_CHUNKS]
     chunk_tokens = metadata[_CHUNK_TOKENS]
-    listed = isinstance(datasets, Sequence) and not isinstance(datasets, str)
-    if not listed or not all(isinstance(name, str) for name in datasets):
+    is_list = isinstance(datasets, Sequence) and not isinstance(datasets, str)
+    if not is_list or not all(isinstance(name, str) for name in datasets):
         raise CheckpointError(f"{path}: {_DATASETS}: must be a list of strings.")
     for key, value in ((_CHUNKS, chunks), (_CHUNK_TOKENS, chunk_tokens)):
         if type(value) is not int or value < 0:
@@ -324,19 +307,10 @@ class _Writer(GGUFWriter):
 def write_imatrix(path: Path, matrix: ImportanceMatrix) -> None:
     """Write a GGUF that llama.cpp reads, byte for byte as it would; replaces an older file.
 
-    On any error nothing is left behind and an older file is untouched. Raises OutputError.
+    On any error no part of it stays and an older file is untouched. Raises OutputError.
     """
-    scratch = path.with_name(f".{path.name}.{token_hex(4)}.partial")
-    try:
-        _write(scratch, matrix)
-        flush(scratch)
-        scratch.replace(path)
-        flush(path.parent)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror}.") from error
-    finally:
-        with suppress(OSError):
-            scratch.unlink(missing_ok=True)
+    with staged_files([path]) as scratch:
+        _write(scratch / path.name, matrix)
 
 
 def _write(path: Path, matrix: ImportanceMatrix) -> None:

@@ -22,6 +22,7 @@ from gemquant.errors import (
     GemquantError,
     Problems,
     UnsupportedError,
+    listed,
     refuse,
 )
 from gemquant.formats.gguf.config import gguf_architecture, gguf_config
@@ -40,7 +41,6 @@ _PLAIN: Mapping[GGMLQuantizationType, torch.dtype] = {
 }
 _IGNORED = ("rope_freqs.weight",)
 _CHUNK_VALUES = 1 << 20
-_LISTED = 8
 
 
 class GgufTensors:
@@ -155,10 +155,10 @@ class GgufTensors:
         missing = [name for name in expected if name not in self._entries]
         for names, what in ((missing, "missing"), (unknown, "not part of a Gemma")):
             if names:
-                more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-                listed = ", ".join(names[:_LISTED]) + more
                 problems.append(
-                    CheckpointError(f"{self._path}: {len(names)} tensors are {what}: {listed}.")
+                    CheckpointError(
+                        f"{self._path}: {len(names)} tensors are {what}: {listed(names, 8)}."
+                    )
                 )
         for name, shape in expected.items():
             entry = self._entries.get(name)
@@ -194,17 +194,18 @@ def _decodable(kind: GGMLQuantizationType) -> bool:
 # ---------------------------------------------------------------- artifacts
 
 
-class GgufWeights:
+class GgufWeights(GgufTensors):
     """The weights of a finished artifact, as llama.cpp decodes them, norms as w.
 
     layout: what each of Gemma's tensors is stored as.
     """
 
-    def __init__(self, tensors: GgufTensors) -> None:
-        self._tensors = tensors
+    def __init__(self, path: Path) -> None:
+        """Read the headers; raise all problems at once."""
+        super().__init__(path)
         self.layout: Layout = {
-            name: _spec(tensors, name, shape)
-            for name, shape in tensor_shapes(tensors.config).items()
+            name: _spec(name, self.kind(name), shape)
+            for name, shape in tensor_shapes(self.config).items()
         }
 
     @classmethod
@@ -214,7 +215,7 @@ class GgufWeights:
         Where the folder has a manifest, each tensor must be stored as the manifest records it.
         """
         try:
-            weights = cls(GgufTensors(first_file(folder)))
+            weights = cls(first_file(folder))
         except Problems as several:
             raise Problems([ArtifactError(each.message) for each in several.problems]) from None
         except GemquantError as error:
@@ -225,11 +226,6 @@ class GgufWeights:
             refuse(structure_problems(read_manifest(folder), weights.layout))
         return weights
 
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """The text model's configuration, from the metadata."""
-        return self._tensors.config
-
     def names(self) -> Sequence[str]:
         """Names in the order of the forward pass."""
         return list(self.layout)
@@ -238,17 +234,13 @@ class GgufWeights:
         """Shape of a tensor, from headers alone."""
         return self.layout[name].shape
 
-    def stored_dtype(self, name: str) -> torch.dtype:
-        """The floating-point type that holds the tensor without loss."""
-        return self._tensors.stored_dtype(name)
-
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """Return the tensor, decoded."""
         return self.rows(name, 0, self.shape(name)[0], dtype)
 
     def rows(self, name: str, start: int, stop: int, dtype: torch.dtype | None = None) -> Tensor:
         """Return rows of a matrix without decoding the others."""
-        return self._tensors.read(name, start, stop, dtype or self.stored_dtype(name))
+        return self.read(name, start, stop, dtype or self.stored_dtype(name))
 
 
 def first_file(folder: Path) -> Path:
@@ -259,10 +251,10 @@ def first_file(folder: Path) -> Path:
     return files[0]
 
 
-def _spec(tensors: GgufTensors, name: str, shape: tuple[int, ...]) -> PlainSpec | QuantizedSpec:
-    kind = TYPES.get(tensors.kind(name))
+def _spec(name: str, type_name: str, shape: tuple[int, ...]) -> PlainSpec | QuantizedSpec:
+    kind = TYPES.get(type_name)
     if kind is None:
-        raise ArtifactError(f"{name} is {tensors.kind(name)}, which gemquant does not write.")
+        raise ArtifactError(f"{name} is {type_name}, which gemquant does not write.")
     if len(shape) == 2:
         return QuantizedSpec((shape[0], shape[1]), BlockScheme(kind))
     if kind.name != "F32":

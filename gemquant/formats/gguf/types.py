@@ -28,7 +28,7 @@ from gemquant.formats.gguf.mixtures import (
     layer_type,
     tensor_type,
 )
-from gemquant.formats.gguf.names import to_gguf
+from gemquant.formats.gguf.names import stored_order, to_gguf
 from gemquant.models.architecture import tensor_shapes
 from gemquant.numerics.ggml.types import TYPES, GgmlType
 
@@ -169,13 +169,10 @@ class TypePlan:
 
 
 def gguf_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Every tensor's GGUF name and shape (rows first), in the order in which llama.cpp writes them.
-
-    That is: outside of the layers first, then layer by layer, by name.
-    """
+    """Every tensor's GGUF name and shape (rows first), in the order that llama.cpp writes."""
     generation = config["model_type"]
     named = {to_gguf(name, generation): shape for name, shape in tensor_shapes(config).items()}
-    return {name: named[name] for name in sorted(named, key=lambda name: (_layer(name), name))}
+    return {name: named[name] for name in stored_order(named)}
 
 
 def choose_types(
@@ -237,10 +234,6 @@ def importance_problems(plan: TypePlan, covered: Collection[str] | None) -> list
             hint="Make one with `gemquant imatrix MODEL -o FILE`, or use Q2_K.",
         )
     ]
-
-
-def _layer(name: str) -> int:
-    return int(name.split(".")[1]) if name.startswith("blk.") else -1
 
 
 def _kind(name: str) -> str:

@@ -118,14 +118,14 @@ def tokenizer_parts(files: Mapping[str, bytes], where: str) -> TokenizerParts:
     model = content.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
         raise CheckpointError(f"{where}: tokenizer.json: it holds no model with a vocab.")
-    for key, value, wanted in (
+    for key, value, expected in (
         ("model.type", model.get("type"), "BPE"),
         ("model.byte_fallback", model.get("byte_fallback"), True),
         ("normalizer", content.get("normalizer"), _REPLACED_SPACE),
     ):
-        if value != wanted:
+        if value != expected:
             raise UnsupportedError(
-                f"{where}: tokenizer.json: {key} {str(value)[:100]}: Gemma's is {wanted}."
+                f"{where}: tokenizer.json: {key} {str(value)[:100]}: Gemma's is {expected}."
             )
     processor = content.get("post_processor")
     added = content.get("added_tokens")
@@ -281,14 +281,14 @@ def _from_sentencepiece(model: bytes, where: str) -> Vocabulary:
             hint="Download it again, or remove it: tokenizer.json says the same.",
         ) from None
     # Upstream does not ask which pieces are user-defined: the list of added tokens says it.
-    asked = (
+    predicates = (
         (TokenType.UNKNOWN, processor.IsUnknown),
         (TokenType.CONTROL, processor.IsControl),
         (TokenType.UNUSED, processor.IsUnused),
         (TokenType.BYTE, processor.IsByte),
     )
     types = [
-        int(next((kind for kind, is_kind in asked if is_kind(index)), TokenType.NORMAL))
+        int(next((kind for kind, is_kind in predicates if is_kind(index)), TokenType.NORMAL))
         for index in ids
     ]
     return Vocabulary(tokens, scores, types)
@@ -315,7 +315,7 @@ def _from_json(parts: TokenizerParts, added: Collection[str]) -> Vocabulary:
     tokens = parts.pieces
     types = [_type(parts, token, added) for token in tokens]
     normal = [index for index, kind in enumerate(types) if kind == TokenType.NORMAL]
-    _require_entriesby_id(parts, normal)
+    _require_merges_by_id(parts, normal)
     first = normal[0] if normal else 0
     scores = [0.0] * len(tokens)
     for index in normal:
@@ -331,7 +331,7 @@ def _type(parts: TokenizerParts, token: str, added: Collection[str]) -> int:
     return int(TokenType.USER_DEFINED if token in added else TokenType.NORMAL)
 
 
-def _require_entriesby_id(parts: TokenizerParts, normal: Sequence[int]) -> None:
+def _require_merges_by_id(parts: TokenizerParts, normal: Sequence[int]) -> None:
     """Refuse merges that joining by score, here by id, would not reproduce.
 
     A merge into an added token is none of these: llama.cpp finds that token in the text first.
