@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from gemquant.formats.gguf.values import Metadata
 from gemquant.models.architecture import architecture_of, tensor_shapes
 from gemquant.models.chat import SpecialTokens
 from gemquant.models.config import text_config
+from gemquant.models.structure import EMBEDDING, HEAD
 
 _SAMPLE = "sample:"
 
@@ -85,14 +86,16 @@ def _from_hub(ref: str, files: tuple[str, ...]) -> tuple[Path, str]:
 
 def _open_folder(folder: Path, ref: str, revision: str | None, lora: str | None) -> Checkpoint:
     raw = read_raw_config(folder)
-    config = text_config(raw)
+    config: Mapping[str, Any] = text_config(raw)
     problems = ProblemCollector()
     provenance = folder_provenance(folder, raw, assumed_license=architecture_of(config).license)
     tensors = problems.attempt(lambda: FolderTensors(folder, config))
     tokenizer = problems.attempt(lambda: read_tokenizer_files(folder))
-    adapter = problems.attempt(lambda: _adapter(lora, config, provenance))
+    adapter = problems.attempt(
+        lambda: _adapter(lora, tensors.value.config if tensors.succeeded else config, provenance)
+    )
     problems.refuse()
-    config = {**config, **tensors.value.config}
+    config = _untied(tensors.value.config, adapter.value)
     return Checkpoint(
         ref, revision, config, provenance, tensors.value, tokenizer.value, adapter.value
     )
@@ -105,9 +108,13 @@ def _open_gguf(path: Path, ref: str, lora: str | None, origin: Provenance | None
     tokenizer = problems.attempt(lambda: GgufTokenizer(tensors.metadata, ref))
     adapter = problems.attempt(lambda: _adapter(lora, tensors.config, provenance))
     problems.refuse()
-    return Checkpoint(
-        ref, None, tensors.config, provenance, tensors, tokenizer.value, adapter.value
-    )
+    config = _untied(tensors.config, adapter.value)
+    return Checkpoint(ref, None, config, provenance, tensors, tokenizer.value, adapter.value)
+
+
+def _untied(config: Mapping[str, Any], adapter: LoraAdapter | None) -> Mapping[str, Any]:
+    unties = adapter is not None and adapter.unties
+    return {**config, "tie_word_embeddings": False} if unties else config
 
 
 def _adapter(
@@ -152,7 +159,7 @@ class Checkpoint:
         """
         if self.adapter is not None and self.adapter.changes(name):
             return torch.float32
-        return self.source.stored_dtype(name)
+        return self.source.stored_dtype(self._stored(name))
 
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """The tensor in its stored type or in ``dtype``, with the adapter merged in float32.
@@ -166,10 +173,10 @@ class Checkpoint:
         if dtype is None:
             dtype = self.stored_dtype(name)
         if self.adapter is not None and self.adapter.changes(name):
-            base = self.source.read(name, start, stop, torch.float32)
-            result = self.adapter.merged_rows(name, base, start).to(dtype)
+            read = partial(self.source.read, self._stored(name), dtype=torch.float32)
+            result = self.adapter.merged_rows(name, start, stop, read).to(dtype)
         else:
-            result = self.source.read(name, start, stop, dtype)
+            result = self.source.read(self._stored(name), start, stop, dtype)
         require_finite(result, f"{self.ref}: {name}")
         return result
 
@@ -202,7 +209,8 @@ class Checkpoint:
         adapted = self.adapter is not None and self.adapter.changes(name)
         if adapted or not isinstance(self.source, GgufTensors):
             return None
-        return self.source.blocks(name, start, stop) if self.source.kind(name) == kind else None
+        stored = self._stored(name)
+        return self.source.blocks(stored, start, stop) if self.source.kind(stored) == kind else None
 
     @property
     def packed_formats(self) -> Sequence[str]:
@@ -215,6 +223,10 @@ class Checkpoint:
     def source_digest(self) -> dict[str, str]:
         """SHA-256 of every weight file, by name; of the adapter's with ``lora/`` before it."""
         return dict(self._digests)
+
+    def _stored(self, name: str) -> str:
+        """The name in the source; a head that an adapter unties starts as the embedding."""
+        return EMBEDDING if name == HEAD and HEAD not in self.source.shapes else name
 
     @cached_property
     def _shapes(self) -> Mapping[str, tuple[int, ...]]:

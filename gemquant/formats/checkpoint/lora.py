@@ -1,33 +1,56 @@
 """A PEFT LoRA adapter, merged into the weights tensor by tensor while they are read.
 
-The merged weight is W + s · B · A with s = alpha / r, or alpha / √r for rsLoRA, in float32.
+The merged weight is W + s · B · A with s = alpha / r, or alpha / √r for rsLoRA, in float32. DoRA
+scales its rows to trained lengths. Where head and embedding were one matrix and only one of them is
+adapted, they part, as the trained model computes.
 
 Source: Hu et al., 2021, https://arxiv.org/abs/2106.09685; Kalajdzievski, 2023,
-https://arxiv.org/abs/2312.03732; peft ``tuners/lora``.
+https://arxiv.org/abs/2312.03732; Liu et al., 2024,
+https://arxiv.org/abs/2402.09353; peft ``tuners/lora``.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from gemquant.errors import CheckpointError, GemquantError, UnsupportedError, listed, refuse
+from gemquant.errors import (
+    CheckpointError,
+    GemquantError,
+    ProblemCollector,
+    UnsupportedError,
+    listed,
+    refuse,
+)
 from gemquant.formats.checkpoint.files import contained, read_json_object
 from gemquant.formats.checkpoint.source import require_finite, text_name
 from gemquant.formats.safetensors.reader import MappedSafetensors
-from gemquant.models.architecture import linear_shapes
+from gemquant.models.architecture import tensor_shapes
+from gemquant.models.structure import EMBEDDING, HEAD
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 _PREFIX = "base_model.model."
-_PART = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
+_PART = re.compile(
+    r"(?P<module>.+)\.lora_"
+    r"(?P<part>[AB](?=(?:\.default)?\.weight)|embedding_[AB]|magnitude_vector)"
+    r"(?:\.default)?(?:\.weight)?"
+)
+_SAVED = re.compile(r"\.(?:modules_to_save(?:\.default)?|base_layer)(?=\.weight$)")
+_TOKENS = ".token_adapter.trainable_tokens_delta"
+MERGE_WITH_PEFT = (
+    "Merge it with peft and give that folder: "
+    'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("BASE"), "ADAPTER")'
+    '.merge_and_unload().save_pretrained("FOLDER"); copy the tokenizer files too.'
+)
 
 T = TypeVar("T")
 
@@ -36,35 +59,65 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LowRank:
-    """One linear's update: scale · b @ a. a: (r, in), b: (out, r), float32."""
+    """A matrix' update: scale · b @ a. a: (r, in), b: (out, r), float32.
+
+    magnitude: of DoRA, (out,): the length to which each merged row is scaled.
+    """
 
     a: Tensor
     b: Tensor
     scale: float
+    magnitude: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class LoraAdapter:
-    """Updates by the full name of the weight that they change."""
+    """Updates by the full name of the weight that they change.
+
+    whole: weights that the adapter holds themselves, by stored name: ``modules_to_save``, and the
+    base of an adapted head or embedding. tokens: rows of the embedding that were trained, by id.
+    unties: whether the head differs from the embedding through this adapter alone.
+    """
 
     files: Sequence[Path]
     updates: Mapping[str, LowRank]
+    weights: MappedSafetensors
+    whole: Mapping[str, str]
+    tokens: Mapping[int, Tensor]
+    unties: bool
 
     def changes(self, name: str) -> bool:
         """Whether the adapter has an update for this tensor."""
-        return name in self.updates
+        rows = name == EMBEDDING and bool(self.tokens)
+        return name in self.updates or name in self.whole or rows
 
-    def merged_rows(self, name: str, base: Tensor, start: int) -> Tensor:
-        """Add the update to rows of a weight. base: (rows, in) float32, its first row ``start``."""
-        update = self.updates[name]
-        rows = update.b[start : start + base.shape[0]]
-        return torch.addmm(base, rows, update.a, alpha=update.scale)
+    def merged_rows(
+        self, name: str, start: int, stop: int, read: Callable[[int, int], Tensor]
+    ) -> Tensor:
+        """Rows ``start`` to ``stop`` of a changed tensor. read: those rows of the base, float32."""
+        if name in self.whole:
+            base = self.weights.read(self.whole[name], start, stop, torch.float32)
+        else:
+            base = read(start, stop)
+        update = self.updates.get(name)
+        if update is not None:
+            end = start + base.shape[0]
+            base = torch.addmm(base, update.b[start:end], update.a, alpha=update.scale)
+            if update.magnitude is not None:
+                lengths = torch.linalg.norm(base, dim=1)
+                base = base * (update.magnitude[start:end] / lengths)[:, None]
+        trained = [row for row in self.tokens if start <= row < start + base.shape[0]]
+        if name == EMBEDDING and trained:
+            base = base.clone()
+            for row in trained:
+                base[row - start] = self.tokens[row]
+        return base
 
 
 def open_lora(folder: Path, config: Mapping[str, Any], *, base_model: str) -> LoraAdapter:
     """Read an adapter for the model of this text configuration.
 
-    Raises UnsupportedError for kinds of adapter that are more than a low-rank update of linears,
+    Raises UnsupportedError for kinds of adapter that cannot be merged into Gemma's tensors,
     CheckpointError for one of another model; each problem with its tensors.
     """
     _require_adapter(folder)
@@ -72,9 +125,10 @@ def open_lora(folder: Path, config: Mapping[str, Any], *, base_model: str) -> Lo
     if lora.base_model not in (None, base_model):
         _log.warning("The adapter names %s as its base, not %s.", lora.base_model, base_model)
     weights = MappedSafetensors([contained(folder, WEIGHTS)])
-    pairs, problems = _pairs(weights, folder)
-    shapes = linear_shapes(config)
-    strangers = [name for name in pairs if name not in shapes]
+    parts = _sorted_parts(weights, folder)
+    problems = parts.problems
+    shapes = tensor_shapes({**config, "tie_word_embeddings": False})
+    strangers = [name for name in (*parts.pairs, *parts.whole) if name not in shapes]
     if strangers:
         problems.append(
             CheckpointError(
@@ -83,18 +137,40 @@ def open_lora(folder: Path, config: Mapping[str, Any], *, base_model: str) -> Lo
                 hint=f"The adapter was made for {lora.base_model or 'another model'}.",
             )
         )
-    updates = {}
-    for name, parts in pairs.items():
-        if name not in shapes:
-            continue
-        try:
-            updates[name] = _low_rank(name, parts, shapes[name], lora, weights)
-        except CheckpointError as error:
-            problems.append(CheckpointError(f"{folder}: {error.message}", hint=error.hint))
+    collector = ProblemCollector()
+    updates, tokens = {}, collector.attempt(lambda: _tokens(parts, shapes, lora, weights))
+    for name, pair in parts.pairs.items():
+        if name in shapes:
+            update = collector.attempt(partial(_low_rank, name, pair, shapes[name], lora, weights))
+            if update.succeeded:
+                updates[name] = update.value
+    for name, stored in parts.whole.items():
+        if name in shapes:
+            collector.attempt(partial(_check_whole, stored, shapes[name], weights))
+    for error in collector:
+        problems.append(type(error)(f"{folder}: {error.message}", hint=error.hint))
     refuse(problems)
-    if not updates:
+    if not (updates or parts.whole or tokens.value):
         raise CheckpointError(f"{folder}: {WEIGHTS} holds no LoRA weights.")
-    return LoraAdapter((folder / CONFIG, folder / WEIGHTS), updates)
+    whole = dict(parts.whole)
+    unties = False
+    if config["tie_word_embeddings"]:
+        tied = lora.tied and (EMBEDDING in updates or EMBEDDING in whole)
+        adapted = HEAD in updates or EMBEDDING in updates or _one_of_two(whole, weights)
+        unties = adapted and not tied
+        if not unties:
+            updates.pop(HEAD, None)
+            whole.pop(HEAD, None)
+    files = (folder / CONFIG, folder / WEIGHTS)
+    return LoraAdapter(files, updates, weights, whole, tokens.value, unties)
+
+
+def _one_of_two(whole: Mapping[str, str], weights: MappedSafetensors) -> bool:
+    """Whether whole matrices in the adapter make head and embedding differ."""
+    head, embedding = whole.get(HEAD), whole.get(EMBEDDING)
+    if head is None or embedding is None:
+        return head is not embedding
+    return not torch.equal(weights.tensor(head), weights.tensor(embedding))
 
 
 def _require_adapter(folder: Path) -> None:
@@ -114,66 +190,149 @@ def _require_adapter(folder: Path) -> None:
     raise CheckpointError(f"{folder}: {WEIGHTS} is missing.")
 
 
-def _pairs(
-    weights: MappedSafetensors, folder: Path
-) -> tuple[dict[str, dict[str, str]], list[GemquantError]]:
-    """Group the stored tensors: weight's full name → {"A": stored name, "B": stored name}."""
-    pairs: dict[str, dict[str, str]] = {}
-    unknown = []
+@dataclass(frozen=True)
+class _Parts:
+    """The stored tensors, sorted.
+
+    pairs: a weight's full name → the stored name of each part, "A", "B" and "magnitude". whole:
+    full name → stored name. tokens: stored names of token rows.
+    """
+
+    pairs: dict[str, dict[str, str]]
+    whole: dict[str, str]
+    tokens: list[str]
+    problems: list[GemquantError]
+
+
+def _sorted_parts(weights: MappedSafetensors, folder: Path) -> _Parts:
+    parts = _Parts({}, {}, [], [])
+    unknown, vision = [], []
     for stored in weights.shapes:
-        match = _PART.fullmatch(stored)
-        if match is None or not stored.startswith(_PREFIX):
+        if not stored.startswith(_PREFIX):
             unknown.append(stored)
             continue
-        module = match.group(1).removeprefix(_PREFIX)
-        name = text_name(f"{module}.weight") or f"{module}.weight"
-        pairs.setdefault(name, {})[match.group(2)] = stored
-    problems: list[GemquantError] = []
+        match = _PART.fullmatch(stored.removeprefix(_PREFIX))
+        if match is None:
+            saved = _SAVED.sub("", stored.removeprefix(_PREFIX))
+            name = text_name(saved)
+            if name is None:
+                vision.append(stored)
+            elif name.endswith(_TOKENS):
+                parts.tokens.append(stored)
+            elif ".lora_" in name or not name.endswith(".weight"):
+                unknown.append(stored)
+            else:
+                parts.whole[name] = stored
+            continue
+        name = text_name(f"{match['module']}.weight")
+        if name is None:
+            vision.append(stored)
+            continue
+        part = match["part"].removeprefix("embedding_").removesuffix("_vector")
+        parts.pairs.setdefault(name, {})[part] = stored
+    if vision:
+        _log.warning(
+            "%d tensors of the adapter belong to vision modules, which are left out: %s.",
+            len(vision),
+            listed(vision, 2),
+        )
     if unknown:
-        problems.append(
+        parts.problems.append(
             UnsupportedError(
                 f"{folder}: {len(unknown)} tensors are not LoRA weights of linears: "
-                f"{listed(unknown, 8)}."
+                f"{listed(unknown, 8)}.",
+                hint=MERGE_WITH_PEFT,
             )
         )
-    return pairs, problems
+    return parts
 
 
 def _low_rank(
     name: str,
-    parts: Mapping[str, str],
-    shape: tuple[int, int],
+    pair: Mapping[str, str],
+    shape: tuple[int, ...],
     lora: LoraConfig,
     weights: MappedSafetensors,
 ) -> LowRank:
-    if set(parts) != {"A", "B"}:
-        missing = "lora_A" if "A" not in parts else "lora_B"
-        raise CheckpointError(f"{name}: {missing} is missing.")
-    module = name.removesuffix(".weight")
+    for part in "AB":
+        if part not in pair:
+            raise CheckpointError(f"{name}: lora_{part} is missing.")
+    match = _PART.fullmatch(pair["A"].removeprefix(_PREFIX))
+    module = match["module"] if match else name
     rank = lora.rank(module)
-    for part, expected in (("A", (rank, shape[1])), ("B", (shape[0], rank))):
-        actual = weights.shapes[parts[part]]
-        if actual != expected:
+    transposed = ".lora_embedding_" in pair["A"]
+    wanted = {"A": (rank, shape[-1]), "B": (shape[0], rank), "magnitude": shape[:1]}
+    if transposed:
+        wanted = {"A": (rank, shape[0]), "B": (shape[-1], rank), "magnitude": shape[-1:]}
+    for part, stored in pair.items():
+        actual = weights.shapes[stored]
+        if actual != wanted[part]:
             raise CheckpointError(
                 f"{name}: lora_{part} has shape {actual}; rank {rank} and this model need "
-                f"{expected}.",
+                f"{wanted[part]}.",
                 hint=f"The adapter was made for {lora.base_model or 'another model'}.",
             )
-    a, b = (weights.tensor(parts[part]).to(torch.float32) for part in "AB")
-    require_finite(a, parts["A"])
-    require_finite(b, parts["B"])
-    return LowRank(a, b, lora.scale(module))
+    if transposed and "magnitude" in pair:
+        raise UnsupportedError(f"{name}: DoRA of an embedding is not read.", hint=MERGE_WITH_PEFT)
+    if lora.dora and not transposed and "magnitude" not in pair:
+        raise CheckpointError(f"{name}: lora_magnitude_vector is missing.")
+    tensors = {}
+    for part, stored in pair.items():
+        tensors[part] = weights.tensor(stored).to(torch.float32)
+        require_finite(tensors[part], stored)
+    a, b = tensors["A"], tensors["B"]
+    if transposed:
+        a, b = b.T, a.T
+    return LowRank(a, b, lora.scale(module), tensors.get("magnitude"))
+
+
+def _check_whole(stored: str, shape: tuple[int, ...], weights: MappedSafetensors) -> None:
+    if weights.shapes[stored] != shape:
+        raise UnsupportedError(
+            f"{stored} has shape {weights.shapes[stored]}, and this model's {shape}: the "
+            "vocabulary was resized.",
+            hint="Resize the base and merge with peft: base.resize_token_embeddings(ROWS); "
+            'PeftModel.from_pretrained(base, "ADAPTER").merge_and_unload()'
+            '.save_pretrained("FOLDER").',
+        )
+    if weights.format_dtype(stored) not in ("F32", "F16", "BF16"):
+        raise UnsupportedError(f"{stored}: stored as {weights.format_dtype(stored)}.")
+
+
+def _tokens(
+    parts: _Parts,
+    shapes: Mapping[str, tuple[int, ...]],
+    lora: LoraConfig,
+    weights: MappedSafetensors,
+) -> dict[int, Tensor]:
+    """Return rows of the embedding that peft trained alone, by token id."""
+    if not parts.tokens:
+        return {}
+    stored, *more = parts.tokens
+    rows, hidden = shapes[EMBEDDING]
+    values = weights.tensor(stored).to(torch.float32)
+    ids = lora.tokens
+    if more or ".embed_tokens." not in stored or not all(0 <= i < rows for i in ids):
+        raise UnsupportedError(
+            f"trainable_token_indices: {listed(parts.tokens, 2)}: only tokens of the embedding "
+            "are read.",
+            hint=MERGE_WITH_PEFT,
+        )
+    if tuple(values.shape) != (len(ids), hidden):
+        raise CheckpointError(
+            f"{stored} has shape {tuple(values.shape)}; {len(ids)} tokens of this model need "
+            f"{(len(ids), hidden)}."
+        )
+    require_finite(values, stored)
+    return dict(zip(ids, values, strict=True))
 
 
 MAX_RANK = 1 << 16
 
 # Each makes the adapter more than W + s · B · A of linears.
 _REFUSED: Mapping[str, str] = {
-    "use_dora": "DoRA rescales the merged weight",
-    "modules_to_save": "whole modules were trained too",
     "lora_bias": "biases were trained, and Gemma's linears have none",
     "layer_replication": "layers are repeated",
-    "trainable_token_indices": "embeddings were trained too",
     "target_parameters": "bare parameters are adapted, not linears",
     "use_qalora": "QA-LoRA pools the input",
     "use_bdlora": "its factors are block-diagonal",
@@ -186,7 +345,11 @@ _CHANGES_THE_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """base_model: as the adapter names it. Patterns: (module pattern, value), first match wins."""
+    """base_model: as the adapter names it. Patterns: (module pattern, value), first match wins.
+
+    tokens: ids of embedding rows that were trained alone. tied: whether peft tied head and
+    embedding while it trained (``ensure_weight_tying``).
+    """
 
     base_model: str | None
     r: int
@@ -194,9 +357,12 @@ class LoraConfig:
     rslora: bool
     ranks: tuple[tuple[str, int], ...]
     alphas: tuple[tuple[str, float], ...]
+    dora: bool = False
+    tied: bool = False
+    tokens: tuple[int, ...] = ()
 
     def rank(self, module: str) -> int:
-        """Rank of a module's update, by its full name without ``.weight``."""
+        """Rank of a module's update, by the module's name in the adapter."""
         return _first(self.ranks, module, self.r)
 
     def scale(self, module: str) -> float:
@@ -212,14 +378,14 @@ def read_lora_config(raw: Mapping[str, Any], where: str) -> LoraConfig:
     if kind != "LORA":
         raise UnsupportedError(f"{where}: peft_type {kind!r}: only LORA can be merged.")
     problems: list[GemquantError] = [
-        UnsupportedError(f"{where}: {key} {raw[key]!r} is not supported: {reason}.")
+        UnsupportedError(
+            f"{where}: {key} {raw[key]!r} is not supported: {reason}.", hint=MERGE_WITH_PEFT
+        )
         for key, reason in _REFUSED.items()
         if raw.get(key)
     ]
-    if raw.get("bias", "none") != "none":
-        problems.append(
-            UnsupportedError(f"{where}: bias {raw['bias']!r}: only 'none' can be merged.")
-        )
+    if raw.get("bias", "none") not in ("none", "all", "lora_only"):
+        problems.append(CheckpointError(f"{where}: bias {raw['bias']!r} is not one of peft's."))
     start = raw.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_CHANGES_THE_BASE):
         problems.append(
@@ -238,6 +404,7 @@ def read_lora_config(raw: Mapping[str, Any], where: str) -> LoraConfig:
         problems.append(CheckpointError(f"{where}: lora_alpha {alpha!r}: must be a number."))
     ranks = _patterns(raw, "rank_pattern", _is_rank, where, problems)
     alphas = _patterns(raw, "alpha_pattern", _is_number, where, problems)
+    tokens = _token_ids(raw.get("trainable_token_indices"), where, problems)
     refuse(problems)
     base = raw.get("base_model_name_or_path")
     return LoraConfig(
@@ -247,6 +414,9 @@ def read_lora_config(raw: Mapping[str, Any], where: str) -> LoraConfig:
         rslora=bool(raw.get("use_rslora")),
         ranks=tuple(ranks.items()),
         alphas=tuple(alphas.items()),
+        dora=bool(raw.get("use_dora")),
+        tied=bool(raw.get("ensure_weight_tying")),
+        tokens=tokens,
     )
 
 
@@ -258,6 +428,28 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < float("inf")
 
 
+def _token_ids(listed_ids: Any, where: str, problems: list[GemquantError]) -> tuple[int, ...]:
+    """Ids of ``trainable_token_indices``: a list, or an object of one list by module."""
+    if isinstance(listed_ids, dict):
+        listed_ids = next(iter(listed_ids.values()), []) if len(listed_ids) == 1 else listed_ids
+    ids = listed_ids or []
+    if not isinstance(ids, list) or not all(type(i) is int and i >= 0 for i in ids):
+        problems.append(
+            UnsupportedError(
+                f"{where}: trainable_token_indices: must be token ids of the embedding.",
+                hint=MERGE_WITH_PEFT,
+            )
+        )
+        return ()
+    return tuple(ids)
+
+
+# A downloaded expression must not take unbounded time: no repeated groups, few repetitions.
+_LONGEST_PATTERN, _MOST_REPEATS, _MOST_EXPRESSIONS = 500, 3, 32
+_REPEATED_GROUP = re.compile(r"\)[*+{]")
+_REPEAT = re.compile(r"(?<!\\)[*+{]")
+
+
 def _patterns(
     raw: Mapping[str, Any],
     key: str,
@@ -265,34 +457,43 @@ def _patterns(
     where: str,
     problems: list[GemquantError],
 ) -> dict[str, Any]:
-    """Module patterns with their values. peft allows any regular expression; names are read here.
-
-    An expression from a downloaded file could take unbounded time, so one that is more than a
-    module's name (with an anchor or escaped dots) is refused.
-    """
+    """Module patterns with their values: regular expressions, as in peft, that end in time."""
     declared = raw.get(key) or {}
     if not isinstance(declared, dict):
         problems.append(CheckpointError(f"{where}: {key}: must be an object."))
         return {}
-    patterns = {}
+    patterns, expressions = {}, 0
     for pattern, value in declared.items():
-        name = pattern.replace(r"\.", ".").removesuffix("$")
-        if not re.fullmatch(r"\^?[\w.]+", name):
+        repeats = len(_REPEAT.findall(pattern))
+        expressions += repeats > 0
+        if not _is_harmless(pattern, repeats) or expressions > _MOST_EXPRESSIONS:
             problems.append(
-                UnsupportedError(f"{where}: {key} {pattern!r}: only module names are supported.")
+                UnsupportedError(
+                    f"{where}: {key} {pattern!r}: read are expressions that are valid, with at "
+                    f"most {_MOST_REPEATS} repetitions and no repeated group.",
+                    hint=MERGE_WITH_PEFT,
+                )
             )
         elif not valid(value):
             problems.append(CheckpointError(f"{where}: {key} {pattern}: {value!r} is not valid."))
         else:
-            patterns[name] = value
+            patterns[pattern] = value
     return patterns
 
 
+def _is_harmless(pattern: str, repeats: int) -> bool:
+    if len(pattern) > _LONGEST_PATTERN or repeats > _MOST_REPEATS:
+        return False
+    try:
+        re.compile(rf"(.*\.)?({pattern})$")
+    except (re.error, RecursionError, OverflowError):
+        return False
+    return _REPEATED_GROUP.search(pattern) is None
+
+
 def _first(patterns: tuple[tuple[str, T], ...], module: str, default: T) -> T:
-    """Match as peft does: the whole name, or a whole suffix of its parts unless anchored by ^."""
+    """Match as peft's ``get_pattern_key``: the whole name, or all after one of its dots."""
     for pattern, value in patterns:
-        name = pattern.removeprefix("^")
-        anchored = pattern.startswith("^")
-        if module == name or (not anchored and module.endswith(f".{name}")):
+        if re.match(rf"(.*\.)?({pattern})$", module):
             return value
     return default

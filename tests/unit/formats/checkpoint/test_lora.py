@@ -51,6 +51,8 @@ def refusal(folder: str, adapter: str) -> GemquantError:
 # peft reads an attribute that transformers is about to rename.
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:The following alpha_pattern keys did not match:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:Model (has|with) .tie_word_embeddings=True.:UserWarning")
+@pytest.mark.filterwarnings("ignore:Input and output embeddings are no longer tied:UserWarning")
 @pytest.mark.parametrize(
     "settings",
     [
@@ -67,6 +69,25 @@ def refusal(folder: str, adapter: str) -> GemquantError:
             },
             id="patterns",
         ),
+        pytest.param(
+            {
+                "rank_pattern": {r"layers\.[01]\.self_attn\.q_proj": 2},
+                "alpha_pattern": {r".*mlp\.(up|down)_proj": 40},
+            },
+            id="expressions",
+        ),
+        pytest.param({"use_dora": True, "lora_alpha": 3}, id="dora"),
+        pytest.param({"bias": "all"}, id="bias"),
+        pytest.param({"bias": "lora_only"}, id="bias-of-adapted"),
+        pytest.param({"modules_to_save": ["input_layernorm"]}, id="norms"),
+        pytest.param({"modules_to_save": ["embed_tokens", "lm_head"]}, id="modules"),
+        pytest.param({"trainable_token_indices": {"embed_tokens": [4, 9]}}, id="tokens"),
+        pytest.param(
+            {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}, id="tied-modules"
+        ),
+        pytest.param(
+            {"target_modules": r".*\.layers\.[02]\..*(q|up)_proj"}, id="target-expression"
+        ),
     ],
 )
 def test_the_merge_equals_pefts(
@@ -80,14 +101,58 @@ def test_the_merge_equals_pefts(
     targets = ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
     model = peft.get_peft_model(
         base,
-        peft.LoraConfig(r=4, target_modules=targets, init_lora_weights=False, **settings),
+        peft.LoraConfig(
+            **{"r": 4, "target_modules": targets, "init_lora_weights": False, **settings}
+        ),
     )
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # as training would
+            parameter.data += 0.01 * torch.randn_like(parameter)
     model.save_pretrained(tmp_path / "adapter")
     merged = model.merge_and_unload().state_dict()
     checkpoint = open_checkpoint(str(tiny_folder), lora=str(tmp_path / "adapter"))
     for name in checkpoint.names():
         ours = checkpoint.tensor(name, torch.float32)
         assert torch.allclose(ours, merged[name], rtol=0, atol=1e-5), name
+
+
+@pytest.mark.filterwarnings("ignore:Model (has|with) .tie_word_embeddings=True.:UserWarning")
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"target_modules": ["q_proj", "lm_head"]}, id="head"),
+        pytest.param({"target_modules": ["q_proj", "embed_tokens"]}, id="embedding"),
+        pytest.param({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, id="module"),
+    ],
+)
+def test_a_head_and_embedding_part_as_in_the_adapted_model(
+    tmp_path: Path, tied: bool, settings: dict[str, Any]
+) -> None:
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    folder = write_tiny_gemma(tmp_path / "m", "gemma3_text", tied=tied)
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = peft.get_peft_model(base, peft.LoraConfig(r=4, init_lora_weights=False, **settings))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.01 * torch.randn_like(parameter)
+    model.save_pretrained(tmp_path / "adapter")
+    checkpoint = open_checkpoint(str(folder), lora=str(tmp_path / "adapter"))
+    assert checkpoint.config["tie_word_embeddings"] is False
+    untied = AutoModelForCausalLM.from_config(base.config, dtype=torch.float32)
+    untied.config.tie_word_embeddings = False
+    untied.lm_head.weight = torch.nn.Parameter(torch.empty_like(untied.lm_head.weight))
+    names = checkpoint.names()
+    untied.load_state_dict({n: checkpoint.tensor(n, torch.float32) for n in names}, strict=False)
+    ids = torch.tensor([[2, 30, 31, 32, 300, 301, 40]])
+    with torch.no_grad():
+        expected, actual = model.eval()(ids).logits, untied.eval()(ids).logits
+    assert torch.allclose(actual, expected, rtol=1e-4, atol=1e-3)
 
 
 def test_rows_of_a_merged_tensor_are_its_rows(folder: str, tmp_path: Path) -> None:
@@ -112,6 +177,25 @@ def test_an_adapter_of_the_multimodal_model_is_understood(
     merged = open_checkpoint(str(tiny_folders["gemma3"]), lora=adapter)
     difference = merged.tensor(UP) - plain.tensor(UP, torch.float32)
     assert torch.allclose(difference, torch.tensor(6.0), atol=1e-5)
+
+
+@pytest.mark.parametrize("pattern", ["^{}", "{}", "language_model.layers.0.self_attn.q_proj"])
+def test_patterns_match_the_names_in_the_adapter(
+    tiny_folders: dict[Kind, Path], tmp_path: Path, pattern: str
+) -> None:
+    module = "model.language_model.layers.0.self_attn.q_proj"
+    tensors = {
+        f"base_model.model.{module}.lora_A.weight": torch.ones(2, 128),
+        f"base_model.model.{module}.lora_B.weight": torch.ones(256, 2),
+        "base_model.model.model.vision_tower.x.q_proj.lora_A.weight": torch.ones(2, 16),
+    }
+    patterns = {pattern.format(module): 64}
+    adapter = write_adapter(tmp_path / "a", tensors=tensors, alpha_pattern=patterns)
+    plain = open_checkpoint(str(tiny_folders["gemma3"]))
+    merged = open_checkpoint(str(tiny_folders["gemma3"]), lora=adapter)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    difference = merged.tensor(name) - plain.tensor(name, torch.float32)
+    assert torch.allclose(difference, torch.tensor(64.0), atol=1e-4)
 
 
 def test_the_digest_covers_the_adapter(folder: str, tmp_path: Path) -> None:
@@ -159,7 +243,7 @@ def test_half_an_update_is_refused(folder: str, tmp_path: Path) -> None:
 
 
 def test_tensors_that_are_no_update_are_listed(folder: str, tmp_path: Path) -> None:
-    stranger = "base_model.model.model.embed_tokens.lora_embedding_A"
+    stranger = "base_model.model.model.layers.1.mlp.up_proj.lora_C"
     tensors = {
         UP_A: torch.ones(2, 128), UP_B: torch.ones(384, 2), stranger: torch.ones(2, 2),
     }  # fmt: skip
@@ -172,9 +256,9 @@ def test_tensors_that_are_no_update_are_listed(folder: str, tmp_path: Path) -> N
     ("settings", "words"),
     [
         pytest.param({"peft_type": "IA3"}, "peft_type 'IA3'", id="kind"),
-        pytest.param({"bias": "all"}, "bias 'all'", id="bias"),
-        pytest.param({"use_dora": True}, "use_dora True", id="dora"),
-        pytest.param({"modules_to_save": ["lm_head"]}, "modules_to_save", id="modules"),
+        pytest.param({"bias": "some"}, "bias 'some'", id="bias"),
+        pytest.param({"use_dora": True}, "lora_magnitude_vector is missing", id="dora"),
+        pytest.param({"lora_bias": True}, "lora_bias True", id="lora-bias"),
         pytest.param({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4'", id="pissa"),
         pytest.param({"layer_replication": [[0, 2]]}, "layer_replication", id="replication"),
         pytest.param({"rank_pattern": {"(a+)+$": 2}}, r"rank_pattern '(a+)+$'", id="expression"),
@@ -189,7 +273,7 @@ def test_what_is_more_than_a_low_rank_update_is_refused(
 
 
 def test_all_unsupported_settings_come_at_once(folder: str, tmp_path: Path) -> None:
-    error = refusal(folder, write_adapter(tmp_path / "a", use_dora=True, bias="all", r=0))
+    error = refusal(folder, write_adapter(tmp_path / "a", lora_bias=True, bias="x", r=0))
     assert isinstance(error, Problems)
     assert len(error.problems) == 3
 
@@ -216,6 +300,6 @@ def test_nan_in_an_adapter_is_named(folder: str, tmp_path: Path) -> None:
 def test_problems_of_base_and_adapter_come_together(tmp_path: Path) -> None:
     folder = write_tiny_gemma(tmp_path / "m", "gemma2")
     (folder / "tokenizer.json").unlink()
-    error = refusal(str(folder), write_adapter(tmp_path / "a", bias="all"))
+    error = refusal(str(folder), write_adapter(tmp_path / "a", bias="x"))
     assert "tokenizer.json is missing" in str(error)
-    assert "bias 'all'" in str(error)
+    assert "bias 'x'" in str(error)
