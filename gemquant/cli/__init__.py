@@ -4,85 +4,21 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 import click
 
 from gemquant import __version__
-from gemquant.convert.plugins import plugins
+from gemquant.convert.plugins import first_line, plugins
 
+COMMANDS = (
+    *("bench", "card", "chat", "doctor", "eval", "gate", "llamafile", "imatrix", "onnx", "plan"),
+    *("push", "quantizers", "report", "rkllm", "rknn-sim", "serve", "show", "sign", "targets"),
+    *("tasks", "verify"),
+)
+"""Commands that are no quantizers; each is ``command`` in the module of its name."""
 
-@dataclass(frozen=True)
-class LazyCommand:
-    """A command that lives in its own module as ``command``. summary: its line in the listing."""
-
-    module: str
-    summary: str
-
-
-# Summaries repeat each command's first help line, so that the listing imports nothing; a test
-# compares them.
-COMMANDS: Mapping[str, LazyCommand] = {
-    "bench": LazyCommand(
-        "gemquant.cli.bench", "Measure how fast artifacts run, and in how much memory."
-    ),
-    "card": LazyCommand(
-        "gemquant.cli.card",
-        "Write an artifact's model card again, with later measurements.",
-    ),
-    "chat": LazyCommand("gemquant.cli.chat", "Chat with an artifact in the terminal."),
-    "doctor": LazyCommand(
-        "gemquant.cli.doctor", "Check what is installed and working, and how to install the rest."
-    ),
-    "eval": LazyCommand(
-        "gemquant.cli.eval", "Compare quantized artifacts with the original model."
-    ),
-    "gate": LazyCommand("gemquant.cli.gate", "Fail if artifacts are worse than their baseline."),
-    "llamafile": LazyCommand(
-        "gemquant.cli.llamafile", "Pack a GGUF and a llamafile runtime into one executable."
-    ),
-    "imatrix": LazyCommand(
-        "gemquant.cli.imatrix", "Compute an importance matrix (imatrix) for llama.cpp."
-    ),
-    "onnx": LazyCommand(
-        "gemquant.cli.onnx", "ONNX for onnxruntime, built by onnxruntime-genai's model builder."
-    ),
-    "plan": LazyCommand(
-        "gemquant.cli.plan", "Predict size, memory and speed of every scheme that a target takes."
-    ),
-    "push": LazyCommand(
-        "gemquant.cli.push", "Upload an artifact to the Hugging Face Hub, in one commit."
-    ),
-    "quantizers": LazyCommand("gemquant.cli.quantizers", "List the quantizers and their options."),
-    "report": LazyCommand(
-        "gemquant.cli.report",
-        "Report evaluations and the gate's verdict as Markdown, JUnit XML and HTML.",
-    ),
-    "rkllm": LazyCommand(
-        "gemquant.cli.rkllm",
-        "RKLLM files for Rockchip's NPUs, converted by the vendor's toolkit.",
-    ),
-    "rknn-sim": LazyCommand(
-        "gemquant.cli.rknn_sim",
-        "Simulate decoder layers in rknn-toolkit2, in float16 and int8.",
-    ),
-    "serve": LazyCommand("gemquant.cli.serve", "Serve a GGUF behind an OpenAI-compatible API."),
-    "show": LazyCommand("gemquant.cli.show", "Print what an artifact is and what it lost."),
-    "sign": LazyCommand(
-        "gemquant.cli.sign", "Sign an artifact: its manifest and every file in it."
-    ),
-    "targets": LazyCommand("gemquant.cli.targets", "List the devices, or describe one."),
-    "tasks": LazyCommand(
-        "gemquant.cli.tasks",
-        "Run lm-eval benchmarks on an artifact, in the runtime that executes it.",
-    ),
-    "verify": LazyCommand("gemquant.cli.verify", "Verify the hashes and structure of artifacts."),
-}
-
-
-WITH_MORE = {"awq": "gemquant.cli.awq", "gguf": "gemquant.cli.gguf"}
-"""Quantizers whose commands have more than the flags of every quantizer."""
+WITH_MORE = ("awq", "gguf")
+"""Quantizers whose commands have more than the flags of every quantizer, in modules as well."""
 
 
 class LazyGroup(click.Group):
@@ -94,8 +30,8 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import and return one command, or None if there is none of that name."""
-        module = COMMANDS[cmd_name].module if cmd_name in COMMANDS else WITH_MORE.get(cmd_name)
-        if module is not None:
+        if cmd_name in (*COMMANDS, *WITH_MORE):
+            module = _module(cmd_name)
             command = importlib.import_module(module).command
             if not isinstance(command, click.Command):
                 raise TypeError(f"{module}.command is not a command")
@@ -120,14 +56,22 @@ class LazyGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List quantizers and other commands apart."""
-        summaries = [(plugin.name, plugin.summary) for plugin in plugins("quantizer").values()]
-        _section(formatter, "Quantizers", summaries)
-        _section(formatter, "Commands", ((name, c.summary) for name, c in COMMANDS.items()))
+        with formatter.section("Quantizers"):
+            formatter.write_dl(
+                [(each.name, each.summary) for each in plugins("quantizer").values()]
+            )
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _summary(name)) for name in COMMANDS])
 
 
-def _section(formatter: click.HelpFormatter, title: str, rows: Iterable[tuple[str, str]]) -> None:
-    with formatter.section(title):
-        formatter.write_dl(list(rows))
+def _module(name: str) -> str:
+    return f"gemquant.cli.{name.replace('-', '_')}"
+
+
+def _summary(name: str) -> str:
+    """The first line of a command's help: the function's docstring, or else ``help=``."""
+    module = _module(name)
+    return first_line(module, "\ndef command(", '"""') or first_line(module, '\n    help="""')
 
 
 @click.command(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,12 +24,6 @@ from gemquant.errors import ProblemCollector, refuse
 
 if TYPE_CHECKING:
     from gemquant.calibration.suites import SuiteText
-    from gemquant.core.artifact import Artifact
-    from gemquant.core.artifact.evaluation import EvaluationDocument
-    from gemquant.core.progress import Progress
-    from gemquant.core.protocols import Weights
-    from gemquant.core.recipe import Recipe
-    from gemquant.measure.quality.evaluation import EvaluationRequest
     from gemquant.rockchip.board.rkllm import Board
 
 SETTINGS = (
@@ -40,11 +34,12 @@ SETTINGS = (
 
 
 class EvalCommand(click.Command):
-    """Measure, with the settings of the artifacts' recipe unless others are given."""
+    """Measure, with the settings of the artifacts' recipe except where flags replace them."""
 
     def invoke(self, ctx: click.Context) -> None:
         """Run the command."""
         from gemquant.cli import evaluation_tables, render
+        from gemquant.convert.plugins import open_weights
         from gemquant.core.artifact import Artifact
         from gemquant.core.artifact.evaluation import EvaluationDocument
         from gemquant.core.artifact.staged_files import document_problems, write_document
@@ -54,6 +49,7 @@ class EvalCommand(click.Command):
             name_problems,
         )
         from gemquant.rockchip.board.rkllm import prepared_problems
+        from gemquant.rockchip.evaluate import measure_on_board
 
         flags = ctx.params
         output: Path | None = flags["output"]
@@ -73,53 +69,25 @@ class EvalCommand(click.Command):
         recipe = problems.attempt(lambda: request.recipe(artifacts))
         problems.attempt(lambda: refuse(recipe.value.problems()))
         problems.refuse()
-        if flags["dry_run"]:
-            evaluation = Evaluation.open(artifacts, request, _on_device(recipe.value))
-            plan = evaluation_tables.plan(evaluation, flags["board"], output)
-            evaluation_tables.print_plan(plan, as_json=flags["as_json"])
-            return
-        with reporter(quiet=flags["quiet"]) as progress:
-            found = None if flags["board"] is None else connect(flags, progress)
-            document = measure_artifacts(
-                artifacts, request, recipe.value, threads, progress, board=found
-            )
+        board: Board | None = None
+        with reporter(quiet=flags["quiet"] or flags["dry_run"]) as progress:
+            if flags["board"] is not None and not flags["dry_run"]:
+                board = connect(flags, progress)
+            evaluation = Evaluation.open(artifacts, request, recipe.value, threads, progress)
+            if flags["dry_run"]:
+                plan = evaluation_tables.plan(evaluation, flags["board"], output)
+                evaluation_tables.print_plan(plan, as_json=flags["as_json"])
+                return
+            if board is None:
+                document = evaluation.measure(open_weights, progress)
+            else:
+                document = measure_on_board(evaluation, board, progress)
         if output is not None:
             write_document(output, document)
         if flags["as_json"]:
             render.print_json(document.model_dump(mode="json"))
         else:
             evaluation_tables.print_document(document)
-
-
-def measure_artifacts(
-    artifacts: Sequence[Artifact],
-    request: EvaluationRequest,
-    recipe: Recipe,
-    threads: int,
-    progress: Progress,
-    *,
-    board: Board | None = None,
-) -> EvaluationDocument:
-    """Measure artifacts of one recipe on this machine, or on a board that was found."""
-    import torch
-
-    from gemquant.measure.bench.machine import machine
-    from gemquant.measure.quality.evaluation import Evaluation
-
-    torch.set_num_threads(threads)
-    progress.note(f"opening {recipe.model}")
-    evaluation = Evaluation.open(artifacts, request, _on_device(recipe))
-    for note in evaluation.cautions():
-        progress.note(note)
-    if board is None:
-        subjects, fingerprint = evaluation.subjects(_open, progress), machine().fingerprint
-    else:
-        from gemquant.rockchip.bench import machine_of
-        from gemquant.rockchip.evaluate import board_subjects
-
-        subjects = board_subjects(evaluation, board, progress)
-        fingerprint = machine_of(board.survey).fingerprint
-    return evaluation.run(subjects, machine=fingerprint, progress=progress)
 
 
 def _suite(flags: Mapping[str, Any]) -> SuiteText | None:
@@ -131,19 +99,6 @@ def _suite(flags: Mapping[str, Any]) -> SuiteText | None:
     return SuiteText.named(flags["suite"]).reduced(
         slices=flags["eval_slices"], windows=flags["eval_windows"], seq_len=flags["seq_len"]
     )
-
-
-def _on_device(recipe: Recipe) -> Recipe:
-    from gemquant.core.resources import require_device
-
-    require_device(recipe.device)
-    return recipe
-
-
-def _open(artifact: Artifact) -> Weights:
-    from gemquant.convert.plugins import exporter
-
-    return exporter(artifact.manifest.container).open(artifact.path)
 
 
 command = EvalCommand(

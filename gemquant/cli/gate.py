@@ -108,9 +108,9 @@ def _measured(
     problems: list[GemquantError],
 ) -> list[EvaluationDocument]:
     """Measure artifacts as `gemquant eval` does, on what the baseline names."""
-    from gemquant.cli.eval import measure_artifacts
+    from gemquant.convert.plugins import open_weights
     from gemquant.core.artifact import Artifact
-    from gemquant.measure.quality.evaluation import name_problems
+    from gemquant.measure.quality.evaluation import Evaluation, name_problems
 
     threads = threads_of(given, problems)
     refuse(problems)
@@ -120,7 +120,8 @@ def _measured(
     recipe = request.recipe(artifacts)
     refuse(recipe.problems())
     with reporter(quiet=given["quiet"]) as progress:
-        return [measure_artifacts(artifacts, request, recipe, threads, progress)]
+        evaluation = Evaluation.open(artifacts, request, recipe, threads, progress)
+        return [evaluation.measure(open_weights, progress)]
 
 
 def _request(baseline: Baseline | None, names: Sequence[str]) -> EvaluationRequest:

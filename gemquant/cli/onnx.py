@@ -8,7 +8,7 @@ import click
 
 from gemquant.cli.external import run_external, tool_flags
 from gemquant.cli.flags import model_argument
-from gemquant.cli.quantize import MODEL, help_of
+from gemquant.cli.quantize import MODEL
 from gemquant.cli.quantizer_options import common_flags, quantizer_flags
 from gemquant.cli.settings import setting
 from gemquant.convert.external.options import OnnxOptions
@@ -44,7 +44,11 @@ command = OnnxCommand(
         *tool_flags(default_python="this Python, with the extra onnx"),
         *(flag for flag in common_flags(OnnxOptions) if flag.name not in NOT_HERE),
     ],
-    help=help_of(OnnxOptions),
+    help="""ONNX for onnxruntime, built by onnxruntime-genai's model builder.
+
+    Weights in 4 or 8 bits, rounded to nearest in groups by the builder; 16 bits (bfloat16) for
+    CUDA, 32 bits for a CPU. The builder runs in this Python where the extra onnx is installed, or
+    in another one (--python), and holds the whole model in memory.""",
     epilog=MODEL
     + """\b
 Examples:

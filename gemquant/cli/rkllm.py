@@ -9,7 +9,7 @@ import click
 from gemquant.cli.external import tool_flags, tool_settings
 from gemquant.cli.flags import model_argument
 from gemquant.cli.progress import reporter
-from gemquant.cli.quantize import MODEL, help_of
+from gemquant.cli.quantize import MODEL
 from gemquant.cli.quantizer_options import common_flags, quantizer_flags, read_request
 from gemquant.cli.settings import problems_of, setting
 from gemquant.rockchip.options import AUTO, RkllmOptions
@@ -177,7 +177,11 @@ command = RkllmCommand(
         *(flag for flag in tool_flags(default_python="") if flag.name not in NOT_SHARED),
         *(flag for flag in common_flags(RkllmOptions) if flag.name not in NOT_SHARED),
     ],
-    help=help_of(RkllmOptions),
+    help="""RKLLM files for Rockchip's NPUs, converted by the vendor's toolkit.
+
+    The toolkit runs under a separate interpreter (--toolkit), reads a folder that gemquant writes
+    for it, and quantizes. --prepare-only needs no toolkit: it leaves folder, calibration prompts
+    and job to be converted elsewhere.""",
     epilog=MODEL
     + """\b
 Examples:

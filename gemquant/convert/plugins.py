@@ -12,10 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any, Literal, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from gemquant.core.protocols import Exporter, Quantizer
+from gemquant.core.protocols import Exporter, Quantizer, Weights
 from gemquant.errors import UnsupportedError, UsageError
+
+if TYPE_CHECKING:
+    from gemquant.core.artifact import Artifact
 
 Kind = Literal["quantizer", "exporter"]
 
@@ -24,71 +28,56 @@ Kind = Literal["quantizer", "exporter"]
 class Plugin:
     """Something that can be imported when it is needed.
 
-    value: ``module:attribute``. package: the distribution that brings it. summary: one line.
+    value: ``module:attribute``. package: the distribution that brings it.
     rival: another distribution that brings one of the same name; neither can be used then.
     """
 
     name: str
     value: str
-    package: str
-    summary: str
+    package: str = "gemquant"
     rival: str | None = None
 
+    @property
+    def summary(self) -> str:
+        """One line: of gemquant's own the first of the docstring, read without an import."""
+        if self.package != "gemquant":
+            return f"From the package {self.package}."
+        module, _, attribute = self.value.partition(":")
+        return first_line(module, f"\nclass {attribute}(", '"""')
 
-def _own(name: str, value: str, summary: str = "") -> Plugin:
-    return Plugin(name, value, "gemquant", summary)
+
+def first_line(module: str, *markers: str) -> str:
+    """Read the line that follows these texts in the source of one of gemquant's modules.
+
+    Listing commands and quantizers this way needs no import. Empty if a marker is missing.
+    """
+    path = Path(__file__).parents[1].joinpath(*module.split(".")[1:]).with_suffix(".py")
+    rest = path.read_text(encoding="utf-8")
+    for marker in markers:
+        rest = rest.partition(marker)[2]
+    return rest.partition("\n")[0].removesuffix('"""')
 
 
-# Summaries repeat the first docstring line of each quantizer, so that listing them imports nothing;
-# a test compares them.
 OWN: Mapping[Kind, tuple[Plugin, ...]] = {
     "quantizer": (
-        _own(
-            "awq",
-            "gemquant.quantizers.awq:AWQ",
-            "AWQ (activation-aware weight quantization) with GPTQ error compensation.",
-        ),
-        _own(
-            "cast",
-            "gemquant.quantizers.cast:Cast",
-            "Convert to bfloat16, float16 or float32 without quantizing.",
-        ),
-        _own(
-            "fp4",
-            "gemquant.quantizers.bitsandbytes:FP4",
-            "bitsandbytes FP4.",
-        ),
-        _own(
-            "gguf",
-            "gemquant.quantizers.gguf:KQuant",
-            "GGUF for llama.cpp: K-quants, IQ4, Q8_0 and others, several types in one pass.",
-        ),
-        _own(
-            "int8",
-            "gemquant.quantizers.bitsandbytes:Int8",
-            "LLM.int8() for bitsandbytes.",
-        ),
-        _own(
-            "nf4",
-            "gemquant.quantizers.bitsandbytes:NF4",
-            "bitsandbytes NF4 (QLoRA's 4-bit NormalFloat).",
-        ),
-        _own(
-            "rtn",
-            "gemquant.quantizers.rtn:RoundToNearest",
-            "Round to nearest: the baseline.",
-        ),
+        Plugin("awq", "gemquant.quantizers.awq:AWQ"),
+        Plugin("cast", "gemquant.quantizers.cast:Cast"),
+        Plugin("fp4", "gemquant.quantizers.bitsandbytes:FP4"),
+        Plugin("gguf", "gemquant.quantizers.gguf:KQuant"),
+        Plugin("int8", "gemquant.quantizers.bitsandbytes:Int8"),
+        Plugin("nf4", "gemquant.quantizers.bitsandbytes:NF4"),
+        Plugin("rtn", "gemquant.quantizers.rtn:RoundToNearest"),
     ),
     "exporter": (
-        _own("awq-gemm", "gemquant.formats.awq_gemm:AwqGemm"),
-        _own("bitsandbytes", "gemquant.formats.bitsandbytes:BitsAndBytes"),
-        _own("compressed-tensors", "gemquant.formats.compressed_tensors:CompressedTensors"),
-        _own("gptq", "gemquant.formats.gptq:Gptq"),
-        _own("gguf", "gemquant.formats.gguf.exporter:GGUF"),
-        _own("metal", "gemquant.formats.metal:Metal"),
-        _own("mlx", "gemquant.formats.mlx:MLX"),
-        _own("onnx", "gemquant.formats.onnx:Onnx"),
-        _own("safetensors", "gemquant.formats.safetensors.plain:PlainSafetensors"),
+        Plugin("awq-gemm", "gemquant.formats.awq_gemm:AwqGemm"),
+        Plugin("bitsandbytes", "gemquant.formats.bitsandbytes:BitsAndBytes"),
+        Plugin("compressed-tensors", "gemquant.formats.compressed_tensors:CompressedTensors"),
+        Plugin("gptq", "gemquant.formats.gptq:Gptq"),
+        Plugin("gguf", "gemquant.formats.gguf.exporter:GGUF"),
+        Plugin("metal", "gemquant.formats.metal:Metal"),
+        Plugin("mlx", "gemquant.formats.mlx:MLX"),
+        Plugin("onnx", "gemquant.formats.onnx:Onnx"),
+        Plugin("safetensors", "gemquant.formats.safetensors.plain:PlainSafetensors"),
     ),
 }
 
@@ -96,15 +85,14 @@ OWN: Mapping[Kind, tuple[Plugin, ...]] = {
 @cache
 def plugins(kind: Kind) -> Mapping[str, Plugin]:
     """Return every quantizer or exporter by name, sorted; nothing is imported."""
-    found = {plugin.name: plugin for plugin in OWN[kind]}
+    known = {plugin.name: plugin for plugin in OWN[kind]}
     for entry in entry_points(group=f"gemquant.{kind}s"):
         package = entry.dist.name if entry.dist else "an unknown package"
-        if entry.name in found:
-            found[entry.name] = dataclasses.replace(found[entry.name], rival=package)
+        if entry.name in known:
+            known[entry.name] = dataclasses.replace(known[entry.name], rival=package)
         else:
-            summary = f"From the package {package}."
-            found[entry.name] = Plugin(entry.name, entry.value, package, summary)
-    return dict(sorted(found.items()))
+            known[entry.name] = Plugin(entry.name, entry.value, package)
+    return dict(sorted(known.items()))
 
 
 def quantizer_type(name: str) -> type[Quantizer]:
@@ -126,6 +114,11 @@ def exporter(name: str, options: Mapping[str, Any] | None = None) -> Exporter:
     return cast("Exporter", _load("exporter", name)()).configured(options or {})
 
 
+def open_weights(artifact: Artifact) -> Weights:
+    """Open an artifact's weights with the exporter of its container."""
+    return exporter(artifact.manifest.container).open(artifact.path)
+
+
 def _load(kind: Kind, name: str) -> Any:
     known = plugins(kind)
     if name not in known:
@@ -139,15 +132,15 @@ def _load(kind: Kind, name: str) -> Any:
         )
     module, _, attribute = plugin.value.partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        cls = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UnsupportedError(
             f"{kind} {name}: {plugin.value} of {plugin.package} cannot be imported: {error}.",
             hint=f"Reinstall or update it: pip install --upgrade {plugin.package}",
         ) from error
-    if getattr(found, "name", None) != name:
+    if getattr(cls, "name", None) != name:
         raise UnsupportedError(
-            f"{kind} {name}: its class calls itself {getattr(found, 'name', None)!r}.",
+            f"{kind} {name}: its class calls itself {getattr(cls, 'name', None)!r}.",
             hint="The entry point's name and the class attribute `name` must agree.",
         )
-    return found
+    return cls

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from gemquant.calibration.windows import TokenWindows, calibration_windows, evaluation_windows
+from gemquant.calibration.recipe_text import calibration_text, chat_template, evaluation_text
+from gemquant.calibration.windows import TokenWindows
 from gemquant.convert import pipeline
 from gemquant.convert.plan import Job, PlannedJob, linear_weights, plan
 from gemquant.convert.plugins import exporter
@@ -26,8 +27,7 @@ from gemquant.core.targets.target import Target
 from gemquant.errors import Attempt, ProblemCollector, refuse
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemquant.formats.source_model import model_name
-from gemquant.models.architecture import architecture_of
-from gemquant.models.chat import ChatTemplate, choose_template
+from gemquant.models.chat import ChatTemplate
 from gemquant.models.structure import EMBEDDING
 from gemquant.numerics.native.gram import has_bfloat16_products
 
@@ -107,7 +107,7 @@ class OpenedModel(ProblemCollector):
     def evaluation(self) -> Attempt[Sequence[TokenWindows]]:
         """The evaluation text; empty without a certificate."""
         return self.attempt(
-            lambda: read_evaluation(self.recipe, self.checkpoint, self.template.value)
+            lambda: evaluation_text(self.recipe, self.checkpoint, self.template.value)
         )
 
 
@@ -202,9 +202,6 @@ def default_output(ref: str, quantizer: str, labels: Sequence[str]) -> str:
     return "-".join([model_name(ref), quantizer, *labels])
 
 
-# ---------------------------------------------------------------- machine, text
-
-
 def calibration_dtype(recipe: Recipe) -> str:
     """Name the type that calibration windows are traced in: bfloat16 where that is fast.
 
@@ -215,45 +212,3 @@ def calibration_dtype(recipe: Recipe) -> str:
     on_gpu = recipe.device.startswith("cuda") and torch.cuda.is_bf16_supported()
     fast = on_gpu or (recipe.device == "cpu" and has_bfloat16_products())
     return "bfloat16" if fast else recipe.dtype
-
-
-def chat_template(recipe: Recipe, checkpoint: Checkpoint) -> ChatTemplate:
-    """The template that was requested, by name or from a file, or else the checkpoint's."""
-    source = choose_template(
-        recipe.chat_template,
-        checkpoint.chat_template(),
-        architecture_of(checkpoint.config).chat_template,
-    )
-    return ChatTemplate(source, checkpoint.special_tokens())
-
-
-def calibration_text(
-    recipe: Recipe, checkpoint: Checkpoint, template: ChatTemplate
-) -> TokenWindows:
-    """Read the calibration text and cut it into windows."""
-    return calibration_windows(
-        checkpoint.tokenizer(),
-        source=recipe.calib,
-        samples=recipe.samples,
-        seq_len=recipe.seq_len,
-        seed=recipe.seed,
-        bos=checkpoint.config["bos_token_id"],
-        chat_template=template,
-    )
-
-
-def read_evaluation(
-    recipe: Recipe, checkpoint: Checkpoint, template: ChatTemplate
-) -> Sequence[TokenWindows]:
-    """Read the evaluation text; empty if the recipe has no certificate."""
-    if recipe.eval_windows == 0:
-        return ()
-    return evaluation_windows(
-        checkpoint.tokenizer(),
-        slices=recipe.eval_slices,
-        windows=recipe.eval_windows,
-        seq_len=recipe.seq_len,
-        seed=recipe.seed,
-        bos=checkpoint.config["bos_token_id"],
-        chat_template=template,
-    )

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gemquant.convert.plugins import exporter
+from gemquant.convert.plugins import open_weights
 from gemquant.core.artifact import MANIFEST_FILE, SIGNATURE_FILE, Artifact, read_manifest
 from gemquant.core.progress import Silence
 from gemquant.errors import (
@@ -52,7 +52,7 @@ def artifact_problems(path: Path) -> list[GemquantError]:
         artifact = Artifact.open(path)
         if artifact.manifest.conversion is not None:
             return [*rkllm.artifact_problems(path, artifact.manifest)]
-        exporter(artifact.manifest.container).open(path)
+        open_weights(artifact)
     except GemquantError as error:
         return list(error.parts)
     return []

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from gemquant.core.artifact import Artifact
+from gemquant.core.artifact.evaluation import EvaluationDocument
 from gemquant.core.progress import Progress
 from gemquant.errors import ArtifactError, WorkerError
 from gemquant.measure.quality.evaluation import Evaluation, artifact_name
 from gemquant.measure.quality.measure import Subject
 from gemquant.measure.quality.native import GENERATED_TOKENS, NativeRuntime
+from gemquant.rockchip.bench import machine_of
 from gemquant.rockchip.board.events import Done, Loaded, Ran, Rows
 from gemquant.rockchip.board.rkllm import (
     NOT_READABLE,
@@ -37,12 +39,14 @@ POSITIONS_AT_ONCE = 128
 """Positions to compare together; each comparison reads the whole head of the original."""
 
 
-def board_subjects(evaluation: Evaluation, board: Board, progress: Progress) -> list[Subject]:
-    """Every artifact, to be run on a board; refuse artifacts for another chip than the board's."""
+def measure_on_board(
+    evaluation: Evaluation, board: Board, progress: Progress
+) -> EvaluationDocument:
+    """Measure every artifact on a board; refuse artifacts for another chip than the board's."""
     for artifact in evaluation.artifacts:
         if artifact.manifest.conversion is not None:
             board.require_platform(artifact.manifest.conversion.platform, str(artifact.path))
-    return [
+    subjects = [
         Subject(
             artifact_name(artifact),
             None,
@@ -52,6 +56,8 @@ def board_subjects(evaluation: Evaluation, board: Board, progress: Progress) -> 
         )
         for artifact in evaluation.artifacts
     ]
+    fingerprint = machine_of(board.survey).fingerprint
+    return evaluation.run(subjects, machine=fingerprint, progress=progress)
 
 
 @contextmanager

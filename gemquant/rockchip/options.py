@@ -23,12 +23,7 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class RkllmOptions:
-    """RKLLM files for Rockchip's NPUs, converted by the vendor's toolkit.
-
-    The toolkit runs under a separate interpreter (--toolkit), reads a folder that gemquant writes
-    for it, and quantizes. --prepare-only needs no toolkit: it leaves folder, calibration prompts
-    and job to be converted elsewhere.
-    """
+    """Settings of RKLLM conversion."""
 
     name: ClassVar[str] = "rkllm"
     target: ClassVar[str] = "rk3588"

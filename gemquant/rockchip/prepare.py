@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemquant.calibration.prompts import calibration_prompts
+from gemquant.calibration.recipe_text import evaluation_text
 from gemquant.calibration.windows import TokenWindows
 from gemquant.convert.estimate.candidate import weight_count
-from gemquant.convert.prepare import OpenedModel, calibration_dtype, read_evaluation
+from gemquant.convert.prepare import OpenedModel, calibration_dtype
 from gemquant.core.artifact import output_problems
 from gemquant.core.progress import Progress
 from gemquant.core.recipe import Recipe
@@ -147,7 +148,7 @@ def prepare(request: RkllmRequest, progress: Progress) -> PreparedRkllm:
 def _slices(model: OpenedModel, windows: int) -> Sequence[TokenWindows]:
     """Evaluation slices of so many windows; empty for 0."""
     recipe = dataclasses.replace(model.recipe, eval_windows=windows)
-    return read_evaluation(recipe, model.checkpoint, model.template.value)
+    return evaluation_text(recipe, model.checkpoint, model.template.value)
 
 
 def _prompts(model: OpenedModel) -> Sequence[Mapping[str, str]]:

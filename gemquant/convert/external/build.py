@@ -32,12 +32,10 @@ from gemquant.core.protocols import Layout
 from gemquant.core.recipe import Recipe
 from gemquant.errors import Attempt, WorkerError, refuse
 from gemquant.formats.checkpoint import Checkpoint
-from gemquant.formats.checkpoint.tokenizer_files import with_chat_template
 from gemquant.formats.safetensors.plain import PlainSafetensors
+from gemquant.formats.source_model import Origin
 from gemquant.measure.quality.measure import compare
 from gemquant.measure.quality.native import NativeRuntime
-from gemquant.models.architecture import architecture_of
-from gemquant.models.chat import choose_template
 from gemquant.quantizers.cast import Cast
 from gemquant.runtimes.worker import Interpreter, Tool, run_tool
 
@@ -149,14 +147,7 @@ def build(prepared: PreparedExternal, progress: Progress) -> Artifact:
             )
             result = _run(prepared, plain, Path(scratch), progress)
             _take(result, Path(scratch) / "out", folder)
-        files = checkpoint.tokenizer_files()
-        if prepared.recipe.chat_template is not None:
-            template = choose_template(
-                prepared.recipe.chat_template,
-                checkpoint.chat_template(),
-                architecture_of(checkpoint.config).chat_template,
-            )
-            files = with_chat_template(files, template)
+        files = Origin(checkpoint, prepared.recipe.chat_template).tokenizer_files
         write_config(folder, tool.config, files)
         weights = exporter(tool.container).open(folder)
         weight_files = [name for name in result.files if not name.endswith((".json", ".jinja"))]

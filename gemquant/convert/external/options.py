@@ -37,12 +37,7 @@ class AutoAwqOptions:
 
 @dataclass(frozen=True)
 class OnnxOptions:
-    """ONNX for onnxruntime, built by onnxruntime-genai's model builder.
-
-    Weights in 4 or 8 bits, rounded to nearest in groups by the builder; 16 bits (bfloat16) for
-    CUDA, 32 bits for a CPU. The builder runs in this Python where the extra onnx is installed, or
-    in another one (--python), and holds the whole model in memory.
-    """
+    """Settings of onnxruntime-genai's model builder."""
 
     name: ClassVar[str] = "onnx"
 

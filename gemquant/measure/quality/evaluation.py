@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -12,9 +12,10 @@ from functools import partial
 import torch
 
 import gemquant
+from gemquant.calibration.recipe_text import chat_template, evaluation_text
 from gemquant.calibration.suites import SuiteText
 from gemquant.calibration.text import VERSION
-from gemquant.calibration.windows import TokenWindows, evaluation_windows, stream_digest
+from gemquant.calibration.windows import TokenWindows, stream_digest
 from gemquant.core.artifact import Artifact, Manifest
 from gemquant.core.artifact.evaluation import (
     ArtifactEvaluation,
@@ -27,13 +28,13 @@ from gemquant.core.artifact.finalize import content_digest, content_files
 from gemquant.core.progress import Progress
 from gemquant.core.protocols import Weights
 from gemquant.core.recipe import DEFAULT_EVAL_WINDOWS, Recipe
+from gemquant.core.resources import require_device
 from gemquant.core.scheme import describe
 from gemquant.errors import GemquantError, UsageError, refuse
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
+from gemquant.measure.bench.machine import machine
 from gemquant.measure.quality.measure import Subject, measure
 from gemquant.measure.quality.native import NativeRuntime
-from gemquant.models.architecture import architecture_of
-from gemquant.models.chat import ChatTemplate, choose_template
 from gemquant.numerics.bootstrap import RESAMPLES
 
 MACHINE = ("seed", "device", "dtype")
@@ -149,13 +150,22 @@ class Evaluation:
 
     @classmethod
     def open(
-        cls, artifacts: Sequence[Artifact], request: EvaluationRequest, recipe: Recipe
+        cls,
+        artifacts: Sequence[Artifact],
+        request: EvaluationRequest,
+        recipe: Recipe,
+        threads: int,
+        progress: Progress,
     ) -> Evaluation:
         """Open the original and read the text: the suite's, or that of the artifacts' recipe.
 
+        Notes every artifact that was made from other weight files than the original's.
         UsageError for an unknown suite or slice, or an empty one; CalibrationError for text that
         cannot be used or is too short.
         """
+        require_device(recipe.device)
+        torch.set_num_threads(threads)
+        progress.note(f"opening {recipe.model}")
         original = open_checkpoint(recipe.model, lora=recipe.lora)
         slices = _windows(request.suite, recipe, original)
         suite = SuiteRecord(
@@ -163,23 +173,20 @@ class Evaluation:
             version=VERSION if request.suite is None else request.suite.version,
             token_stream=stream_digest([windows.ids for windows in slices]),
         )
+        hashes = set(original.source_digest().values())
+        for artifact in artifacts:
+            if set(artifact.manifest.source.files.values()) != hashes:
+                progress.note(
+                    f"caution: {artifact.path} was made from other weight files than those of "
+                    f"{original.ref}; the figures include the difference of the two."
+                )
         return cls(artifacts, request, recipe, original, slices, suite)
 
-    def cautions(self) -> Iterator[str]:
-        """One for every artifact made from other weight files than the original's."""
-        hashes = set(self.original.source_digest().values())
-        for artifact in self.artifacts:
-            if set(artifact.manifest.source.files.values()) != hashes:
-                yield (
-                    f"caution: {artifact.path} was made from other weight files than those of "
-                    f"{self.original.ref}; the figures include the difference of the two."
-                )
-
-    def subjects(
+    def measure(
         self, open_weights: Callable[[Artifact], Weights], progress: Progress
-    ) -> list[Subject]:
-        """The artifacts, read back, with their runtimes where the request asks for them."""
-        return [
+    ) -> EvaluationDocument:
+        """Measure here: artifacts read back, and in their runtimes where the request says so."""
+        subjects = [
             Subject(
                 artifact_name(artifact),
                 open_weights(artifact),
@@ -187,6 +194,7 @@ class Evaluation:
             )
             for artifact in self.artifacts
         ]
+        return self.run(subjects, machine=machine().fingerprint, progress=progress)
 
     def run(
         self, subjects: Sequence[Subject], *, machine: str, progress: Progress
@@ -242,26 +250,18 @@ class Evaluation:
 def _windows(
     suite: SuiteText | None, recipe: Recipe, original: Checkpoint
 ) -> Sequence[TokenWindows]:
-    stock = architecture_of(original.config).chat_template
-    source = choose_template(recipe.chat_template, original.chat_template(), stock)
-    template = ChatTemplate(source, original.special_tokens())
-    tokenizer, bos = original.tokenizer(), original.config["bos_token_id"]
+    template = chat_template(recipe, original)
     if suite is not None:
-        return suite.token_windows(tokenizer, seed=recipe.seed, bos=bos, chat_template=template)
+        bos = original.config["bos_token_id"]
+        return suite.token_windows(
+            original.tokenizer(), seed=recipe.seed, bos=bos, chat_template=template
+        )
     if recipe.eval_windows == 0:
         raise UsageError(
             "--eval-windows 0: an empty suite; nothing would be measured.",
             hint="--suite default, or --eval-windows 4",
         )
-    return evaluation_windows(
-        tokenizer,
-        slices=recipe.eval_slices,
-        windows=recipe.eval_windows,
-        seq_len=recipe.seq_len,
-        seed=recipe.seed,
-        bos=bos,
-        chat_template=template,
-    )
+    return evaluation_text(recipe, original, template)
 
 
 # ---------------------------------------------------------------- the record
