@@ -191,7 +191,7 @@ def target_folder_flag() -> click.Parameter:
 
 
 def model_argument() -> click.Parameter:
-    """MODEL; it may come from a recipe instead, so that its absence is told with the rest."""
+    """MODEL; it may come from a recipe instead, so that its absence is reported with the rest."""
     return click.Argument(
         ["model"], required=False, envvar="GEMQUANT_MODEL", metavar="[MODEL]", type=str
     )

@@ -34,7 +34,7 @@ FIRST_SUITE = "default"
 
 
 class GateCommand(click.Command):
-    """Read everything, then judge or update; print, and end with the verdict's exit code."""
+    """Read everything, then judge or update; print, and exit with the verdict's code."""
 
     def invoke(self, ctx: click.Context) -> None:
         """Run the command."""
@@ -42,24 +42,24 @@ class GateCommand(click.Command):
         from gemquant.measure.gate.baseline import read_baseline
         from gemquant.measure.gate.budget import Budgets, read_budgets
 
-        given = ctx.params
-        path: Path = given["baseline"]
-        refuse(_problems(given))
+        flags = ctx.params
+        path: Path = flags["baseline"]
+        refuse(_problems(flags))
         problems = ProblemCollector()
-        needs_baseline = path.exists() or not given["update_baseline"]
+        needs_baseline = path.exists() or not flags["update_baseline"]
         read = problems.attempt(lambda: read_baseline(path) if needs_baseline else None)
         allowed = problems.attempt(
-            lambda: read_budgets(given["budget"]) if given["budget"] else Budgets()
+            lambda: read_budgets(flags["budget"]) if flags["budget"] else Budgets()
         )
         speeds = problems.attempt(
-            lambda: Benchmark.read(given["bench"]) if given["bench"] else None
+            lambda: Benchmark.read(flags["bench"]) if flags["bench"] else None
         )
         baseline = read.value if read.succeeded else None
-        folders = [path for path in dict.fromkeys(given["artifacts"]) if path.is_dir()]
-        files = [path for path in dict.fromkeys(given["artifacts"]) if not path.is_dir()]
+        folders = [path for path in dict.fromkeys(flags["artifacts"]) if path.is_dir()]
+        files = [path for path in dict.fromkeys(flags["artifacts"]) if not path.is_dir()]
         documents = _documents(files, problems)
         if folders and not problems:
-            documents += _measured(folders, baseline, given, problems_of(ctx))
+            documents += _measured(folders, baseline, flags, problems_of(ctx))
         problems += _name_problems(documents)
         if not problems:
             known = [each.evaluation for each in baseline.artifacts] if baseline else []
@@ -68,28 +68,28 @@ class GateCommand(click.Command):
             )
         problems.refuse()
         budgets, benchmark = allowed.value, speeds.value
-        if given["update_baseline"]:
-            _update(given, documents, baseline, benchmark)
+        if flags["update_baseline"]:
+            _update(flags, documents, baseline, benchmark)
             return
         assert baseline is not None
-        _judge(given, documents, baseline, budgets, benchmark)
+        _judge(flags, documents, baseline, budgets, benchmark)
 
 
-def _problems(given: dict[str, Any]) -> list[GemquantError]:
+def _problems(flags: dict[str, Any]) -> list[GemquantError]:
     problems: list[GemquantError] = []
-    reason = (given["reason"] or "").strip()
-    if given["update_baseline"] and not reason:
+    reason = (flags["reason"] or "").strip()
+    if flags["update_baseline"] and not reason:
         problems.append(
             UsageError(
                 "--update-baseline needs --reason TEXT.",
-                hint="Say why the figures may change; it stays in the baseline's history.",
+                hint="Write why the figures may change; the baseline's history records it.",
             )
         )
-    if given["reason"] is not None and not given["update_baseline"]:
+    if flags["reason"] is not None and not flags["update_baseline"]:
         problems.append(
             UsageError("--reason is for --update-baseline; without it nothing is written.")
         )
-    if given["update_baseline"] and given["output"]:
+    if flags["update_baseline"] and flags["output"]:
         problems.append(UsageError("--output: an update judges nothing, so there is no verdict."))
     return problems
 
@@ -104,7 +104,7 @@ def _documents(paths: list[Path], problems: ProblemCollector) -> list[Evaluation
 def _measured(
     folders: list[Path],
     baseline: Baseline | None,
-    given: dict[str, Any],
+    flags: dict[str, Any],
     problems: list[GemquantError],
 ) -> list[EvaluationDocument]:
     """Measure artifacts as `gemquant eval` does, on what the baseline names."""
@@ -112,14 +112,14 @@ def _measured(
     from gemquant.core.artifact import Artifact
     from gemquant.measure.quality.evaluation import Evaluation, name_problems
 
-    threads = threads_of(given, problems)
+    threads = threads_of(flags, problems)
     refuse(problems)
     artifacts = [Artifact.open(path) for path in folders]
     refuse(name_problems(artifacts))
     request = _request(baseline, [path.resolve().name for path in folders])
     recipe = request.recipe(artifacts)
     refuse(recipe.problems())
-    with reporter(quiet=given["quiet"]) as progress:
+    with reporter(quiet=flags["quiet"]) as progress:
         evaluation = Evaluation.open(artifacts, request, recipe, threads, progress)
         return [evaluation.measure(open_weights, progress)]
 
@@ -174,7 +174,7 @@ def _name_problems(documents: list[EvaluationDocument]) -> list[GemquantError]:
 
 
 def _update(
-    given: dict[str, Any],
+    flags: dict[str, Any],
     documents: list[EvaluationDocument],
     before: Baseline | None,
     benchmark: Any,
@@ -182,23 +182,23 @@ def _update(
     from gemquant.cli import gate_tables, render
     from gemquant.measure.gate.update import head_commit, updated, write_baseline
 
-    path: Path = given["baseline"]
+    path: Path = flags["baseline"]
     baseline = updated(
         documents,
         before,
-        reason=given["reason"].strip(),
+        reason=flags["reason"].strip(),
         commit=head_commit(path.absolute().parent),
         benchmark=benchmark,
     )
     write_baseline(path, baseline)
-    if given["as_json"]:
+    if flags["as_json"]:
         render.print_json(baseline.history[-1].model_dump(mode="json"))
     else:
         gate_tables.update(baseline, path)
 
 
 def _judge(
-    given: dict[str, Any],
+    flags: dict[str, Any],
     documents: list[EvaluationDocument],
     baseline: Baseline,
     budgets: Budgets,
@@ -209,12 +209,12 @@ def _judge(
     from gemquant.measure.gate.gate import judge
     from gemquant.measure.gate.verdict import Verdict
 
-    output: Path | None = given["output"]
+    output: Path | None = flags["output"]
     refuse(document_problems(output, Verdict))
-    verdict = judge(documents, baseline, budgets, file=str(given["baseline"]), benchmark=benchmark)
+    verdict = judge(documents, baseline, budgets, file=str(flags["baseline"]), benchmark=benchmark)
     if output is not None:
         write_document(output, verdict)
-    if given["as_json"]:
+    if flags["as_json"]:
         render.print_json(verdict.model_dump(mode="json"))
     else:
         gate_tables.verdict(verdict)
@@ -222,20 +222,19 @@ def _judge(
 
 
 def _end(verdict: Verdict) -> None:
-    """Raise what the verdict says, all of it, with its exit code."""
+    """Raise the error of the verdict: every reason, and its exit code."""
     kind: type[GemquantError] | None = {
         RegressionError.exit_code: RegressionError,
         NotComparableError.exit_code: NotComparableError,
     }.get(verdict.exit_code)
     if kind is None:
         return
-    told = [
+    reasons = [
         f"{artifact.name!r}, {artifact.outcome}: {reason}."
         for artifact in verdict.artifacts
         for reason in artifact.reasons
     ]
-    first, *others = told
-    raise kind("\n  ".join([first, *others]))
+    raise kind("\n  ".join(reasons))
 
 
 command = GateCommand(

@@ -33,23 +33,23 @@ class PlanCommand(click.Command):
         from gemquant.convert.estimate.fit import EstimateRequest, estimate, read_headers
         from gemquant.core.targets.target import load_target
 
-        given, problems = ctx.params, problems_of(ctx)
+        flags, problems = ctx.params, problems_of(ctx)
         if (
-            given["memory"] is None
+            flags["memory"] is None
             and ctx.get_parameter_source("memory") is ParameterSource.DEFAULT
         ):
             problems.append(UsageError("--memory: missing.", hint="As in: --memory 8G"))
-        context = problems.attempt(lambda: _context(given["context"]))
+        context = problems.attempt(lambda: _context(flags["context"]))
         target = problems.attempt(
-            lambda: load_target(given["target"], target_folders(given["target_folder"]))
+            lambda: load_target(flags["target"], target_folders(flags["target_folder"]))
         )
-        headers = problems.attempt(lambda: read_headers(_model(given["model"])))
+        headers = problems.attempt(lambda: read_headers(_model(flags["model"])))
         problems.refuse()
         request = EstimateRequest(
-            given["memory"], context.value, given["device_model"], given["bandwidth"]
+            flags["memory"], context.value, flags["device_model"], flags["bandwidth"]
         )
         rows, refused = estimate(target.value, headers.value.config, request)
-        if given["as_json"]:
+        if flags["as_json"]:
             _print_json(headers.value, target.value, request, rows, refused)
         else:
             _print(headers.value, target.value, request, rows, refused)
@@ -138,7 +138,7 @@ def _basis(target: Target, rows: Sequence[Estimate], at_most: str) -> list[str]:
         )
     if target.footprint is not None and rows:
         lines.append(
-            f"beside weights and cache: {human_bytes(rows[0].overhead_bytes)}, "
+            f"besides weights and cache: {human_bytes(rows[0].overhead_bytes)}, "
             f"{target.footprint.basis}; {'; '.join(target.footprint.sources)}."
         )
     slow = next((row.candidate for row in rows if row.candidate.conversion_seconds), None)

@@ -84,12 +84,12 @@ def fact_table() -> Table:
 # ---------------------------------------------------------------- artifacts
 
 
-def artifacts(made: Sequence[Artifact], *, as_json: bool) -> None:
+def artifacts(finished: Sequence[Artifact], *, as_json: bool) -> None:
     """Print finished artifacts; in JSON one is a document, several are a list of them."""
-    if as_json and len(made) > 1:
-        print_json([_artifact_document(each) for each in made])
+    if as_json and len(finished) > 1:
+        print_json([_artifact_document(each) for each in finished])
         return
-    for each in made:
+    for each in finished:
         artifact(each, as_json=as_json)
 
 
@@ -184,7 +184,7 @@ def _facts(manifest: Manifest) -> list[Table | str]:
 
 
 def fallback_table(groups: Iterable[tuple[Sequence[str], str, str]]) -> list[Table | str]:
-    """What is not stored as asked: names, what as, and why; many of a kind are counted."""
+    """List layers that are not stored as requested: names, format and reason."""
     fallbacks = table("layer", "stored as", "because", title="Fallbacks")
     for names, stored, reason in groups:
         modules = [name.removesuffix(".weight") for name in names]

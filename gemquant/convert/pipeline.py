@@ -44,7 +44,7 @@ def run(
     progress: Progress | None = None,
     resume: ResumePolicy | None = None,
 ) -> list[Artifact]:
-    """Stream the checkpoint once and finish every job, or leave nothing behind.
+    """Stream the checkpoint once and finish every job, or leave no partial output.
 
     calibration: may be None if no quantizer needs statistics. evaluation: slices for the
     certificate; empty for no certificate. calibration_dtype: the type of the calibration windows'

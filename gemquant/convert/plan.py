@@ -27,7 +27,7 @@ from gemquant.formats.source_model import Origin
 from gemquant.models.architecture import linear_shapes, tensor_shapes
 from gemquant.models.structure import EMBEDDING, HEAD
 
-# Tokenizer, card, configuration and manifest beside the weights: a generous guess.
+# Tokenizer, card, configuration and manifest: a generous guess.
 SMALL_FILES_BYTES = 64_000_000
 
 

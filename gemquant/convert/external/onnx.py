@@ -65,7 +65,7 @@ def builder_options(options: OnnxOptions, provider: str) -> list[str]:
 
 
 def rope_facts(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the builder must be told of Gemma 3's two rotary tables; None for the others."""
+    """Facts on Gemma 3's two rotary tables that the builder needs; None for the others."""
     if not architecture_of(config).rope_by_layer_type:
         return None
     full = config["rope_parameters"]["full_attention"]

@@ -12,6 +12,8 @@ from gemquant.measure.gate.budget import Budgets
 from gemquant.measure.gate.verdict import Check, Metric, Outcome
 
 COMPARED_SETTINGS = ("prompt_tokens", "new_tokens", "threads", "device", "dtype")
+PEAKS = {"peak_anonymous_bytes": None, "peak_device_bytes": "on the accelerator"}
+"""Peaks of memory, and the note that a check of each carries."""
 
 
 def size_check(artifact: ArtifactEvaluation, entry: BaselineEntry, budgets: Budgets) -> Check:
@@ -33,18 +35,14 @@ def bytes_check(
     note = "bytes changed, and no reason is recorded" if changed else None
     if changed:
         old, new = entry.evaluation.libraries, artifact.libraries
-        differing = [
-            f"{name} {old.get(name)} → {new.get(name)}"
-            for name in sorted({*old, *new})
-            if old.get(name) != new.get(name)
-        ]
+        differing = _differences(old, new)
         excuse = None
         if budgets.limit("bytes_changed", artifact=artifact.name) != "fail":
             excuse = "the budgets say so"
         elif not old or not new:
             excuse = "the libraries that made it are not known"
         elif differing:
-            excuse = f"made with other libraries: {', '.join(differing)}"
+            excuse = f"made with other libraries: {differing}"
         elif machine != entry.machine:
             excuse = "another machine, whose arithmetic may differ"
         if excuse is not None:
@@ -83,67 +81,52 @@ def bench_checks(
 ) -> Iterator[Check]:
     """Memory and speed against the baseline's, mode by mode."""
     before = {(each.runtime, each.mode): each for each in entry.bench}
-    limits = {
-        metric: budgets.limit(metric, artifact=name) for metric in ("peak_memory", "decode_speed")
-    }
     for new in now:
         old = before.get((new.runtime, new.mode))
-        if old is not None:
-            yield from _memory(old, new, limits)
-            yield _speed(old, new, limits)
+        if old is None:
+            continue
+        settings = _differences(old.settings, new.settings)
+        excuse = f"other settings: {settings}" if settings else None
+        memory = budgets.limit("peak_memory", artifact=name)
+        where = f"{new.runtime}, {new.mode}"
+        for kind, note in PEAKS.items():
+            old_peak, new_peak = getattr(old, kind), getattr(new, kind)
+            if old_peak and new_peak is not None:
+                yield _relative(
+                    "peak_memory", old_peak, new_peak, memory, where=where, note=note, excuse=excuse
+                )
+        if old.machine != new.machine:
+            excuse = "another machine, whose speed says nothing about the artifact"
+        speed = budgets.limit("decode_speed", artifact=name)
+        yield _speed(old, new, speed, where=where, excuse=excuse)
 
 
-def _memory(
-    old: BenchFigures, new: BenchFigures, limits: Mapping[str, float | str | None]
-) -> Iterator[Check]:
-    where = f"{new.runtime}, {new.mode}"
-    for kind in ("peak_anonymous_bytes", "peak_device_bytes"):
-        before, now = getattr(old, kind), getattr(new, kind)
-        if before and now is not None:
-            told = "on the accelerator" if kind == "peak_device_bytes" else None
-            excuse = _other_settings(old, new)
-            yield _relative(
-                "peak_memory",
-                before,
-                now,
-                limits["peak_memory"],
-                where=where,
-                note=told,
-                excuse=excuse,
-            )
-
-
-def _speed(old: BenchFigures, new: BenchFigures, limits: Mapping[str, float | str | None]) -> Check:
+def _speed(
+    old: BenchFigures,
+    new: BenchFigures,
+    limit: float | str | None,
+    *,
+    where: str,
+    excuse: str | None,
+) -> Check:
     """Loss of decoding speed; repetitions whose ranges overlap decide nothing."""
-    before = statistics.median(old.decode_tokens_per_second)
-    now = statistics.median(new.decode_tokens_per_second)
-    excuse = _other_settings(old, new)
-    if old.machine != new.machine:
-        excuse = "another machine, whose speed says nothing about the artifact"
-    found = _relative(
-        "decode_speed",
-        before,
-        now,
-        limits["decode_speed"],
-        worse=-1,
-        where=f"{new.runtime}, {new.mode}",
-        excuse=excuse,
-    )
-    overlap = max(new.decode_tokens_per_second) >= min(old.decode_tokens_per_second)
-    if found.outcome == "regression" and overlap:
-        return found.model_copy(
+    before, now = old.decode_tokens_per_second, new.decode_tokens_per_second
+    medians = statistics.median(before), statistics.median(now)
+    check = _relative("decode_speed", *medians, limit, worse=-1, where=where, excuse=excuse)
+    if check.outcome == "regression" and max(now) >= min(before):
+        return check.model_copy(
             update={"outcome": "inconclusive", "note": "the repetitions' ranges overlap"}
         )
-    return found
+    return check
 
 
-def _other_settings(old: BenchFigures, new: BenchFigures) -> str | None:
-    differing = [
-        f"{key} {old.settings.get(key)} → {new.settings.get(key)}"
-        for key in sorted({*old.settings, *new.settings})
-        if old.settings.get(key) != new.settings.get(key)
-    ]
-    return f"other settings: {', '.join(differing)}" if differing else None
+def _differences(old: Mapping[str, object], new: Mapping[str, object]) -> str:
+    """Name what differs, as "torch 2.1 → 2.2"; empty if nothing does."""
+    return ", ".join(
+        f"{name} {old.get(name)} → {new.get(name)}"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+    )
 
 
 def _relative(
@@ -164,7 +147,7 @@ def _relative(
         outcome = "pass" if increase <= budget else "regression"
     elif excuse is None:
         excuse = "the budgets say so"
-    told = [note, f"not gated: {excuse}" if budget is None else None]
+    notes = [note, f"not gated: {excuse}" if budget is None else None]
     return Check(
         metric=metric,
         where=where,
@@ -173,5 +156,5 @@ def _relative(
         increase=increase,
         budget=budget,
         outcome=outcome,
-        note="; ".join(filter(None, told)) or None,
+        note="; ".join(filter(None, notes)) or None,
     )

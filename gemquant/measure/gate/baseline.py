@@ -40,7 +40,7 @@ class BenchFigures(Record):
         min_length=1, description="Every repetition."
     )
     peak_anonymous_bytes: int | None = Field(
-        description="Largest anonymous memory of the process; null where the system does not tell."
+        description="Largest anonymous memory of the process; null if the system reports none."
     )
     peak_device_bytes: int | None = Field(
         description="Largest memory allocated on the accelerator; null without one."
@@ -81,9 +81,9 @@ class Headline(Record):
 class HistoryEntry(Record):
     """One update of the baseline."""
 
-    reason: str = Field(min_length=1, description="Why, as it was given.")
+    reason: str = Field(min_length=1, description="The text of --reason.")
     commit: str | None = Field(
-        default=None, description="Commit of the repository that the baseline lies in, if known."
+        default=None, description="Commit of the repository that holds the baseline, if known."
     )
     gemquant: str = Field(description="The program's version.")
     suite_version: int = Field(ge=1, description="Version of the suite.")
@@ -112,7 +112,7 @@ class Baseline(Document):
         names = [each.name for each in self.artifacts]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"artifacts that stand twice: {', '.join(twice)}")
+            raise ValueError(f"artifacts listed twice: {', '.join(twice)}")
         return self
 
     def entry(self, name: str) -> BaselineEntry | None:
@@ -143,16 +143,17 @@ def document_mismatches(document: EvaluationDocument, baseline: Baseline) -> Ite
             f"measured against another original: {new.ref!r} ({new.digest}), and the baseline is "
             f"of {old.ref!r} ({old.digest})"
         )
-    suite, kept = document.suite, baseline.suite
-    if (suite.name, suite.version) != (kept.name, kept.version):
+    suite, old_suite = document.suite, baseline.suite
+    if (suite.name, suite.version) != (old_suite.name, old_suite.version):
         yield (
             f"measured on suite {suite.name!r} version {suite.version}, and the baseline on "
-            f"{kept.name!r} version {kept.version}"
+            f"{old_suite.name!r} version {old_suite.version}"
         )
-    elif suite.token_stream != kept.token_stream:
+    elif suite.token_stream != old_suite.token_stream:
         yield (
             f"measured on other tokens of suite {suite.name!r} ({suite.token_stream}), and the "
-            f"baseline on {kept.token_stream}: other slices, windows, lengths or another tokenizer"
+            f"baseline on {old_suite.token_stream}: "
+            "other slices, windows, lengths or another tokenizer"
         )
 
 

@@ -82,18 +82,14 @@ class Budgets(_Table):
         level: Level | None = None,
     ) -> float | str | None:
         """The limit of a metric there; the last override that fits wins."""
-        found = getattr(self.budget, metric)
-        if found is None:
-            found = getattr(DEFAULTS, metric)
-        for each in self.override:
-            if each.fits(artifact, slice_name, level):
-                given = getattr(each, metric)
-                found = found if given is None else given
-        limit: float | str | None = found
-        return limit
+        fitting = [each for each in self.override if each.fits(artifact, slice_name, level)]
+        limits: list[float | str | None] = [
+            getattr(each, metric) for each in (DEFAULTS, self.budget, *fitting)
+        ]
+        return next((limit for limit in reversed(limits) if limit is not None), None)
 
     def problems(self, known: Iterable[ArtifactEvaluation]) -> list[GemquantError]:
-        """What overrides name that is nowhere; a misspelt one would quietly do nothing."""
+        """Overrides of unknown artifacts and slices; a misspelt one would quietly do nothing."""
         evaluations = list(known)
         names = {each.name for each in evaluations}
         slices = {
@@ -123,7 +119,7 @@ class Budgets(_Table):
 
 
 def read_budgets(path: Path) -> Budgets:
-    """Read a budget file. All that is wrong with it is told at once."""
+    """Read a budget file. Reports all problems at once."""
     try:
         if path.stat().st_size > _LIMIT_BYTES:
             raise UsageError(f"{path}: larger than {_LIMIT_BYTES} bytes: no budgets.", hint=HINT)
@@ -142,14 +138,17 @@ def read_budgets(path: Path) -> Budgets:
 
 def _problems(path: Path, error: ValidationError) -> list[GemquantError]:
     """One problem for each place, though a place may be wrong for several types."""
-    found: dict[str, str] = {}
+    messages: dict[str, str] = {}
     for each in error.errors(include_url=False):
-        # A union's members stand behind the key: `float`, `literal['report']`.
+        # A union's members follow the key: `float`, `literal['report']`.
         keys = [
             str(part + 1 if isinstance(part, int) else part)
             for part in each["loc"]
             if not str(part).startswith(("literal[", "float", "constrained", "function"))
         ]
         place = ".".join(keys)
-        found[place] = f"{found[place]}, or: {each['msg']}" if place in found else each["msg"]
-    return [UsageError(f"{path}: {place}: {told}.", hint=HINT) for place, told in found.items()]
+        earlier = f"{messages[place]}, or: " if place in messages else ""
+        messages[place] = earlier + each["msg"]
+    return [
+        UsageError(f"{path}: {place}: {message}.", hint=HINT) for place, message in messages.items()
+    ]

@@ -55,7 +55,7 @@ def judge(
     file: str,
     benchmark: Benchmark | None = None,
 ) -> Verdict:
-    """Hold every artifact against the baseline. file: the baseline's, for what is told of it."""
+    """Hold every artifact against the baseline. file: the baseline's path, for messages."""
     compared = [
         _compared(artifact, document, baseline, budgets, file, benchmark)
         for document in documents
@@ -86,34 +86,34 @@ def _compared(
     benchmark: Benchmark | None,
 ) -> Compared:
     entry = baseline.entry(artifact.name)
-    found = Compared(artifact, entry, list(document_mismatches(document, baseline)))
+    compared = Compared(artifact, entry, list(document_mismatches(document, baseline)))
     if entry is None:
-        found.mismatches.append(missing_artifact(artifact.name, baseline, file))
-        return found
-    found.mismatches += artifact_mismatches(artifact, document.settings, entry)
+        compared.mismatches.append(missing_artifact(artifact.name, baseline, file))
+        return compared
+    compared.mismatches += artifact_mismatches(artifact, document.settings, entry)
     levels = [
         (before, artifact.level(before.level))
         for before in entry.evaluation.levels
         if before.not_run is None and (budgets.levels is None or before.level in budgets.levels)
     ]
     if not levels:
-        found.mismatches.append("the baseline holds no level of it that is to be compared")
+        compared.mismatches.append("the baseline holds no level of it that is to be compared")
     for before, now in levels:
         mismatches = list(level_mismatches(before, now))
-        found.mismatches += mismatches
+        compared.mismatches += mismatches
         if now is not None and not mismatches:
-            found.text += text_checks(artifact.name, before, now, budgets)
-    if found.mismatches:
-        found.text = []
-        return found
-    found.artifact_wide = [
+            compared.text += text_checks(artifact.name, before, now, budgets)
+    if compared.mismatches:
+        compared.text = []
+        return compared
+    compared.artifact_wide = [
         size_check(artifact, entry, budgets),
         bytes_check(artifact, document.machine, entry, budgets),
     ]
     if benchmark is not None:
         figures = bench_figures(benchmark, artifact.name)
-        found.artifact_wide += bench_checks(artifact.name, figures, entry, budgets)
-    return found
+        compared.artifact_wide += bench_checks(artifact.name, figures, entry, budgets)
+    return compared
 
 
 def _decided(compared: Compared, share: float) -> ArtifactVerdict:

@@ -73,7 +73,7 @@ def layer_words(finding: LayerFinding) -> str:
     """Name the layer."""
     return (
         f"The error of hidden states rises at layer {finding.layer}: relative {finding.value:.4g} "
-        f"behind it, {finding.baseline:.4g} in the baseline"
+        f"after it, {finding.baseline:.4g} in the baseline"
     )
 
 
@@ -100,7 +100,7 @@ def _groups(checks: Sequence[Check]) -> list[list[Check]]:
 
 
 def _worst(group: Sequence[Check]) -> Check:
-    """The check to tell of: the worst outcome, a slice before all of them, the largest loss."""
+    """The check to report: the worst outcome, a slice before all of them, the largest loss."""
     return max(
         group,
         key=lambda c: (SEVERITY[c.outcome], c.slice is not None, c.increase or 0.0),
@@ -108,7 +108,7 @@ def _worst(group: Sequence[Check]) -> Check:
 
 
 def _worst_slice(group: Sequence[Check], checks: Sequence[Check]) -> str | None:
-    """The slice that it is worst in, also where only all of them together tell."""
+    """The slice that it is worst in, also where only all slices together show it."""
     worst = _worst(group)
     if worst.slice is not None:
         return worst.slice
@@ -133,23 +133,23 @@ def _amount(check: Check) -> str:
     if check.low is not None and check.high is not None:
         low, high = amount(check.metric, check.low), amount(check.metric, check.high)
         bounds = f" ({low} to {high})"
-    told = f"{words} {amount(check.metric, check.increase)}{unit}{bounds}"
+    text = f"{words} {amount(check.metric, check.increase)}{unit}{bounds}"
     if check.metric != "kl_mean_ceiling":
         before, now = amount(check.metric, check.baseline), amount(check.metric, check.value)
-        told += f", {before} → {now}"
-    return told
+        text += f", {before} → {now}"
+    return text
 
 
 def _decision(check: Check) -> str:
     if check.budget is None:
         return ""
-    told = f", the budget is {amount(check.metric, check.budget)}"
+    text = f", the budget is {amount(check.metric, check.budget)}"
     if check.outcome != "inconclusive":
-        return told
+        return text
     if check.note:
-        return f"{told}: inconclusive, {check.note}"
+        return f"{text}: inconclusive, {check.note}"
     needed = f"; about {check.windows_needed} would decide" if check.windows_needed else ""
-    return f"{told}: inconclusive with {check.windows} windows{needed}"
+    return f"{text}: inconclusive with {check.windows} windows{needed}"
 
 
 def _whole(check: Check) -> str:

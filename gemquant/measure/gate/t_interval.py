@@ -2,7 +2,7 @@
 
 The unit that varies is the window: tokens of one window are not independent of one another. Both
 measurements are of the same windows, so what makes one text harder than another cancels. There are
-often few windows; Student's t knows that, where resampling them (percentiles, BCa) has bounds that
+often few windows; Student's t allows for that; resampling them (percentiles, BCa) gives bounds that
 are too narrow. `ci/bench/gate` measures what the bounds are worth on differences of real artifacts.
 """
 
@@ -19,7 +19,7 @@ _MOST_WINDOWS = 1_000_000
 
 @dataclass(frozen=True)
 class Stratum:
-    """One slice: a figure of each of its windows, or a difference, and the tokens behind it."""
+    """One slice: a figure of each of its windows, or a difference, and the tokens in each."""
 
     tokens: Sequence[int]
     values: Sequence[float]

@@ -36,7 +36,7 @@ SEVERITY: Mapping[Outcome, int] = {
     "not-comparable": 2,
     "regression": 3,
 }
-"""What a whole is called that has parts of several outcomes: the worst of them."""
+"""The outcome of a whole is the worst of its parts."""
 
 
 class Check(Record):
@@ -46,9 +46,9 @@ class Check(Record):
         description="`nll_increase`, `kl_mean` (nats per token), `top1` (fraction of tokens): "
         "against the baseline on the same windows. `kl_mean_ceiling`: the divergence itself. "
         "`size`, `peak_memory`, `decode_speed`: relative to the baseline. `bytes_changed`: whether "
-        "the artifact's digest is another one."
+        "the artifact's digest differs."
     )
-    level: Level | None = Field(default=None, description="Null where a level means nothing.")
+    level: Level | None = Field(default=None, description="Null for metrics without a level.")
     slice: str | None = Field(
         default=None,
         description="Null: all slices together, each token weighing the same, or the artifact as "
@@ -84,7 +84,7 @@ class Check(Record):
         description="`pass`: shown to be within budget. `regression`: worse, and not shown to be "
         "within budget. `inconclusive`: neither. `reported`: not gated."
     )
-    note: str | None = Field(default=None, description="Why, where the figures do not say it.")
+    note: str | None = Field(default=None, description="Reason that the figures do not show.")
 
 
 class LayerFinding(Record):
@@ -93,12 +93,12 @@ class LayerFinding(Record):
     level: Level = Field(description="Where it was measured.")
     slice: str = Field(description="On which tokens.")
     layer: int = Field(ge=0, description="Number of the decoder layer, from 0.")
-    baseline: float = Field(description="Relative error behind that layer, in the baseline.")
+    baseline: float = Field(description="Relative error after that layer, in the baseline.")
     value: float = Field(description="The same now.")
     ratio_before: float = Field(
-        description="Squared error over the baseline's behind the layer before; 1 for the first."
+        description="Squared error over the baseline's after the previous layer; 1 for the first."
     )
-    ratio: float = Field(description="Squared error over the baseline's behind the layer.")
+    ratio: float = Field(description="Squared error over the baseline's after the layer.")
 
 
 class ArtifactVerdict(Record):

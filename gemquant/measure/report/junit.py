@@ -78,7 +78,7 @@ def _cases(
     for level in measured.levels:
         if level.not_run is not None:
             case = _case(suite, artifact.name, f"{level.level}: all slices: all metrics")
-            _tell(case, "skipped", "not-run", f"not run: {level.not_run}", "")
+            _add_outcome(case, "skipped", "not-run", f"not run: {level.not_run}", "")
     unexplained = not any(
         SEVERITY[each.outcome] >= SEVERITY[artifact.outcome] for each in artifact.checks
     )
@@ -87,7 +87,7 @@ def _cases(
         kind = _kind(artifact.outcome, verdict)
         if kind is not None:
             words = "; ".join(artifact.reasons) or OUTCOMES[artifact.outcome]
-            _tell(case, kind, artifact.outcome, words, "")
+            _add_outcome(case, kind, artifact.outcome, words, "")
 
 
 def _name(check: Check) -> str:
@@ -131,12 +131,12 @@ def _check(case: ET.Element, check: Check, artifact: ArtifactVerdict, verdict: V
         for each in artifact.layers
         if each.level == check.level and check.slice in {None, each.slice}
     ]
-    _tell(case, kind, check.outcome, message, "\n".join(visible(line) for line in lines))
+    _add_outcome(case, kind, check.outcome, message, "\n".join(visible(line) for line in lines))
 
 
-def _tell(case: ET.Element, kind: str, outcome: str, message: str, text: str) -> None:
-    told = ET.SubElement(case, kind, type=outcome, message=visible(message, longest=_LONGEST))
-    told.text = text or None
+def _add_outcome(case: ET.Element, kind: str, outcome: str, message: str, text: str) -> None:
+    element = ET.SubElement(case, kind, type=outcome, message=visible(message, longest=_LONGEST))
+    element.text = text or None
 
 
 def _tally(element: ET.Element, names: tuple[str, ...]) -> None:

@@ -22,7 +22,7 @@ SUMMARY_LIMIT_BYTES = 1_048_576
 SMALLEST_LIMIT_BYTES = 4_096
 _LONGEST_CELL = 600
 _TAIL_BYTES = 600
-"""Kept free for the words that say what was left out."""
+"""Reserved for the note on what was left out."""
 
 _SIGNS = {
     "pass": "✅",

@@ -33,7 +33,7 @@ function scatter(holder, { artifacts, tradeoff, chosen, choose }) {
     make("path", { d: shape(kind), class: `mark on-front series-${kind % 8}` })), name));
 }
 
-// Names beside points, as many as find room; the others are told on hover and focus.
+// Names next to points, as many as fit; hover and focus show the others.
 function names(named, points, x, y, frame) {
   const taken = points.map((each) => [x(each.size) - 7, y(each.kl) - 7, x(each.size) + 7, y(each.kl) + 7]);
   const free = (box) => box[0] >= frame.left && box[2] <= frame.right && box[1] >= frame.top - 8

@@ -1,5 +1,5 @@
 // Tables that sort by their heads, and that are paged and filtered where they are long. The rows are
-// those of the page itself or, for long tables, of the data beside it, so that few are ever in the page.
+// those of the page itself or, for long tables, of the data next to it, so that few are ever in the page.
 
 const PAGE = 20;
 
