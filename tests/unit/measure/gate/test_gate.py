@@ -120,7 +120,7 @@ def test_the_message_names_slice_metric_and_layer() -> None:
         .startswith("level reference, slice 'english': mean KL divergence rose by 0.0")
     )
     assert (
-        "rises at layer 2: relative 0.05 behind it, 0.03 in the" in verdict.artifacts[0].reasons[0]
+        "rises at layer 2: relative 0.05 after it, 0.03 in the" in verdict.artifacts[0].reasons[0]
     )
 
 
