@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -15,6 +16,7 @@ import click
 
 from gemquant.cli import cli
 from gemquant.core.resources import yield_idle_processors
+from gemquant.errors import OutputError
 
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
 # 128 + SIGINT, 128 + SIGTERM, as shells report them.
@@ -47,14 +49,10 @@ def main(args: Sequence[str] | None = None) -> int:
         left = _notes(stop) or _notes(stop.__cause__) or ["nothing was left behind"]
         click.echo(f"{ended}; {left[-1]}", err=True)
         return code
-    except BrokenPipeError:
-        # Whoever read our output has left; what is still buffered has no reader.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+    except OSError as error:
+        return _output_failed(error)
     except Exception as error:  # noqa: BLE001 - the last place where it can be explained
-        _trace_if_debugging()
-        _explain_unexpected(error)
-        return INTERNAL_ERROR
+        return _defect(error)
     return code if isinstance(code, int) else 0
 
 
@@ -64,6 +62,19 @@ class Terminated(BaseException):
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
     raise Terminated
+
+
+def _output_failed(error: OSError) -> int:
+    """The exit code where stdout has no reader or no space; any other error is a defect."""
+    if error.errno not in (errno.EPIPE, errno.ENOSPC):
+        return _defect(error)
+    # What is still buffered cannot be written either.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
+        return BROKEN_PIPE
+    full = OutputError(f"{error.filename or 'stdout'} cannot be written: {error.strerror}.")
+    full.show()
+    return full.exit_code
 
 
 def _notes(error: BaseException | None) -> list[str]:
@@ -81,7 +92,8 @@ def _trace_if_debugging() -> None:
         traceback.print_exc()
 
 
-def _explain_unexpected(error: Exception) -> None:
+def _defect(error: Exception) -> int:
+    _trace_if_debugging()
     click.echo(f"error: this is a defect of gemquant: {type(error).__name__}: {error}", err=True)
     for note in _notes(error):
         click.echo(f"  note: {note}", err=True)
@@ -91,6 +103,7 @@ def _explain_unexpected(error: Exception) -> None:
             "        that output together with the command and `gemquant --version`.",
             err=True,
         )
+    return INTERNAL_ERROR
 
 
 if __name__ == "__main__":

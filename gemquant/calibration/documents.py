@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from gemquant.core.untrusted import UntrustedFile
 from gemquant.errors import CalibrationError, GemquantError, RuntimeMissingError, UsageError, refuse
 
 LONGEST_LINE = 16_000_000
@@ -126,7 +128,11 @@ def read_user_file(path: Path, *, flag: str = "--calib") -> list[Document]:
             f"{source}: the name ends in {path.suffix or 'no suffix'}; known are .txt and .jsonl.",
             hint='Plain text goes into FILE.txt, {"text": …} or {"messages": […]} into FILE.jsonl.',
         )
-    content = _content(path, source)
+    hint = None
+    with suppress(OSError):
+        if path.stat().st_size > LARGEST_FILE:
+            hint = f"Take a part of it: head -c 100M {path} > part{path.suffix}"
+    content = UntrustedFile(path, LARGEST_FILE, CalibrationError, hint, source).bytes()
     if path.suffix.lower() == ".jsonl":
         documents, problems = parse_lines(content, source)
         refuse(problems)
@@ -136,21 +142,6 @@ def read_user_file(path: Path, *, flag: str = "--calib") -> list[Document]:
     if not documents:
         raise CalibrationError(f"{source}: holds no text.", hint="Give a file with text in it.")
     return documents
-
-
-def _content(path: Path, source: str) -> bytes:
-    try:
-        size = path.stat().st_size
-        if size > LARGEST_FILE:
-            raise CalibrationError(
-                f"{source}: {size} bytes; at most {LARGEST_FILE} are read.",
-                hint=f"Take a part of it: head -c 100M {path} > part{path.suffix}",
-            )
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise CalibrationError(f"{source}: no such file.") from None
-    except OSError as error:
-        raise CalibrationError(f"{source}: cannot be read: {error.strerror}.") from None
 
 
 def _decoded(content: bytes, source: str) -> str:

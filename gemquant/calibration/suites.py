@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -21,6 +20,7 @@ from gemquant.calibration.windows import (
     token_windows,
 )
 from gemquant.core.resources import data_folder
+from gemquant.core.untrusted import MAX_TOML_BYTES, UntrustedFile
 from gemquant.errors import CalibrationError, GemquantError, UsageError, refuse
 from gemquant.models.chat import ChatTemplate
 
@@ -160,11 +160,11 @@ def read_suites(folder: Path | None = None) -> dict[str, Suite]:
     """All suites by name. CalibrationError if the file is missing or not valid."""
     path = (data_folder("calib_data") if folder is None else folder) / FILE
     try:
-        content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = UntrustedFile(path, MAX_TOML_BYTES, CalibrationError, REINSTALL).toml()
         if content.get("version") != 1:
             raise CalibrationError(f"{path}: not suites of version 1.", hint=REINSTALL)
         return {name: Suite.model_validate(each) for name, each in content["suites"].items()}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError) as error:
+    except KeyError as error:
         raise CalibrationError(f"{path}: cannot be read: {error}.", hint=REINSTALL) from None
     except ValidationError as error:
         first = error.errors()[0]

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, cast
 
-from gemquant.calibration.documents import Document, parse_lines
+from gemquant.calibration.documents import LARGEST_FILE, Document, parse_lines
 from gemquant.core.resources import data_folder
+from gemquant.core.untrusted import UntrustedFile
 from gemquant.errors import CalibrationError, refuse
 
 INDEX = "index.toml"
 VERSION = 1
+_MAX_INDEX = 1_000_000
 REINSTALL = "Reinstall gemquant, or take the folder from its source again."
 
 Split = Literal["calibration", "evaluation"]
@@ -53,12 +54,7 @@ class Library:
     def open(cls, folder: Path | None = None) -> Library:
         """Read the index alone. Raises CalibrationError if it is missing or not valid."""
         folder = data_folder("calib_data") if folder is None else folder
-        try:
-            index = tomllib.loads((folder / INDEX).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise CalibrationError(
-                f"{folder / INDEX}: cannot be read: {error}.", hint=REINSTALL
-            ) from None
+        index = UntrustedFile(folder / INDEX, _MAX_INDEX, CalibrationError, REINSTALL).toml()
         return cls(folder, _files(index, folder), _mixtures(index, folder))
 
     def of(self, kind: str, split: Split) -> tuple[TextFile, ...]:
@@ -72,10 +68,7 @@ class Library:
     def read(self, file: TextFile) -> list[Document]:
         """The documents of a file. Raises CalibrationError if it is not the file of the index."""
         path = self.folder / file.path
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise CalibrationError(f"{path}: cannot be read: {error}.", hint=REINSTALL) from None
+        content = UntrustedFile(path, LARGEST_FILE, CalibrationError, REINSTALL).bytes()
         digest = hashlib.sha256(content).hexdigest()
         if digest != file.sha256:
             raise CalibrationError(

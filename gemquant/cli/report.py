@@ -128,6 +128,8 @@ def _replacement_problems(path: Path, *, force: bool) -> list[GemquantError]:
         return [OutputError(f"{path} is a symbolic link.", hint="Name the file itself.")]
     if path.is_dir():
         return [OutputError(f"{path} is a folder.", hint="Name a file in it.")]
+    if path.exists() and not path.is_file():
+        return [OutputError(f"{path} is not a regular file.", hint="Name another file.")]
     if path.exists() and not force:
         return [OutputError(f"{path} exists.", hint="Give --force to replace it.")]
     return []

@@ -13,6 +13,7 @@ import glob
 import hashlib
 import json
 import logging
+import os
 import platform
 import shutil
 import time
@@ -297,5 +298,7 @@ def _named(values: Mapping[str, Any]) -> Iterator[Path]:
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _named(value)
-        elif isinstance(value, str) and name not in {"model", "lora"} and Path(value).is_file():
+        elif name in {"model", "lora"} or not isinstance(value, str):
+            continue
+        elif os.path.isfile(value):  # noqa: PTH113 - False for a name that is too long
             yield Path(value)

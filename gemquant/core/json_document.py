@@ -6,15 +6,12 @@ import json
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from gemquant.errors import UsageError
+from gemquant.core.untrusted import UntrustedFile
 
 _LIMIT_BYTES = 256_000_000
 """Largest document that is read; far above two hundred artifacts on a thousand windows each."""
-
-
-_PROBLEMS_SHOWN = 4
 
 
 class Record(BaseModel):
@@ -41,15 +38,4 @@ D = TypeVar("D", bound=Document)
 
 def read_document(kind: type[D], path: Path, *, hint: str) -> D:
     """Read and check a user's file. UsageError names it and what is wrong in it; ``hint`` too."""
-    try:
-        if path.stat().st_size > _LIMIT_BYTES:
-            raise UsageError(f"{path}: larger than {_LIMIT_BYTES} bytes.", hint=hint)
-        return kind.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}.", hint=hint) from error
-    except ValidationError as error:
-        wrong = "; ".join(
-            f"{'.'.join(map(str, each['loc'])) or 'the document'}: {each['msg']}"
-            for each in error.errors(include_url=False)[:_PROBLEMS_SHOWN]
-        )
-        raise UsageError(f"{path}: {wrong}.", hint=hint) from error
+    return UntrustedFile(path, _LIMIT_BYTES, hint=hint).record(kind)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import re
-import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from gemquant.core.untrusted import UntrustedFile
 from gemquant.errors import GemquantError, UsageError, refuse
 
 DEFAULT_TARGET = "cuda"
@@ -140,20 +139,15 @@ SETTINGS: Mapping[str, tuple[type, ...]] = {
 }
 """Keys of a recipe file and the types they may have."""
 
+_MAX_BYTES = 64_000_000
+"""A recipe may be the manifest of an artifact."""
+
 TYPE_WORDS = {str: "a string", int: "an integer", dict: "a table", list: "a list"}
 
 
 def read_settings(file: Path, keys: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
     """Read some or all settings from a TOML or JSON file; every problem at once."""
-    try:
-        text = file.read_text(encoding="utf-8")
-        values = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
-    except OSError as error:
-        raise UsageError(f"{file}: cannot be read: {error.strerror}.") from None
-    except ValueError as error:
-        raise UsageError(
-            f"{file}: not valid {file.suffix.lstrip('.') or 'TOML'}: {error}."
-        ) from None
+    values = UntrustedFile(file, _MAX_BYTES).json_or_toml()
     if isinstance(values, dict) and isinstance(values.get("recipe"), dict):
         values = values["recipe"]  # the manifest of an artifact
     if not isinstance(values, dict):

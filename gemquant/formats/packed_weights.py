@@ -110,7 +110,7 @@ class PackedWeights(StoredWeights):
         manifest, each layer must be stored as the manifest describes it.
         """
         with _as_artifact_errors():
-            runtime = _read_config(folder)
+            runtime = read_json_object(folder / "config.json")
             quantization = runtime.pop("quantization_config", None)
             runtime.pop("quantization", None)  # mlx-lm's name for the same
             config = text_config(runtime)
@@ -123,9 +123,13 @@ class PackedWeights(StoredWeights):
             if packing is None or len(shape) != 2 or not packed:
                 layout[name] = PlainSpec(shape, dtype or torch.bfloat16)
             else:
-                scheme = scheme_of(_mapping(folder, quantization), stored, module_of(name))
+                table = _mapping(folder, quantization)
+                with _valid_values(folder):
+                    scheme = scheme_of(table, stored, module_of(name))
                 layout[name] = QuantizedSpec((shape[0], shape[1]), scheme)
-        refuse(_differences(folder, stored_specs(layout, packing), stored))
+        with _valid_values(folder):
+            specs = stored_specs(layout, packing)
+        refuse(_differences(folder, specs, stored))
         if (folder / MANIFEST_FILE).exists():
             refuse(structure_problems(read_manifest(folder), layout))
         return cls(config, layout, packing, stored)
@@ -165,18 +169,21 @@ class PackedWeights(StoredWeights):
         return self._stored.read(name, start, stop, dtype or self.stored_dtype(name))
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        return read_json_object(path)
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror}.") from error
-
-
 def _mapping(folder: Path, quantization: Any) -> Mapping[str, Any]:
     if isinstance(quantization, dict):
         return quantization
     raise ArtifactError(f"{folder / 'config.json'} has no quantization_config.")
+
+
+@contextmanager
+def _valid_values(folder: Path) -> Iterator[None]:
+    """Raise ArtifactError for what a value of a wrong type or size leads to."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{folder / 'config.json'}: quantization_config is not valid: {error}."
+        ) from error
 
 
 def _differences(

@@ -11,6 +11,7 @@ Source: transformers ``configuration_gemma.py``, ``configuration_gemma2.py``,
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -151,7 +152,7 @@ def _numbers(
         value = text.get(key, default)
         if value is None and key in softcaps:
             numbers[key] = None
-        elif type(value) in (int, float) and 0 < value < float("inf"):
+        elif type(value) in (int, float) and 0 < value <= sys.float_info.max:
             numbers[key] = float(value)
         else:
             problems.append(
@@ -304,7 +305,7 @@ def _rope_table(
         )
     for key in ("rope_theta", "factor"):
         value = table.get(key, 1.0)
-        if type(value) not in (int, float) or not 0 < value < float("inf"):
+        if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
             problems.append(
                 CheckpointError(f"config.json: {key} {value!r}: must be a positive number.")
             )

@@ -9,7 +9,6 @@ https://github.com/sigstore/model-transparency.
 from __future__ import annotations
 
 import base64
-import binascii
 import contextlib
 import json
 import sys
@@ -19,9 +18,11 @@ from typing import Any
 from gemquant.convert.plugins import open_weights
 from gemquant.core.artifact import MANIFEST_FILE, SIGNATURE_FILE, Artifact, read_manifest
 from gemquant.core.progress import Silence
+from gemquant.core.untrusted import UntrustedFile
 from gemquant.errors import (
     ArtifactError,
     GemquantError,
+    ProblemCollector,
     RuntimeMissingError,
     UsageError,
     refuse,
@@ -120,7 +121,7 @@ def _covered(signature: Path, content: bytes) -> set[str]:
         names = {each["name"] for each in statement["predicate"]["resources"]}
         if statement["predicate"]["serialization"]["method"] == "shards":
             names = {name.rsplit(":", 2)[0] for name in names}
-    except (ValueError, KeyError, TypeError, binascii.Error) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactError(
             f"{signature} does not list the files that it covers.", hint="Sign the artifact again."
         ) from error
@@ -128,28 +129,16 @@ def _covered(signature: Path, content: bytes) -> set[str]:
 
 
 def _read(signature: Path) -> bytes:
-    try:
-        if signature.stat().st_size > _SIGNATURE_LIMIT_BYTES:
-            raise ArtifactError(f"{signature}: too large for a signature.")
-        return signature.read_bytes()
-    except OSError as error:
-        raise ArtifactError(
-            f"{signature}: cannot be read as a signature ({error.strerror}).",
-            hint="Pass its path with --signature.",
-        ) from error
+    hint = "Pass its path with --signature."
+    return UntrustedFile(signature, _SIGNATURE_LIMIT_BYTES, ArtifactError, hint).bytes()
 
 
 def key_problems(path: Path, kind: str) -> list[GemquantError]:
     """Problems of a key file: missing, not a file, too large."""
-    try:
-        if path.stat().st_size <= _KEY_LIMIT_BYTES and path.is_file():
-            return []
-        reason = f"not a PEM file of at most {_KEY_LIMIT_BYTES} bytes"
-    except OSError as error:
-        reason = str(error.strerror)
-    return [
-        UsageError(f"{path}: not a {kind} key: {reason}.", hint=f"To create a pair: {CREATE_KEYS}")
-    ]
+    hint, label = f"To create a pair: {CREATE_KEYS}", f"{path}: not a {kind} key"
+    problems = ProblemCollector()
+    problems.attempt(UntrustedFile(path, _KEY_LIMIT_BYTES, hint=hint, label=label).bytes)
+    return problems
 
 
 def bad_key(path: Path, kind: str, error: Exception) -> UsageError:

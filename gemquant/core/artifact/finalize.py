@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from gemquant.core.artifact.card import CARD_FILE, NOTICE, inherited_from, render_card
 from gemquant.core.artifact.manifest import MANIFEST_FILE, FileRecord, Manifest
+from gemquant.core.untrusted import UntrustedFile, wrong_fields
 from gemquant.errors import ArtifactError, GemquantError, OutputError, refuse
 
 NOTICE_FILE = "NOTICE"
@@ -114,20 +115,12 @@ def file_problems(path: Path, manifest: Manifest, names: Iterable[str]) -> list[
 def read_manifest(path: Path) -> Manifest:
     """Read ``manifest.json`` without looking at the other files."""
     file = path / MANIFEST_FILE
+    label = f"{path} is not an artifact: {MANIFEST_FILE}"
+    content = UntrustedFile(file, _MANIFEST_LIMIT_BYTES, ArtifactError, label=label).bytes()
     try:
-        size = file.stat().st_size
-        if size > _MANIFEST_LIMIT_BYTES:
-            raise ArtifactError(f"{file} has {size} bytes: not a manifest.")
-        manifest = Manifest.model_validate_json(file.read_bytes())
-    except OSError as error:
-        raise ArtifactError(
-            f"{path} is not an artifact: {MANIFEST_FILE} cannot be read ({error.strerror})."
-        ) from error
+        manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
-        wrong = "; ".join(
-            f"{'.'.join(map(str, item['loc'])) or 'document'}: {item['msg']}"
-            for item in error.errors(include_url=False)[:8]
-        )
+        wrong = wrong_fields(error, "document")
         raise ArtifactError(f"{file} is not a manifest that this version reads: {wrong}.") from None
     refuse([problem for name in manifest.files for problem in _name_problems(file, name)])
     return manifest

@@ -30,6 +30,10 @@ def file_problems(
             problems.append(OutputError(f"{file} is a symbolic link.", hint="Name a file itself."))
         elif file.is_dir():
             problems.append(OutputError(f"{file} is a folder.", hint="Choose another -o."))
+        elif file.exists() and not file.is_file():
+            problems.append(
+                OutputError(f"{file} is not a regular file.", hint="Choose another -o.")
+            )
         elif file.exists() and file not in replaceable:
             problems.append(
                 OutputError(

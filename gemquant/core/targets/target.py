@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import tomllib
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from gemquant.core.resources import data_folder
 from gemquant.core.scheme import BLOCK_FORMATS, INTEGER, Scheme, describe, in_words
 from gemquant.core.targets.device import Data, Footprint, Generation, NonEmpty, Npu, Speed
+from gemquant.core.untrusted import MAX_TOML_BYTES, UntrustedFile
 from gemquant.errors import ProblemCollector, UnsupportedError, UsageError
 
 
@@ -215,11 +215,7 @@ def load_target(name: str, folders: Sequence[Path] = ()) -> Target:
 
 def read_target(file: Path) -> Target:
     """Read and validate one target file; every problem in it is reported at once."""
-    try:
-        with file.open("rb") as stream:
-            data = tomllib.load(stream)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{file}: not a readable TOML file: {error}.") from None
+    data = UntrustedFile(file, MAX_TOML_BYTES).toml()
     try:
         return Target.model_validate({**data, "name": file.stem})
     except ValidationError as error:

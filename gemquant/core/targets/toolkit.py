@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +10,7 @@ from pydantic import Field, ValidationError
 
 from gemquant.core.resources import data_folder
 from gemquant.core.targets.device import Data, Generation, NonEmpty, Sources
+from gemquant.core.untrusted import MAX_TOML_BYTES, UntrustedFile, wrong_fields
 from gemquant.errors import UsageError
 
 
@@ -100,14 +100,9 @@ def load_toolkit(name: str) -> Toolkit:
     """Read a toolkit's file; UsageError if the file is missing or not valid."""
     file = data_folder("targets") / "toolkits" / f"{Path(name).name}.toml"
     try:
-        return Toolkit.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        lines = (
-            [f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors()]
-            if isinstance(error, ValidationError)
-            else [str(error)]
-        )
-        raise UsageError(f"{file}: {'; '.join(lines)}.") from None
+        return Toolkit.model_validate(UntrustedFile(file, MAX_TOML_BYTES).toml())
+    except ValidationError as error:
+        raise UsageError(f"{file}: {wrong_fields(error)}.") from None
 
 
 def version_key(text: str) -> tuple[int, ...]:

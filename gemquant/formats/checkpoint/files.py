@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from gemquant.core.untrusted import UntrustedFile
 from gemquant.errors import CheckpointError
 
 
@@ -73,15 +73,14 @@ def duplicate_keys_refused(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 def read_json_object(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file of at most 100 MB; raise CheckpointError for any other."""
-    size = path.stat().st_size
-    if size > MAX_JSON_BYTES:
-        raise CheckpointError(f"{path}: {size} bytes; at most {MAX_JSON_BYTES} are read.")
-    try:
-        content = json.loads(path.read_bytes().decode(), object_pairs_hook=duplicate_keys_refused)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error.message}") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not JSON: {str(error)[:200]}.") from None
+
+    def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+        try:
+            return duplicate_keys_refused(pairs)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error.message}") from None
+
+    content = UntrustedFile(path, MAX_JSON_BYTES, CheckpointError).json(unique)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: not a JSON object.")
     return content

@@ -425,7 +425,7 @@ def _is_rank(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < float("inf")
+    return type(value) in (int, float) and abs(value) <= torch.finfo(torch.float32).max
 
 
 def _token_ids(listed_ids: Any, where: str, problems: list[GemquantError]) -> tuple[int, ...]:

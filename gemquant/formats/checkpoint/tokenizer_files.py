@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from tokenizers import Tokenizer
 
+from gemquant.core.untrusted import UntrustedFile
 from gemquant.errors import CheckpointError
 from gemquant.formats.checkpoint.files import contained
 from gemquant.models.chat import SpecialTokens, special_tokens
@@ -59,7 +60,9 @@ class TokenizerFiles:
         """The tokenizer, without truncation or padding. Raises CheckpointError if damaged."""
         try:
             tokenizer = Tokenizer.from_str(self.files[_REQUIRED].decode())
-        except Exception as error:  # noqa: BLE001 - the library raises a bare Exception
+        except BaseException as error:  # the library raises a bare Exception, or a Rust panic
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             raise CheckpointError(
                 f"{self.where}: {_REQUIRED} cannot be read: {str(error)[:200]}."
             ) from None
@@ -110,12 +113,8 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     files = {}
     for name in (_REQUIRED, *_OPTIONAL):
         if (folder / name).exists():
-            path = contained(folder, name)
-            if path.stat().st_size > MAX_TOKENIZER_BYTES:
-                raise CheckpointError(
-                    f"{path}: {path.stat().st_size} bytes; at most {MAX_TOKENIZER_BYTES} are read."
-                )
-            files[name] = path.read_bytes()
+            file = UntrustedFile(contained(folder, name), MAX_TOKENIZER_BYTES, CheckpointError)
+            files[name] = file.bytes()
     return TokenizerFiles(str(folder), files)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gemquant.core.artifact import MANIFEST_FILE, Manifest, read_manifest
+from gemquant.core.untrusted import open_regular
 from gemquant.errors import CheckpointError, UnsupportedError, UsageError
 from gemquant.formats.checkpoint.sample import assembled, sample_named
 from gemquant.formats.gguf.header import read_gguf_header
@@ -66,7 +67,10 @@ def find_gguf(ref: str) -> GgufFile:
 def open_gguf(path: Path, sha256: str | None = None) -> GgufFile:
     """Read a GGUF's header. Raises CheckpointError where it is damaged or holds no model."""
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with (
+            open_regular(path) as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
             header = read_gguf_header(path, data)
     except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
         raise CheckpointError(f"{path}: cannot be read: {error}.") from error

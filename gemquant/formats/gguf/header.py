@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
+from gemquant.core.untrusted import open_regular
 from gemquant.errors import CheckpointError, GemquantError, refuse
 from gemquant.formats.gguf.values import NUMPY_TYPES, GgufValue, Metadata, StoredArray
 
@@ -341,7 +342,7 @@ def _problems(parts: Sequence[GgufPart]) -> list[GemquantError]:
 
 
 def _opened(path: Path) -> GgufPart:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         if path.stat().st_size == 0:
             raise CheckpointError(f"{path}: the file is empty.")
         # Private and thus writable in torch's eyes; see MappedSafetensors.

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from gemquant.core.artifact.staged_files import staged_files
 from gemquant.core.protocols import Statistics
+from gemquant.core.untrusted import open_regular
 from gemquant.errors import (
     CheckpointError,
     GemquantError,
@@ -218,7 +219,7 @@ def read_imatrix(path: Path) -> ImportanceMatrix:
     Raises CheckpointError, or Problems with one for every entry that is damaged.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise CheckpointError(f"{path}: the file is empty.")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

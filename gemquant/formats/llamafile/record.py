@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from gemquant.core.artifact.manifest import Sha256
 from gemquant.core.json_document import Document, Record
 from gemquant.core.progress import Progress
+from gemquant.core.untrusted import UntrustedFile
 from gemquant.errors import ArtifactError, GemquantError, UsageError, refuse
 from gemquant.formats.llamafile.archive import ALIGNMENT, LOCAL_HEADER_BYTES, data_offset
 from gemquant.formats.llamafile.runtime import digests_of, sha256_of
@@ -82,18 +83,7 @@ def record_path(llamafile: Path) -> Path:
 def read_record(llamafile: Path) -> LlamafileRecord:
     """Read a llamafile's record; ArtifactError if it is missing or invalid."""
     path = record_path(llamafile)
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise ArtifactError(f"{path} is larger than {_MAX_BYTES} bytes; a record is not.")
-        return LlamafileRecord.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read ({error.strerror}).") from error
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "document"
-        raise ArtifactError(
-            f"{path} does not describe a llamafile: {where}: {first['msg']}."
-        ) from None
+    return UntrustedFile(path, _MAX_BYTES, ArtifactError).record(LlamafileRecord)
 
 
 USERS_ARGUMENTS = "..."

@@ -15,6 +15,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from gemquant.core.untrusted import UntrustedFile
 from gemquant.errors import ArtifactError, RuntimeMissingError
 
 MODEL_FILE = "model.onnx"
@@ -123,10 +124,7 @@ class OnnxGraph:
 
 
 def _bounded(path: Path) -> bytes:
-    size = path.stat().st_size
-    if size > MAX_GRAPH_BYTES:
-        raise ArtifactError(f"{path} has {size} bytes, more than the graph of any Gemma.")
-    return path.read_bytes()
+    return UntrustedFile(path, MAX_GRAPH_BYTES, ArtifactError).bytes()
 
 
 def _node(node: Any) -> Node:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gemquant.core.artifact.evaluation import ArtifactEvaluation, Level
+from gemquant.core.untrusted import MAX_TOML_BYTES, UntrustedFile
 from gemquant.errors import GemquantError, UsageError, refuse
 
-_LIMIT_BYTES = 1_000_000
 HINT = "docs/gate.md lists the keys."
 
 Amount = Annotated[float, Field(ge=0, strict=True)]
@@ -120,17 +119,9 @@ class Budgets(_Table):
 
 def read_budgets(path: Path) -> Budgets:
     """Read a budget file. Reports all problems at once."""
+    table = UntrustedFile(path, MAX_TOML_BYTES, hint=HINT).toml()
     try:
-        if path.stat().st_size > _LIMIT_BYTES:
-            raise UsageError(f"{path}: larger than {_LIMIT_BYTES} bytes: no budgets.", hint=HINT)
-        with path.open("rb") as file:
-            given = tomllib.load(file)
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}.", hint=HINT) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not TOML: {error}.", hint=HINT) from error
-    try:
-        return Budgets.model_validate(given)
+        return Budgets.model_validate(table)
     except ValidationError as error:
         refuse(_problems(path, error))
         raise

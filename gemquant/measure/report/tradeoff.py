@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gemquant.core.artifact.evaluation import ArtifactEvaluation, Level, LevelEvaluation
+from gemquant.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ def overall_kl(level: LevelEvaluation) -> float:
         for columns in windows
         for tokens, kl in zip(columns.tokens, columns.kl_mean, strict=True)
     )
+    if not math.isfinite(total):
+        raise UsageError(f"evaluation, level {level.level}: the KL means add up to {total}.")
     return total / sum(tokens for columns in windows for tokens in columns.tokens)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from gemquant.core.untrusted import UntrustedFile
 from gemquant.errors import GemquantError, ProblemCollector, UnsupportedError, UsageError
 
 ALLOW = "--allow-task-code"
@@ -147,16 +148,12 @@ def _read(path: Path, folder: Path) -> _TaskFile:
     resolved = path.resolve()
     if not resolved.is_relative_to(folder.resolve()):
         raise UnsupportedError(f"{path}: outside the task folder {folder}.")
+    file = UntrustedFile(resolved, _LIMIT_BYTES, label=str(path)).bytes()
     try:
-        if resolved.stat().st_size > _LIMIT_BYTES:
-            raise UsageError(f"{path}: larger than {_LIMIT_BYTES} bytes.")
-        with resolved.open("rb") as file:
-            loader = _Loader(file)
-            node = loader.get_single_node()
-            code = [] if node is None else list(_tags(node))
-            content = None if node is None else loader.construct_document(node)
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}.") from None
+        loader = _Loader(file)
+        node = loader.get_single_node()
+        code = [] if node is None else list(_tags(node))
+        content = None if node is None else loader.construct_document(node)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         message = " ".join(str(error).split())
         raise UsageError(f"{path}: not valid YAML: {message}.") from None

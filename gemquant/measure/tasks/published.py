@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Sequence
 from importlib.resources import files
@@ -12,6 +11,7 @@ from typing import Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from gemquant.core.json_document import Record
+from gemquant.core.untrusted import UntrustedFile
 from gemquant.errors import UsageError
 from gemquant.measure.tasks.document import PublishedFigure
 
@@ -58,21 +58,16 @@ def shipped_figures() -> tuple[Figure, ...]:
 
 def read_figures(path: Path) -> tuple[Figure, ...]:
     """Read a user's TOML or JSON file; UsageError names the file and what is wrong."""
+    label = f"--published {path}"
+    content = UntrustedFile(path, _LIMIT_BYTES, label=label).json_or_toml()
     try:
-        if path.stat().st_size > _LIMIT_BYTES:
-            raise UsageError(f"--published {path}: larger than {_LIMIT_BYTES} bytes.")
-        text = path.read_text(encoding="utf-8")
-        return _figures(json.loads(text) if path.suffix == ".json" else tomllib.loads(text))
-    except OSError as error:
-        raise UsageError(f"--published {path}: {error.strerror}.") from None
+        return _figures(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise UsageError(
-            f"--published {path}: {where}: {first['msg']}.", hint="docs/tasks.md shows a file."
+            f"{label}: {where}: {first['msg']}.", hint="docs/tasks.md shows a file."
         ) from None
-    except ValueError as error:  # also UnicodeDecodeError, JSONDecodeError and TOMLDecodeError
-        raise UsageError(f"--published {path}: {error}.") from None
 
 
 def _figures(content: Any) -> tuple[Figure, ...]:

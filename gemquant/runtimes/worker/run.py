@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from gemquant.core.progress import Progress
 from gemquant.core.resources import human_bytes
+from gemquant.core.untrusted import UntrustedFile
 from gemquant.errors import UnsupportedError, WorkerError
 from gemquant.runtimes.worker.interpreter import Interpreter
 from gemquant.runtimes.worker.process import (
@@ -168,21 +169,8 @@ def _check_limits(
 
 
 def _validated(tool: Tool, file: Path, model: type[R]) -> R:
-    try:
-        size = file.stat().st_size
-        if size > MAX_RESULT_BYTES:
-            raise WorkerError(
-                f"{tool.name} left a result of {human_bytes(size)}; the limit is 16 MB."
-            )
-        return model.model_validate_json(file.read_bytes())
-    except OSError as error:
-        raise WorkerError(f"{tool.name} left no result: {error.strerror}.") from error
-    except ValidationError as error:
-        wrong = "; ".join(
-            f"{'.'.join(map(str, item['loc'])) or 'document'}: {item['msg']}"
-            for item in error.errors(include_url=False)[:4]
-        )
-        raise WorkerError(f"{tool.name} left a result that is not valid: {wrong}.") from None
+    label = f"{tool.name} left a result that is not valid"
+    return UntrustedFile(file, MAX_RESULT_BYTES, WorkerError, label=label).record(model)
 
 
 # ---------------------------------------------------------------- events

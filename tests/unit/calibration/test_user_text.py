@@ -40,7 +40,7 @@ def test_latin_1_is_refused_with_its_line_and_the_remedy(tmp_path: Path):
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path):
-    with pytest.raises(CalibrationError, match="no such file"):
+    with pytest.raises(CalibrationError, match="cannot be read: No such file"):
         read_user_file(tmp_path / "a.txt")
 
 

@@ -82,7 +82,7 @@ def test_devices_are_named_as_torch_names_them(device: str) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("r.toml", "model =", "r.toml: not valid toml"),
+        ("r.toml", "model =", "r.toml: not TOML"),
         ("r.json", "[1]", "must hold a table of settings, not a list"),
     ],
 )

@@ -212,7 +212,7 @@ def test_an_artifact_without_its_configuration_is_not_opened(
 ) -> None:
     write_tiny_weights(tmp_path, exporter, tiny_header(exporter))
     (tmp_path / "config.json").unlink()
-    with pytest.raises(ArtifactError, match=r"config\.json cannot be read"):
+    with pytest.raises(ArtifactError, match=r"config\.json: cannot be read"):
         exporter.open(tmp_path)
 
 

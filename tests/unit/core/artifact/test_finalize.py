@@ -81,7 +81,7 @@ def test_a_name_outside_the_folder_is_refused(artifact: Artifact, name: str) -> 
 
 
 def test_a_folder_without_a_manifest_is_no_artifact(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"is not an artifact: manifest\.json cannot be read"):
+    with pytest.raises(ArtifactError, match=r"is not an artifact: manifest\.json: cannot be read"):
         read_manifest(tmp_path)
 
 

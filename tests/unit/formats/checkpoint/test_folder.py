@@ -182,7 +182,7 @@ def test_a_file_that_may_not_be_read_is_named(
     def denied(path: Path) -> bytes:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", denied)
+    monkeypatch.setattr("gemquant.core.untrusted.open_regular", denied)
     assert "config.json: cannot be read: Permission denied." in refusal(single).message
 
 

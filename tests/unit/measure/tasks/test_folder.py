@@ -138,7 +138,7 @@ def test_every_broken_file_is_told_at_once(tmp_path: Path) -> None:
     assert len(told) == 3
     assert "must contain a mapping" in told[0]
     assert "not valid YAML" in told[1]
-    assert "missing.yaml: No such file" in told[2]
+    assert "missing.yaml: cannot be read: No such file" in told[2]
 
 
 @pytest.mark.parametrize("name", ["", "nowhere"])
