@@ -129,7 +129,7 @@ def test_a_file_of_the_users_own_is_a_suite_of_one_slice(run: Run, rounded: str)
     ("given", "code", "message"),
     [
         (("--suite", "klingon"), 2, "--suite klingon: neither a file nor one of default, long"),
-        (("--suite", "none.txt"), 5, "--suite none.txt: no such file"),
+        (("--suite", "none.txt"), 5, "--suite none.txt: cannot be read: No such file"),
         (("--suite", "empty.txt"), 5, "--suite empty.txt: holds no text"),
         (("--suite", "short.txt"), 5, "tokens do not fill one window of 256"),
         (
