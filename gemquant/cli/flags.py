@@ -322,24 +322,24 @@ def window_flags(inherited: str | None = None) -> list[click.Parameter]:
 # ---------------------------------------------------------------- checks of values
 
 
-def too_small(given: Mapping[str, Any], smallest: Mapping[str, int]) -> list[GemquantError]:
+def too_small(params: Mapping[str, Any], smallest: Mapping[str, int]) -> list[GemquantError]:
     """Numbers below the least that their option allows, by the option's name."""
     return [
-        UsageError(f"--{name.replace('_', '-')} {given[name]}: must be at least {least}.")
+        UsageError(f"--{name.replace('_', '-')} {params[name]}: must be at least {least}.")
         for name, least in smallest.items()
-        if given[name] is not None and given[name] < least
+        if params[name] is not None and params[name] < least
     ]
 
 
-def unknown_place(given: Mapping[str, Any], dtypes: Sequence[str]) -> list[GemquantError]:
+def unknown_place(params: Mapping[str, Any], dtypes: Sequence[str]) -> list[GemquantError]:
     """Values of ``--device`` and ``--compute-dtype`` that do not exist."""
     problems: list[GemquantError] = []
-    if given["device"] and given["device"].partition(":")[0] not in DEVICES:
+    if params["device"] and params["device"].partition(":")[0] not in DEVICES:
         problems.append(
-            UsageError(f"--device {given['device']}: must be one of {', '.join(DEVICES)}.")
+            UsageError(f"--device {params['device']}: must be one of {', '.join(DEVICES)}.")
         )
-    if given["dtype"] not in {None, *dtypes}:
+    if params["dtype"] not in {None, *dtypes}:
         problems.append(
-            UsageError(f"--compute-dtype {given['dtype']}: must be one of {', '.join(dtypes)}.")
+            UsageError(f"--compute-dtype {params['dtype']}: must be one of {', '.join(dtypes)}.")
         )
     return problems

@@ -17,11 +17,11 @@ def _quantizers(*, as_json: bool, quiet: bool) -> None:
     from gemquant.cli import render
 
     del quiet  # there is no progress to silence
-    found = [_facts(name) for name in plugins("quantizer")]
+    quantizers = [_facts(name) for name in plugins("quantizer")]
     if as_json:
-        render.print_json(found)
+        render.print_json(quantizers)
         return
-    for quantizer in found:
+    for quantizer in quantizers:
         options = render.table("option", "default", "what it is")
         for option in quantizer["options"]:
             options.add_row(option["flag"], str(option["default"]), option["help"])

@@ -152,11 +152,15 @@ def _facts(manifest: Manifest) -> list[Table | str]:
         f"{quantization.bits_per_weight:.2f} bits per weight over all",
     )
     if manifest.conversion is not None:
-        made = manifest.conversion
-        facts.add_row("platform", f"{made.platform}, {made.dtype}")
-        facts.add_row("toolkit", f"{made.tool} {made.version}, Python {made.python}")
-        facts.add_row("needs", f"librkllmrt {made.runtime}, NPU driver {made.driver} or newer")
-        for call in made.calls:
+        conversion = manifest.conversion
+        facts.add_row("platform", f"{conversion.platform}, {conversion.dtype}")
+        facts.add_row(
+            "toolkit", f"{conversion.tool} {conversion.version}, Python {conversion.python}"
+        )
+        facts.add_row(
+            "needs", f"librkllmrt {conversion.runtime}, NPU driver {conversion.driver} or newer"
+        )
+        for call in conversion.calls:
             passed = ", ".join(f"{key}={value!r}" for key, value in call.arguments.items())
             facts.add_row("passed", f"{call.function}({passed})")
     if manifest.smoothing is not None:

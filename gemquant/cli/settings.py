@@ -48,9 +48,9 @@ def problems_of(ctx: click.Context) -> ProblemCollector:
     return problems
 
 
-def threads_of(given: Mapping[str, Any], problems: list[GemquantError]) -> int:
+def threads_of(params: Mapping[str, Any], problems: list[GemquantError]) -> int:
     """Return ``--threads``, by default the physical cores; append what is wrong with it."""
-    threads: int = given["threads"] if given["threads"] is not None else default_threads()
+    threads: int = params["threads"] if params["threads"] is not None else default_threads()
     if threads < 1:
         problems.append(UsageError(f"--threads {threads}: must be at least 1."))
     return threads

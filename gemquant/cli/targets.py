@@ -26,17 +26,17 @@ class TargetsCommand(click.Command):
         refuse(problems_of(ctx))
         name, as_json = ctx.params["name"], ctx.params["as_json"]
         folders = target_folders(ctx.params["target_folder"])
-        found = [load_target(name, folders)] if name else targets(folders)
+        chosen = [load_target(name, folders)] if name else targets(folders)
         if as_json:
-            documents = [target.model_dump(mode="json") for target in found]
+            documents = [target.model_dump(mode="json") for target in chosen]
             render.print_json(documents[0] if name else documents)
         elif name:
-            _describe(found[0])
+            _describe(chosen[0])
         else:
             listing = render.table("target", "exporters", "what it is")
-            for target in found:
-                made = ", ".join(target.exporters) or "gemquant rkllm"
-                listing.add_row(target.name, made, target.description)
+            for target in chosen:
+                exporters = ", ".join(target.exporters) or "gemquant rkllm"
+                listing.add_row(target.name, exporters, target.description)
             render.print_tables(listing)
 
 
@@ -77,8 +77,8 @@ def _describe_npu(npu: Npu) -> None:
     toolkit = load_toolkit(npu.toolkit)
     matrix = render.table("quantized dtype", *ARCHITECTURES)
     for dtype in npu.dtypes:
-        found = (toolkit.converting(npu.platform, each, dtype.name) for each in ARCHITECTURES)
-        oldest = (f"{toolkit.name} {each[0].version}" if each else "none" for each in found)
+        releases = (toolkit.converting(npu.platform, each, dtype.name) for each in ARCHITECTURES)
+        oldest = (f"{toolkit.name} {each[0].version}" if each else "none" for each in releases)
         matrix.add_row(dtype.name, *oldest)
     cores = "/".join(map(str, npu.cores))
     render.print_tables(
