@@ -30,12 +30,12 @@ from gemquant.formats.gguf.names import stored_order, to_gguf
 from gemquant.formats.gguf.source import GgufWeights
 from gemquant.formats.gguf.values import GgufValue, Metadata, string, uint32
 from gemquant.formats.gguf.writer import (
-    FileLayout,
     GgufWriter,
     StoredTensor,
     file_layouts,
     gguf_writer,
 )
+from gemquant.formats.preallocated import FileLayout
 from gemquant.formats.source_model import Origin
 from gemquant.numerics.ggml.types import TYPES
 

@@ -14,12 +14,10 @@ Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, llama.cpp ``t
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from io import FileIO
 from itertools import accumulate
 from math import prod
 from pathlib import Path
@@ -33,7 +31,7 @@ from gemquant.core.protocols import Layout, PlainSpec, QuantizedSpec
 from gemquant.core.weights import BlockWeight, QuantizedRows
 from gemquant.formats.gguf.names import is_norm, to_gguf
 from gemquant.formats.gguf.values import GgufValue, Metadata, int32, packed_metadata
-from gemquant.formats.preallocated import begin, reopen, reported, write_all
+from gemquant.formats.preallocated import FileLayout, PreallocatedFiles, grouped
 from gemquant.models.architecture import ARCHITECTURES
 from gemquant.numerics.ggml.types import GgmlType
 
@@ -59,27 +57,18 @@ class StoredTensor:
         return -(-self.size_bytes // ALIGNMENT) * ALIGNMENT
 
 
-@dataclass(frozen=True)
-class FileLayout:
-    """One file. offsets: tensor → where its data begins in the file."""
-
-    head: bytes
-    offsets: Mapping[str, int]
-    size: int
-
-    @classmethod
-    def of(cls, tensors: Sequence[StoredTensor], metadata: Metadata) -> FileLayout:
-        """Lay out tensors in order."""
-        begins = [0, *accumulate(tensor.padded_bytes for tensor in tensors)]
-        parts = [
-            struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(metadata)),
-            packed_metadata(metadata),
-            *(_described(tensor, begin) for tensor, begin in zip(tensors, begins, strict=False)),
-        ]
-        head = b"".join(parts)
-        head += bytes(-len(head) % ALIGNMENT)
-        offsets = {t.name: len(head) + begin for t, begin in zip(tensors, begins, strict=False)}
-        return cls(head, offsets, len(head) + begins[-1])
+def _file_layout(tensors: Sequence[StoredTensor], metadata: Metadata) -> FileLayout:
+    """Lay out tensors in order."""
+    begins = [0, *accumulate(tensor.padded_bytes for tensor in tensors)]
+    parts = [
+        struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(metadata)),
+        packed_metadata(metadata),
+        *(_described(tensor, begin) for tensor, begin in zip(tensors, begins, strict=False)),
+    ]
+    head = b"".join(parts)
+    head += bytes(-len(head) % ALIGNMENT)
+    offsets = {t.name: len(head) + begin for t, begin in zip(tensors, begins, strict=False)}
+    return FileLayout(head, offsets, len(head) + begins[-1])
 
 
 def file_layouts(
@@ -89,9 +78,9 @@ def file_layouts(
 
     A tensor larger than that has a part to itself; the first part has the metadata besides.
     """
-    groups = _groups(tensors, max_bytes)
+    groups = grouped(tensors, lambda tensor: tensor.padded_bytes, max_bytes)
     if len(groups) == 1:
-        return {f"{name}.gguf": FileLayout.of(tensors, metadata)}
+        return {f"{name}.gguf": _file_layout(tensors, metadata)}
     layouts = {}
     for number, group in enumerate(groups):
         split = {
@@ -101,21 +90,8 @@ def file_layouts(
         }
         keys = {**metadata, **split} if number == 0 else split
         file = f"{name}-{number + 1:05d}-of-{len(groups):05d}.gguf"
-        layouts[file] = FileLayout.of(group, keys)
+        layouts[file] = _file_layout(group, keys)
     return layouts
-
-
-def _groups(tensors: Sequence[StoredTensor], max_bytes: int | None) -> list[list[StoredTensor]]:
-    groups: list[list[StoredTensor]] = [[]]
-    room = max_bytes
-    for tensor in tensors:
-        if max_bytes is not None and room is not None:
-            if tensor.padded_bytes > room and groups[-1]:
-                groups.append([])
-                room = max_bytes
-            room -= tensor.padded_bytes
-        groups[-1].append(tensor)
-    return groups
 
 
 def _described(tensor: StoredTensor, begin: int) -> bytes:
@@ -139,8 +115,7 @@ class GgufWriter:
 
     def __init__(
         self,
-        files: Mapping[Path, FileIO],
-        layouts: Mapping[Path, FileLayout],
+        files: PreallocatedFiles,
         layout: Layout,
         generation: str,
         finished: Collection[str] = (),
@@ -148,11 +123,6 @@ class GgufWriter:
         """finished: names of the tensors that the files already contain."""
         self._files, self._layout, self._generation = files, layout, generation
         self._norm_offset = ARCHITECTURES[generation].norm_offset
-        self._places = {
-            name: (path, offset)
-            for path, layout in layouts.items()
-            for name, offset in layout.offsets.items()
-        }
         self._rows = {name: layout[name].shape[0] for name in finished}
 
     def write(self, tensors: Mapping[str, Any]) -> None:
@@ -178,9 +148,7 @@ class GgufWriter:
 
     def flush(self) -> None:
         """Sync the files to disk."""
-        for path, file in self._files.items():
-            with reported(path):
-                os.fsync(file.fileno())
+        self._files.flush()
 
     def _lacking(self, name: str, spec: PlainSpec | QuantizedSpec) -> bool:
         return self._rows.get(name, 0) != spec.shape[0]
@@ -209,10 +177,7 @@ class GgufWriter:
         self._rows[name] = written + rows
 
     def _store(self, name: str, offset: int, octets: Tensor) -> None:
-        path, begin = self._places[to_gguf(name, self._generation)]
-        with reported(path):
-            self._files[path].seek(begin + offset)
-            write_all(self._files[path], octets.contiguous().numpy().data.cast("B"))
+        self._files.store(to_gguf(name, self._generation), offset, octets.contiguous())
 
 
 @contextmanager
@@ -228,10 +193,7 @@ def gguf_writer(
     finished: names in the layout that an earlier run has stored in files that are there; None to
     begin new ones.
     """
-    opened = begin if finished is None else reopen
     paths = {folder / name: each for name, each in layouts.items()}
-    with ExitStack() as stack:
-        files: dict[Path, FileIO] = {}
-        for path, each in paths.items():
-            files[path] = stack.enter_context(opened(path, each.head, each.size))
-        yield GgufWriter(files, paths, layout, generation, finished or ())
+    files = PreallocatedFiles(paths, resumed=finished is not None)
+    with closing(files):
+        yield GgufWriter(files, layout, generation, finished or ())

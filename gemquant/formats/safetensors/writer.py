@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,7 +22,7 @@ from torch import Tensor
 
 from gemquant.core.protocols import PlainSpec, RowChunks
 from gemquant.errors import listed
-from gemquant.formats.preallocated import begin, reopen, reported, write_all
+from gemquant.formats.preallocated import FileLayout, PreallocatedFiles, grouped, reported
 from gemquant.numerics.packing import reinterpreted
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -60,15 +57,8 @@ def shards(
 
     A tensor larger than that has a file to itself. Returns file name → its tensors.
     """
-    groups: list[dict[str, PlainSpec]] = [{}]
-    room = max_shard_bytes
-    for name, spec in tensors.items():
-        size = stored_bytes(spec)
-        if size > room and groups[-1]:
-            groups.append({})
-            room = max_shard_bytes
-        groups[-1][name] = spec
-        room -= size
+    names = grouped(list(tensors), lambda name: stored_bytes(tensors[name]), max_shard_bytes)
+    groups = [{name: tensors[name] for name in group} for group in names]
     if len(groups) == 1:
         return {"model.safetensors": groups[0]}
     return {
@@ -82,38 +72,29 @@ def file_sizes(
 ) -> dict[str, int]:
     """Return the exact size in bytes of every file, index included."""
     files = shards(tensors, max_shard_bytes=max_shard_bytes)
-    sizes = {name: _FileLayout.of(group).size for name, group in files.items()}
+    sizes = {name: _file_layout(group).size for name, group in files.items()}
     if len(files) > 1:
         sizes[INDEX_FILE] = len(_index(files))
     return sizes
 
 
-@dataclass(frozen=True)
-class _FileLayout:
-    """One file before any data: its first bytes, and where each tensor begins."""
-
-    head: bytes
-    offsets: Mapping[str, int]
-    size: int
-
-    @classmethod
-    def of(cls, tensors: Mapping[str, PlainSpec]) -> _FileLayout:
-        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-        begins: dict[str, int] = {}
-        end = 0
-        for name in sorted(tensors, key=lambda name: (_TYPE_ORDER[tensors[name].dtype], name)):
-            spec = tensors[name]
-            begins[name], end = end, end + stored_bytes(spec)
-            header[name] = {
-                "dtype": TYPE_NAMES[spec.dtype],
-                "shape": list(spec.shape),
-                "data_offsets": [begins[name], end],
-            }
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % 8)
-        head = len(text).to_bytes(8, "little") + text
-        offsets = {name: len(head) + begin for name, begin in begins.items()}
-        return cls(head, offsets, len(head) + end)
+def _file_layout(tensors: Mapping[str, PlainSpec]) -> FileLayout:
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    begins: dict[str, int] = {}
+    end = 0
+    for name in sorted(tensors, key=lambda name: (_TYPE_ORDER[tensors[name].dtype], name)):
+        spec = tensors[name]
+        begins[name], end = end, end + stored_bytes(spec)
+        header[name] = {
+            "dtype": TYPE_NAMES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [begins[name], end],
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    head = len(text).to_bytes(8, "little") + text
+    offsets = {name: len(head) + begin for name, begin in begins.items()}
+    return FileLayout(head, offsets, len(head) + end)
 
 
 class SafetensorsWriter:
@@ -138,17 +119,10 @@ class SafetensorsWriter:
         self._specs = dict(tensors)
         self._rows_written = dict.fromkeys(self._specs, 0)
         self._complete: set[str] = set(finished or ())
-        self._open = begin if finished is None else reopen
         self._folder = folder
         self._shards = shards(self._specs, max_shard_bytes=max_shard_bytes)
-        self._places: dict[str, tuple[Path, int]] = {}
-        self._files: dict[Path, FileIO] = {}
-        try:
-            for name, group in self._shards.items():
-                self._begin(folder / name, _FileLayout.of(group))
-        except BaseException:
-            self.close()
-            raise
+        layouts = {folder / name: _file_layout(group) for name, group in self._shards.items()}
+        self._files = PreallocatedFiles(layouts, resumed=finished is not None)
 
     def __enter__(self) -> Self:
         return self
@@ -203,18 +177,11 @@ class SafetensorsWriter:
 
     def flush(self) -> None:
         """Make what has been stored durable."""
-        for path, file in self._files.items():
-            with reported(path):
-                os.fsync(file.fileno())
+        self._files.flush()
 
     def close(self) -> None:
         """Close the files, finished or not."""
-        while self._files:
-            self._files.popitem()[1].close()
-
-    def _begin(self, path: Path, layout: _FileLayout) -> None:
-        self._files[path] = self._open(path, layout.head, layout.size)
-        self._places |= {name: (path, offset) for name, offset in layout.offsets.items()}
+        self._files.close()
 
     def _expect(self, name: str, dtype: torch.dtype) -> PlainSpec:
         if name not in self._specs:
@@ -227,11 +194,7 @@ class SafetensorsWriter:
         return spec
 
     def _store(self, name: str, tensor: Tensor, offset: int) -> None:
-        path, begin = self._places[name]
-        octets = reinterpreted(tensor.detach().cpu(), torch.uint8)
-        with reported(path):
-            self._files[path].seek(begin + offset)
-            write_all(self._files[path], octets.numpy().data)
+        self._files.store(name, offset, reinterpreted(tensor.detach().cpu(), torch.uint8))
 
 
 def _index(files: Mapping[str, Mapping[str, PlainSpec]]) -> bytes:
