@@ -125,7 +125,7 @@ def begin(path: Path, head: bytes, size: int) -> FileIO:
 
 
 def reopen(path: Path, head: bytes, size: int) -> FileIO:
-    """Open a file that ``begin`` made in an earlier run; OutputError if it is a different one."""
+    """Open a file that ``begin`` created in an earlier run; OutputError if it differs."""
     with reported(path):
         file = path.open("r+b", buffering=0)
         if path.stat().st_size == size and file.read(len(head)) == head:

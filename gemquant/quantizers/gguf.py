@@ -222,7 +222,7 @@ def _fallbacks(plan: TypePlan, names: Mapping[str, str]) -> list[Fallback]:
         Fallback(
             module=names[name].removesuffix(".weight"),
             stored=f"{group.type.name}, {group.type.bits:g} bits per weight",
-            reason=f"{group.reason} ({group.wanted.bits:g} bits per weight)",
+            reason=f"{group.reason} ({group.preferred.bits:g} bits per weight)",
         )
         for group in fallbacks(plan.tensors)
         for name in group.names

@@ -6,10 +6,10 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-from gemquant.core.artifact.staging import flush, flush_tree, make_parents, place_problems
+from gemquant.core.artifact.staging import flush, flush_tree, parents_created, place_problems
 from gemquant.core.json_document import Document, read_document
 from gemquant.errors import GemquantError, OutputError, UsageError
 
@@ -55,9 +55,8 @@ def staged_files(files: Sequence[Path]) -> Iterator[Path]:
     # abspath, since resolve() would follow a link at the last part.
     places = [Path(os.path.abspath(file)) for file in files]  # noqa: PTH100
     folder = places[-1].parent
-    made = make_parents(folder)
     scratch = folder / f".{places[-1].name}.{secrets.token_hex(4)}.partial"
-    try:
+    with parents_created(folder):
         try:
             scratch.mkdir()
             yield scratch
@@ -71,11 +70,6 @@ def staged_files(files: Sequence[Path]) -> Iterator[Path]:
             ) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    except BaseException:
-        for parent in reversed(made):
-            with suppress(OSError):
-                parent.rmdir()
-        raise
 
 
 def write_files(contents: Mapping[Path, bytes]) -> None:

@@ -1,4 +1,4 @@
-"""Complete or absent: an artifact is built beside its destination and renamed last."""
+"""Complete or absent: an artifact is built next to its destination and renamed last."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def place_problems(out: Path, *, needed_bytes: int) -> list[GemquantError]:
     """Return what forbids anything at all from being written at ``out``: no folder, no room."""
     base = _existing_ancestor(out)
     if not base.is_dir():
-        return [OutputError(f"{base} is not a folder, so {out} cannot be made in it.")]
+        return [OutputError(f"{base} is not a folder, so {out} cannot be created in it.")]
     if not os.access(base, os.W_OK | os.X_OK):
         return [OutputError(f"{base} cannot be written to.", hint="Choose another place with -o.")]
     free = shutil.disk_usage(base).free
@@ -66,22 +66,21 @@ def staged(
     token: str | None = None,
     keeps: Callable[[BaseException], bool] | None = None,
 ) -> Iterator[Path]:
-    """Yield a scratch folder beside ``out`` that becomes ``out`` if the block succeeds.
+    """Yield a scratch folder next to ``out`` that becomes ``out`` if the block succeeds.
 
     On success everything is flushed to disk and renamed into place; an older artifact is moved
-    aside first and removed afterwards. On any exception, an interrupt too, nothing is left behind
-    and an older artifact is untouched. OutputError lists all that forbids it, before any work.
+    aside first and removed afterwards. On any exception, an interrupt too, the scratch folder is
+    removed and an older artifact is untouched. OutputError lists every problem before any work.
 
-    token: names the scratch folder, so that one which was kept is taken up again with all that is
-    in it; by default a new one. keeps: which exceptions leave it where it is; by default none.
+    token: names the scratch folder, so that a later run continues in it; by default a new one.
+    keeps: which exceptions leave it where it is; by default none.
     """
     token = token or secrets.token_hex(4)
     scratch = scratch_of(out, token)
     held = tree_bytes(scratch)
     refuse(output_problems(out, force=force, needed_bytes=max(0, needed_bytes - held)))
     out = Path(os.path.abspath(out))  # noqa: PTH100 (resolve() would follow a link at `out`)
-    made = make_parents(out.parent)
-    try:
+    with parents_created(out.parent):
         if not scratch.is_dir():
             make_folder(scratch)
         try:
@@ -92,11 +91,6 @@ def staged(
             if keeps is None or not keeps(error):
                 shutil.rmtree(scratch, ignore_errors=True)
             raise
-    except BaseException:
-        for parent in reversed(made):
-            with suppress(OSError):
-                parent.rmdir()
-        raise
 
 
 def _replacement_problems(out: Path, *, force: bool) -> list[GemquantError]:
@@ -121,29 +115,41 @@ def _existing_ancestor(out: Path) -> Path:
     return Path(out.anchor)
 
 
+@contextmanager
+def parents_created(parent: Path) -> Iterator[None]:
+    """Create a folder and what is missing above it; remove them again on an exception."""
+    created = make_parents(parent)
+    try:
+        yield
+    except BaseException:
+        for folder in reversed(created):
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
 def make_parents(parent: Path) -> list[Path]:
     """Create what is missing above the artifact; return it, the outermost first."""
     missing = [folder for folder in (parent, *parent.parents) if not folder.exists()]
-    made: list[Path] = []
+    created: list[Path] = []
     try:
         for folder in reversed(missing):
             make_folder(folder)
-            made.append(folder)
+            created.append(folder)
     except GemquantError:
-        for folder in reversed(made):
+        for folder in reversed(created):
             folder.rmdir()
         raise
-    return made
+    return created
 
 
 def interrupted_bytes(out: Path) -> int:
-    """Space that the largest scratch folder of ``out`` takes, which an interrupted run has kept."""
+    """Space that the largest scratch folder of ``out`` takes, which an interrupted run has left."""
     out = Path(os.path.abspath(out))  # noqa: PTH100 (as above)
-    if not out.name:  # the root: nothing can stand beside it
+    if not out.name:  # the root: nothing can be next to it
         return 0
     pattern = scratch_of(out.with_name(glob.escape(out.name)), "*").name
-    found = out.parent.glob(pattern)
-    return max(map(tree_bytes, found), default=0)
+    return max(map(tree_bytes, out.parent.glob(pattern)), default=0)
 
 
 def tree_bytes(folder: Path) -> int:

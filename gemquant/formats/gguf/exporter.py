@@ -116,7 +116,7 @@ class GGUF(Exporter):
 def _source_metadata(checkpoint: Checkpoint, chosen_template: str | None) -> Metadata:
     """All metadata of a model; a GGUF's own metadata is copied, as llama-quantize copies it.
 
-    Kept for the next file of the same model: a vocabulary takes its time.
+    Cached for the next file of the same model: a vocabulary takes seconds.
     """
     origin = Origin(checkpoint, chosen_template)
     if origin.gguf_metadata is None:

@@ -127,14 +127,14 @@ class TypeRequest:
 class TensorType:
     """One tensor of the file: its GGUF name, its shape (rows first) and its format.
 
-    wanted: the type that the rules prefer, other than ``type`` where rows are not whole blocks.
+    preferred: the type by the rules, other than ``type`` where rows are not whole blocks.
     needs_importance: llama.cpp refuses to write it without an importance matrix's entry.
     """
 
     name: str
     shape: tuple[int, ...]
     type: GgmlType
-    wanted: GgmlType
+    preferred: GgmlType
     needs_importance: bool = False
 
     @property
@@ -150,9 +150,9 @@ class TensorType:
     @property
     def fallback(self) -> str | None:
         """Why the preferred format does not fit, or None."""
-        if self.type == self.wanted:
+        if self.type == self.preferred:
             return None
-        block = f"{self.wanted.name}'s block of {self.wanted.block}"
+        block = f"{self.preferred.name}'s block of {self.preferred.block}"
         return f"{self.shape[-1]} columns are not a multiple of {block}"
 
 
@@ -322,7 +322,7 @@ def _without_effect(
 class Fallback:
     """Tensors whose preferred type does not fit, for one reason."""
 
-    wanted: GgmlType
+    preferred: GgmlType
     type: GgmlType
     reason: str
     names: tuple[str, ...]
@@ -333,6 +333,6 @@ def fallbacks(tensors: Iterable[TensorType]) -> tuple[Fallback, ...]:
     names: dict[tuple[GgmlType, GgmlType, str], list[str]] = {}
     for tensor in tensors:
         if tensor.fallback is not None:
-            key = (tensor.wanted, tensor.type, tensor.fallback)
+            key = (tensor.preferred, tensor.type, tensor.fallback)
             names.setdefault(key, []).append(tensor.name)
     return tuple(Fallback(*key, tuple(each)) for key, each in names.items())

@@ -346,7 +346,7 @@ def _require_merges_by_id(parts: TokenizerParts, normal: Sequence[int]) -> None:
             raise UnsupportedError(
                 f"{parts.where}: tokenizer.json merges {left!r} and {right!r} after a token of "
                 "higher id: llama.cpp would merge by id.",
-                hint="Keep tokenizer.model beside it.",
+                hint="Keep tokenizer.model next to it.",
             )
         last, listed = index, listed + 1
     known = set(parts.pieces)
@@ -359,7 +359,7 @@ def _require_merges_by_id(parts: TokenizerParts, normal: Sequence[int]) -> None:
         raise UnsupportedError(
             f"{parts.where}: tokenizer.json lists {listed} merges, and its tokens allow "
             f"{possible}: llama.cpp would use all of them.",
-            hint="Keep tokenizer.model beside it.",
+            hint="Keep tokenizer.model next to it.",
         )
 
 

@@ -76,7 +76,7 @@ def file_layouts(
 ) -> dict[str, FileLayout]:
     """Return every file by name: one, or parts of at most ``max_bytes`` of tensors' data.
 
-    A tensor larger than that has a part to itself; the first part has the metadata besides.
+    A tensor larger than that has a part to itself; the first part also has the metadata.
     """
     groups = grouped(tensors, lambda tensor: tensor.padded_bytes, max_bytes)
     if len(groups) == 1:

@@ -181,9 +181,9 @@ def read_back(
         if written != arguments_file(record.arguments):
             problems.append(ArtifactError(f"{path}: {ARGUMENTS_ENTRY} differs from the record."))
     if record.weights.offset is None:
-        problems += _beside(weights_folder / record.weights.name, record, progress)
+        problems += _external(weights_folder / record.weights.name, record, progress)
     else:
-        problems += _inside(path, entries, record, progress)
+        problems += _packed(path, entries, record, progress)
     refuse(problems)
 
 
@@ -196,7 +196,7 @@ def verify(path: Path, *, progress: Progress) -> LlamafileRecord:
     return record
 
 
-def _inside(
+def _packed(
     path: Path, entries: dict[str, StoredEntry], record: LlamafileRecord, progress: Progress
 ) -> Sequence[GemquantError]:
     weights = record.weights
@@ -224,7 +224,7 @@ def _inside(
     return []
 
 
-def _beside(path: Path, record: LlamafileRecord, progress: Progress) -> Sequence[GemquantError]:
+def _external(path: Path, record: LlamafileRecord, progress: Progress) -> Sequence[GemquantError]:
     if not path.is_file():
         return [
             ArtifactError(f"{path} is missing; the llamafile loads its weights from this file.")

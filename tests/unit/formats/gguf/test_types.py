@@ -60,8 +60,8 @@ def runs(model: str) -> Iterator[tuple[str, int | None, TypePlan]]:
     for key, layout in GOLDEN["runs"].items():
         of, file_type_name, importance, asked = key.split("|")
         if of == model:
-            wanted = request(file_type_name, GOLDEN["asked"].get(asked, {}))
-            yield key, layout, choose_types(config(of), wanted, has_importance=bool(importance))
+            preferred = request(file_type_name, GOLDEN["asked"].get(asked, {}))
+            yield key, layout, choose_types(config(of), preferred, has_importance=bool(importance))
 
 
 @pytest.mark.parametrize("model", GOLDEN["models"])
@@ -91,8 +91,8 @@ def test_a_tensor_without_an_entry_is_named() -> None:
 
 @pytest.mark.parametrize("pattern", GOLDEN["patterns"])
 def test_a_pattern_matches_what_std_regex_matches(pattern: str) -> None:
-    wanted = request("Q4_0", {"pure": True, "overrides": [(pattern, "F16")]})
-    plan = choose_types(config("gemma-2-2b"), wanted, has_importance=False)
+    preferred = request("Q4_0", {"pure": True, "overrides": [(pattern, "F16")]})
+    plan = choose_types(config("gemma-2-2b"), preferred, has_importance=False)
     assert chosen(plan) == expected(GOLDEN["patterns"][pattern])
 
 
@@ -127,16 +127,16 @@ def test_a_fallback_says_what_was_wanted_and_why() -> None:
     plan = choose_types(config("gemma-3-270m"), request("Q4_K_M", {}), has_importance=False)
     by_name = {t.name: t for t in plan.tensors}
     query = by_name["blk.0.attn_q.weight"]
-    assert (query.type.name, query.wanted.name) == ("Q5_0", "Q4_K")
+    assert (query.type.name, query.preferred.name) == ("Q5_0", "Q4_K")
     assert query.fallback == "640 columns are not a multiple of Q4_K's block of 256"
-    assert by_name["token_embd.weight"].wanted.name == "Q6_K"
+    assert by_name["token_embd.weight"].preferred.name == "Q6_K"
     assert by_name["blk.0.ffn_down.weight"].fallback is None
 
 
 def test_an_explicit_type_that_does_not_fit_is_refused() -> None:
-    wanted = request("Q4_K_M", {"embedding_type": "Q6_K"})
+    preferred = request("Q4_K_M", {"embedding_type": "Q6_K"})
     with pytest.raises(UsageError, match="640 columns; Q6_K needs a multiple of 256"):
-        choose_types(config("gemma-3-270m"), wanted, has_importance=False)
+        choose_types(config("gemma-3-270m"), preferred, has_importance=False)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_types_and_sizes_are_those_of_llama_quantize(tensors: tuple[TensorType, 
 
 
 def test_fallbacks_are_grouped_by_reason(tensors: tuple[TensorType, ...]) -> None:
-    groups = {(f.wanted.name, f.type.name): f for f in fallbacks(tensors)}
+    groups = {(f.preferred.name, f.type.name): f for f in fallbacks(tensors)}
     assert {key: len(f.names) for key, f in groups.items()} == {
         ("Q6_K", "Q8_0"): 10,
         ("Q4_K", "Q5_0"): 81,
