@@ -44,7 +44,7 @@ class ServeCommand(click.Command):
         parallel = params["parallel"]
         if not 1 <= parallel <= MAX_PARALLEL:
             problems.append(UsageError(f"--parallel {parallel}: must be from 1 to {MAX_PARALLEL}."))
-        address = Address(params["host"], params["port"], params["public"])
+        address = Address(params["host"], params["port"], params["public"], params["allow_host"])
         key = problems.attempt(lambda: read_key(params["api_key_file"]))
         if key.succeeded:
             problems += address_problems(address, key.value)
@@ -88,6 +88,7 @@ def _wait(serving: Serving, *, quiet: bool) -> NoReturn:
         click.echo("stopped" if finished else "stopped; answers were cut short", err=True)
     sys.stdout.flush()
     sys.stderr.flush()
+    serving.guard.close()
     # The interpreter's exit would free what llama.cpp's threads still read.
     os._exit(0)
 
@@ -110,6 +111,13 @@ command = ServeCommand(
             help="Address to listen on. One that other machines reach needs --public and a key.",
         ),
         flag("--public", "Let other machines connect."),
+        click.Option(
+            ["--allow-host"],
+            multiple=True,
+            metavar="NAME",
+            help="Host name under which clients reach this server; repeatable. This machine's own "
+            "names and, with --public, addresses need none.",
+        ),
         click.Option(
             ["--api-key-file"],
             type=click.Path(dir_okay=False, path_type=Path),

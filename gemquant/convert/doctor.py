@@ -73,7 +73,7 @@ PARTS = (
         "llama.cpp",
         "runtimes",
         "runs GGUF artifacts; ggml's own kernels",
-        ("xllamacpp==2026.10.11549",),
+        ("h11>=0.16,<1", "xllamacpp==2026.10.11549"),
         "gguf",
     ),
     Part(

@@ -31,7 +31,7 @@ _CACHE_TYPES: Mapping[CacheType, str] = {
     "q8_0": "GGML_TYPE_Q8_0",
     "q4_0": "GGML_TYPE_Q4_0",
 }
-_CLIENTS_WAITING = 32
+CLIENTS_WAITING = 32
 """Connections that are accepted while others are answered; further ones wait."""
 _CONTEXT_FULL = "exceed_context_size_error"
 
@@ -91,7 +91,7 @@ def start_server(settings: ServerSettings) -> Any:
     params.n_ctx = settings.context * settings.parallel
     params.n_batch = params.n_ubatch = settings.batch
     params.n_parallel = settings.parallel
-    params.n_threads_http = settings.parallel + _CLIENTS_WAITING
+    params.n_threads_http = settings.parallel + CLIENTS_WAITING
     params.n_gpu_layers = _ALL_LAYERS if settings.gpu else 0
     params.fit_params = False
     kind = getattr(xllamacpp.ggml_type, _CACHE_TYPES[settings.cache])

@@ -8,27 +8,27 @@ import re
 import socket
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from gemquant.core.artifact import MANIFEST_FILE, read_manifest
-from gemquant.errors import GemquantError, UnsupportedError, UsageError
+from gemquant.errors import GemquantError, RuntimeMissingError, UnsupportedError, UsageError
 from gemquant.formats.gguf.find import find_gguf, ggufs_of
 from gemquant.models.chat import Message
+from gemquant.runtimes.chat.engine import Engine
 from gemquant.runtimes.chat.load import ChatRequest, server_settings
 from gemquant.runtimes.chat.presets import Choice
-from gemquant.runtimes.chat.server import start_server
+
+if TYPE_CHECKING:
+    from gemquant.runtimes.chat.guard import Guard
 
 KEY_VARIABLE = "GEMQUANT_API_KEY"
 SHORTEST_KEY = 16
 MAX_PARALLEL = 64
 _LONGEST_KEY = 4096
 _KEY = re.compile(r"[!-~]+")
-_PROCESSING = re.compile(r"^llamacpp:requests_(?:processing|deferred) (\d+)", re.MULTILINE)
 _SECONDS_BETWEEN_LOOKS = 0.05
 # Without this, llama.cpp would continue an empty prompt.
 _NOT_EMPTY = "{%- if not messages -%}{{ raise_exception('messages is empty') }}{%- endif -%}"
@@ -36,11 +36,12 @@ _NOT_EMPTY = "{%- if not messages -%}{{ raise_exception('messages is empty') }}{
 
 @dataclass(frozen=True)
 class Address:
-    """Where to listen. public: whether other machines may connect."""
+    """Where to listen. public: whether other machines may connect. names: further host names."""
 
     host: str
     port: int
     public: bool
+    names: Sequence[str] = ()
 
     @property
     def loopback(self) -> bool:
@@ -55,15 +56,14 @@ class Address:
 
 @dataclass(frozen=True)
 class Serving:
-    """A running server. key: None if it needs none."""
+    """A running server."""
 
     url: str
     model: str
     context: int
     parallel: int
     choice: Choice
-    key: str | None
-    server: Any
+    guard: Guard
 
 
 def read_key(file: Path | None) -> str | None:
@@ -123,38 +123,30 @@ def serve(request: ChatRequest, address: Address, *, key: str | None, parallel: 
     opening: list[Message] = [{"role": "user", "content": "Hello"}]
     gguf = find_gguf(request.model)
     settings, choice = server_settings(request, gguf, opening, parallel=parallel)
-    settings = replace(
-        settings,
-        template=_NOT_EMPTY + (settings.template or ""),
-        host=address.host,
-        port=address.port,
-        keys=() if key is None else (key,),
-        metrics=True,
+    settings = replace(settings, template=_NOT_EMPTY + (settings.template or ""), metrics=True)
+    try:
+        from gemquant.runtimes.chat.guard import Guard, GuardSettings
+    except ModuleNotFoundError as error:
+        raise RuntimeMissingError(
+            f"{error.name} is not installed.", hint="pip install 'gemquant[gguf]'"
+        ) from None
+    guard = Guard(
+        Engine(settings),
+        GuardSettings(
+            address.host, address.port, address.names, key, settings.context, settings.parallel
+        ),
     )
-    server = start_server(settings)
-    url = f"{server.listening_address}/v1"
-    return Serving(url, settings.name, settings.context, parallel, choice, key, server)
+    url = f"{guard.listening_address}/v1"
+    return Serving(url, settings.name, settings.context, parallel, choice, guard)
 
 
 def wait_until_idle(serving: Serving, *, seconds: float, give_up: threading.Event) -> bool:
     """Wait until no request is running; return False if one still is after ``seconds``."""
     end = time.monotonic() + seconds
-    while _is_busy(serving):
+    while serving.guard.active:
         if time.monotonic() >= end or give_up.wait(_SECONDS_BETWEEN_LOOKS):
             return False
     return True
-
-
-def _is_busy(serving: Serving) -> bool:
-    request = urllib.request.Request(serving.url.removesuffix("/v1") + "/metrics")  # noqa: S310
-    if serving.key is not None:
-        request.add_header("Authorization", f"Bearer {serving.key}")
-    try:
-        with urllib.request.urlopen(request, timeout=2) as answer:  # noqa: S310 - our own server
-            counts = _PROCESSING.findall(answer.read(100_000).decode(errors="replace"))
-    except (OSError, urllib.error.URLError):
-        return False
-    return any(int(count) for count in counts)
 
 
 def _binding_problems(address: Address) -> list[GemquantError]:

@@ -57,7 +57,7 @@ def test_an_installed_runtime_is_told_with_its_versions(monkeypatch: pytest.Monk
 
 
 def test_another_version_than_is_known_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    finding = found("llama.cpp", monkeypatch, {"xllamacpp": "2027.1.12000"})
+    finding = found("llama.cpp", monkeypatch, {"xllamacpp": "2027.1.12000", "h11": "0.16.0"})
     assert finding.state == "problem"
     assert finding.found == "xllamacpp 2027.1.12000, needs ==2026.10.11549"
     assert finding.command == "pip install 'gemquant[gguf]'"
