@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -22,6 +25,8 @@ from gemquant.errors import (
     UsageError,
 )
 from gemquant.formats.checkpoint.files import read_json_object
+from gemquant.formats.checkpoint.lora import read_lora_config
+from gemquant.formats.checkpoint.tokenizer_files import TokenizerFiles
 from gemquant.formats.gguf.imatrix import read_imatrix
 from gemquant.measure.gate.budget import read_budgets
 
@@ -98,3 +103,36 @@ def test_an_output_that_is_no_regular_file_is_never_replaceable(tmp_path: Path):
     assert isinstance(problem, GemquantError)
     assert problem.exit_code == 7
     assert problem.message == f"{place} is not a regular file."
+
+
+@pytest.mark.parametrize("alpha", [10**400, 1e39, -(10**309)])
+def test_a_lora_alpha_beyond_float32_is_refused(alpha):
+    with pytest.raises(CheckpointError, match=r"lora_alpha .*: must be a number"):
+        read_lora_config({"peft_type": "LORA", "r": 8, "lora_alpha": alpha}, "l")
+
+
+def test_a_panic_of_the_tokenizer_library_is_a_checkpoint_error(monkeypatch: pytest.MonkeyPatch):
+    panic = type("PanicException", (BaseException,), {})
+
+    def from_str(_text: str) -> None:
+        raise panic("index out of bounds")
+
+    monkeypatch.setattr(
+        "gemquant.formats.checkpoint.tokenizer_files.Tokenizer", SimpleNamespace(from_str=from_str)
+    )
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read: index out of"):
+        _ = TokenizerFiles("m", {"tokenizer.json": b"{}"}).tokenizer
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_full_stdout_exits_seven():
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "gemquant", "--version"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.stderr == "error: stdout cannot be written: No space left on device.\n"
+    assert done.returncode == 7
