@@ -167,6 +167,8 @@ def _tokens(
     tokens: dict[str, Any] = {}
     for key, default in _SPECIAL_TOKENS.items():
         value = text.get(key, raw.get(key, default))
+        if key == "pad_token_id" and value == -1:
+            value = None  # how some trainers write that there is none
         listed = value if isinstance(value, list) and key == "eos_token_id" else [value]
         if value is not None and not all(type(item) is int and item >= 0 for item in listed):
             problems.append(CheckpointError(f"config.json: {key} {value!r}: must be a token id."))

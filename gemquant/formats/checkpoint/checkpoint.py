@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -13,7 +14,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from gemquant.errors import CheckpointError, ProblemCollector
+from gemquant.errors import CheckpointError, GemquantError, ProblemCollector
 from gemquant.formats.checkpoint.folder import FolderTensors, read_raw_config
 from gemquant.formats.checkpoint.hub import (
     ADAPTER_FILES,
@@ -35,6 +36,8 @@ from gemquant.models.config import text_config
 from gemquant.models.structure import EMBEDDING, HEAD
 
 _SAMPLE = "sample:"
+
+_log = logging.getLogger(__name__)
 
 
 def open_checkpoint(ref: str, *, lora: str | None = None) -> Checkpoint:
@@ -85,7 +88,7 @@ def _from_hub(ref: str, files: tuple[str, ...]) -> tuple[Path, str]:
 
 
 def _open_folder(folder: Path, ref: str, revision: str | None, lora: str | None) -> Checkpoint:
-    raw = read_raw_config(folder)
+    raw = _without_leftover(folder, read_raw_config(folder))
     config: Mapping[str, Any] = text_config(raw)
     problems = ProblemCollector()
     provenance = folder_provenance(folder, raw, assumed_license=architecture_of(config).license)
@@ -110,6 +113,20 @@ def _open_gguf(path: Path, ref: str, lora: str | None, origin: Provenance | None
     problems.refuse()
     config = _untied(tensors.config, adapter.value)
     return Checkpoint(ref, None, config, provenance, tensors, tokenizer.value, adapter.value)
+
+
+def _without_leftover(folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
+    """Leave out a ``quantization_config`` that remained over weights that are not quantized."""
+    key = "quantization_config"
+    if key not in raw:
+        return raw
+    stripped = {name: value for name, value in raw.items() if name != key}
+    try:
+        FolderTensors(folder, text_config(stripped))
+    except GemquantError:
+        return raw
+    _log.warning("%s: config.json: %s is ignored: the weights are not quantized.", folder, key)
+    return stripped
 
 
 def _untied(config: Mapping[str, Any], adapter: LoraAdapter | None) -> Mapping[str, Any]:

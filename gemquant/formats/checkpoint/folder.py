@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -27,6 +28,8 @@ from gemquant.models.structure import EMBEDDING, HEAD
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+
+_log = logging.getLogger(__name__)
 
 _FLOATS = ("BF16", "F16", "F32")
 _CHUNK_VALUES = 1 << 22
@@ -124,6 +127,15 @@ def _text_names(mapped: MappedSafetensors) -> tuple[dict[str, str], list[Gemquan
         if name in names:
             problems.append(CheckpointError(f"{names[name]} and {stored} are the same tensor."))
         names[name] = stored
+    wrapped = [n for n in names if n not in mapped.shapes]
+    wrapped = [n for n in wrapped if not names[n].startswith(("language_model.", "model."))]
+    if wrapped:
+        _log.warning(
+            "%d tensors are read under the name that Gemma has for them: %s is %s.",
+            len(wrapped),
+            names[wrapped[0]],
+            wrapped[0],
+        )
     return names, problems
 
 

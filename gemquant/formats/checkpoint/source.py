@@ -23,6 +23,10 @@ _NOT_TEXT = (
     "multi_modal_projector.",
     "model.multi_modal_projector.",
 )
+# What torch.compile, DataParallel and peft put before the names of what they wrap.
+_WRAPPERS = ("_orig_mod.", "module.", "base_model.model.")
+# The decoder alone, as saved without its head.
+_BARE = ("embed_tokens.", "layers.", "norm.")
 # A buffer that early checkpoints saved with the weights; it follows from the configuration.
 _DERIVED = "rotary_emb.inv_freq"
 
@@ -34,6 +38,11 @@ def text_name(name: str) -> str | None:
     'model.layers.0.mlp.up_proj.weight'
     >>> text_name("vision_tower.vision_model.embeddings.patch_embedding.weight")
     """
+    name = name.replace("._orig_mod.", ".")
+    while name.startswith(_WRAPPERS):
+        name = next(name.removeprefix(w) for w in _WRAPPERS if name.startswith(w))
+    if name.startswith(_BARE):
+        name = f"model.{name}"
     if name.startswith(_NOT_TEXT) or name.endswith(_DERIVED):
         return None
     for prefix, replacement in _TEXT_PREFIXES.items():
