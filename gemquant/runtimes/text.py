@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 from tokenizers import Tokenizer
 
-from gemquant.errors import ArtifactError
+from gemquant.errors import ArtifactError, GemquantError
 from gemquant.formats.checkpoint.files import read_json_object
 from gemquant.formats.checkpoint.folder import read_raw_config
-from gemquant.formats.checkpoint.tokenizer_files import TokenizerSource, read_tokenizer_files
+from gemquant.formats.checkpoint.tokenizer_files import (
+    TokenizerSource,
+    read_tokenizer_files,
+    token_ids,
+)
 from gemquant.formats.gguf.config import gguf_config
 from gemquant.formats.gguf.find import open_gguf
 from gemquant.formats.gguf.tokenizer import GgufTokenizer
@@ -65,12 +69,12 @@ class TextInterface:
         for name in ("max_position_embeddings", "bos_token_id"):
             if not isinstance(config.get(name), int):
                 raise ArtifactError(f"the model's configuration has no {name}.")
-        eos = config.get("eos_token_id")
-        ends = {eos} if isinstance(eos, int) else set(eos or ())
+        ends = {*token_ids(config.get("eos_token_id")), *source.end_tokens}
         architecture = model_types().get(config.get("model_type", ""))
         if architecture is not None:
             turn = source.tokenizer.token_to_id(architecture.end_of_turn)
             ends |= set() if turn is None else {turn}
+        ends |= _end_of_turn(source, config)
         return cls(
             source.tokenizer,
             config["bos_token_id"],
@@ -91,6 +95,27 @@ class TextInterface:
             raise ValueError("a model without a chat template")
         template = ChatTemplate(self.template, self.special_tokens)
         return render(template, messages, add_generation_prompt=add_generation_prompt)
+
+
+_ANSWER = "gemquant answers"
+
+
+def _end_of_turn(source: TokenizerSource, config: Mapping[str, Any]) -> set[int]:
+    """Id of the special token that the chat template writes after an answer, if it does."""
+    if source.chat_template is None:
+        return set()
+    template = ChatTemplate(source.chat_template, source.special_tokens(config))
+    messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": _ANSWER}]
+    try:
+        _, found, rest = render(template, messages).rpartition(_ANSWER)
+    except GemquantError:
+        return set()  # a broken template is reported where it is used
+    added = source.tokenizer.get_added_tokens_decoder() if found else {}
+    return {
+        index
+        for index, token in added.items()
+        if token.special and rest.lstrip().startswith(token.content)
+    }
 
 
 def read_tokenizer(path: Path, container: str) -> tuple[Tokenizer, int]:

@@ -25,11 +25,15 @@ MODEL_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    "chat_template.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "additional_chat_templates/*.jinja",
     "README.md",
 )
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
-NESTED = "*/*"
-"""Files in folders below the top: exports for other runtimes, which are never needed."""
+NESTED = ("?/*", "??/*", "[!a]*/*", "a[!d]*/*", "ad[!d]*/*", "add[!i]*/*", "*/*/*")
+"""Files in folders below the top: exports for other runtimes; not additional_chat_templates."""
 
 
 def parse_hub_reference(ref: str) -> tuple[str, str | None] | None:
@@ -53,7 +57,7 @@ def download(repository: str, revision: str | None, *, files: tuple[str, ...]) -
     """
     try:
         folder = snapshot_download(
-            repository, revision=revision, allow_patterns=list(files), ignore_patterns=[NESTED]
+            repository, revision=revision, allow_patterns=list(files), ignore_patterns=list(NESTED)
         )
     except (hub_errors.HfHubHTTPError, hub_errors.HFValidationError, OSError, ValueError) as error:
         raise hub_problem(error, repository, revision) from error

@@ -13,11 +13,16 @@ from tokenizers import Tokenizer
 
 from gemquant.core.untrusted import UntrustedFile
 from gemquant.errors import CheckpointError
-from gemquant.formats.checkpoint.files import contained
-from gemquant.models.chat import SpecialTokens, special_tokens
+from gemquant.formats.checkpoint.files import contained, read_json_object
+from gemquant.models.chat import LONGEST_TEMPLATE, SpecialTokens, special_tokens
 
+# Where processors of multimodal models save the template, the first that has one.
+TEMPLATE_FILES = ("chat_template.json", "processor_config.json", "preprocessor_config.json")
+NAMED_TEMPLATES = "additional_chat_templates"
+MAX_NAMED_TEMPLATES = 32
 MAX_TOKENIZER_BYTES = 500_000_000
 
+_DEFAULT = "default"
 _REQUIRED = "tokenizer.json"
 _OPTIONAL = (
     "tokenizer_config.json",
@@ -44,8 +49,18 @@ class TokenizerSource(Protocol):
     def chat_template(self) -> str | None:
         """Jinja source of the (default) chat template, if there is one."""
 
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Ids of tokens that end a text, by the tokenizer's own files."""
+
     def special_tokens(self, config: Mapping[str, Any]) -> SpecialTokens:
         """Special tokens as variables of a chat template; config: the model's, for their ids."""
+
+
+def token_ids(value: object) -> frozenset[int]:
+    """Ids of an ``eos_token_id``, which is one, several or none."""
+    listed = value if isinstance(value, list) else [value]
+    return frozenset(index for index in listed if type(index) is int and index >= 0)
 
 
 @dataclass(frozen=True)
@@ -75,11 +90,18 @@ class TokenizerFiles:
         """The Jinja source of the (default) chat template, if there is one."""
         if "chat_template.jinja" in self.files:
             return self.files["chat_template.jinja"].decode(errors="replace")
-        template = self._config.get("chat_template")
-        if isinstance(template, list):
-            named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-            template = named.get("default")
-        return template if isinstance(template, str) else None
+        return _named(self._config.get("chat_template")).get(_DEFAULT)
+
+    @cached_property
+    def end_tokens(self) -> frozenset[int]:
+        """Ids that end a text by generation_config.json and by the tokenizer's eos_token."""
+        ends = token_ids(self._json("generation_config.json").get("eos_token_id"))
+        eos = self._config.get("eos_token") or self._json("special_tokens_map.json").get(
+            "eos_token"
+        )
+        text = eos.get("content") if isinstance(eos, dict) else eos
+        index = self.tokenizer.token_to_id(text) if isinstance(text, str) else None
+        return ends if index is None else ends | {index}
 
     def special_tokens(self, config: Mapping[str, Any]) -> SpecialTokens:
         """Special tokens as variables of a chat template; config: the model's, for their ids."""
@@ -115,7 +137,45 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         if (folder / name).exists():
             file = UntrustedFile(contained(folder, name), MAX_TOKENIZER_BYTES, CheckpointError)
             files[name] = file.bytes()
-    return TokenizerFiles(str(folder), files)
+    return TokenizerFiles(str(folder), _with_other_templates(folder, files))
+
+
+def _with_other_templates(folder: Path, files: dict[str, bytes]) -> dict[str, bytes]:
+    """Add the templates that are stored elsewhere, as tokenizer_config.json may hold them."""
+    named: dict[str, str] = {}
+    config = TokenizerFiles(str(folder), files)._json("tokenizer_config.json")  # noqa: SLF001
+    if "chat_template.jinja" not in files and not config.get("chat_template"):
+        for name in TEMPLATE_FILES:
+            if (folder / name).exists():
+                named = _named(read_json_object(contained(folder, name)).get("chat_template"))
+            if named:
+                break
+        if set(named) == {_DEFAULT}:
+            return with_chat_template(files, named[_DEFAULT])
+    extra = sorted((folder / NAMED_TEMPLATES).glob("*.jinja"))[:MAX_NAMED_TEMPLATES]
+    for path in extra:
+        inside = contained(folder, f"{NAMED_TEMPLATES}/{path.name}")
+        file = UntrustedFile(inside, LONGEST_TEMPLATE, CheckpointError)
+        named[path.stem] = file.bytes().decode(errors="replace")
+    if not named:
+        return files
+    own = files.pop("chat_template.jinja", None)
+    default = {} if own is None else {_DEFAULT: own.decode(errors="replace")}
+    named = {**_named(config.get("chat_template")), **named, **default}
+    config["chat_template"] = [{"name": n, "template": text} for n, text in named.items()]
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    return {**files, "tokenizer_config.json": text.encode()}
+
+
+def _named(templates: object) -> dict[str, str]:
+    """Templates by name: of one text, an object, or a list of objects."""
+    if isinstance(templates, str):
+        return {_DEFAULT: templates}
+    if isinstance(templates, list):
+        pairs = [(t.get("name"), t.get("template")) for t in templates if isinstance(t, dict)]
+    else:
+        pairs = list(templates.items()) if isinstance(templates, dict) else []
+    return {n: text for n, text in pairs if isinstance(n, str) and isinstance(text, str)}
 
 
 def with_chat_template(files: Mapping[str, bytes], template: str) -> dict[str, bytes]:

@@ -63,6 +63,12 @@ class GgufTokenizer:
         template = self._metadata.get("tokenizer.chat_template")
         return template if isinstance(template, str) else None
 
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Ids of the end of a text and of a turn."""
+        keys = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
+        return frozenset(i for i in map(self._metadata.get, keys) if type(i) is int)
+
     def special_tokens(self, _config: Mapping[str, Any]) -> SpecialTokens:
         """Special tokens as variables of a chat template; the GGUF names its own."""
         return self._named

@@ -116,6 +116,70 @@ def test_one_stored_matrix_of_head_and_embedding_is_both(
     assert torch.equal(checkpoint.tensor("model.embed_tokens.weight"), matrix)
 
 
+def without_template(folder: Path) -> Path:
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    del config["chat_template"]
+    path.write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["chat_template.json", "processor_config.json"])
+def test_a_template_of_a_processor_is_read(tmp_path: Path, name: str) -> None:
+    folder = without_template(write_tiny_gemma(tmp_path / "m", "gemma3"))
+    (folder / name).write_text(json.dumps({"chat_template": "{{ messages }}"}))
+    checkpoint = open_checkpoint(str(folder))
+    assert checkpoint.chat_template() == "{{ messages }}"
+    files = checkpoint.tokenizer_files()
+    assert files["chat_template.jinja"] == b"{{ messages }}"
+    assert json.loads(files["tokenizer_config.json"])["chat_template"] == "{{ messages }}"
+
+
+def test_additional_templates_come_beside_the_default(tmp_path: Path) -> None:
+    folder = without_template(write_tiny_gemma(tmp_path / "m", "gemma3"))
+    (folder / "chat_template.jinja").write_text("default one")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("with tools")
+    checkpoint = open_checkpoint(str(folder))
+    assert checkpoint.chat_template() == "default one"
+    config = json.loads(checkpoint.tokenizer_files()["tokenizer_config.json"])
+    named = {entry["name"]: entry["template"] for entry in config["chat_template"]}
+    assert named == {"default": "default one", "tool_use": "with tools"}
+
+
+@pytest.mark.parametrize(
+    "prefix", ["_orig_mod.", "module.", "base_model.model.", "module._orig_mod."]
+)
+def test_prefixes_of_wrappers_are_stripped_with_a_note(
+    tmp_path: Path, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_tiny_gemma(tmp_path / "m", "gemma2")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({prefix + n: t for n, t in tensors.items()}, folder / "model.safetensors")
+    checkpoint = open_checkpoint(str(folder))
+    assert torch.equal(checkpoint.tensor(UP), tensors[UP])
+    assert f"{prefix}model.embed_tokens.weight is model.embed_tokens.weight" in caplog.text
+
+
+def test_a_decoder_without_its_prefix_is_read(tmp_path: Path) -> None:
+    folder = write_tiny_gemma(tmp_path / "m", "gemma2")
+    tensors = load_file(folder / "model.safetensors")
+    bare = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    save_file(bare, folder / "model.safetensors")
+    assert torch.equal(open_checkpoint(str(folder)).tensor(UP), tensors[UP])
+
+
+def test_a_leftover_quantization_is_ignored_with_a_note(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_tiny_gemma(tmp_path / "m", "gemma2")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"quantization_config": {"quant_method": "bitsandbytes"}, "pad_token_id": -1}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert open_checkpoint(str(folder)).config["pad_token_id"] is None
+    assert "quantization_config is ignored: the weights are not quantized" in caplog.text
+
+
 def test_rows_are_those_of_the_tensor(tiny_folder: Path) -> None:
     checkpoint = open_checkpoint(str(tiny_folder))
     assert torch.equal(checkpoint.rows(UP, 5, 9), checkpoint.tensor(UP)[5:9])

@@ -89,7 +89,7 @@ def test_only_weights_and_tokenizer_at_the_top_are_fetched() -> None:
         "original/config.json", ".gitattributes",
     ]  # fmt: skip
     fetched = huggingface_hub.utils.filter_repo_objects(
-        present, allow_patterns=list(MODEL_FILES), ignore_patterns=[NESTED]
+        present, allow_patterns=list(MODEL_FILES), ignore_patterns=list(NESTED)
     )
     assert list(fetched) == present[:4]
 
