@@ -15,11 +15,11 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from gemquant.core.protocols import Exporter, Quantizer, Weights
 from gemquant.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from gemquant.core.artifact import Artifact
+    from gemquant.core.protocols import Exporter, Quantizer, Weights
 
 Kind = Literal["quantizer", "exporter"]
 
@@ -97,6 +97,8 @@ def plugins(kind: Kind) -> Mapping[str, Plugin]:
 
 def quantizer_type(name: str) -> type[Quantizer]:
     """Import the quantizer called ``name``; UsageError with suggestions if there is none."""
+    from gemquant.core.protocols import Quantizer
+
     cls = _load("quantizer", name)
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls) and Quantizer in cls.__mro__):
         raise UnsupportedError(
