@@ -10,11 +10,12 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from gemquant.errors import GemquantError, UsageError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
 
 MAX_DEPTH = 100
 """Deepest nesting of JSON and TOML that is read; Python's own limit is a thousand calls."""
@@ -24,7 +25,7 @@ _MAX_KEYS_PER_LINE = 1000
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _PROBLEMS_SHOWN = 8
 
-M = TypeVar("M", bound=BaseModel)
+M = TypeVar("M", bound="BaseModel")
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -87,6 +88,8 @@ class UntrustedFile:
 
     def record(self, kind: type[M]) -> M:
         """The JSON object in the file, checked."""
+        from pydantic import ValidationError  # slow to import; most commands read no record
+
         try:
             return kind.model_validate_json(self.bytes())
         except ValidationError as error:
