@@ -219,7 +219,7 @@ def test_files_that_were_changed_in_between_are_refused(
     refused = run(*rtn(model))
     assert refused.code == 7
     assert "model.safetensors is not the file that the interrupted run was writing" in refused.err
-    assert "hint: Start again with --restart." in refused.err
+    assert "hint: Start over with --restart." in refused.err
 
 
 def test_a_damaged_state_starts_again(
