@@ -91,7 +91,7 @@ def test_without_onnxruntime_level_native_says_what_to_install(
         (["--target", "cpu", "--bits", "2"], "hint: Accepted are compressed-tensors: 3/4/8 bits"),
         (
             ["--target", "cuda", "--bits", "3", "--exporter", "awq-gemm"],
-            "Use the compressed-tensors container",
+            "hint: Use --bits 4, or another container.",
         ),
         (
             ["--target", "mps", "--exporter", "metal", "--bits", "6"],
