@@ -7,12 +7,12 @@ import json
 import os
 import stat
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-from gemquant.errors import GemquantError, UsageError
+from gemquant.errors import CheckpointError, GemquantError, UsageError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
@@ -109,6 +109,16 @@ class UntrustedFile:
 
     def _problem(self, why: str) -> GemquantError:
         return self.error(f"{self.label or self.path}: {why}.", hint=self.hint)
+
+
+def duplicate_keys_refused(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Build an object, as ``object_pairs_hook``; a key given twice is an error that names it."""
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise CheckpointError(f"{key!r} is given twice.")
+        result[key] = value
+    return result
 
 
 def nested_deeper(value: object, depth: int) -> bool:

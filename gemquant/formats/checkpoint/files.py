@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from gemquant.core.untrusted import UntrustedFile
+from gemquant.core.untrusted import UntrustedFile, duplicate_keys_refused
 from gemquant.errors import CheckpointError
 
 
@@ -59,16 +59,6 @@ def _roots(folder: Path) -> tuple[Path, ...]:
 
 
 MAX_JSON_BYTES = 100_000_000
-
-
-def duplicate_keys_refused(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Build an object, as ``object_pairs_hook``; a key given twice is an error that names it."""
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise CheckpointError(f"{key!r} is given twice.")
-        result[key] = value
-    return result
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

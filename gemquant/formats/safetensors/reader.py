@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gemquant.core.untrusted import duplicate_keys_refused
 from gemquant.errors import CheckpointError, GemquantError, ProblemCollector, refuse
-from gemquant.formats.checkpoint.files import duplicate_keys_refused
 
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the reference implementation; a 27B Gemma's header has under 100 kB."""

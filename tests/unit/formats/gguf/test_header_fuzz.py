@@ -40,7 +40,7 @@ def open_bounded(place: Path, content: bytes) -> GemquantError | None:
     """Open a file within bounds of time and memory; return what it was refused for."""
     place.write_bytes(content)
     tracemalloc.start()
-    began = time.monotonic()
+    began = time.process_time()
     try:
         open_checkpoint(str(place))
         refused = None
@@ -49,7 +49,7 @@ def open_bounded(place: Path, content: bytes) -> GemquantError | None:
     finally:
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-    assert time.monotonic() - began < SECONDS
+    assert time.process_time() - began < SECONDS
     assert peak <= 4 * len(content) + OBJECTS_BYTES
     return refused
 
