@@ -52,7 +52,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _output_failed(error)
     except Exception as error:  # noqa: BLE001 - the last place where it can be explained
-        return _defect(error)
+        return _internal_error(error)
     return code if isinstance(code, int) else 0
 
 
@@ -65,9 +65,9 @@ def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
 
 
 def _output_failed(error: OSError) -> int:
-    """The exit code where stdout has no reader or no space; any other error is a defect."""
+    """The exit code where stdout has no reader or no space; any other error is internal."""
     if error.errno not in (errno.EPIPE, errno.ENOSPC):
-        return _defect(error)
+        return _internal_error(error)
     # What is still buffered cannot be written either.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if isinstance(error, BrokenPipeError):
@@ -92,9 +92,9 @@ def _trace_if_debugging() -> None:
         traceback.print_exc()
 
 
-def _defect(error: Exception) -> int:
+def _internal_error(error: Exception) -> int:
     _trace_if_debugging()
-    click.echo(f"error: this is a defect of gemquant: {type(error).__name__}: {error}", err=True)
+    click.echo(f"internal error: {type(error).__name__}: {error}", err=True)
     for note in _notes(error):
         click.echo(f"  note: {note}", err=True)
     if not _debugging():

@@ -140,25 +140,28 @@ def _plan_document(planned: PlannedJob) -> dict[str, Any]:
 
 
 def _plan(planned: PlannedJob) -> list[Table | str]:
-    from gemquant.cli.render import counted, fact_table, fallback_table, named
+    from gemquant.cli.render import fact_table, fallback_table, named
     from gemquant.core.protocols import QuantizedSpec
     from gemquant.core.resources import human_bytes
     from gemquant.core.scheme import describe
+    from gemquant.core.tables import matrices
 
     job, layout = planned.job, planned.header.layout
-    specs = (layout[name] for name in planned.quantized)
-    schemes = Counter(describe(s.scheme) for s in specs if isinstance(s, QuantizedSpec))
+    schemes: dict[str, list[str]] = {}
+    for name in planned.quantized:
+        if isinstance(spec := layout[name], QuantizedSpec):
+            schemes.setdefault(describe(spec.scheme), []).append(name)
     facts = fact_table()
     facts.add_row("model", job.recipe.model)
     facts.add_row("folder", str(job.out))
     facts.add_row("container", f"{job.exporter.name}, for {job.recipe.target}")
     formats = _formats(planned)
     if not formats:
-        for words, count in schemes.items():
-            facts.add_row(job.recipe.quantizer, f"{words}: {counted(count, 'layer')}")
-    kept = [name.removesuffix(".weight") for name in planned.kept]
-    if kept and schemes:
-        facts.add_row("kept", named(kept))
+        for words, names in schemes.items():
+            facts.add_row(job.recipe.quantizer, f"{words}: {matrices(names)}")
+    unquantized = [name.removesuffix(".weight") for name in planned.kept]
+    if unquantized and schemes:
+        facts.add_row("remaining", named(unquantized))
     if not schemes:
         dtype = job.exporter.container(planned.header.config).float_dtype
         facts.add_row(job.recipe.quantizer, f"everything in {str(dtype).removeprefix('torch.')}")

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from gemquant.core.resources import human_bytes
 from gemquant.core.scheme import describe
-from gemquant.core.tables import Column, Table
+from gemquant.core.tables import Column, Table, matrices
 from gemquant.core.tables import counted as counted  # noqa: PLC0414 - for the other tables
 
 if TYPE_CHECKING:
@@ -140,10 +140,12 @@ def _facts(manifest: Manifest) -> list[Table | str]:
     for scheme in quantization.schemes:
         facts.add_row(
             quantization.quantizer,
-            f"{describe(scheme)}: {counted(len(scheme.modules), 'layer')}",
+            f"{describe(scheme)}: {matrices(scheme.modules)}",
         )
     if quantization.unquantized and quantization.schemes:
-        facts.add_row("kept", f"{named(quantization.unquantized)} in {quantization.float_dtype}")
+        facts.add_row(
+            "remaining", f"{named(quantization.unquantized)} in {quantization.float_dtype}"
+        )
     if not quantization.schemes:
         facts.add_row(quantization.quantizer, f"everything in {quantization.float_dtype}")
     facts.add_row(

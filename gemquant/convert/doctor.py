@@ -219,7 +219,7 @@ def version(package: str) -> str | None:
 
 # ---------------------------------------------------------------- kernels
 
-PURPOSE = "fast quantization; without it everything works, slower"
+PURPOSE = "fast quantization; without it K-quants need the extra gguf, the rest is slower"
 
 
 def kernels_in_use() -> list[Finding]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -115,6 +115,17 @@ def counted(count: int, noun: str) -> str:
     ('1 artifact', '2 artifacts')
     """
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def matrices(names: Collection[str]) -> str:
+    """How many weight matrices these are, and in how many decoder layers.
+
+    >>> matrices(["model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj", "lm_head"])
+    '3 matrices (1 layer)'
+    """
+    layers = {name.split(".")[2] for name in names if name.startswith("model.layers.")}
+    total = "1 matrix" if len(names) == 1 else f"{len(names)} matrices"
+    return f"{total} ({counted(len(layers), 'layer')})" if layers else total
 
 
 # ---------------------------------------------------------------- figures

@@ -21,7 +21,7 @@ from gemquant.core.artifact.loading import loaders
 from gemquant.core.artifact.losses import eval_results, from_reference, legend, loss_table
 from gemquant.core.artifact.manifest import Manifest, fallbacks_by_reason
 from gemquant.core.scheme import describe
-from gemquant.core.tables import escaped, markdown
+from gemquant.core.tables import escaped, markdown, matrices
 from gemquant.models.architecture import ARCHITECTURES
 from gemquant.models.structure import FAMILY
 
@@ -114,6 +114,7 @@ def card_environment() -> SandboxedEnvironment:
     """Templates of a card: a sandbox, with filters that show texts from outside as they are."""
     environment = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
     environment.filters |= {"md": _escaped, "code": _code, "losses": _losses, "words": describe}
+    environment.filters["matrices"] = matrices
     return environment
 
 

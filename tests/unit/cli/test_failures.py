@@ -76,7 +76,7 @@ def test_a_defect_exits_with_70_and_says_how_to_report_it(
     monkeypatch.setattr(program, "cli", failing_with(KeyError("rows")))
     result = run("fail")
     assert result.code == 70
-    assert result.err.startswith("error: this is a defect of gemquant: KeyError: 'rows'\n")
+    assert result.err.startswith("internal error: KeyError: 'rows'\n")
     assert "with -vv" in result.err
 
 
