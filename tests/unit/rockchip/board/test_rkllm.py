@@ -156,7 +156,7 @@ def test_a_library_that_contradicts_the_user_is_not_called(stand_in: StandInBoar
 def test_a_library_that_says_nothing_is_believed_to_be_what_the_user_says(
     stand_in: StandInBoard,
 ) -> None:
-    with pytest.raises(WorkerError, match="say so with --board-release"):
+    with pytest.raises(WorkerError, match="state it with --board-release"):
         measured(stand_in, "silent", thrice, structures="1.2.3")
     told = measured(stand_in, "silent", thrice, structures="1.2.3", release="1.2.2")
     assert isinstance(told[1], Loaded)
