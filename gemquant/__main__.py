@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import signal
@@ -16,7 +17,7 @@ import click
 
 from gemquant.cli import cli
 from gemquant.core.resources import yield_idle_processors
-from gemquant.errors import OutputError
+from gemquant.errors import OutputError, echo
 
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
 # 128 + SIGINT, 128 + SIGTERM, as shells report them.
@@ -41,13 +42,15 @@ def main(args: Sequence[str] | None = None) -> int:
         return stop.exit_code
     except click.ClickException as error:
         _trace_if_debugging()
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        echo(shown.getvalue(), err=True, nl=False)
         return error.exit_code
     except (Terminated, click.Abort, KeyboardInterrupt) as stop:
         ended, code = ENDINGS[isinstance(stop, Terminated)]
         # Click turns a KeyboardInterrupt into its own exception.
         left = _notes(stop) or _notes(stop.__cause__) or ["nothing was left behind"]
-        click.echo(f"{ended}; {left[-1]}", err=True)
+        echo(f"{ended}; {left[-1]}", err=True)
         return code
     except OSError as error:
         return _output_failed(error)
@@ -89,16 +92,16 @@ def _debugging() -> bool:
 
 def _trace_if_debugging() -> None:
     if _debugging():
-        traceback.print_exc()
+        echo(traceback.format_exc(), err=True)
 
 
 def _internal_error(error: Exception) -> int:
     _trace_if_debugging()
-    click.echo(f"internal error: {type(error).__name__}: {error}", err=True)
+    echo(f"internal error: {type(error).__name__}: {error}", err=True)
     for note in _notes(error):
-        click.echo(f"  note: {note}", err=True)
+        echo(f"  note: {note}", err=True)
     if not _debugging():
-        click.echo(
+        echo(
             "  hint: Run the same command again with -vv to see where it happened, and report\n"
             "        that output together with the command and `gemquant --version`.",
             err=True,

@@ -19,6 +19,7 @@ An error names the thing, its value and the rule; its ``hint`` is the next comma
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, ClassVar, Generic, TypeVar
@@ -26,6 +27,27 @@ from typing import IO, Any, ClassVar, Generic, TypeVar
 import click
 
 T = TypeVar("T")
+
+# Controls of terminals and of the direction of writing, what ends a line, and lone surrogates.
+_ACTIVE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def inert(text: str) -> str:
+    r"""Text in which what a terminal would obey is visible, also in JSON.
+
+    >>> inert("a\x1b]0;b\u202e")
+    'a\\u001b]0;b\\u202e'
+    """
+    return _ACTIVE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def echo(
+    text: str = "", *, err: bool = False, nl: bool = True, file: IO[Any] | None = None
+) -> None:
+    """Print text of any origin: everything that people read goes through here."""
+    click.echo(inert(text), err=err, nl=nl, file=file)  # noqa: TID251
 
 
 class GemquantError(click.ClickException):
@@ -53,7 +75,7 @@ class GemquantError(click.ClickException):
     def show(self, file: IO[Any] | None = None) -> None:
         """Write the message, its hint and its notes to ``file`` (stderr by default)."""
         notes = [f"\n  note: {note}" for note in getattr(self, "__notes__", [])]
-        click.echo("".join([f"error: {self}", *notes]), file=file, err=file is None)
+        echo("".join([f"error: {self}", *notes]), file=file, err=file is None)
 
 
 class UsageError(GemquantError):

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from gemquant.cli.flags import output_flags
-from gemquant.errors import UsageError
+from gemquant.errors import UsageError, echo
 
 
 def _card(
@@ -45,7 +45,7 @@ def _card(
         render.print_json(document)
     else:
         state = "up to date" if not changed else f"written; changed: {', '.join(changed)}"
-        click.echo(f"{place}: {state}")
+        echo(f"{place}: {state}")
 
 
 command = click.Command(

@@ -13,7 +13,7 @@ import click
 from gemquant.cli.flags import output_flags, threads_flag
 from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting, threads_of
-from gemquant.errors import GemquantError, UsageError, refuse
+from gemquant.errors import GemquantError, UsageError, echo, refuse
 
 if TYPE_CHECKING:
     from gemquant.models.chat import Message
@@ -136,7 +136,7 @@ def _answer_once(session: Session, question: str, *, as_json: bool) -> None:
     started = time.monotonic()
     completed = session.ask(question, pieces.append if as_json else _show)
     if not as_json:
-        click.echo()
+        echo()
     if not completed:
         raise KeyboardInterrupt
     if as_json:
@@ -151,35 +151,35 @@ def _converse(session: Session) -> None:
     with contextlib.suppress(ImportError):  # Windows has it built into its terminal
         import readline  # noqa: F401 - gives input() its history and its editing keys
 
-    click.echo("Type !help for commands.", err=True)
+    echo("Type !help for commands.", err=True)
     while True:
         try:
             question = input("> ").strip()
         except EOFError:
-            click.echo()
+            echo()
             return
         except KeyboardInterrupt:
-            click.echo("\nType !quit or press Ctrl-D to leave.", err=True)
+            echo("\nType !quit or press Ctrl-D to leave.", err=True)
             continue
         if question == "!quit":
             return
         if question == "!new":
             session.restart()
-            click.echo("New conversation.", err=True)
+            echo("New conversation.", err=True)
         elif question == "!help":
-            click.echo(HELP)
+            echo(HELP)
         elif question.startswith("!"):
-            click.echo(f"{question.split()[0]}: no such command. {HELP}", err=True)
+            echo(f"{question.split()[0]}: no such command. {HELP}", err=True)
         elif question:
             try:
                 completed = session.ask(question, _show)
-                click.echo("" if completed else " […]")
+                echo("" if completed else " […]")
             except ContextFullError as error:
-                click.echo(f"{error.message}. Type !new to start another conversation.", err=True)
+                echo(f"{error.message}. Type !new to start another conversation.", err=True)
 
 
 def _show(piece: str) -> None:
-    click.echo(piece, nl=False)
+    echo(piece, nl=False)
     sys.stdout.flush()
 
 

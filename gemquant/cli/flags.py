@@ -14,7 +14,7 @@ from click.shell_completion import CompletionItem
 from gemquant.cli.settings import former_flag, load_defaults, setting
 from gemquant.core.recipe import COMPUTE_DTYPES, Recipe
 from gemquant.core.resources import parse_size
-from gemquant.errors import GemquantError, UsageError
+from gemquant.errors import GemquantError, UsageError, echo
 
 DEVICES = ("cpu", "cuda", "mps")
 DEFAULTS = Recipe(model="", quantizer="")
@@ -98,7 +98,7 @@ class StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
-        click.echo(self.format(record), err=True)
+        echo(self.format(record), err=True)
 
 
 def _set_verbosity(ctx: click.Context, param: click.Parameter, count: int) -> int:

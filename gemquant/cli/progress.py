@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import click
-
 from gemquant.core.progress import Progress, Silence
+from gemquant.errors import echo, inert
 
 if TYPE_CHECKING:
     import rich.progress
@@ -44,7 +43,7 @@ class Lines:
 
     def _say(self, text: str) -> None:
         self._last = time.monotonic()
-        click.echo(text, err=True)
+        echo(text, err=True)
 
 
 class Bars:
@@ -56,7 +55,7 @@ class Bars:
 
     def start(self, task: str, total: int) -> None:
         """Show a bar."""
-        self._tasks[task] = self._progress.add_task(task, total=total)
+        self._tasks[task] = self._progress.add_task(inert(task), total=total)
 
     def advance(self, task: str, amount: int = 1) -> None:
         """Move the bar."""
@@ -64,7 +63,7 @@ class Bars:
 
     def note(self, text: str) -> None:
         """Print the note above the bars."""
-        self._progress.console.print(text, markup=False, highlight=False)
+        self._progress.console.print(inert(text), markup=False, highlight=False)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import click
 from gemquant.cli.flags import flags, output_flags
 from gemquant.cli.progress import Lines
 from gemquant.core.progress import Silence
+from gemquant.errors import echo
 
 if TYPE_CHECKING:
     from gemquant.publish.push import Pushed, Upload
@@ -134,7 +135,7 @@ def _print(upload: Upload, pushed: Pushed | None) -> None:
             f"{len(pushed.sent)} of {len(upload.files)} files sent" if pushed.sent else "unchanged"
         )
         deleted = f", {len(pushed.deleted)} deleted" if pushed.deleted else ""
-        click.echo(f"{pushed.url}: {sent}{deleted}, commit {pushed.commit}")
+        echo(f"{pushed.url}: {sent}{deleted}, commit {pushed.commit}")
         return
     destination = upload.destination
     listing = render.table("file", "bytes", "sha256", numbers=("bytes",))

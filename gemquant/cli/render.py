@@ -14,6 +14,7 @@ from gemquant.core.resources import human_bytes
 from gemquant.core.scheme import describe
 from gemquant.core.tables import Column, Table, matrices
 from gemquant.core.tables import counted as counted  # noqa: PLC0414 - for the other tables
+from gemquant.errors import echo, inert
 
 if TYPE_CHECKING:
     from gemquant.core.artifact import Artifact, LevelEvaluation, Manifest
@@ -24,7 +25,7 @@ WIDTH = 120
 
 def print_json(document: Any) -> None:
     """Print one JSON document."""
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+    echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def print_tables(*parts: Table | str) -> None:
@@ -35,16 +36,17 @@ def print_tables(*parts: Table | str) -> None:
     with console.capture() as printed:
         for part in parts:
             if isinstance(part, str):
-                console.print(part, soft_wrap=True)
+                console.print(inert(part), soft_wrap=True)
             else:
                 console.print(_rich(part))
-    click.echo("\n".join(line.rstrip() for line in printed.get().splitlines()))
+    lines = "\n".join(line.rstrip() for line in printed.get().splitlines())
+    click.echo(lines)  # noqa: TID251 - the styles are rich's, and all text is inert
 
 
 def _rich(table: Table) -> rich_table.Table:
     """A plain table; numbers are aligned to the right."""
     drawn = rich_table.Table(
-        title=table.title,
+        title=None if table.title is None else inert(table.title),
         title_justify="left",
         title_style="bold",
         box=None,
@@ -60,15 +62,8 @@ def _rich(table: Table) -> rich_table.Table:
             overflow="fold",
         )
     for row in table.rows:
-        drawn.add_row(*(printable(cell.text) for cell in row))
+        drawn.add_row(*(inert(cell.text) for cell in row))
     return drawn
-
-
-def printable(text: str) -> str:
-    """Text without control characters, which a terminal would obey."""
-    return "".join(
-        each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text
-    )
 
 
 def table(*names: str, title: str | None = None, numbers: Sequence[str] = ()) -> Table:

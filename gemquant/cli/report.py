@@ -16,6 +16,7 @@ from gemquant.errors import (
     OutputError,
     ProblemCollector,
     UsageError,
+    echo,
 )
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def _print(
 
     for form, path in outputs.items():
         if path == STDOUT:
-            click.echo(texts[form].decode(), nl=False)
+            echo(texts[form].decode(), nl=False)
             return
     outcome = None if report.verdict is None else report.verdict.outcome
     if as_json:

@@ -16,7 +16,7 @@ from gemquant.cli.chat import chat_request, model_flags
 from gemquant.cli.flags import flag, output_flags
 from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, threads_of
-from gemquant.errors import UsageError
+from gemquant.errors import UsageError, echo
 
 if TYPE_CHECKING:
     from gemquant.runtimes.chat.serving import Serving
@@ -66,7 +66,7 @@ class ServeCommand(click.Command):
                 }
             )
         else:
-            click.echo(f"{serving.model} at {serving.url}; Ctrl-C stops")
+            echo(f"{serving.model} at {serving.url}; Ctrl-C stops")
         sys.stdout.flush()
         _wait(serving, quiet=params["quiet"])
 
@@ -85,7 +85,7 @@ def _wait(serving: Serving, *, quiet: bool) -> NoReturn:
     stopping.wait()
     finished = wait_until_idle(serving, seconds=SECONDS_TO_FINISH, give_up=hurrying)
     if not quiet:
-        click.echo("stopped" if finished else "stopped; answers were cut short", err=True)
+        echo("stopped" if finished else "stopped; answers were cut short", err=True)
     sys.stdout.flush()
     sys.stderr.flush()
     serving.guard.close()

@@ -18,7 +18,7 @@ from gemquant.convert.plugins import plugins
 from gemquant.core.options import former_names
 from gemquant.core.recipe import SETTINGS, read_settings, suggest
 from gemquant.core.resources import default_threads
-from gemquant.errors import GemquantError, ProblemCollector, UsageError
+from gemquant.errors import GemquantError, ProblemCollector, UsageError, echo
 
 DEFAULTS_FILE = Path("gemquant.toml")
 
@@ -131,7 +131,7 @@ def former_flag(former: str, current: str, name: str) -> click.Parameter:
 
 def note_renamed(former: str, current: str) -> None:
     """Point out on stderr that something has another name now."""
-    click.echo(f"note: {former} is now called {current}.", err=True)
+    echo(f"note: {former} is now called {current}.", err=True)
 
 
 def load_defaults(ctx: click.Context, recipe: Path | None) -> None:

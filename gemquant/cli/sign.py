@@ -9,6 +9,7 @@ import click
 
 from gemquant.cli.flags import flags, output_flags
 from gemquant.cli.progress import reporter
+from gemquant.errors import echo
 
 PASSWORD = "GEMQUANT_KEY_PASSWORD"  # noqa: S105 (the variable's name)
 
@@ -72,4 +73,4 @@ def command(
     if as_json:
         render.print_json({"path": str(artifact), "signature": str(signature)})
     else:
-        click.echo(f"{signature}: signature of {artifact}")
+        echo(f"{signature}: signature of {artifact}")

@@ -8,7 +8,7 @@ import click
 
 from gemquant.cli.flags import complete_target, defaults_flag, output_flags, target_folder_flag
 from gemquant.cli.settings import problems_of, target_folders
-from gemquant.errors import refuse
+from gemquant.errors import echo, refuse
 
 if TYPE_CHECKING:
     from gemquant.core.targets.device import Npu
@@ -66,7 +66,7 @@ def _describe(target: Target) -> None:
                 *([f"    note     {runtime.note}"] if runtime.note else []),
                 *(f"    source   {source}" for source in runtime.sources),
             ]
-        click.echo("\n".join(lines))
+        echo("\n".join(lines))
 
 
 def _describe_npu(npu: Npu) -> None:

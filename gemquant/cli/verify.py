@@ -9,7 +9,7 @@ import click
 
 from gemquant.cli.flags import flags, output_flags
 from gemquant.cli.progress import reporter
-from gemquant.errors import GemquantError, UsageError, refuse
+from gemquant.errors import GemquantError, UsageError, echo, refuse
 
 
 @click.command(
@@ -73,7 +73,7 @@ def command(
     else:
         for result in results:
             signed = f", signed by {result['signed_by']}" if result.get("signed_by") else ""
-            click.echo(f"{result['path']}: {'valid' if result['valid'] else 'not valid'}{signed}")
+            echo(f"{result['path']}: {'valid' if result['valid'] else 'not valid'}{signed}")
     refuse(all_problems)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,37 @@ def test_an_error_has_no_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(program, "cli", failing_with(ArtifactError("bad.", hint="Do this.")))
     result = run("fail")
     assert (result.code, result.err) == (6, "error: bad.\n  hint: Do this.\n")
+
+
+TITLE, SHOWN = "\x1b]0;owned\x07\x9b2J\u202etxt", r"\u001b]0;owned\u0007\u009b2J\u202etxt"
+
+
+@pytest.mark.parametrize("error", [ArtifactError, click.UsageError])
+def test_terminal_sequences_in_an_error_are_visible(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    monkeypatch.setattr(program, "cli", failing_with(error(f"{TITLE} is bad.")))
+    assert f"{SHOWN} is bad." in run("fail").err
+
+
+def test_terminal_sequences_in_a_defect_and_its_traceback_are_visible(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "cli", failing_with(ValueError(TITLE)))
+    monkeypatch.setenv("GEMQUANT_DEBUG", "1")
+    shown = run("fail").err
+    assert SHOWN in shown
+    assert "\x1b" not in shown
+
+
+def test_terminal_sequences_in_a_log_line_are_visible(run: Run) -> None:
+    run("targets", "-v")  # adds the handler
+    handler = logging.getLogger("gemquant").handlers[0]
+    with pytest.MonkeyPatch.context() as patch:
+        lines: list[str] = []
+        patch.setattr(click, "echo", lambda text, **_: lines.append(text))
+        handler.emit(logging.makeLogRecord({"msg": TITLE, "levelname": "INFO", "name": "g"}))
+    assert lines == [f"INFO g: {SHOWN}"]
 
 
 def test_a_traceback_is_printed_when_debugging(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

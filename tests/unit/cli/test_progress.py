@@ -54,3 +54,14 @@ def test_a_terminal_gets_bars() -> None:
         bars.note("[not markup]")
     assert "blocks" in screen.getvalue()
     assert "[not markup]" in screen.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_terminal_sequences_in_a_note_are_visible(
+    terminal: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = io.StringIO()
+    console = Console(file=printed, width=80)
+    progress = Bars(Progress(console=console)) if terminal else Lines()
+    progress.note("\x1b]0;owned\x07")
+    assert printed.getvalue() + capsys.readouterr().err == "\\u001b]0;owned\\u0007\n"

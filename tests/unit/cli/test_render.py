@@ -180,3 +180,24 @@ def test_the_distance_of_a_level_from_the_reference_is_printed(
         "KL divergence of this level from level reference: 0.00123 [0.00078, 0.00168] nats per "
         "token."
     ) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_terminal_sequences_of_a_manifest_are_visible(
+    artifact: Artifact, as_json: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hostile = "\x1b]0;owned\x07\x9b2J\u202etxt"
+    manifest = artifact.manifest.model_copy(
+        update={"source": Source(ref=hostile, files={}), "base_model": hostile}
+    )
+    render.artifact(Artifact(artifact.path, manifest), as_json=as_json)
+    shown = capsys.readouterr().out
+    assert r"\u001b]0;owned\u0007\u009b2J\u202etxt" in shown
+    assert not set(shown) & set("\x1b\x07\x9b\u202e")
+    if as_json:
+        assert json.loads(shown)["manifest"]["source"]["ref"] == hostile
+
+
+def test_tables_keep_the_letters_of_all_scripts(capsys: pytest.CaptureFixture[str]) -> None:
+    render.print_tables("می‌خواهم 日本\u3000語 é 👩‍🚀")
+    assert capsys.readouterr().out == "می‌خواهم 日本\u3000語 é 👩‍🚀\n"

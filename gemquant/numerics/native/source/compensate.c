@@ -43,7 +43,7 @@ static void round_tile(const float *restrict target, float column_scale,
     }
     for (int r = 0; r < TILE; ++r) {
         float code = codes[r];
-        code = code < 0.0f ? 0.0f : code;
+        code = code >= 0.0f ? code : 0.0f; /* also for NaN, which has no integer */
         code = code > largest_code ? largest_code : code;
         codes[r] = code;
         values[r] = (code - zero_points[r]) * scales[r] / column_scale;

@@ -85,6 +85,22 @@ ALWAYS_INLINE lanes lanes_sqrt(lanes value) {
 
 ALWAYS_INLINE lanes lanes_abs(lanes value) { return (lanes)((int_lanes)value & 0x7fffffff); }
 
+/* Without the fraction; INT32_MIN for NaN and what 32 bits do not hold. A plain conversion of those
+   is undefined, and differs from processor to processor. */
+ALWAYS_INLINE int_lanes lanes_truncate(lanes value) {
+#if LANES == 16
+    return (int_lanes)_mm512_cvttps_epi32((__m512)value);
+#elif LANES == 8
+    return (int_lanes)_mm256_cvttps_epi32((__m256)value);
+#elif defined(__x86_64__)
+    return (int_lanes)_mm_cvttps_epi32((__m128)value);
+#else
+    const int_lanes held = (value >= -0x1p31f) & (value < 0x1p31f);
+    const lanes safe = (lanes)(held & (int_lanes)value);
+    return (__builtin_convertvector(safe, int_lanes) & held) | (~held & INT32_MIN);
+#endif
+}
+
 ALWAYS_INLINE int lanes_any(int_lanes mask) {
 #if LANES == 16
     return _mm512_movepi32_mask((__m512i)mask) != 0;

@@ -21,7 +21,7 @@ ALWAYS_INLINE void plain_block(const float *x, int levels, uint8_t *d_out, int32
     store_half(d_out, half_of(d));
     for (int i = 0; i < 32; i += LANES) {
         const lanes raised = lanes_load(x + i) * inverse + ((float)levels + 0.5f);
-        const int_lanes code = lanes_least(__builtin_convertvector(raised, int_lanes), 2 * levels - 1);
+        const int_lanes code = lanes_least(lanes_truncate(raised), 2 * levels - 1);
         memcpy(codes + i, &code, sizeof code);
     }
 }

@@ -25,7 +25,7 @@ ALWAYS_INLINE void plain_block(const float *x, int top, uint8_t *out, int32_t *c
     store_half(out + 2, half_of(ends.least));
     for (int i = 0; i < 32; i += LANES) {
         const lanes raised = (lanes_load(x + i) - ends.least) * inverse + 0.5f;
-        int_lanes code = __builtin_convertvector(raised, int_lanes);
+        int_lanes code = lanes_truncate(raised);
         if (top == 15) code = lanes_least(code, top); /* ggml has no limit for Q5_1 */
         memcpy(codes + i, &code, sizeof code);
     }

@@ -19,7 +19,7 @@ GQ_API void gq_quantize_q8_0(
             const lanes value = lanes_load(x + i) * inverse;
             const int_lanes half = (int_lanes)lanes_all(0x1.fffffep-2f);
             const lanes away = value + (lanes)(((int_lanes)value & INT32_MIN) | half);
-            const int_lanes code = __builtin_convertvector(away, int_lanes);
+            const int_lanes code = lanes_truncate(away);
             memcpy(codes + i, &code, sizeof code);
         }
         for (int i = 0; i < 32; ++i) out[2 + i] = (uint8_t)codes[i];

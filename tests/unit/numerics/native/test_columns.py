@@ -65,6 +65,30 @@ def test_every_processor_level_gives_the_same_bits(
         assert torch.equal(found, wanted)
 
 
+@pytest.mark.parametrize("level", list(build.levels()))
+def test_what_has_no_integer_gets_code_zero(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, missing = load(level)
+    if loaded is None:
+        pytest.skip(missing)
+    monkeypatch.setattr(kernels, "library", lambda: loaded)
+    weight = torch.tensor([[float("nan"), float("inf"), -float("inf"), 1.0, 0.0]])
+    block = kernels.ColumnBlock(
+        weight=weight,
+        errors=torch.zeros(1, 5),
+        codes=torch.full((1, 5), 9, dtype=torch.uint8),
+        column_scales=torch.ones(1),
+        scales=torch.tensor([1.0, 1.0, 1.0, 0.5, 0.0]),
+        zero_points=torch.zeros(5),
+        rounding=ROUNDINGS["zero-points"],
+    )
+    kernels.round_columns(block, weight, torch.zeros(1, 1))
+    assert block.codes.tolist() == [[0, 15, 0, 2, 0]]
+    block.codes.fill_(9)
+    block.errors.zero_()
+    kernels.descend_columns(block, torch.zeros(1, 5), torch.zeros(1, 1), torch.ones(1))
+    assert block.codes.tolist() == [[0, 15, 0, 2, 0]]
+
+
 def test_bytes_do_not_depend_on_the_number_of_threads() -> None:
     before = torch.get_num_threads()
     try:
