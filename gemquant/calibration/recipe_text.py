@@ -16,7 +16,7 @@ def chat_template(recipe: Recipe, checkpoint: Checkpoint) -> ChatTemplate:
     source = choose_template(
         recipe.chat_template,
         checkpoint.chat_template(),
-        architecture_of(checkpoint.config).chat_template,
+        architecture_of(checkpoint.config).chat,
     )
     return ChatTemplate(source, checkpoint.special_tokens())
 

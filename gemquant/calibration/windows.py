@@ -28,7 +28,6 @@ from gemquant.calibration.documents import (
 from gemquant.calibration.text import Library, Split, TextFile, largest_remainder
 from gemquant.errors import CalibrationError, GemquantError, UsageError, refuse
 from gemquant.models.chat import ChatTemplate, render
-from gemquant.models.chat_templates import STOCK
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,7 +80,7 @@ def calibration_windows(
 
     source: a mixture's name, FILE.txt, FILE.jsonl, or hf:DATASET[:SPLIT[:COLUMN]].
     samples, seq_len: number of windows and tokens in each, BOS included. bos: its token id.
-    chat_template: for conversations; None for Gemma's stock template.
+    chat_template: for conversations; None where there are none.
     Raises UsageError for an unknown source, CalibrationError if the text is too short or unusable.
     """
     _check(samples, seq_len, what="--samples")
@@ -198,7 +197,9 @@ class Packer:
 
     def _tokens(self, document: Document) -> list[int]:
         if isinstance(document, Conversation):
-            template = self.chat_template or ChatTemplate(STOCK)
+            template = self.chat_template
+            if template is None:
+                raise ValueError("conversations, and no chat template")
             bos = str(template.special_tokens.get("bos_token", ""))
             text = render(template, document.messages).removeprefix(bos)
         else:

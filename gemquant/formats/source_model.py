@@ -55,7 +55,7 @@ class Origin:
         return choose_template(
             self.chosen_template,
             self.checkpoint.chat_template(),
-            architecture_of(self.checkpoint.config).chat_template,
+            architecture_of(self.checkpoint.config).chat,
         )
 
     @cached_property

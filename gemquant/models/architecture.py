@@ -63,6 +63,25 @@ def gguf_architectures() -> dict[str, Architecture]:
     return {architecture.gguf.architecture: architecture for architecture in ARCHITECTURES.values()}
 
 
+def text_prefixes() -> dict[str, str]:
+    """How multimodal checkpoints of any generation name the text model's tensors, and its own."""
+    return {
+        theirs: ours
+        for architecture in ARCHITECTURES.values()
+        for theirs, ours in architecture.text_prefixes.items()
+    }
+
+
+def tower_prefixes() -> tuple[str, ...]:
+    """How names of tensors begin that belong to no text model."""
+    return tuple(
+        prefix + tower
+        for architecture in ARCHITECTURES.values()
+        for tower in architecture.towers
+        for prefix in ("", "model.")
+    )
+
+
 def layer_structure(config: Mapping[str, Any], index: int) -> LayerStructure:
     """Describe decoder layer ``index`` of a text configuration; layers may differ."""
     return architecture_of(config).layer(config, index)

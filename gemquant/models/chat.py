@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from gemquant.errors import CalibrationError, CheckpointError, UsageError
-from gemquant.models.chat_templates import STOCK, VARIANTS
+from gemquant.models.chat_templates import VARIANTS, ChatFormat
 from gemquant.models.template_process import (
     LIMITS,
     ExhaustedError,
@@ -64,18 +64,18 @@ class ChatTemplate:
     special_tokens: SpecialTokens = field(default_factory=lambda: GEMMA_TOKENS)
 
 
-def choose_template(choice: str | None, own: str | None, stock: str = STOCK) -> str:
-    """The source to use: what the user chose, else the checkpoint's own, else ``stock``.
+def choose_template(choice: str | None, own: str | None, chat: ChatFormat) -> str:
+    """The source to use: what the user chose, else the checkpoint's own, else the stock one.
 
-    choice: a variant's name, the path of a file, or None. own: the checkpoint's template. stock:
-    the architecture's.
+    choice: a variant's name, the path of a file, or None. own: the checkpoint's template. chat:
+    the architecture's format.
     Raises UsageError for a name that is neither, or a file that cannot be read or parsed,
     CheckpointError for one that exceeds a limit.
     """
     if choice is None:
-        return own if own is not None else stock
+        return own if own is not None else chat.template("stock")
     if choice in VARIANTS:
-        return VARIANTS[choice]
+        return chat.template(choice)
     path = Path(choice)
     option = f"--chat-template {choice}"
     if not os.path.isfile(path):  # noqa: PTH113 - False for a name that is too long

@@ -14,6 +14,7 @@ author of SystemGemma2, for where those models read the system's words.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
 # Content is a text, or a list of parts as clients of OpenAI's interface send it.
@@ -112,3 +113,22 @@ system: a turn of its own for the system role, for models that were trained on o
 system-in-user: the system's words open the first user turn, as in the template of Gemma 3.
 systemgemma2: the system's words stand bare before the first turn, as in SystemGemma2's template.
 """
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """How a generation marks turns.
+
+    start, end: tokens around each turn. stock, chat: names in ``VARIANTS`` of its own template, and
+    of the one for chat where a model brings none.
+    """
+
+    start: str = "<start_of_turn>"
+    end: str = "<end_of_turn>"
+    stock: str = "stock"
+    chat: str = "system-in-user"
+
+    def template(self, name: str) -> str:
+        """A variant with this format's tokens; "stock" is the generation's own."""
+        source = VARIANTS[self.stock if name == "stock" else name]
+        return source.replace("<start_of_turn>", self.start).replace("<end_of_turn>", self.end)

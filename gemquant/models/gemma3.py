@@ -42,6 +42,13 @@ GEMMA3 = Architecture(
     library=_library,
     layer=_layer,
     wrappers={"Gemma3ForConditionalGeneration": "gemma3"},
+    # As published, and as newer versions of transformers save it.
+    text_prefixes={
+        "language_model.model.": "model.",
+        "model.language_model.": "model.",
+        "language_model.lm_head.": "lm_head.",
+    },
+    towers=("vision_tower.", "multi_modal_projector."),
     dimensions={
         "vocab_size": 262208,
         "hidden_size": 2304,

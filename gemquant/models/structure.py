@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from gemquant.models.chat_templates import STOCK
+from gemquant.models.chat_templates import ChatFormat
+from gemquant.models.licences import GEMMA_TERMS, Licence
 
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
@@ -19,9 +20,6 @@ HEAD = "lm_head.weight"
 
 FAMILY = "gemma"
 """The Hub's tag of every Gemma, and how the name of its architecture begins in a GGUF."""
-
-GEMMA_LICENSE = "gemma"
-"""How the Hub spells the Gemma terms."""
 
 ACTIVATION = "gelu_pytorch_tanh"
 """The only activation function of any Gemma."""
@@ -246,7 +244,9 @@ class Architecture:
     eager_attention: the library computes it with no other implementation than ``eager``.
     overflows_float16: activations exceed float16. vllm_float16: vLLM accepts float16 for it.
     autoawq: AutoAWQ quantizes it.
-    license, license_link: as the Hub spells them. chat_template, end_of_turn: its chat format.
+    text_prefixes: how a multimodal checkpoint's tensors of the text model begin → how the text
+    model's own do. towers: how its other tensors begin, after an optional ``model.``.
+    licence: its terms. chat: its chat format.
     """
 
     name: str
@@ -271,7 +271,7 @@ class Architecture:
     overflows_float16: bool = False
     vllm_float16: bool = False
     autoawq: bool = False
-    license: str = GEMMA_LICENSE
-    license_link: str = "https://ai.google.dev/gemma/terms"
-    chat_template: str = STOCK
-    end_of_turn: str = "<end_of_turn>"
+    text_prefixes: Mapping[str, str] = field(default_factory=dict)
+    towers: tuple[str, ...] = ()
+    licence: Licence = GEMMA_TERMS
+    chat: ChatFormat = field(default_factory=ChatFormat)

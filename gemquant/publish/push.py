@@ -21,11 +21,12 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
 from gemquant.core.artifact import MANIFEST_FILE, SIGNATURE_FILE, Artifact, read_manifest
-from gemquant.core.artifact.card import CARD_FILE, NOTICE
+from gemquant.core.artifact.card import CARD_FILE
 from gemquant.core.artifact.finalize import HUB_ATTRIBUTES, NOTICE_FILE
 from gemquant.core.progress import Progress
 from gemquant.core.resources import human_bytes
 from gemquant.errors import ArtifactError, GemquantError, OutputError, ProblemCollector, UsageError
+from gemquant.models.architecture import ARCHITECTURES
 from gemquant.publish.verify import artifact_problems, signature_path, signature_problems
 
 MAIN = "main"
@@ -384,18 +385,15 @@ def _shown(error: Exception) -> str:
     return _TOKEN.sub("hf_…", text)[:_SHOWN]
 
 
-TERMS = "ai.google.dev/gemma/terms"
-PROHIBITED_USE = "ai.google.dev/gemma/prohibited_use_policy"
-
-
 def _licence_problems(artifact: Artifact) -> list[GemquantError]:
-    """Whether the notice is present, and the card names licence, terms and prohibited uses.
+    """Whether the licence's notice is present, and the card names the licence and its links.
 
-    Source: Gemma Terms of Use, section 3.1.
+    Source: Gemma Terms of Use, section 3.1; Apache License 2.0, section 4.
     """
+    licence = ARCHITECTURES[artifact.manifest.architecture].licence
     problems: list[GemquantError] = [
         ArtifactError(
-            f"{artifact.path} has no {name}; the Gemma terms require it in every copy.",
+            f"{artifact.path} has no {name}; the license ({licence.name}) requires it.",
             hint="Quantize again; gemquant writes it.",
         )
         for name in (NOTICE_FILE, CARD_FILE)
@@ -404,22 +402,22 @@ def _licence_problems(artifact: Artifact) -> list[GemquantError]:
     if problems:
         return problems
     notice = (artifact.path / NOTICE_FILE).read_text(encoding="utf-8", errors="replace")
-    if NOTICE.strip() not in notice:
-        problems.append(ArtifactError(f"{NOTICE_FILE} must contain: {NOTICE.strip()}"))
+    if licence.notice.strip() not in notice:
+        problems.append(ArtifactError(f"{NOTICE_FILE} must contain: {licence.notice.strip()}"))
     card = (artifact.path / CARD_FILE).read_text(encoding="utf-8", errors="replace")
-    licence = _front_matter(card).get("license")
+    stated = _front_matter(card).get("license")
     hint = f"gemquant card {artifact.path}"
-    if licence != artifact.manifest.license:
+    if stated != artifact.manifest.license:
         problems.append(
             ArtifactError(
-                f"{CARD_FILE} states the licence {licence!r}, the manifest "
+                f"{CARD_FILE} states the licence {stated!r}, the manifest "
                 f"{artifact.manifest.license!r}.",
                 hint=hint,
             )
         )
     problems += [
         ArtifactError(f"{CARD_FILE} has no link to https://{link}.", hint=hint)
-        for link in (TERMS, PROHIBITED_USE)
+        for link in licence.links
         if link not in card
     ]
     return problems

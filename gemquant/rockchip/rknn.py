@@ -30,6 +30,8 @@ from gemquant.core.recipe import DEFAULT_CALIBRATION
 from gemquant.core.targets.target import load_target
 from gemquant.errors import ProblemCollector, RuntimeMissingError, UnsupportedError, UsageError
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
+from gemquant.models.architecture import architecture_of
+from gemquant.models.chat import ChatTemplate
 from gemquant.models.skeleton import Skeleton
 from gemquant.numerics.precision import fast_products
 from gemquant.rockchip.options import npu_of
@@ -171,6 +173,7 @@ def _open(model: str | None) -> Checkpoint:
 def _windows(request: SimulationRequest, checkpoint: Checkpoint) -> tuple[Tensor, Tensor]:
     """Calibration windows, and one window of another text to compare."""
     tokenizer, bos = checkpoint.tokenizer(), checkpoint.config["bos_token_id"]
+    stock = ChatTemplate(architecture_of(checkpoint.config).chat.template("stock"))
     (compared,) = evaluation_windows(
         tokenizer,
         slices=("english",),
@@ -178,7 +181,7 @@ def _windows(request: SimulationRequest, checkpoint: Checkpoint) -> tuple[Tensor
         seq_len=request.tokens,
         seed=0,
         bos=bos,
-        chat_template=None,
+        chat_template=stock,
     )
     calibration = calibration_windows(
         tokenizer,
@@ -187,7 +190,7 @@ def _windows(request: SimulationRequest, checkpoint: Checkpoint) -> tuple[Tensor
         seq_len=request.tokens,
         seed=0,
         bos=bos,
-        chat_template=None,
+        chat_template=stock,
     )
     return calibration.ids, compared.ids
 

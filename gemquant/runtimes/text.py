@@ -72,7 +72,7 @@ class TextInterface:
         ends = {*token_ids(config.get("eos_token_id")), *source.end_tokens}
         architecture = model_types().get(config.get("model_type", ""))
         if architecture is not None:
-            turn = source.tokenizer.token_to_id(architecture.end_of_turn)
+            turn = source.tokenizer.token_to_id(architecture.chat.end)
             ends |= set() if turn is None else {turn}
         ends |= _end_of_turn(source, config)
         return cls(

@@ -11,6 +11,7 @@ from gemquant.formats.checkpoint.sample import assembled, sample_named
 from gemquant.measure.quality.measure import compare
 from gemquant.measure.quality.native import NativeRuntime
 from gemquant.models.chat import ChatTemplate, choose_template
+from gemquant.models.chat_templates import ChatFormat
 from gemquant.runtimes import llamacpp_library
 
 pytestmark = pytest.mark.real
@@ -28,7 +29,7 @@ def test_native_perplexity_is_within_two_percent_of_reference() -> None:
         seq_len=256,
         seed=0,
         bos=checkpoint.config["bos_token_id"],
-        chat_template=ChatTemplate(choose_template(None, checkpoint.chat_template())),
+        chat_template=ChatTemplate(choose_template(None, checkpoint.chat_template(), ChatFormat())),
     )
     path = assembled(sample_named("gemma-3-270m"))
     reference, native = compare(

@@ -28,12 +28,6 @@ from gemquant.models.structure import FAMILY
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-NOTICE = (
-    "Gemma is provided under and subject to the Gemma Terms of Use found at "
-    "ai.google.dev/gemma/terms\n"
-)
-"""The text that section 3.1 of the Gemma Terms of Use asks every copy to carry in a NOTICE."""
-
 CARD_FILE = "README.md"
 _LIBRARIES = {"gguf": "gguf", "mlx": "mlx", "onnx": "onnx", "rkllm": "rkllm"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -105,6 +99,7 @@ def render_card(
         later=[each.section.strip() for each in later if each.section],
         loaders=loaders(manifest),
         recipe=json.dumps(dict(manifest.recipe), indent=2, ensure_ascii=False, allow_nan=False),
+        terms=ARCHITECTURES[manifest.architecture].licence.card,
         original_body=inherited.body,
     )
     return f"---\n{written}---\n\n{body.rstrip()}\n"
@@ -131,9 +126,9 @@ def _front_matter(
 
     bits = sorted({scheme.bits for scheme in manifest.quantization.schemes})
     matter: dict[str, Any] = {"license": manifest.license}
-    architecture = ARCHITECTURES[manifest.architecture]
-    if manifest.license == architecture.license:
-        matter["license_link"] = architecture.license_link
+    licence = ARCHITECTURES[manifest.architecture].licence
+    if manifest.license == licence.name:
+        matter["license_link"] = licence.link
     if inherited.languages:
         matter["language"] = list(inherited.languages)
     matter |= _lineage(manifest)
@@ -152,14 +147,13 @@ def _front_matter(
             )
         ),
         "quantized_by": "gemquant",
-        "extra_gated_heading": "Access Gemma on Hugging Face",
-        "extra_gated_prompt": (
-            "To access Gemma on Hugging Face, you’re required to review and agree to Google’s "
-            "usage license. To do this, please ensure you’re logged in to Hugging Face and click "
-            "below. Requests are processed immediately."
-        ),
-        "extra_gated_button_content": "Acknowledge license",
     }
+    if licence.gate:
+        matter |= {
+            "extra_gated_heading": "Access Gemma on Hugging Face",
+            "extra_gated_prompt": licence.gate,
+            "extra_gated_button_content": "Acknowledge license",
+        }
     results = list(eval_results(_own_levels(manifest)))
     results += [result for each in later for result in each.results]
     if results:

@@ -11,10 +11,11 @@ from typing import Self
 
 from pydantic import ValidationError
 
-from gemquant.core.artifact.card import CARD_FILE, NOTICE, inherited_from, render_card
+from gemquant.core.artifact.card import CARD_FILE, inherited_from, render_card
 from gemquant.core.artifact.manifest import MANIFEST_FILE, FileRecord, Manifest
 from gemquant.core.untrusted import UntrustedFile, wrong_fields
 from gemquant.errors import ArtifactError, GemquantError, OutputError, refuse
+from gemquant.models.architecture import ARCHITECTURES
 
 NOTICE_FILE = "NOTICE"
 SIGNATURE_FILE = "model.sig"
@@ -61,13 +62,14 @@ class Artifact:
 
 
 def finalize(folder: Path, manifest: Manifest, *, original_card: str | None = None) -> Manifest:
-    """Write the model card and the Gemma notice, hash every file, write the manifest last.
+    """Write the model card and the notice of the licence, hash every file, write the manifest last.
 
     manifest: complete but for ``files``.
     original_card: the source's README.md, front matter included; its body follows ours.
     """
     try:
-        (folder / NOTICE_FILE).write_text(NOTICE, encoding="utf-8")
+        notice = ARCHITECTURES[manifest.architecture].licence.notice
+        (folder / NOTICE_FILE).write_text(notice, encoding="utf-8")
         records = {name: _record(folder / name) for name in _files(folder)}
         described = manifest.model_copy(update={"files": dict(sorted(records.items()))})
         card = render_card(described, inherited=inherited_from(original_card))

@@ -18,7 +18,7 @@ from gemquant.core.json_document import Document, Record
 from gemquant.core.scheme import INTEGER
 from gemquant.errors import ArtifactError
 from gemquant.models.architecture import ARCHITECTURES, registered
-from gemquant.models.structure import GEMMA_LICENSE
+from gemquant.models.licences import GEMMA_TERMS
 
 if TYPE_CHECKING:
     from gemquant.core.protocols import Layout
@@ -173,7 +173,7 @@ class Manifest(Document):
         default=None, description="Hub id of the model that this one derives from."
     )
     license: str = Field(
-        default=GEMMA_LICENSE, description="Licence identifier, as the Hub spells it."
+        default=GEMMA_TERMS.name, description="Licence identifier, as the Hub spells it."
     )
     source: Source = Field(description="The checkpoint that was converted.")
     recipe: Mapping[str, JsonValue] = Field(

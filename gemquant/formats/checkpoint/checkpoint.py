@@ -91,7 +91,9 @@ def _open_folder(folder: Path, ref: str, revision: str | None, lora: str | None)
     raw = _without_leftover(folder, read_raw_config(folder))
     config: Mapping[str, Any] = text_config(raw)
     problems = ProblemCollector()
-    provenance = folder_provenance(folder, raw, assumed_license=architecture_of(config).license)
+    provenance = folder_provenance(
+        folder, raw, assumed_license=architecture_of(config).licence.name
+    )
     tensors = problems.attempt(lambda: FolderTensors(folder, config))
     tokenizer = problems.attempt(lambda: read_tokenizer_files(folder))
     adapter = problems.attempt(
@@ -106,7 +108,8 @@ def _open_folder(folder: Path, ref: str, revision: str | None, lora: str | None)
 
 def _open_gguf(path: Path, ref: str, lora: str | None, origin: Provenance | None) -> Checkpoint:
     tensors = GgufTensors(path)
-    provenance = origin or gguf_provenance(path, tensors.metadata)
+    licence = architecture_of(tensors.config).licence
+    provenance = origin or gguf_provenance(path, tensors.metadata, assumed_license=licence.name)
     problems = ProblemCollector()
     tokenizer = problems.attempt(lambda: GgufTokenizer(tensors.metadata, ref))
     adapter = problems.attempt(lambda: _adapter(lora, tensors.config, provenance))

@@ -12,7 +12,6 @@ import yaml
 
 from gemquant.errors import CheckpointError
 from gemquant.formats.checkpoint.files import contained, hub_repository
-from gemquant.models.structure import GEMMA_LICENSE
 
 MAX_CARD_BYTES = 5_000_000
 
@@ -35,7 +34,7 @@ class Provenance:
 
 
 def folder_provenance(
-    folder: Path, raw_config: Mapping[str, Any], *, assumed_license: str = GEMMA_LICENSE
+    folder: Path, raw_config: Mapping[str, Any], *, assumed_license: str
 ) -> Provenance:
     """Read a folder's origin.
 
@@ -62,10 +61,11 @@ def _hub_ids(*candidates: object) -> list[str]:
     return [c for c in candidates if isinstance(c, str) and _HUB_ID.fullmatch(c)]
 
 
-def gguf_provenance(
-    path: Path, metadata: Mapping[str, Any], *, assumed_license: str = GEMMA_LICENSE
-) -> Provenance:
-    """Read a GGUF's origin from its general metadata; failing that, the file's name."""
+def gguf_provenance(path: Path, metadata: Mapping[str, Any], *, assumed_license: str) -> Provenance:
+    """Read a GGUF's origin from its general metadata; failing that, the file's name.
+
+    assumed_license: where it names none.
+    """
     candidates = [
         metadata.get("general.base_model.0.repo_url"),
         metadata.get("general.repo_url"),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemquant.errors import CheckpointError, OutputError, RuntimeMissingError, UsageError
-from gemquant.models.structure import GEMMA_LICENSE
+from gemquant.models.licences import GEMMA_TERMS
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ SAMPLES: Mapping[str, Sample] = {
         file="gemma-3-270m-q4_k_m.gguf",
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         base_model="google/gemma-3-270m",
-        license=GEMMA_LICENSE,
+        license=GEMMA_TERMS.name,
     )
 }
 

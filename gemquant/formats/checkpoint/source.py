@@ -10,19 +10,8 @@ import torch
 from torch import Tensor
 
 from gemquant.errors import CheckpointError
+from gemquant.models.architecture import text_prefixes, tower_prefixes
 
-# Multimodal Gemma 3, as published and as newer versions of transformers save it.
-_TEXT_PREFIXES = {
-    "language_model.model.": "model.",
-    "model.language_model.": "model.",
-    "language_model.lm_head.": "lm_head.",
-}
-_NOT_TEXT = (
-    "vision_tower.",
-    "model.vision_tower.",
-    "multi_modal_projector.",
-    "model.multi_modal_projector.",
-)
 # What torch.compile, DataParallel and peft put before the names of what they wrap.
 _WRAPPERS = ("_orig_mod.", "module.", "base_model.model.")
 # The decoder alone, as saved without its head.
@@ -43,9 +32,9 @@ def text_name(name: str) -> str | None:
         name = next(name.removeprefix(w) for w in _WRAPPERS if name.startswith(w))
     if name.startswith(_BARE):
         name = f"model.{name}"
-    if name.startswith(_NOT_TEXT) or name.endswith(_DERIVED):
+    if name.startswith(tower_prefixes()) or name.endswith(_DERIVED):
         return None
-    for prefix, replacement in _TEXT_PREFIXES.items():
+    for prefix, replacement in text_prefixes().items():
         if name.startswith(prefix):
             return replacement + name.removeprefix(prefix)
     return name

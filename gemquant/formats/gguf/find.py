@@ -13,7 +13,8 @@ from gemquant.core.untrusted import open_regular
 from gemquant.errors import CheckpointError, UnsupportedError, UsageError
 from gemquant.formats.checkpoint.sample import assembled, sample_named
 from gemquant.formats.gguf.header import read_gguf_header
-from gemquant.models.structure import FAMILY
+from gemquant.models.architecture import gguf_architectures
+from gemquant.models.licences import GEMMA_TERMS
 
 SAMPLE = "sample:"
 SUFFIX = ".gguf"
@@ -32,9 +33,18 @@ class GgufFile:
     sha256: str | None
 
     @property
-    def is_gemma(self) -> bool:
-        """Whether it is a Gemma, by its architecture."""
-        return str(self.metadata.get("general.architecture", "")).startswith(FAMILY)
+    def notice(self) -> str:
+        """What a Gemma's licence asks every copy to carry; empty for other models.
+
+        For a Gemma that is not supported, where its file names the Gemma terms.
+        """
+        name = str(self.metadata.get("general.architecture", ""))
+        known = gguf_architectures().get(name)
+        if known is not None:
+            return known.licence.notice
+        return (
+            GEMMA_TERMS.notice if self.metadata.get("general.license") == GEMMA_TERMS.name else ""
+        )
 
     @property
     def parts(self) -> int:

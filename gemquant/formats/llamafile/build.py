@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 from gemquant import __version__
-from gemquant.core.artifact.card import NOTICE
 from gemquant.core.artifact.staged_files import file_problems, staged_files
 from gemquant.core.progress import Progress
 from gemquant.errors import ArtifactError, GemquantError, OutputError, UnsupportedError, refuse
@@ -42,7 +41,7 @@ WINDOWS_LIMIT = 1 << 32
 Mode = Literal["chat", "server", "cli"]
 
 NOTICE_ENTRY = "gemma/NOTICE"
-"""Required by Gemma's terms in every copy; no runtime has an entry of this name."""
+"""Required by Gemma's licences in every copy; no runtime has an entry of this name."""
 
 _FORBIDDEN_IN_NAMES = frozenset("@/\\'\"$# \t\r\n:")
 """``@`` separates archive and entry in the runtime's paths; the others need quotes."""
@@ -121,8 +120,8 @@ def plan_llamafile(request: LlamafileRequest, *, force: bool, progress: Progress
             f"{digests.sha256}, not {request.weights.sha256}."
         )
     members = [_member(ARGUMENTS_ENTRY, arguments_file(request.arguments))]
-    if request.weights.is_gemma:
-        members.append(_member(NOTICE_ENTRY, NOTICE.encode()))
+    if notice := request.weights.notice:
+        members.append(_member(NOTICE_ENTRY, notice.encode()))
     if not request.external:
         entry = Entry(request.weights_name, digests.bytes, digests.crc32)
         members.append(Member(entry, request.weights.path, ALIGNMENT))

@@ -12,6 +12,7 @@ from gemquant.core.artifact import MANIFEST_FILE, Manifest, read_manifest
 from gemquant.core.resources import free_memory_bytes, require_device
 from gemquant.errors import CalibrationError, RuntimeMissingError, UnsupportedError, UsageError
 from gemquant.formats.gguf.find import GgufFile, find_gguf, ggufs_of
+from gemquant.models.architecture import architecture_of
 from gemquant.models.chat import (
     GEMMA_TOKENS,
     ChatTemplate,
@@ -21,7 +22,6 @@ from gemquant.models.chat import (
     choose_template,
     render,
 )
-from gemquant.models.chat_templates import SYSTEM_IN_USER
 from gemquant.runtimes.chat.presets import BITS, Choice, Preset, choose_preset, kv_cache_bytes
 from gemquant.runtimes.runtime import LoadOptions
 
@@ -47,14 +47,16 @@ class ChatRequest:
         self,
         own: object,
         opening: Sequence[Message],
+        config: Mapping[str, Any],
         special_tokens: SpecialTokens = GEMMA_TOKENS,
     ) -> ChatTemplate:
         """Choose the template, and try it; without any, one that accepts a system message.
 
-        own: the model's template, where it is a text.
+        own: the model's template, where it is a text. config: the model's.
         """
-        own = own if isinstance(own, str) and own else SYSTEM_IN_USER
-        template = ChatTemplate(choose_template(self.chat_template, own), special_tokens)
+        chat = architecture_of(config).chat
+        own = own if isinstance(own, str) and own else chat.template(chat.chat)
+        template = ChatTemplate(choose_template(self.chat_template, own, chat), special_tokens)
         try:
             render(template, opening, add_generation_prompt=True)
         except CalibrationError as refusal:
@@ -97,9 +99,9 @@ def server_settings(
     from gemquant.runtimes.text import GGUF_TEMPLATE, config_of_gguf
 
     require_llamacpp()
-    template = request.template(gguf.metadata.get(GGUF_TEMPLATE), opening)
-    check_template(template)  # llama.cpp renders without limits
     config = config_of_gguf(gguf.metadata)
+    template = request.template(gguf.metadata.get(GGUF_TEMPLATE), opening, config)
+    check_template(template)  # llama.cpp renders without limits
     gpu_bytes = None if request.device == "cpu" else free_gpu_bytes()
     if request.device not in {None, "cpu"} and gpu_bytes is None:
         raise UsageError(
@@ -147,10 +149,10 @@ def _load_folder(
             f"{folder}: {reason}.", hint=f"gemquant show {folder} lists what loads it."
         )
     text = TextInterface.of_artifact(folder, manifest.container)
-    template = request.template(text.template, opening, text.special_tokens)
-    text = replace(text, template=template.source)
     raw = read_raw_config(folder)
     config = text_config({key: raw[key] for key in raw if not key.startswith("quantization")})
+    template = request.template(text.template, opening, config, text.special_tokens)
+    text = replace(text, template=template.source)
     device = request.device or _best_device()
     require_device(device)
     on_cuda = device.startswith("cuda")

@@ -83,35 +83,41 @@ def test_loop_controls_and_tojson_work_as_in_transformers():
 
 
 def test_without_a_choice_the_checkpoints_template_is_used():
-    assert chat.choose_template(None, "own") == "own"
+    assert chat.choose_template(None, "own", templates.ChatFormat()) == "own"
 
 
 def test_without_any_template_the_stock_one_is_used():
-    assert chat.choose_template(None, None) == templates.STOCK
+    assert chat.choose_template(None, None, templates.ChatFormat()) == templates.STOCK
 
 
 def test_a_variant_is_chosen_by_name():
-    assert chat.choose_template("system-in-user", "own") == templates.SYSTEM_IN_USER
+    assert (
+        chat.choose_template("system-in-user", "own", templates.ChatFormat())
+        == templates.SYSTEM_IN_USER
+    )
 
 
 def test_a_template_is_read_from_a_file(tmp_path: Path):
     file = tmp_path / "mine.jinja"
     file.write_text("{{ messages[0]['content'] }}")
-    assert chat.choose_template(str(file), "own") == "{{ messages[0]['content'] }}"
+    assert (
+        chat.choose_template(str(file), "own", templates.ChatFormat())
+        == "{{ messages[0]['content'] }}"
+    )
 
 
 def test_an_unknown_name_lists_the_variants():
     with pytest.raises(
         UsageError, match="neither a file nor one of stock, system, system-in-user, systemgemma2"
     ):
-        chat.choose_template("sytem", None)
+        chat.choose_template("sytem", None, templates.ChatFormat())
 
 
 def test_a_file_that_is_not_jinja_is_refused_with_its_line(tmp_path: Path):
     file = tmp_path / "mine.jinja"
     file.write_text("fine\n{% if %}")
     with pytest.raises(UsageError, match=r"mine\.jinja: .* not valid Jinja: line 2"):
-        chat.choose_template(str(file), None)
+        chat.choose_template(str(file), None, templates.ChatFormat())
 
 
 def test_an_empty_conversation_is_refused():

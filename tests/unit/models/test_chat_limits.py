@@ -17,7 +17,7 @@ import pytest
 from gemquant.errors import CalibrationError, CheckpointError
 from gemquant.models import template_child, template_process
 from gemquant.models.chat import ChatTemplate, check_template, choose_template, render
-from gemquant.models.chat_templates import VARIANTS
+from gemquant.models.chat_templates import VARIANTS, ChatFormat
 from gemquant.models.template_process import (
     ExhaustedError,
     Limits,
@@ -399,7 +399,7 @@ def test_a_file_that_cannot_be_compiled_is_refused_when_it_is_chosen(tmp_path: P
     with pytest.raises(
         CheckpointError, match=r"mine\.jinja: the chat template cannot be compiled: "
     ):
-        choose_template(str(file), None)
+        choose_template(str(file), None, ChatFormat())
 
 
 # ---------------------------------------------------------------- before llama.cpp

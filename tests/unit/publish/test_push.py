@@ -294,7 +294,7 @@ def resealed(artifact: Artifact, **changed: str) -> Artifact:
 @pytest.mark.parametrize("name", ["NOTICE", "README.md"])
 def test_without_the_licence_files_nothing_is_pushed(artifact: Artifact, name: str) -> None:
     (artifact.path / name).unlink()
-    with pytest.raises(ArtifactError, match=f"has no {name}; the Gemma terms require it"):
+    with pytest.raises(ArtifactError, match=rf"has no {name}; the license \(gemma\) requires it"):
         prepared(resealed(artifact))
 
 

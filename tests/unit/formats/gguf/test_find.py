@@ -9,7 +9,8 @@ import pytest
 from gemquant.core.artifact import finalize
 from gemquant.errors import CheckpointError, UnsupportedError, UsageError
 from gemquant.formats.compressed_tensors import CompressedTensors
-from gemquant.formats.gguf.find import find_gguf
+from gemquant.formats.gguf.find import GgufFile, find_gguf
+from gemquant.models.licences import GEMMA_TERMS
 from tests.helpers.tiny_artifact import tiny_header, tiny_manifest, write_tiny_artifact
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
@@ -17,7 +18,7 @@ from tests.helpers.tiny_gguf import write_tiny_gguf
 def test_a_file_is_itself(tmp_path: Path):
     path = write_tiny_gguf(tmp_path / "a.gguf")
     found = find_gguf(str(path))
-    assert (found.path, found.is_gemma, found.parts, found.sha256) == (path, True, 1, None)
+    assert (found.path, found.parts, found.sha256) == (path, 1, None)
 
 
 def test_an_artifact_without_a_gguf_names_the_command_that_makes_one(tmp_path: Path):
@@ -98,3 +99,18 @@ def test_a_folder_with_nothing_but_a_gguf_is_opened(tmp_path: Path):
 def test_of_a_model_in_parts_the_first_is_opened(tmp_path: Path):
     folder = gguf_artifact(tmp_path / "a", "a-00001-of-00002.gguf", "a-00002-of-00002.gguf")
     assert find_gguf(str(folder)).path.name == "a-00001-of-00002.gguf"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "notice"),
+    [
+        ({"general.architecture": "gemma2"}, GEMMA_TERMS.notice),
+        ({"general.architecture": "gemma3n", "general.license": "gemma"}, GEMMA_TERMS.notice),
+        ({"general.architecture": "gemma9"}, ""),
+        ({"general.architecture": "llama", "general.license": "mit"}, ""),
+    ],
+)
+def test_the_notice_is_that_of_the_generation_and_never_a_guess(
+    metadata: dict[str, str], notice: str
+):
+    assert GgufFile(Path("a.gguf"), metadata, None).notice == notice
