@@ -15,6 +15,8 @@ from gemquant.calibration.windows import calibration_windows, evaluation_windows
 from gemquant.convert import pipeline
 from gemquant.convert.plan import plan
 from gemquant.formats.checkpoint import open_checkpoint
+from gemquant.models.chat import ChatTemplate
+from gemquant.models.chat_templates import STOCK
 from gemquant.quantizers.awq import AWQ
 from gemquant.quantizers.rtn import RoundToNearest
 from tests.helpers.tiny_job import tiny_job
@@ -50,7 +52,7 @@ def divergences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str,
             seq_len=512,
             seed=0,
             bos=bos,
-            chat_template=None,
+            chat_template=ChatTemplate(STOCK),
         ),
         evaluation=evaluation_windows(
             checkpoint.tokenizer(),
@@ -59,7 +61,7 @@ def divergences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str,
             seq_len=512,
             seed=0,
             bos=bos,
-            chat_template=None,
+            chat_template=ChatTemplate(STOCK),
         ),
         compute_dtype=torch.float32,
     )

@@ -10,13 +10,15 @@ from gemquant.calibration.suites import SuiteText, read_suites
 from gemquant.calibration.text import Library
 from gemquant.calibration.windows import TokenWindows
 from gemquant.errors import CalibrationError, UsageError
+from gemquant.models.chat import ChatTemplate
+from gemquant.models.chat_templates import STOCK
 from tests.helpers.tiny_gemma import tiny_tokenizer
 
 BOS = 2
 
 
 def tokens(suite: SuiteText) -> list[TokenWindows]:
-    return suite.token_windows(tiny_tokenizer(), seed=0, bos=BOS, chat_template=None)
+    return suite.token_windows(tiny_tokenizer(), seed=0, bos=BOS, chat_template=ChatTemplate(STOCK))
 
 
 @pytest.mark.parametrize("name", ["default", "long", "multilingual", "chat", "code"])
@@ -71,7 +73,7 @@ def test_a_reduced_suite_is_the_beginning_of_the_whole() -> None:
 
 def test_the_seed_decides_the_order_of_shuffled_text() -> None:
     suite = SuiteText.named("chat").reduced(slices=["questions"], windows=2, seq_len=None)
-    given = {"bos": BOS, "chat_template": None}
+    given = {"bos": BOS, "chat_template": ChatTemplate(STOCK)}
     first, other = (suite.token_windows(tiny_tokenizer(), seed=seed, **given)[0] for seed in (0, 1))
     assert first.digest != other.digest
 

@@ -11,6 +11,7 @@ import torch
 from gemquant.calibration.windows import TokenWindows, calibration_windows, evaluation_windows
 from gemquant.errors import CalibrationError, Problems, UsageError
 from gemquant.models.chat import ChatTemplate
+from gemquant.models.chat_templates import STOCK
 from tests.helpers.tiny_gemma import tiny_tokenizer
 
 BOS = 2
@@ -38,6 +39,7 @@ def _calibrate(
     source: str = "general", *, tokenizer=None, template=None, **changes
 ) -> TokenWindows:
     settings = {"samples": 4, "seq_len": 6, "seed": 0, "bos": BOS} | changes
+    template = template or ChatTemplate(STOCK)
     return calibration_windows(
         tokenizer or WordTokenizer(), source=source, chat_template=template, **settings
     )
@@ -103,7 +105,13 @@ def test_a_mixture_keeps_its_shares(small_library):
 def test_the_files_of_a_kind_take_turns(small_library):
     words = WordTokenizer()
     calibration_windows(
-        words, source="general", samples=4, seq_len=6, seed=0, bos=BOS, chat_template=None
+        words,
+        source="general",
+        samples=4,
+        seq_len=6,
+        seed=0,
+        bos=BOS,
+        chat_template=ChatTemplate(STOCK),
     )
     seen = [word[:2] for word in words.words if word.startswith("e")]
     assert sorted(seen[:2]) == ["ea", "eb"]
@@ -175,7 +183,7 @@ def _evaluate(slices, *, tokenizer=None, windows=2, seed=0) -> list[TokenWindows
         seq_len=4,
         seed=seed,
         bos=BOS,
-        chat_template=None,
+        chat_template=ChatTemplate(STOCK),
     )
 
 
