@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from pathlib import Path
 
 import torch
 
@@ -16,7 +17,13 @@ from gemquant.calibration.trace import Trace
 from gemquant.calibration.windows import TokenWindows
 from gemquant.convert.job import JobWriter, open_job
 from gemquant.convert.plan import PlannedJob
-from gemquant.convert.resume import ResumePolicy, RunCheckpoint, RunState, open_run_checkpoint
+from gemquant.convert.resume import (
+    ResumePolicy,
+    RunCheckpoint,
+    RunState,
+    finish_interrupted,
+    open_run_checkpoint,
+)
 from gemquant.core.artifact import Artifact, read_manifest
 from gemquant.core.artifact.evaluation import SliceEvaluation
 from gemquant.core.progress import Progress, Silence
@@ -52,6 +59,10 @@ def run(
     run of the same identity; None to save nothing.
     """
     progress = progress or Silence()
+    outs = [each.job.out for each in planned]
+    if resume is not None and finish_interrupted(outs, resume, force=planned[0].job.force):
+        progress.note("the interrupted run was complete; its artifacts have their names now")
+        return _finished(outs)
     needs = _required_statistics(planned, calibration)
     skeleton = Skeleton(checkpoint.config, device=device, dtype=compute_dtype)
     tracing = skeleton
@@ -108,8 +119,14 @@ def run(
             results = streams.score(original, candidates, seed=planned[0].job.recipe.seed)
         for writer, slices in zip(writers, results, strict=True):
             writer.close(slices, calibration=calibration, ranges=trace.activation_ranges)
+        if saved is not None:
+            saved.complete(skeleton.layers, outs)
+    return _finished(outs)
+
+
+def _finished(outs: Sequence[Path]) -> list[Artifact]:
     # Every file was hashed when it was finalized; only the manifest is read again.
-    return [Artifact(each.job.out, read_manifest(each.job.out)) for each in planned]
+    return [Artifact(out, read_manifest(out)) for out in outs]
 
 
 # ---------------------------------------------------------------- resume

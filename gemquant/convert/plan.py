@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+from gemquant.convert.resume import interrupted_at_the_end
 from gemquant.core.artifact.staging import interrupted_bytes, output_problems
 from gemquant.core.options import problems_with
 from gemquant.core.protocols import (
@@ -94,6 +95,8 @@ def plan(jobs: Sequence[Job], checkpoint: Checkpoint) -> list[PlannedJob]:
     problems: list[GemquantError] = []
     planned = []
     linears = linear_weights(checkpoint)
+    # Some of the folders may stand already; whether they are this run's is checked when it runs.
+    ending = interrupted_at_the_end(jobs[0].out)
     for job in jobs:
         job_problems = [*problems_with(job.quantizer), *job.quantizer.problems(linears)]
         header = _header(job, checkpoint)
@@ -105,7 +108,7 @@ def plan(jobs: Sequence[Job], checkpoint: Checkpoint) -> list[PlannedJob]:
             planned.append(PlannedJob(job, header, job.exporter.file_sizes(header)))
             needed = planned[-1].total_bytes + SMALL_FILES_BYTES - interrupted_bytes(job.out)
         problems += job_problems
-        problems += output_problems(job.out, force=job.force, needed_bytes=max(0, needed))
+        problems += output_problems(job.out, force=job.force or ending, needed_bytes=max(0, needed))
     refuse([*problems, *_shared_folders(jobs)])
     return planned
 

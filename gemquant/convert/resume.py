@@ -30,11 +30,22 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gemquant.convert.finalize import library_versions
-from gemquant.core.artifact.staging import flush, make_folder, make_parents, scratch_of, tree_bytes
+from gemquant.core.artifact.manifest import MANIFEST_FILE
+from gemquant.core.artifact.staging import (
+    flush,
+    flush_tree,
+    is_own_folder,
+    make_parents,
+    make_private,
+    output_problems,
+    put_in_place,
+    scratch_of,
+    tree_bytes,
+)
 from gemquant.core.progress import Progress
 from gemquant.core.protocols import ActivationRange
 from gemquant.core.resources import human_bytes
-from gemquant.errors import GemquantError, OutputError
+from gemquant.errors import GemquantError, OutputError, refuse
 from gemquant.numerics import native
 
 if TYPE_CHECKING:
@@ -50,6 +61,8 @@ SHARE_OF_TIME = 0.05
 
 TOKEN_LENGTH = 8
 SUFFIX, STATE, LOCK = ".unfinished", "state.safetensors", "lock"
+COMPLETE = "complete"
+"""Holds the identity of a run whose artifacts are complete, and get their names one by one."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +79,9 @@ class ResumePolicy:
 
     @property
     def token(self) -> str:
-        """Names the scratch folders."""
-        return self.identity[:TOKEN_LENGTH]
+        """Names the scratch folders; other users' runs of the same have another."""
+        user = os.getuid() if hasattr(os, "getuid") else ""
+        return hashlib.sha256(f"{self.identity} {user}".encode()).hexdigest()[:TOKEN_LENGTH]
 
 
 @dataclass(frozen=True)
@@ -145,6 +159,17 @@ class RunCheckpoint:
         wait = max(self._policy.every_seconds, spent / SHARE_OF_TIME)
         self._next = time.monotonic() + wait
 
+    def complete(self, layers: int, outs: Sequence[Path]) -> None:
+        """Record that the artifacts are whole: what remains is to give them their names."""
+        for out in outs:
+            flush_tree(scratch_of(out, self.token))
+        try:
+            (self._folder / COMPLETE).write_text(self._policy.identity)
+            flush(self._folder / COMPLETE)
+        except OSError:  # a full disk: a run that is killed now starts over
+            return
+        self.layers_saved = layers
+
     def is_resumable(self, error: BaseException) -> bool:
         """Whether the same run may succeed next time: not if the input is at fault."""
         at_fault = isinstance(error, GemquantError) and not isinstance(error, OutputError)
@@ -159,6 +184,35 @@ def resumable_layers(outs: Sequence[Path], policy: ResumePolicy) -> int:
     return 0 if state is None else state.layers
 
 
+def interrupted_at_the_end(out: Path) -> bool:
+    """Whether a run was interrupted while it gave names to artifacts of which ``out`` is first."""
+    out = Path(os.path.abspath(out))  # noqa: PTH100 (resolve() would follow a link at `out`)
+    if not out.name:  # the root
+        return False
+    pattern = scratch_of(out.with_name(glob.escape(out.name)), "*").with_suffix(SUFFIX).name
+    return any((folder / COMPLETE).is_file() for folder in out.parent.glob(pattern))
+
+
+def finish_interrupted(outs: Sequence[Path], policy: ResumePolicy, *, force: bool) -> bool:
+    """Give their names to artifacts that an interrupted run of the same had completed."""
+    scratches = [scratch_of(out, policy.token) for out in outs]
+    folder = scratches[0].with_suffix(SUFFIX)
+    if policy.restart or not is_own_folder(folder) or not (folder / COMPLETE).is_file():
+        return False
+    with _locked(folder, outs[0]):
+        waiting = {out: each for out, each in zip(outs, scratches, strict=True) if each.exists()}
+        whole = all((waiting.get(out, out) / MANIFEST_FILE).is_file() for out in outs)
+        own = all(map(is_own_folder, waiting.values()))
+        if not whole or not own or (folder / COMPLETE).read_text() != policy.identity:
+            return False
+        for out, scratch in waiting.items():
+            refuse(output_problems(out, force=force, needed_bytes=0))
+            put_in_place(scratch, out)
+        for left in (folder, *(scratch.with_suffix(".old") for scratch in scratches)):
+            shutil.rmtree(left, ignore_errors=True)
+    return True
+
+
 @contextmanager
 def open_run_checkpoint(
     outs: Sequence[Path], policy: ResumePolicy, progress: Progress
@@ -171,16 +225,21 @@ def open_run_checkpoint(
     scratches = [scratch_of(out, policy.token) for out in outs]
     folder = scratches[0].with_suffix(SUFFIX)
     for other in _others(folder, policy.token):
-        progress.note(_left_over(other))
+        if (other / STATE).exists() and other.with_suffix(".partial").exists():
+            progress.note(_left_over(other))
+        else:  # nothing that a run could take up
+            shutil.rmtree(other.with_suffix(".partial"), ignore_errors=True)
+            shutil.rmtree(other, ignore_errors=True)
     parents = make_parents(folder.parent)
     try:
-        make_folder(folder, exist_ok=True)
+        make_private(folder)
         with _locked(folder, outs[0]):
             state = None if policy.restart else _usable(folder, scratches, policy)
             if state is None:
                 for scratch in scratches:
                     shutil.rmtree(scratch, ignore_errors=True)
                 (folder / STATE).unlink(missing_ok=True)
+            (folder / COMPLETE).unlink(missing_ok=True)
             run = RunCheckpoint(folder, policy, state)
             try:
                 yield run
@@ -221,7 +280,7 @@ def _locked(folder: Path, out: Path) -> Iterator[None]:
 
 
 def _usable(folder: Path, scratches: Sequence[Path], policy: ResumePolicy) -> RunState | None:
-    if not all(scratch.is_dir() for scratch in scratches):
+    if not all(map(is_own_folder, [folder, *scratches])):
         return None
     return RunState.read(folder / STATE, policy.identity)
 
@@ -231,7 +290,7 @@ def _others(folder: Path, token: str) -> list[Path]:
     start, end = folder.name.rsplit(token, 1)
     pattern = glob.escape(start) + "[0-9a-f]" * TOKEN_LENGTH + end
     others = [path for path in sorted(folder.parent.glob(pattern)) if path != folder]
-    return [path for path in others if not _in_use(path)]
+    return [path for path in others if is_own_folder(path) and not _in_use(path)]
 
 
 def _in_use(folder: Path) -> bool:

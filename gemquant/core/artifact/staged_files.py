@@ -58,7 +58,7 @@ def staged_files(files: Sequence[Path]) -> Iterator[Path]:
     scratch = folder / f".{places[-1].name}.{secrets.token_hex(4)}.partial"
     with parents_created(folder):
         try:
-            scratch.mkdir()
+            scratch.mkdir(mode=0o700)
             yield scratch
             flush_tree(scratch)
             _put_in_place(scratch, places)

@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -52,7 +53,7 @@ def place_problems(out: Path, *, needed_bytes: int) -> list[GemquantError]:
 
 
 def scratch_of(out: Path, token: str) -> Path:
-    """Return the scratch folder in which ``out`` is built; token: tells runs apart."""
+    """Return the scratch folder in which ``out`` is built; token: tells runs and users apart."""
     out = Path(os.path.abspath(out))  # noqa: PTH100 (resolve() would follow a link at `out`)
     return out.with_name(f".{out.name}.{token}.partial")
 
@@ -81,12 +82,11 @@ def staged(
     refuse(output_problems(out, force=force, needed_bytes=max(0, needed_bytes - held)))
     out = Path(os.path.abspath(out))  # noqa: PTH100 (resolve() would follow a link at `out`)
     with parents_created(out.parent):
-        if not scratch.is_dir():
-            make_folder(scratch)
+        make_private(scratch)
         try:
             yield scratch
             flush_tree(scratch)
-            _put_in_place(scratch, out, aside=out.with_name(f".{out.name}.{token}.old"))
+            put_in_place(scratch, out)
         except BaseException as error:
             if keeps is None or not keeps(error):
                 shutil.rmtree(scratch, ignore_errors=True)
@@ -168,6 +168,34 @@ def make_folder(folder: Path, *, exist_ok: bool = False) -> None:
         ) from error
 
 
+def make_private(folder: Path) -> None:
+    """Make a folder that no other user enters, or take up an own one; OutputError if it is not."""
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        if not is_own_folder(folder):
+            raise OutputError(
+                f"{folder} is a link, no folder, or another user's.",
+                hint="Remove it, or choose another place with -o.",
+            ) from None
+        folder.chmod(0o700)
+    except OSError as error:
+        raise OutputError(
+            f"{folder.parent} cannot be written to: {error.strerror}.",
+            hint="Choose another place with -o.",
+        ) from error
+
+
+def is_own_folder(folder: Path) -> bool:
+    """Whether it is a folder, no link, and belongs to this user."""
+    try:
+        state = folder.lstat()
+    except OSError:
+        return False
+    owner = os.geteuid() if hasattr(os, "geteuid") else state.st_uid  # Windows has none
+    return stat.S_ISDIR(state.st_mode) and state.st_uid == owner
+
+
 def flush_tree(folder: Path) -> None:
     """Ask the disk to keep every file and folder, so that a rename never precedes its content."""
     for root, _, files in os.walk(folder):
@@ -187,9 +215,14 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _put_in_place(scratch: Path, out: Path, *, aside: Path) -> None:
+def put_in_place(scratch: Path, out: Path) -> None:
+    """Give a complete scratch folder its name and the usual rights; what stood there goes."""
+    aside = scratch.with_suffix(".old")
     replaced = out.exists()
+    umask = os.umask(0)
+    os.umask(umask)
     try:
+        scratch.chmod(stat.S_IMODE(scratch.stat().st_mode) | 0o777 & ~umask)
         if replaced:
             out.rename(aside)
         try:

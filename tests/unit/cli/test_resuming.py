@@ -143,6 +143,84 @@ def test_a_run_that_was_killed_goes_on_and_writes_the_same_bytes(
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+KILLED_BETWEEN_NAMES = """
+import os, signal
+from pathlib import Path
+from gemquant import __main__
+rename, left = Path.rename, [RENAMES]
+def renaming(self, target):
+    if self.name.endswith(".partial"):
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left[0] -= 1
+    return rename(self, target)
+Path.rename = renaming
+__main__.main(COMMAND)
+"""
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+@pytest.mark.parametrize("force", [False, True])
+def test_a_run_that_was_killed_between_two_of_its_folders_goes_on(
+    run: Run, interrupter: Interrupter, tmp_path: Path, renames: int, force: bool
+) -> None:
+    write_tiny_gemma(tmp_path / "model", "gemma2", overrides=LLAMACPP["gemma2"])
+    line = ["gguf", "model", "--type", "Q8_0,Q4_0", *TEXT]
+    assert run(*line, "-o", "whole").code == 0
+    again = [*line, "-o", "out"]
+    if force:
+        assert run(*again, "--seed", "1").code == 0
+        again.append("--force")
+    script = KILLED_BETWEEN_NAMES.replace("RENAMES", str(renames))
+    killed = subprocess.run(
+        [sys.executable, "-c", script.replace("COMMAND", repr(again))],
+        cwd=tmp_path,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+    )
+    assert killed.returncode == -signal.SIGKILL
+    interrupter.quantized = []
+    done = run(*again)
+    assert done.code == 0, done.err
+    assert "the interrupted run was complete" in done.err
+    assert interrupter.quantized == []
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["Q4_0", "Q8_0"]
+
+
+def test_restart_does_not_take_up_a_complete_run(
+    run: Run, interrupter: Interrupter, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("gemquant.core.artifact.staging.put_in_place", interrupted)
+        assert run(*rtn(model)).code == 130
+    interrupter.quantized = []
+    assert run(*rtn(model, "--restart")).code == 0
+    assert interrupter.quantized == [0, 1, 2]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_a_killed_run_of_other_settings_left_without_a_state_is_removed(
+    run: Run, model: str, tmp_path: Path
+) -> None:
+    for name in (".out.0123abcd.partial", ".out.0123abcd.unfinished"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".out.0123abcd.unfinished" / "lock").touch()
+    assert run(*rtn(model)).code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_users_do_not_share_the_names_of_scratch_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = ResumePolicy("identity")
+    before = policy.token
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    assert policy.token != before
+
+
 def test_restart_forgets_the_interrupted_run(
     run: Run, interrupter: Interrupter, model: str, tmp_path: Path
 ) -> None:

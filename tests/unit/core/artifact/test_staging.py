@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -136,3 +137,40 @@ def test_every_problem_is_reported_at_once(tmp_path: Path, monkeypatch: pytest.M
 def test_looking_for_problems_touches_nothing(tmp_path: Path) -> None:
     assert output_problems(tmp_path / "new" / "a", force=False, needed_bytes=1) == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_other_user_enters_the_scratch_folder_and_the_artifact_has_the_usual_rights(
+    tmp_path: Path,
+) -> None:
+    before = os.umask(0o027)
+    try:
+        with staged(tmp_path / "a", force=False, needed_bytes=1) as folder:
+            assert folder.stat().st_mode & 0o777 == 0o700
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o750
+
+
+def test_a_scratch_folder_of_another_user_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".a.12345678.partial").mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with (
+        pytest.raises(OutputError, match=r"partial is a link, no folder, or another user's"),
+        staged(tmp_path / "a", force=False, needed_bytes=1, token="12345678"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_a_scratch_folder_that_is_a_link_or_a_file_is_not_used(tmp_path: Path, kind: str) -> None:
+    place = tmp_path / ".a.12345678.partial"
+    (tmp_path / "elsewhere").mkdir()
+    place.symlink_to("elsewhere") if kind == "link" else place.write_text("")
+    with (
+        pytest.raises(OutputError, match=r"partial is a link, no folder, or another user's"),
+        staged(tmp_path / "a", force=False, needed_bytes=1, token="12345678") as folder,
+    ):
+        (folder / "file").write_text("")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
