@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gemquant.cli.flags import Size
-from gemquant.cli.progress import reporter
+from gemquant.cli.progress import print_end, reporter
+from gemquant.cli.quantize import next_commands
 from gemquant.cli.quantizer_options import read_request
 from gemquant.cli.settings import problems_of, setting
 from gemquant.convert.external.options import (
@@ -76,9 +77,6 @@ def run_external(
     tool = tool_settings(ctx.params, problems_of(ctx))
     request = read_request(ctx, options, exporter=container)
 
-    from gemquant.cli import render
-    from gemquant.convert.external.build import build, prepare_external
-
     external = ExternalRequest(
         recipe=request.recipe,
         options=request.quantizers[0],
@@ -88,13 +86,20 @@ def run_external(
         force=request.force,
         tool=tool,
     )
-    with reporter(quiet=ctx.params["quiet"]) as progress:
+    quiet = ctx.params["quiet"]
+    with reporter(quiet=quiet) as progress:
+        progress.start(f"opening {request.recipe.model}", 0)
+
+        from gemquant.cli import render
+        from gemquant.convert.external.build import build, prepare_external
+
         prepared = prepare_external(external, load_check(), progress)
         if request.dry_run:
             _print_plan(prepared, as_json=ctx.params["as_json"])
             return
         artifact = build(prepared, progress)
     render.artifact(artifact, as_json=ctx.params["as_json"])
+    print_end(*next_commands([artifact]), quiet=quiet)
 
 
 def _print_plan(prepared: PreparedExternal, *, as_json: bool) -> None:

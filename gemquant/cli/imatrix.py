@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from gemquant.cli.flags import (
     model_argument,
     output_flags,
 )
-from gemquant.cli.progress import reporter
+from gemquant.cli.progress import print_end, reporter
 from gemquant.cli.settings import problems_of, setting, threads_of
 from gemquant.core.recipe import Recipe
 from gemquant.errors import OutputError, UsageError
@@ -83,10 +84,12 @@ def command(
     problems.refuse()
     assert output is not None
 
-    from gemquant.cli import render
-    from gemquant.formats.gguf.imatrix import write_imatrix
-
     with reporter(quiet=quiet) as progress:
+        progress.start(f"opening {model}", 0)
+
+        from gemquant.cli import render
+        from gemquant.formats.gguf.imatrix import write_imatrix
+
         matrix = _compute(recipe, threads, progress)
     write_imatrix(output, matrix)
     counts = [entry.count for entry in matrix.entries.values()]
@@ -105,6 +108,8 @@ def command(
         f"{output}: {len(counts)} linears over {max(counts)} tokens of {matrix.datasets[0]}, "
         f"{matrix.chunks} chunks of {matrix.chunk_tokens}."
     )
+    words = shlex.quote(str(model)), shlex.quote(str(output))
+    print_end(f"gemquant gguf {words[0]} --imatrix {words[1]}", quiet=quiet)
 
 
 def _compute(recipe: Recipe, threads: int, progress: Progress) -> ImportanceMatrix:

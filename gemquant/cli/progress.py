@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from gemquant.core.progress import Progress, Silence
+from gemquant.core.resources import human_bytes, human_seconds, peak_resident_bytes
 from gemquant.errors import echo, inert
 
 if TYPE_CHECKING:
     import rich.progress
 
+STARTED = time.monotonic()
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -23,19 +26,38 @@ class Lines:
     def __init__(self) -> None:
         self._total: dict[str, int] = {}
         self._done: dict[str, int] = {}
-        self._last = 0.0
+        self._task: str | None = None
+        self._started = self._last = 0.0
+        self._first: tuple[int, float] | None = None
 
     def start(self, task: str, total: int) -> None:
         """Print the task's name."""
-        self._total[task], self._done[task] = total, 0
-        self._say(f"{task}: 0/{total}")
+        self._total[task], self._done[task], self._task, self._first = total, 0, task, None
+        self._say(f"{task}: 0/{total}" if total else task)
+        self._started = self._last
 
     def advance(self, task: str, amount: int = 1) -> None:
         """Print the count when the task is done, or ten seconds after the last line."""
         self._done[task] += amount
-        finished = self._done[task] >= self._total[task]
-        if finished or time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
+        if self._done[task] >= self._total[task]:
             self._say(f"{task}: {self._done[task]}/{self._total[task]}")
+            return
+        self._task = task
+        self._first = self._first or (self._done[task], time.monotonic())
+        self.remind()
+
+    def remind(self) -> None:
+        """Print how far the task is, if ten seconds have passed without a line."""
+        if self._task is None or time.monotonic() - self._last < SECONDS_BETWEEN_LINES:
+            return
+        done, total, now = self._done[self._task], self._total[self._task], time.monotonic()
+        words = f"{self._task}: {done}/{total}" if total else self._task
+        # The first step is no measure: it loads what the others find loaded, or was resumed.
+        if self._first and done > self._first[0]:
+            left = (now - self._first[1]) / (done - self._first[0]) * (total - done)
+            self._say(f"{words}, {human_seconds(left)} left")
+        else:
+            self._say(f"{words}, for {human_seconds(now - self._started)}")
 
     def note(self, text: str) -> None:
         """Print the note."""
@@ -47,15 +69,19 @@ class Lines:
 
 
 class Bars:
-    """A bar per task, through rich."""
+    """A bar for each unfinished task, through rich."""
 
     def __init__(self, progress: rich.progress.Progress) -> None:
         self._progress = progress
         self._tasks: dict[str, rich.progress.TaskID] = {}
 
     def start(self, task: str, total: int) -> None:
-        """Show a bar."""
-        self._tasks[task] = self._progress.add_task(inert(task), total=total)
+        """Show a bar; a task of unknown length before it has ended."""
+        for name, number in list(self._tasks.items()):
+            known = next(each for each in self._progress.tasks if each.id == number)
+            if known.finished or known.total is None or name == task:
+                self._progress.remove_task(self._tasks.pop(name))
+        self._tasks[task] = self._progress.add_task(inert(task), total=total or None)
 
     def advance(self, task: str, amount: int = 1) -> None:
         """Move the bar."""
@@ -63,7 +89,7 @@ class Bars:
 
     def note(self, text: str) -> None:
         """Print the note above the bars."""
-        self._progress.console.print(inert(text), markup=False, highlight=False)
+        self._progress.console.print(inert(text), markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -72,7 +98,19 @@ def reporter(*, quiet: bool) -> Iterator[Progress]:
     if quiet:
         yield Silence()
     elif not sys.stderr.isatty():
-        yield Lines()
+        lines, ended = Lines(), threading.Event()
+
+        def remind() -> None:
+            while not ended.wait(1.0):
+                lines.remind()
+
+        thread = threading.Thread(target=remind, daemon=True)
+        thread.start()
+        try:
+            yield lines
+        finally:
+            ended.set()
+            thread.join()
     else:
         import rich.progress
         from rich.console import Console
@@ -85,7 +123,7 @@ def reporter(*, quiet: bool) -> Iterator[Progress]:
         )
 
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -95,3 +133,14 @@ def reporter(*, quiet: bool) -> Iterator[Progress]:
         console = Console(stderr=True)
         with rich.progress.Progress(*columns, console=console, transient=True) as bars:
             yield Bars(bars)
+
+
+def print_end(*commands: str, quiet: bool) -> None:
+    """Say on stderr what the run took, and what to type next."""
+    if quiet:
+        return
+    peak = peak_resident_bytes()
+    memory = f", peak memory {human_bytes(peak)}" if peak else ""
+    echo(f"done in {human_seconds(time.monotonic() - STARTED)}{memory}", err=True)
+    for command in commands:
+        echo(f"next: {command}", err=True)

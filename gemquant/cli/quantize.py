@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gemquant.cli.flags import model_argument
-from gemquant.cli.progress import reporter
+from gemquant.cli.progress import print_end, reporter
 from gemquant.cli.quantizer_options import (
     common_flags,
     current_flags,
@@ -21,6 +22,7 @@ from gemquant.convert.plugins import quantizer_type
 
 if TYPE_CHECKING:
     from gemquant.convert.plan import PlannedJob
+    from gemquant.core.artifact import Artifact
     from gemquant.core.tables import Table
     from gemquant.numerics.ggml.types import GgmlType
 
@@ -66,21 +68,22 @@ class QuantizerCommand(click.Command):
 
     def invoke(self, ctx: click.Context) -> None:
         """Run the command."""
-        request = read_request(ctx, self.quantizer)
+        request, quiet = read_request(ctx, self.quantizer), ctx.params["quiet"]
+        with reporter(quiet=quiet) as progress:
+            progress.start(f"opening {request.recipe.model}", 0)
 
-        from gemquant.cli import render
-        from gemquant.convert.prepare import ConversionRequest, prepare
+            from gemquant.cli import render
+            from gemquant.convert.prepare import ConversionRequest, prepare
 
-        conversion = ConversionRequest(
-            recipe=request.recipe,
-            quantizers=request.quantizers,
-            target=request.target,
-            output=request.output,
-            threads=request.threads,
-            force=request.force,
-            restart=request.restart,
-        )
-        with reporter(quiet=ctx.params["quiet"]) as progress:
+            conversion = ConversionRequest(
+                recipe=request.recipe,
+                quantizers=request.quantizers,
+                target=request.target,
+                output=request.output,
+                threads=request.threads,
+                force=request.force,
+                restart=request.restart,
+            )
             prepared = prepare(conversion, progress)
             if request.dry_run:
                 if layers := prepared.resumable_layers:
@@ -92,6 +95,14 @@ class QuantizerCommand(click.Command):
             print_plan(prepared.planned, as_json=ctx.params["as_json"])
         else:
             render.artifacts(artifacts, as_json=ctx.params["as_json"])
+            print_end(*next_commands(artifacts), quiet=quiet)
+
+
+def next_commands(artifacts: Sequence[Artifact]) -> list[str]:
+    """What to type when artifacts are finished; several lie in one folder."""
+    path = artifacts[0].path if len(artifacts) == 1 else artifacts[0].path.parent
+    words = shlex.quote(str(path))
+    return [f"gemquant show {words}", f"gemquant push {words} ME/{path.resolve().name}"]
 
 
 def help_of(quantizer: type[Any]) -> str:

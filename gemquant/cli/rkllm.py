@@ -42,25 +42,26 @@ class RkllmCommand(click.Command):
         params = ctx.params
         tool = tool_settings(params, problems_of(ctx))
         shared = read_request(ctx, RkllmOptions)
-
-        from gemquant.cli import render
-        from gemquant.rockchip import rkllm
-        from gemquant.rockchip.prepare import RkllmRequest, prepare
-
-        request = RkllmRequest(
-            recipe=shared.recipe,
-            options=shared.quantizers[0],
-            target=shared.target,
-            output=shared.output,
-            threads=shared.threads,
-            force=shared.force,
-            prepare_only=params["prepare_only"],
-            toolkit=params["toolkit"] or AUTO,
-            toolkit_version=params["toolkit_version"],
-            memory_bytes=tool.memory_bytes,
-        )
         as_json = params["as_json"]
         with reporter(quiet=params["quiet"]) as progress:
+            progress.start(f"opening {shared.recipe.model}", 0)
+
+            from gemquant.cli import render
+            from gemquant.rockchip import rkllm
+            from gemquant.rockchip.prepare import RkllmRequest, prepare
+
+            request = RkllmRequest(
+                recipe=shared.recipe,
+                options=shared.quantizers[0],
+                target=shared.target,
+                output=shared.output,
+                threads=shared.threads,
+                force=shared.force,
+                prepare_only=params["prepare_only"],
+                toolkit=params["toolkit"] or AUTO,
+                toolkit_version=params["toolkit_version"],
+                memory_bytes=tool.memory_bytes,
+            )
             prepared = prepare(request, progress)
             job, checkpoint = prepared.job, prepared.checkpoint
             if shared.dry_run:

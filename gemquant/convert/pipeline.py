@@ -35,6 +35,7 @@ from gemquant.models.structure import EMBEDDING, HEAD
 from gemquant.numerics.precision import fast_products
 
 CALIBRATION, ORIGINAL, CANDIDATE = "calibration", "original", "candidate."
+SEALING = "writing and hashing files"
 TABLES = {EMBEDDING: "quantizing the embedding", HEAD: "quantizing the head"}
 
 
@@ -87,7 +88,7 @@ def run(
         ]
         _write_table(EMBEDDING, writers, trace, progress)
         streams = EvaluationStreams(skeleton, evaluation) if evaluation else None
-        first = _start_streams(saved, checkpoint, trace, streams, writers)
+        first = _start_streams(saved, checkpoint, trace, streams, writers, progress)
 
         progress.start("quantizing layers", skeleton.layers)
         if first:
@@ -111,14 +112,16 @@ def run(
         _write_table(HEAD, writers, trace, progress)
         results: list[tuple[SliceEvaluation, ...]] = [() for _ in writers]
         if streams is not None:
-            progress.note("comparing predictions")
             original, *candidates = streams.predictors(
                 [(final_norm(checkpoint, skeleton), head_table(checkpoint, skeleton))]
                 + [(writer.final_norm(), writer.head_table()) for writer in writers]
             )
-            results = streams.score(original, candidates, seed=planned[0].job.recipe.seed)
+            seed = planned[0].job.recipe.seed
+            results = streams.score(original, candidates, seed=seed, progress=progress)
+        progress.start(SEALING, len(writers))
         for writer, slices in zip(writers, results, strict=True):
             writer.close(slices, calibration=calibration, ranges=trace.activation_ranges)
+            progress.advance(SEALING)
         if saved is not None:
             saved.complete(skeleton.layers, outs)
     return _finished(outs)
@@ -147,6 +150,7 @@ def _start_streams(
     trace: Trace,
     streams: EvaluationStreams | None,
     writers: Sequence[JobWriter],
+    progress: Progress,
 ) -> int:
     """Start all streams where an interrupted run stopped, else at the embedding.
 
@@ -155,6 +159,7 @@ def _start_streams(
     state = None if saved is None else saved.state
     if state is None:
         if streams is not None:
+            progress.start("embedding the text", 0)
             streams.embed(checkpoint, [writer.embedding() for writer in writers])
         return 0
     trace.go_on(state.layers, state.hidden.get(CALIBRATION), state.reach)

@@ -88,8 +88,7 @@ class OpenedModel(ProblemCollector):
     def __init__(self, recipe: Recipe, *, threads: int, progress: Progress) -> None:
         super().__init__()
         torch.set_num_threads(threads)
-        progress.note(f"opening {recipe.model}")
-        self.recipe = recipe
+        self.recipe, self._progress = recipe, progress
         self.checkpoint = open_checkpoint(recipe.model, lora=recipe.lora)
         self.attempt(lambda: require_device(recipe.device))
 
@@ -100,12 +99,15 @@ class OpenedModel(ProblemCollector):
 
     def calibration(self) -> Attempt[TokenWindows]:
         """The calibration text."""
+        self._progress.start("reading the calibration text", 0)
         return self.attempt(
             lambda: calibration_text(self.recipe, self.checkpoint, self.template.value)
         )
 
     def evaluation(self) -> Attempt[Sequence[TokenWindows]]:
         """The evaluation text; empty without a certificate."""
+        if self.recipe.eval_windows:
+            self._progress.start("reading the evaluation text", 0)
         return self.attempt(
             lambda: evaluation_text(self.recipe, self.checkpoint, self.template.value)
         )

@@ -9,7 +9,7 @@ class Progress(Protocol):
     """What long work reports to: tasks counted in steps, and remarks."""
 
     def start(self, task: str, total: int) -> None:
-        """A task of ``total`` steps begins."""
+        """A task of ``total`` steps begins; 0: of unknown length, until another one begins."""
 
     def advance(self, task: str, amount: int = 1) -> None:
         """Some steps of a task are done."""

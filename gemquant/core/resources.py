@@ -164,7 +164,27 @@ def total_memory() -> int:
         return machine
 
 
-# ---------------------------------------------------------------- sizes
+def peak_resident_bytes() -> int | None:
+    """Peak resident memory of this process, mapped files included; None where unknown."""
+    if sys.platform == "darwin":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Unlike getrusage's figure on Linux, this one starts anew with every program.
+    return process_status("self", "VmHWM:")
+
+
+def process_status(pid: int | str, field: str) -> int | None:
+    """Bytes in a field of a process's status; None but on Linux."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return None
+    values = (int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+    return next(values, None)
+
+
+# ---------------------------------------------------------------- sizes, durations
 
 
 def parse_size(text: str, *, flag: str) -> int:
@@ -203,3 +223,17 @@ def human_bytes(count: int) -> str:
             break
     decimals = 2 if size < 9.995 else 1 if size < 99.95 else 0
     return f"{size:.{decimals}f} {unit}"
+
+
+def human_seconds(seconds: float) -> str:
+    """Duration in the two largest units.
+
+    >>> human_seconds(8.4), human_seconds(141), human_seconds(40_000)
+    ('8 s', '2 min 21 s', '11 h 7 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

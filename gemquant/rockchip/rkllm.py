@@ -112,7 +112,7 @@ def prepare(job: RkllmJob, checkpoint: Checkpoint, folder: Path, progress: Progr
 
     folder: exists, on the file system of the result.
     """
-    progress.note("writing the toolkit's input")
+    progress.start("writing the toolkit's input", 0)
     folds = Folds(job.conversion) if smooths(job.conversion.dtype, job.conversion.options) else None
     with TemporaryDirectory(dir=folder, prefix=".plain.") as scratch:
         plain, model = Path(scratch) / "plain", folder / MODEL

@@ -11,6 +11,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
+from gemquant.runtimes.chat.session import text_pieces
 from tests.golden.make_published_tokenizer import digests
 
 pytestmark = [
@@ -87,3 +88,11 @@ def test_the_shape_is_that_of_gemma_3_270m(sample: Checkpoint) -> None:
     assert sample.shape("model.embed_tokens.weight") == (262144, 640)
     assert len(sample.names()) == 236
     assert sample.provenance.base_model == "google/gemma-3-270m"
+
+
+def test_the_tokenizers_bytes_become_text_whatever_follows_them(sample: Checkpoint) -> None:
+    tokenizer = sample.tokenizer()
+    names = ("<0xE2>", "<0x82>", "<0xAC>", "<0xE2>", "▁hello")
+    tokens = [tokenizer.token_to_id(name) for name in names]
+    assert tokens == [464, 368, 410, 464, 29104]
+    assert list(text_pieces(tokenizer, tokens)) == ["€", "\ufffd hello"]

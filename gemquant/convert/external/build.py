@@ -137,7 +137,7 @@ def build(prepared: PreparedExternal, progress: Progress) -> Artifact:
             dir=folder.parent, prefix=f".{out.name}.", suffix=".tool"
         ) as scratch:
             plain = Path(scratch) / "model"
-            progress.note("writing the model that the tool reads")
+            progress.start("writing the model that the tool reads", 0)
             job = dataclasses.replace(prepared.plain.job, out=plain)
             pipeline.run(
                 [dataclasses.replace(prepared.plain, job=job)],

@@ -7,7 +7,6 @@ no library can write to.
 from __future__ import annotations
 
 import os
-import platform
 import sys
 import threading
 import time
@@ -15,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gemquant.core.json_document import Record
+from gemquant.core.resources import peak_resident_bytes, process_status
 from gemquant.errors import GemquantError
 from gemquant.measure.bench.document import Figures, Speed, Spread
 from gemquant.runtimes.runtime import LoadOptions, SpeedRuntime, Timing, speed_runtime
@@ -121,17 +121,7 @@ def speed(runs: Sequence[Timing], *, prompt_tokens: int) -> Speed:
 
 def anonymous_bytes(pid: int) -> int | None:
     """Return the memory of a process that the system could only swap out; None but on Linux."""
-    return _status(pid, "RssAnon:")
-
-
-def peak_resident_bytes() -> int | None:
-    """Return this process's peak resident memory, mapped files included."""
-    if platform.system() == "Darwin":
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Unlike getrusage's figure on Linux, this one starts anew with every program.
-    return _status("self", "VmHWM:")
+    return process_status(pid, "RssAnon:")
 
 
 class PeakSampler(threading.Thread):
@@ -155,15 +145,6 @@ class PeakSampler(threading.Thread):
         """Stop sampling."""
         self._stopped.set()
         self.join()
-
-
-def _status(pid: int | str, field: str) -> int | None:
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return None
-    values = (int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-    return next(values, None)
 
 
 if __name__ == "__main__":

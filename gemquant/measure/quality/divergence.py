@@ -15,12 +15,14 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
+from gemquant.core.progress import Progress, Silence
 from gemquant.numerics.precision import accumulator
 
 VOCABULARY_AT_ONCE = 8192
 TOKENS_AT_ONCE = 512
 TOP_K = 5
 _GROUPS = 64
+COMPARING = "comparing predictions"
 
 Table = Callable[[int, int], Tensor]
 """Rows start to stop of a head, (stop − start, hidden), in the compute type on the device."""
@@ -217,16 +219,23 @@ class Logits:
 
 @torch.no_grad()
 def compare_predictions(
-    original: Predictor, others: Sequence[Predictor], targets: Tensor, *, vocabulary: int
+    original: Predictor,
+    others: Sequence[Predictor],
+    targets: Tensor,
+    *,
+    vocabulary: int,
+    progress: Progress | None = None,
 ) -> list[TokenScores]:
     """Score every other model against the original on the same targets (tokens,).
 
     Each run of rows is read once per model; logits exist for one run and a few tokens at a time.
     """
+    progress = progress or Silence()
     tokens, device = targets.shape[0], targets.device
     reference = _Softmax(tokens, device)
     candidates = [_Softmax(tokens, device) for _ in others]
     divergences = [torch.zeros(tokens, dtype=accumulator(device), device=device) for _ in others]
+    progress.start(COMPARING, -(-vocabulary // VOCABULARY_AT_ONCE))
     for start in range(0, vocabulary, VOCABULARY_AT_ONCE):
         stop = min(start + VOCABULARY_AT_ONCE, vocabulary)
         original_run = original.run(start, stop)
@@ -240,6 +249,7 @@ def compare_predictions(
                 softmax.see(theirs, rows, start, targets[rows])
                 gained = torch.linalg.vecdot(weights, logits - theirs)
                 divergence[rows] = divergence[rows] * reference.rescale + gained
+        progress.advance(COMPARING)
     return [
         TokenScores(
             nll_original=reference.nll(),

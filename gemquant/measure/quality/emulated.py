@@ -91,9 +91,8 @@ def emulate(
             for granularity in GRANULARITIES:
                 with skeleton.replacing(index, layer.functions(granularity)):
                     next(candidates).advance(index, layer.others)
-    progress.note("comparing predictions")
     before, predictors = _predictors(streams, original, pairs, skeleton, group_size)
-    results = streams.score(before, predictors, seed=seed)
+    results = streams.score(before, predictors, seed=seed, progress=progress)
     corners = [(*pair, head) for pair in pairs for head in HEADS]
     levels = []
     for (model, granularity, head), slices in zip(corners, results, strict=True):

@@ -165,7 +165,7 @@ class Evaluation:
         """
         require_device(recipe.device)
         torch.set_num_threads(threads)
-        progress.note(f"opening {recipe.model}")
+        progress.start(f"opening {recipe.model}", 0)
         original = open_checkpoint(recipe.model, lora=recipe.lora)
         slices = _windows(request.suite, recipe, original)
         suite = SuiteRecord(

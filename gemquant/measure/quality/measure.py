@@ -137,13 +137,12 @@ def measure(
         refuse(chain.from_iterable(each.problems(index) for each in tracks.values()))
         if by_layer:
             inputs = streams.original.hidden.clone()
-    progress.note("comparing predictions")
     models = [
         (final_norm(weights, skeleton), head_table(weights, skeleton))
         for weights in (original, *(weights for _, weights in decoded))
     ]
     before, *heads = streams.predictors(models)
-    compared = streams.compare(before, heads) if heads else []
+    compared = streams.compare(before, heads, progress) if heads else []
     refuse(chain.from_iterable(map(_Track.head_problems, tracks.values(), compared)))
     runtime = reference_runtime(skeleton)
     measured = []
@@ -247,10 +246,12 @@ def _native(
         if runtime.not_run is not None:
             return LevelEvaluation(level="native", runtime=runtime.runtime, not_run=runtime.not_run)
         streams = streams.beginnings(tokens=runtime.max_tokens, window=runtime.max_window)
-        progress.note(f"running {runtime.runtime}")
         before, *ours = streams.predictors(models)
         predictions = runtime.predictions(streams)
-        scores, from_ours = streams.compare_runtime(before, ours[0] if ours else None, predictions)
+        task = f"running {runtime.runtime}, tokens"
+        scores, from_ours = streams.compare_runtime(
+            before, ours[0] if ours else None, predictions, progress, task
+        )
     for windows, part in zip(streams.slices, scores, strict=True):
         if not torch.isfinite(part.nll_original).all():
             raise UnsupportedError(

@@ -144,13 +144,13 @@ class EvaluationStreams:
         return torch.split(hidden, [windows.ids.shape[0] for windows in self._slices])
 
     def score(
-        self, original: Predictor, others: Sequence[Predictor], *, seed: int
+        self, original: Predictor, others: Sequence[Predictor], *, seed: int, progress: Progress
     ) -> list[tuple[SliceEvaluation, ...]]:
         """Compare every other model with the original: for each its slices, in the order given.
 
         UnsupportedError where predictions are not finite.
         """
-        results = self.compare(original, others)
+        results = self.compare(original, others, progress)
         for scores in results:
             for windows, part in zip(self._slices, scores, strict=True):
                 if not torch.isfinite(part.divergence).all():
@@ -170,14 +170,20 @@ class EvaluationStreams:
             for windows, part in zip(self._slices, scores, strict=True)
         )
 
-    def compare(self, original: Predictor, others: Sequence[Predictor]) -> list[list[TokenScores]]:
+    def compare(
+        self, original: Predictor, others: Sequence[Predictor], progress: Progress
+    ) -> list[list[TokenScores]]:
         """Score every other model against the original: for each, every slice's tokens."""
-        return [
-            self.by_slice(scores) for scores in self._compare(original, others, self._targets())
-        ]
+        scores = self._compare(original, others, self._targets(), progress)
+        return [self.by_slice(each) for each in scores]
 
     def compare_runtime(
-        self, original: Predictor, ours: Predictor | None, predictions: Iterable[Predictor]
+        self,
+        original: Predictor,
+        ours: Predictor | None,
+        predictions: Iterable[Predictor],
+        progress: Progress,
+        task: str,
     ) -> tuple[list[TokenScores], Tensor | None]:
         """Compare a runtime's predictions, chunk by chunk, with the original's and with our own.
 
@@ -191,10 +197,12 @@ class EvaluationStreams:
         scores: list[TokenScores] = []
         from_ours: list[TokenScores] = []
         first = 0
+        progress.start(task, len(targets))
         for chunk in predictions:
             rows = torch.arange(first, first + chunk.tokens, device=targets.device)
             scores += self._compare(original.at(rows), [chunk], targets[rows])
             first += chunk.tokens
+            progress.advance(task, chunk.tokens)
             chosen = first_windows[rows]
             if ours is not None and chosen.any():
                 some = chunk if chosen.all() else chunk.at(chosen)
@@ -225,9 +233,15 @@ class EvaluationStreams:
         return first.repeat_interleave(self._ids.shape[1] - 1)
 
     def _compare(
-        self, original: Predictor, others: Sequence[Predictor], targets: Tensor
+        self,
+        original: Predictor,
+        others: Sequence[Predictor],
+        targets: Tensor,
+        progress: Progress | None = None,
     ) -> list[TokenScores]:
-        return compare_predictions(original, others, targets, vocabulary=self.vocabulary)
+        return compare_predictions(
+            original, others, targets, vocabulary=self.vocabulary, progress=progress
+        )
 
 
 def _predicting(hidden: Tensor) -> Tensor:

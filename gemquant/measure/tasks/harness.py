@@ -83,7 +83,7 @@ def load(
                 )
             )
             names_in_folder = task_names(folder)
-        progress.note("reading lm-eval's list of tasks")
+        progress.start("reading lm-eval's list of tasks", 0)
         all_in_folder = folder is not None and names_in_folder.issuperset(names)
         if folder is not None and all_in_folder and is_local(folder):
             _go_offline(offline)
@@ -97,7 +97,7 @@ def load(
         skipped: dict[str, str] = {}
         members: dict[str, Sequence[str]] = {}
         for name in names:
-            progress.note(f"reading the data of {name}")
+            progress.start(f"reading the data of {name}", 0)
             try:
                 content = manager.load([name])
             except (OSError, ImportError) as error:

@@ -115,7 +115,7 @@ def measure(request: TasksRequest, subjects: Subjects, progress: Progress) -> Ta
     runs: list[_Run] = []
     settings = request.settings.shortened(min(each.max_tokens for each in texts))
     if loaded.tasks:
-        progress.note(f"loading {artifact.name}")
+        progress.start(f"loading {artifact.name}", 0)
         runtime = load_artifact(artifact, settings)
         settings = settings.shortened(runtime.max_window)
         manifest = _manifest(artifact)
@@ -130,7 +130,7 @@ def measure(request: TasksRequest, subjects: Subjects, progress: Progress) -> Ta
         del runtime
         _free_memory()
     if loaded.tasks and checkpoint is not None:
-        progress.note(f"loading {checkpoint.ref}")
+        progress.start(f"loading {checkpoint.ref}", 0)
         runtime = load_original(checkpoint, settings)
         record = ModelRecord(
             name=checkpoint.ref,

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import codecs
+import re
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Protocol
-
-from tokenizers.decoders import DecodeStream
 
 from gemquant.errors import GemquantError
 from gemquant.models.chat import Message
 from gemquant.runtimes.sampling import Sampling, stream_from_callback
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
     from gemquant.runtimes.text import TextInterface
     from gemquant.runtimes.transformers import Transformers
 
@@ -75,13 +77,31 @@ class TransformersChat:
             )
 
         def pieces() -> Generator[str, None, None]:
-            decoder = DecodeStream(skip_special_tokens=True)
             with closing(stream_from_callback(produce, stop)) as tokens:
-                for token in tokens:
-                    if piece := decoder.step(text.tokenizer, token):
-                        yield piece
+                yield from text_pieces(text.tokenizer, tokens)
 
         return pieces()
+
+
+_BYTE = re.compile("<0x([0-9A-F]{2})>")
+"""Gemma's name of a token that is one byte of a character."""
+
+
+def text_pieces(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
+    """Text of tokens as they come; bytes that are not UTF-8 become U+FFFD, special tokens nothing.
+
+    tokenizers' DecodeStream refuses such bytes, since they change how earlier ones are decoded.
+    """
+    utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for token in tokens:
+        if byte := _BYTE.fullmatch(tokenizer.id_to_token(token) or ""):
+            piece = utf8.decode(bytes.fromhex(byte[1]))
+        else:
+            piece = utf8.decode(b"", final=True) + tokenizer.decode([token])
+        if piece:
+            yield piece
+    if rest := utf8.decode(b"", final=True):
+        yield rest
 
 
 class Session:

@@ -39,7 +39,7 @@ def token_scores(original: Checkpoint, other: Checkpoint, windows: TokenWindows)
         streams.candidates[0].advance(index, weights)
     models = [(final_norm(m, skeleton), head_table(m, skeleton)) for m in (original, other)]
     before, after = streams.predictors(models)
-    ((scores,),) = streams.compare(before, [after])
+    ((scores,),) = streams.compare(before, [after], Silence())
     return scores
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gemquant.calibration.windows import TokenWindows, stream_digest
+from gemquant.core.progress import Silence
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemquant.measure.quality.divergence import Head, Logits
 from gemquant.measure.quality.streams import EvaluationStreams, final_norm, head_table
@@ -92,10 +93,10 @@ def test_a_runtimes_chunks_score_as_one_model_would(
     finished: EvaluationStreams, heads: tuple[Head, Head], at_once: int
 ) -> None:
     original, other = heads
-    (expected,) = finished.compare(original, [other])
+    (expected,) = finished.compare(original, [other], Silence())
     logits = other.hidden @ other.table(0, finished.vocabulary).T
     chunks = map(Logits, logits.split(at_once))
-    found, from_ours = finished.compare_runtime(original, original, chunks)
+    found, from_ours = finished.compare_runtime(original, original, chunks, Silence(), "running")
     assert [scores.divergence.shape for scores in found] == [(38,), (19,)]
     for mine, theirs in zip(expected, found, strict=True):
         torch.testing.assert_close(theirs.divergence, mine.divergence, rtol=1e-3, atol=1e-5)
@@ -107,7 +108,7 @@ def test_a_runtimes_chunks_score_as_one_model_would(
     assert first.ids.shape == (2, 20)
     chosen = torch.cat([torch.arange(19), torch.arange(38, 57)])
     pair = [Head(head.hidden[chosen], head.table) for head in heads]
-    (of_first,) = first.compare(pair[0], [pair[1]])
+    (of_first,) = first.compare(pair[0], [pair[1]], Silence())
     expected_from_ours = torch.cat([scores.divergence for scores in of_first])
     torch.testing.assert_close(from_ours, expected_from_ours, rtol=1e-3, atol=1e-5)
 
@@ -118,7 +119,7 @@ def test_a_runtime_that_stops_short_is_a_defect(
     original, other = heads
     short = Head(other.hidden[:-1], other.table)
     with pytest.raises(ValueError, match="predicts 56 tokens, not 57"):
-        finished.compare_runtime(original, original, [short])
+        finished.compare_runtime(original, original, [short], Silence(), "running")
 
 
 def test_a_runtime_keeps_its_float32_where_we_compute_in_bfloat16(

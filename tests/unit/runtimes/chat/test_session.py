@@ -7,8 +7,11 @@ import pytest
 
 from gemquant.errors import UsageError
 from gemquant.models.chat import Message
-from gemquant.runtimes.chat.session import Session
+from gemquant.runtimes.chat.session import Session, text_pieces
 from gemquant.runtimes.sampling import Sampling, stream_from_callback
+from tests.helpers.tiny_gemma import tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
 
 
 class Echo:
@@ -119,3 +122,28 @@ def test_a_failure_in_the_other_thread_is_raised_in_this_one():
     assert next(pieces) == "a"
     with pytest.raises(UsageError, match="no more"):
         next(pieces)
+
+
+@pytest.mark.parametrize(
+    ("names", "pieces"),
+    [
+        (["<0xE2>", "<0x82>", "<0xAC>", "▁hello"], ["€", " hello"]),
+        (["<0xE2>", "<0x82>", "<0xAC>", "<0xE2>", "▁hello"], ["€", "\ufffd hello"]),
+        (["<0xE2>", "<0xE2>", "<0x82>", "<0xAC>"], ["\ufffd", "€"]),
+        (["<0xFF>", "▁the", "<0xF0>", "<0x9F>"], ["\ufffd", " the", "\ufffd"]),
+        (["▁the", "<end_of_turn>", "<0xE2>", "<end_of_turn>"], [" the", "\ufffd"]),
+    ],
+)
+def test_any_bytes_become_text(names: list[str], pieces: list[str]) -> None:
+    tokens = [TOKENIZER.token_to_id(name) for name in names]
+    assert list(text_pieces(TOKENIZER, tokens)) == pieces
+
+
+def test_pieces_together_are_what_tokenizers_decodes() -> None:
+    text = "hello wörld 🦊, the quick brown fox: jumps €5\nover"
+    tokens = TOKENIZER.encode(text, add_special_tokens=False).ids
+    assert "".join(text_pieces(TOKENIZER, tokens)) == TOKENIZER.decode(tokens) == text
+
+
+def test_a_token_beyond_the_tokenizer_is_no_text() -> None:
+    assert list(text_pieces(TOKENIZER, [10**6])) == []
