@@ -16,6 +16,7 @@ from gemquant.cli.flags import (
     output_flags,
 )
 from gemquant.cli.progress import print_end, reporter
+from gemquant.cli.quantizer_options import lora_flag
 from gemquant.cli.settings import problems_of, setting, threads_of
 from gemquant.core.recipe import Recipe
 from gemquant.errors import OutputError, UsageError
@@ -43,7 +44,7 @@ Examples:
         help="GGUF to write, which llama-quantize and `gemquant gguf --imatrix` read.",
     ),
     *calibration_flags(),
-    setting("--lora", metavar="DIR|HUB-ID", help="PEFT adapter to merge into the weights."),
+    lora_flag(),
     *machine_flags(),
     click.Option(["--force"], is_flag=True, help="Replace an existing file."),
     *output_flags(),

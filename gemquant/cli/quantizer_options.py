@@ -144,6 +144,24 @@ def _metavar(option: Option) -> str:
     return "SIZE" if option.spec.size else {int: "N", float: "X"}.get(option.type, "TEXT")
 
 
+class _Adapters(click.types.StringParamType):
+    """Adapters in an environment variable are separated by commas, as paths may have spaces."""
+
+    envvar_list_splitter = ","
+
+
+def lora_flag() -> click.Parameter:
+    """``--lora``, the same everywhere."""
+    return Repeated(
+        ["--lora"],
+        type=_Adapters(),
+        multiple=True,
+        metavar="DIR|HUB-ID[=WEIGHT]",
+        help="Adapter of peft or mlx-lm to merge into the weights; several are merged in turn.",
+        envvar="GEMQUANT_LORA",
+    )
+
+
 def common_flags(quantizer: type[Any]) -> list[click.Parameter]:
     """All other flags of a quantizer's command."""
     return [
@@ -171,11 +189,7 @@ def common_flags(quantizer: type[Any]) -> list[click.Parameter]:
             help="Folder to write.",
         ),
         *calibration_flags(),
-        setting(
-            "--lora",
-            metavar="DIR|HUB-ID",
-            help="PEFT adapter to merge into the weights.",
-        ),
+        lora_flag(),
         setting(
             "--chat-template",
             metavar="NAME|FILE",

@@ -327,8 +327,7 @@ def run_identity(
     can do; weight files and files that an option names, by path, size and time of change, since
     hashing a checkpoint takes minutes.
     """
-    adapter = checkpoint.adapter
-    files = [*checkpoint.source.files, *(adapter.files if adapter is not None else ())]
+    files = [*checkpoint.source.files, *checkpoint.adapters.files.values()]
     facts = {
         "libraries": library_versions() | {"kernels": native.version()},
         "machine": [platform.machine(), torch.backends.cpu.get_cpu_capability()],

@@ -40,6 +40,7 @@ class Recipe:
     eval_slices: names of evaluation slices, or None for all.
     dtype: the type that activations are computed in.
     calib_dtype: the same for the calibration windows; ``auto`` for bfloat16 where that is fast.
+    lora: adapters to merge, in this order: a folder or Hub id, with ``=WEIGHT`` or without.
     """
 
     model: str
@@ -56,7 +57,7 @@ class Recipe:
     device: str = "cpu"
     dtype: str = "float32"
     calib_dtype: str = "auto"
-    lora: str | None = None
+    lora: tuple[str, ...] = ()
     chat_template: str | None = None
 
     def problems(self) -> list[GemquantError]:
@@ -95,6 +96,7 @@ class Recipe:
             for key, value in self.options.items()
         }
         values["eval_slices"] = None if self.eval_slices is None else list(self.eval_slices)
+        values["lora"] = list(self.lora) if len(self.lora) > 1 else next(iter(self.lora), None)
         return values
 
     @classmethod
@@ -109,6 +111,8 @@ class Recipe:
         values = dict(values)
         if values.get("eval_slices") is not None:
             values["eval_slices"] = tuple(values["eval_slices"])
+        adapters = values.get("lora") or ()
+        values["lora"] = (adapters,) if isinstance(adapters, str) else tuple(adapters)
         recipe = cls(**values)
         refuse(recipe.problems())
         return recipe
@@ -134,7 +138,7 @@ SETTINGS: Mapping[str, tuple[type, ...]] = {
     "device": (str,),
     "dtype": (str,),
     "calib_dtype": (str,),
-    "lora": (str, type(None)),
+    "lora": (str, list, tuple, type(None)),
     "chat_template": (str, type(None)),
 }
 """Keys of a recipe file and the types they may have."""

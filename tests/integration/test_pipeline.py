@@ -182,7 +182,7 @@ def test_the_native_level_finds_the_reference_level_again(
 def test_an_adapter_changes_what_is_written(tiny_folders: dict[Kind, Path], tmp_path: Path) -> None:
     base = tiny_folders["gemma3_text"]
     adapter = write_adapter(tmp_path / "adapter")
-    plain, merged = open_checkpoint(str(base)), open_checkpoint(str(base), lora=str(adapter))
+    plain, merged = open_checkpoint(str(base)), open_checkpoint(str(base), lora=(str(adapter),))
     for name, checkpoint in (("plain", plain), ("merged", merged)):
         run_tiny(checkpoint, [tiny_job(checkpoint, AWQ(), tmp_path / name)])
     first, second = contents(tmp_path / "plain"), contents(tmp_path / "merged")

@@ -91,7 +91,7 @@ def render_card(
         title=_title(manifest),
         origin=_origin(manifest),
         linears=sum(len(scheme.modules) for scheme in manifest.quantization.schemes),
-        adapter=manifest.recipe.get("lora"),
+        adapters=_adapters(manifest),
         fallbacks=fallbacks_by_reason(manifest),
         source_note=_source_note(manifest),
         levels=LEVELS,
@@ -170,6 +170,12 @@ def _own_levels(manifest: Manifest) -> list[LevelEvaluation]:
     ]
 
 
+def _adapters(manifest: Manifest) -> list[str]:
+    """The merged adapters, as they were named."""
+    named = manifest.recipe.get("lora") or []
+    return list(map(str, named if isinstance(named, list) else [named]))
+
+
 def _lineage(manifest: Manifest) -> dict[str, Any]:
     """The base model, and what this one is to it, in the Hub's terms.
 
@@ -177,12 +183,12 @@ def _lineage(manifest: Manifest) -> dict[str, Any]:
     was merged is a parent too; unless something was quantized after it, the relation is ``merge``.
     A conversion to another type is ``quantized`` too: without it the Hub assumes a fine-tune.
     """
-    adapter = str(manifest.recipe.get("lora") or "")
-    named = [manifest.base_model or "", adapter.partition("@")[0]]
+    adapters = _adapters(manifest)
+    named = [manifest.base_model or "", *(re.split("[@=]", each)[0] for each in adapters)]
     parents = [name for name in named if _HUB_ID.fullmatch(name)]
     if not parents or parents[0] != manifest.base_model:
         return {}
-    merged = bool(adapter) and not manifest.quantization.schemes
+    merged = bool(adapters) and not manifest.quantization.schemes
     return {
         "base_model": parents[0] if len(parents) == 1 else parents,
         "base_model_relation": "merge" if merged else "quantized",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,20 @@ from gemquant.formats.checkpoint.hub import (
     download,
     parse_hub_reference,
 )
-from gemquant.formats.checkpoint.lora import LoraAdapter, open_lora
-from gemquant.formats.checkpoint.provenance import Provenance, folder_provenance, gguf_provenance
+from gemquant.formats.checkpoint.lora import Adapters, LoraAdapter, open_lora, weighted
+from gemquant.formats.checkpoint.provenance import (
+    Provenance,
+    folder_provenance,
+    gguf_provenance,
+    is_same_model,
+)
 from gemquant.formats.checkpoint.sample import assembled, sample_named
 from gemquant.formats.checkpoint.source import TensorSource, require_finite
-from gemquant.formats.checkpoint.tokenizer_files import TokenizerSource, read_tokenizer_files
+from gemquant.formats.checkpoint.tokenizer_files import (
+    TokenizerSource,
+    adapted_tokenizer,
+    read_tokenizer_files,
+)
 from gemquant.formats.gguf.source import GgufTensors
 from gemquant.formats.gguf.tokenizer import GgufTokenizer
 from gemquant.formats.gguf.values import Metadata
@@ -40,11 +49,12 @@ _SAMPLE = "sample:"
 _log = logging.getLogger(__name__)
 
 
-def open_checkpoint(ref: str, *, lora: str | None = None) -> Checkpoint:
+def open_checkpoint(ref: str, *, lora: Sequence[str] = ()) -> Checkpoint:
     """Open a Gemma; only headers, configuration and tokenizer are read.
 
     ref: a folder, a ``.gguf`` file, a Hub id ``OWNER/NAME[@REVISION]``, or
-    ``sample:gemma-3-270m``. lora: folder or Hub id of a PEFT adapter, merged while reading.
+    ``sample:gemma-3-270m``. lora: folders or Hub ids of adapters, with ``=WEIGHT`` or without,
+    merged one after the other while reading.
 
     Raises a GemquantError with every problem that headers and configuration show.
     """
@@ -56,7 +66,7 @@ def open_checkpoint(ref: str, *, lora: str | None = None) -> Checkpoint:
         ) from error
 
 
-def _open(ref: str, lora: str | None) -> Checkpoint:
+def _open(ref: str, lora: Sequence[str]) -> Checkpoint:
     if ref.startswith(_SAMPLE):
         sample = sample_named(ref.removeprefix(_SAMPLE))
         origin = Provenance(sample.base_model, sample.license, None)
@@ -87,7 +97,7 @@ def _from_hub(ref: str, files: tuple[str, ...]) -> tuple[Path, str]:
     return folder, folder.name
 
 
-def _open_folder(folder: Path, ref: str, revision: str | None, lora: str | None) -> Checkpoint:
+def _open_folder(folder: Path, ref: str, revision: str | None, lora: Sequence[str]) -> Checkpoint:
     raw = _without_leftover(folder, read_raw_config(folder))
     config: Mapping[str, Any] = text_config(raw)
     problems = ProblemCollector()
@@ -96,26 +106,23 @@ def _open_folder(folder: Path, ref: str, revision: str | None, lora: str | None)
     )
     tensors = problems.attempt(lambda: FolderTensors(folder, config))
     tokenizer = problems.attempt(lambda: read_tokenizer_files(folder))
-    adapter = problems.attempt(
-        lambda: _adapter(lora, tensors.value.config if tensors.succeeded else config, provenance)
-    )
+    known = tensors.value.config if tensors.succeeded else config
+    adapters = problems.attempt(lambda: _adapters(lora, known, ref, provenance))
     problems.refuse()
-    config = _untied(tensors.value.config, adapter.value)
-    return Checkpoint(
-        ref, revision, config, provenance, tensors.value, tokenizer.value, adapter.value
-    )
+    plain = Checkpoint(ref, revision, known, provenance, tensors.value, tokenizer.value)
+    return _adapted(plain, adapters.value)
 
 
-def _open_gguf(path: Path, ref: str, lora: str | None, origin: Provenance | None) -> Checkpoint:
+def _open_gguf(path: Path, ref: str, lora: Sequence[str], origin: Provenance | None) -> Checkpoint:
     tensors = GgufTensors(path)
     licence = architecture_of(tensors.config).licence
     provenance = origin or gguf_provenance(path, tensors.metadata, assumed_license=licence.name)
     problems = ProblemCollector()
     tokenizer = problems.attempt(lambda: GgufTokenizer(tensors.metadata, ref))
-    adapter = problems.attempt(lambda: _adapter(lora, tensors.config, provenance))
+    adapters = problems.attempt(lambda: _adapters(lora, tensors.config, ref, provenance))
     problems.refuse()
-    config = _untied(tensors.config, adapter.value)
-    return Checkpoint(ref, None, config, provenance, tensors, tokenizer.value, adapter.value)
+    plain = Checkpoint(ref, None, tensors.config, provenance, tensors, tokenizer.value)
+    return _adapted(plain, adapters.value)
 
 
 def _without_leftover(folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
@@ -132,20 +139,27 @@ def _without_leftover(folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
     return stripped
 
 
-def _untied(config: Mapping[str, Any], adapter: LoraAdapter | None) -> Mapping[str, Any]:
-    unties = adapter is not None and adapter.unties
-    return {**config, "tie_word_embeddings": False} if unties else config
+def _adapters(
+    lora: Sequence[str], config: Mapping[str, Any], ref: str, provenance: Provenance
+) -> Adapters:
+    """Open adapters, each for the model with those before it."""
+    merged: list[LoraAdapter] = []
+    for each in lora:
+        name, weight = weighted(each)
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            folder, _ = _from_hub(name, ADAPTER_FILES)
+        is_base = partial(is_same_model, ref=ref, provenance=provenance)
+        merged.append(open_lora(folder, config, is_base=is_base, weight=weight))
+        config = merged[-1].config
+    return Adapters(merged)
 
 
-def _adapter(
-    lora: str | None, config: Mapping[str, Any], provenance: Provenance
-) -> LoraAdapter | None:
-    if lora is None:
-        return None
-    folder = Path(lora).expanduser()
-    if not folder.is_dir():
-        folder, _ = _from_hub(lora, ADAPTER_FILES)
-    return open_lora(folder, config, base_model=provenance.base_model)
+def _adapted(checkpoint: Checkpoint, adapters: Adapters) -> Checkpoint:
+    config, tokenizer = checkpoint.config, checkpoint.tokenizer_source
+    for adapter in adapters.merged:
+        config, tokenizer = adapter.config, adapted_tokenizer(adapter.folder, tokenizer)
+    return replace(checkpoint, config=config, tokenizer_source=tokenizer, adapters=adapters)
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +176,7 @@ class Checkpoint:
     provenance: Provenance
     source: TensorSource = field(repr=False)
     tokenizer_source: TokenizerSource = field(repr=False)
-    adapter: LoraAdapter | None = field(default=None, repr=False)
+    adapters: Adapters = field(default=Adapters(()), repr=False)
 
     def names(self) -> Sequence[str]:
         """Names of all tensors, in the order of the forward pass; without a tied head."""
@@ -177,7 +191,7 @@ class Checkpoint:
 
         float32 for packed types and for tensors with a merged adapter.
         """
-        if self.adapter is not None and self.adapter.changes(name):
+        if self.adapters.changes(name):
             return torch.float32
         return self.source.stored_dtype(self._stored(name))
 
@@ -192,9 +206,9 @@ class Checkpoint:
         """Rows ``start`` to ``stop`` of a matrix, or elements of a vector, as ``tensor`` does."""
         if dtype is None:
             dtype = self.stored_dtype(name)
-        if self.adapter is not None and self.adapter.changes(name):
+        if self.adapters.changes(name):
             read = partial(self.source.read, self._stored(name), dtype=torch.float32)
-            result = self.adapter.merged_rows(name, start, stop, read).to(dtype)
+            result = self.adapters.merged_rows(name, start, stop, read).to(dtype)
         else:
             result = self.source.read(self._stored(name), start, stop, dtype)
         require_finite(result, f"{self.ref}: {name}")
@@ -218,16 +232,16 @@ class Checkpoint:
 
     @property
     def gguf_metadata(self) -> Metadata | None:
-        """The metadata of a GGUF, with types; None for other checkpoints."""
-        return self.source.typed_metadata if isinstance(self.source, GgufTensors) else None
+        """The metadata of a GGUF, with types; None for other checkpoints and another tokenizer."""
+        own = isinstance(self.tokenizer_source, GgufTokenizer)
+        return self.source.typed_metadata if own and isinstance(self.source, GgufTensors) else None
 
     def blocks(self, name: str, kind: str, start: int, stop: int) -> Tensor | None:
         """Rows as a GGUF stores them, (rows, bytes) uint8, where that is ggml's format ``kind``.
 
         None for any other format, and for tensors with a merged adapter.
         """
-        adapted = self.adapter is not None and self.adapter.changes(name)
-        if adapted or not isinstance(self.source, GgufTensors):
+        if self.adapters.changes(name) or not isinstance(self.source, GgufTensors):
             return None
         stored = self._stored(name)
         return self.source.blocks(stored, start, stop) if self.source.kind(stored) == kind else None
@@ -254,10 +268,8 @@ class Checkpoint:
 
     @cached_property
     def _digests(self) -> Mapping[str, str]:
-        digests = {path.name: _sha256(path) for path in self.source.files}
-        if self.adapter is not None:
-            digests |= {f"lora/{path.name}": _sha256(path) for path in self.adapter.files}
-        return digests
+        files = {path.name: path for path in self.source.files} | {**self.adapters.files}
+        return {name: _sha256(path) for name, path in files.items()}
 
 
 def _sha256(path: Path) -> str:

@@ -31,7 +31,18 @@ MODEL_FILES = (
     "additional_chat_templates/*.jinja",
     "README.md",
 )
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
+ADAPTER_FILES = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "adapters.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "README.md",
+)
 NESTED = ("?/*", "??/*", "[!a]*/*", "a[!d]*/*", "ad[!d]*/*", "add[!i]*/*", "*/*/*")
 """Files in folders below the top: exports for other runtimes; not additional_chat_templates."""
 

@@ -1,23 +1,26 @@
-"""A PEFT LoRA adapter, merged into the weights tensor by tensor while they are read.
+"""LoRA adapters of peft and mlx-lm, merged into the weights tensor by tensor while they are read.
 
 The merged weight is W + s · B · A with s = alpha / r, or alpha / √r for rsLoRA, in float32. DoRA
 scales its rows to trained lengths. Where head and embedding were one matrix and only one of them is
-adapted, they part, as the trained model computes.
+adapted, they part, as the trained model computes. Several adapters are merged one after the other,
+as merging, saving and loading in turn would; a weight multiplies an adapter's s.
 
 Source: Hu et al., 2021, https://arxiv.org/abs/2106.09685; Kalajdzievski, 2023,
 https://arxiv.org/abs/2312.03732; Liu et al., 2024,
-https://arxiv.org/abs/2402.09353; peft ``tuners/lora``.
+https://arxiv.org/abs/2402.09353; peft ``tuners/lora``; mlx-lm ``tuner/lora.py``, ``dora.py``.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,47 +30,76 @@ from gemquant.errors import (
     GemquantError,
     ProblemCollector,
     UnsupportedError,
+    UsageError,
     listed,
     refuse,
 )
 from gemquant.formats.checkpoint.files import contained, read_json_object
+from gemquant.formats.checkpoint.lora_config import (
+    LoraConfig,
+    merge_with_peft,
+    read_lora_config,
+    read_mlx_config,
+)
 from gemquant.formats.checkpoint.source import require_finite, text_name
 from gemquant.formats.safetensors.reader import MappedSafetensors
 from gemquant.models.architecture import tensor_shapes
 from gemquant.models.structure import EMBEDDING, HEAD
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS, MLX_WEIGHTS = (
+    "adapter_config.json", "adapter_model.safetensors", "adapters.safetensors",
+)  # fmt: skip
 
 _PREFIX = "base_model.model."
 _PART = re.compile(
-    r"(?P<module>.+)\.lora_"
+    r"(?P<module>.+)\.(?:lora_"
     r"(?P<part>[AB](?=(?:\.default)?\.weight)|embedding_[AB]|magnitude_vector)"
-    r"(?:\.default)?(?:\.weight)?"
+    r"(?:\.default)?(?:\.weight)?|(?P<mlx>lora_a|lora_b|m))"
 )
-_SAVED = re.compile(r"\.(?:modules_to_save(?:\.default)?|base_layer)(?=\.weight$)")
-_TOKENS = ".token_adapter.trainable_tokens_delta"
-MERGE_WITH_PEFT = (
-    "Merge it with peft and give that folder: "
-    'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("BASE"), "ADAPTER")'
-    '.merge_and_unload().save_pretrained("FOLDER"); copy the tokenizer files too.'
+_MLX_PARTS = {"lora_a": "A", "lora_b": "B", "m": "magnitude"}
+_SAVED = re.compile(
+    r"\.(?:modules_to_save(?:\.default)?|(?:token_adapter\.)?base_layer)(?=\.weight$)"
 )
-
-T = TypeVar("T")
+_UNTRAINED, _SHARED = ".original_module.", ".base_layer."
+_TOKENS = re.compile(r"(?P<module>.+?)(?:\.token_adapter)?\.trainable_tokens_delta(?:\.default)?")
+_ROWS_AT_ONCE = 4096
 
 _log = logging.getLogger(__name__)
+
+
+def weighted(ref: str) -> tuple[str, float]:
+    """Split ``ADAPTER=WEIGHT``; the weight is 1 where none is given, or a path is called so.
+
+    >>> weighted("me/my-adapter=0.5"), weighted("./my-adapter")
+    (('me/my-adapter', 0.5), ('./my-adapter', 1.0))
+    """
+    name, equals, number = ref.rpartition("=")
+    try:
+        weight = float(number) if equals and not os.path.exists(ref) else math.nan  # noqa: PTH110 - False for a name that is too long
+    except ValueError:
+        return ref, 1.0
+    if math.isinf(weight):
+        raise UsageError(f"--lora {ref}: the weight must be finite.")
+    return (ref, 1.0) if math.isnan(weight) else (name, weight)
 
 
 @dataclass(frozen=True)
 class LowRank:
     """A matrix' update: scale · b @ a. a: (r, in), b: (out, r), float32.
 
-    magnitude: of DoRA, (out,): the length to which each merged row is scaled.
+    magnitude: of DoRA, (out,): the length to which each merged row is scaled; of an embedding,
+    (in,): the length of each column.
     """
 
     a: Tensor
     b: Tensor
     scale: float
     magnitude: Tensor | None = None
+    columns: bool = False
+
+    def added(self, base: Tensor, start: int) -> Tensor:
+        """Rows from ``start`` with the update added."""
+        return torch.addmm(base, self.b[start : start + base.shape[0]], self.a, alpha=self.scale)
 
 
 @dataclass(frozen=True)
@@ -75,94 +107,197 @@ class LoraAdapter:
     """Updates by the full name of the weight that they change.
 
     whole: weights that the adapter holds themselves, by stored name: ``modules_to_save``, and the
-    base of an adapted head or embedding. tokens: rows of the embedding that were trained, by id.
-    unties: whether the head differs from the embedding through this adapter alone.
+    base of an adapted head or embedding. tokens: rows that were trained alone, by id. config: of
+    the model with this adapter, whose head may have parted and whose vocabulary may have grown.
     """
 
+    folder: Path
     files: Sequence[Path]
     updates: Mapping[str, LowRank]
     weights: MappedSafetensors
     whole: Mapping[str, str]
-    tokens: Mapping[int, Tensor]
-    unties: bool
+    tokens: Mapping[str, Mapping[int, Tensor]]
+    config: Mapping[str, Any]
+    _lengths: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def changes(self, name: str) -> bool:
         """Whether the adapter has an update for this tensor."""
-        rows = name == EMBEDDING and bool(self.tokens)
-        return name in self.updates or name in self.whole or rows
+        name = self._own(name)
+        return name in self.updates or name in self.whole or name in self.tokens
+
+    def merged_rows(
+        self, name: str, start: int, stop: int, *, read: Callable[[int, int], Tensor]
+    ) -> Tensor:
+        """Rows ``start`` to ``stop`` with the adapter. read: rows without it, in float32."""
+        name = self._own(name)
+        if name in self.whole:
+            read = partial(self.weights.read, self.whole[name], dtype=torch.float32)
+        base = read(start, stop)
+        if (update := self.updates.get(name)) is not None:
+            base = update.added(base, start)
+            if update.magnitude is not None and update.columns:
+                base = base * (update.magnitude / self._column_lengths(name, update, read))
+            elif update.magnitude is not None:
+                lengths = torch.linalg.norm(base, dim=1)
+                base = base * (update.magnitude[start : start + len(base)] / lengths)[:, None]
+        rows = self.tokens.get(name, {})
+        trained = [row for row in rows if start <= row < start + base.shape[0]]
+        if trained:
+            base = base.clone()
+            for row in trained:
+                base[row - start] = rows[row]
+        return base
+
+    def _own(self, name: str) -> str:
+        """A head that has not parted yet is the embedding."""
+        return EMBEDDING if name == HEAD and self.config["tie_word_embeddings"] else name
+
+    def _column_lengths(
+        self, name: str, update: LowRank, read: Callable[[int, int], Tensor]
+    ) -> Tensor:
+        if name not in self._lengths:
+            rows = update.b.shape[0]
+            squares = torch.zeros(update.a.shape[1], dtype=torch.float64)
+            for start in range(0, rows, _ROWS_AT_ONCE):
+                merged = update.added(read(start, min(start + _ROWS_AT_ONCE, rows)), start)
+                squares += merged.to(torch.float64).square().sum(0)
+            self._lengths[name] = squares.sqrt().to(torch.float32)
+        return self._lengths[name]
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """Adapters in the order in which they are merged."""
+
+    merged: Sequence[LoraAdapter]
+
+    def changes(self, name: str) -> bool:
+        """Whether one has an update for this tensor."""
+        return any(adapter.changes(name) for adapter in self.merged)
 
     def merged_rows(
         self, name: str, start: int, stop: int, read: Callable[[int, int], Tensor]
     ) -> Tensor:
-        """Rows ``start`` to ``stop`` of a changed tensor. read: those rows of the base, float32."""
-        if name in self.whole:
-            base = self.weights.read(self.whole[name], start, stop, torch.float32)
-        else:
-            base = read(start, stop)
-        update = self.updates.get(name)
-        if update is not None:
-            end = start + base.shape[0]
-            base = torch.addmm(base, update.b[start:end], update.a, alpha=update.scale)
-            if update.magnitude is not None:
-                lengths = torch.linalg.norm(base, dim=1)
-                base = base * (update.magnitude[start:end] / lengths)[:, None]
-        trained = [row for row in self.tokens if start <= row < start + base.shape[0]]
-        if name == EMBEDDING and trained:
-            base = base.clone()
-            for row in trained:
-                base[row - start] = self.tokens[row]
-        return base
+        """Rows ``start`` to ``stop`` with all of them. read: rows of the base, in float32."""
+        for adapter in self.merged:
+            if adapter.changes(name):
+                read = partial(adapter.merged_rows, name, read=read)
+        return read(start, stop)
+
+    @property
+    def files(self) -> Mapping[str, Path]:
+        """Their files, by name; numbered where there are several adapters."""
+        several = len(self.merged) > 1
+        return {
+            f"lora/{number}/{path.name}" if several else f"lora/{path.name}": path
+            for number, adapter in enumerate(self.merged, 1)
+            for path in adapter.files
+        }
 
 
-def open_lora(folder: Path, config: Mapping[str, Any], *, base_model: str) -> LoraAdapter:
+def open_lora(
+    folder: Path,
+    config: Mapping[str, Any],
+    *,
+    is_base: Callable[[str], bool],
+    weight: float = 1.0,
+) -> LoraAdapter:
     """Read an adapter for the model of this text configuration.
 
+    is_base: whether a name is the model's. weight: multiplies the scale of every update.
     Raises UnsupportedError for kinds of adapter that cannot be merged into Gemma's tensors,
     CheckpointError for one of another model; each problem with its tensors.
     """
-    _require_adapter(folder)
-    lora = read_lora_config(read_json_object(contained(folder, CONFIG)), str(folder))
-    if lora.base_model not in (None, base_model):
-        _log.warning("The adapter names %s as its base, not %s.", lora.base_model, base_model)
-    weights = MappedSafetensors([contained(folder, WEIGHTS)])
-    parts = _sorted_parts(weights, folder)
+    file = _weights_file(folder)
+    raw = read_json_object(contained(folder, CONFIG))
+    lora = (read_mlx_config if file == MLX_WEIGHTS else read_lora_config)(raw, str(folder))
+    if lora.base_model is not None and not is_base(lora.base_model):
+        _log.warning("The adapter names %s as its base, not this model.", lora.base_model)
+    weights = MappedSafetensors([contained(folder, file)])
+    parts = _sorted_parts(weights, lora, folder)
+    if config["tie_word_embeddings"] and _SHARED in parts.whole.get(EMBEDDING, ""):
+        parts.whole.setdefault(HEAD, parts.whole[EMBEDDING])
+    config = _resized(parts, config, lora, weights, folder)
+    changes = _changes(parts, config, lora, weights, weight)
     problems = parts.problems
-    shapes = tensor_shapes({**config, "tie_word_embeddings": False})
+    made_for = f"The adapter was made for {lora.base_model or 'another model'}."
+    for error in changes.problems:
+        problems.append(type(error)(f"{folder}: {error.message}", hint=error.hint or made_for))
+    refuse(problems)
+    if not (changes.updates or parts.whole or changes.tokens):
+        raise CheckpointError(f"{folder}: {file} changes nothing in the text model.")
+    if config["tie_word_embeddings"]:
+        config = {**config, "tie_word_embeddings": not _part(changes, parts.whole, lora, weights)}
+    files = (folder / CONFIG, folder / file)
+    return LoraAdapter(folder, files, changes.updates, weights, parts.whole, changes.tokens, config)
+
+
+@dataclass(frozen=True)
+class _Changes:
+    updates: dict[str, LowRank] = field(default_factory=dict)
+    tokens: dict[str, Mapping[int, Tensor]] = field(default_factory=dict)
+    problems: ProblemCollector = field(default_factory=ProblemCollector)
+
+
+def _changes(
+    parts: _Parts,
+    config: Mapping[str, Any],
+    lora: LoraConfig,
+    weights: MappedSafetensors,
+    weight: float,
+) -> _Changes:
+    """Read every update, with all problems."""
+    changes, shapes = _Changes(), tensor_shapes({**config, "tie_word_embeddings": False})
+    problems = changes.problems
     strangers = [name for name in (*parts.pairs, *parts.whole) if name not in shapes]
     if strangers:
-        problems.append(
-            CheckpointError(
-                f"{folder}: {len(strangers)} modules are not in this model: "
-                f"{listed(strangers, 8)}.",
-                hint=f"The adapter was made for {lora.base_model or 'another model'}.",
-            )
-        )
-    collector = ProblemCollector()
-    updates, tokens = {}, collector.attempt(lambda: _tokens(parts, shapes, lora, weights))
+        message = f"{len(strangers)} modules are not in this model: {listed(strangers, 8)}."
+        problems.append(CheckpointError(message))
     for name, pair in parts.pairs.items():
         if name in shapes:
-            update = collector.attempt(partial(_low_rank, name, pair, shapes[name], lora, weights))
-            if update.succeeded:
-                updates[name] = update.value
+            read = partial(_low_rank, name, pair, shapes[name], lora, weights, weight)
+            if (update := problems.attempt(read)).succeeded:
+                changes.updates[name] = update.value
+    for name, stored in parts.tokens.items():
+        rows = problems.attempt(partial(_rows, name, stored, shapes, lora, weights))
+        if rows.succeeded:
+            changes.tokens[name] = rows.value
     for name, stored in parts.whole.items():
         if name in shapes:
-            collector.attempt(partial(_check_whole, stored, shapes[name], weights))
-    for error in collector:
-        problems.append(type(error)(f"{folder}: {error.message}", hint=error.hint))
-    refuse(problems)
-    if not (updates or parts.whole or tokens.value):
-        raise CheckpointError(f"{folder}: {WEIGHTS} holds no LoRA weights.")
-    whole = dict(parts.whole)
-    unties = False
-    if config["tie_word_embeddings"]:
-        tied = lora.tied and (EMBEDDING in updates or EMBEDDING in whole)
-        adapted = HEAD in updates or EMBEDDING in updates or _one_of_two(whole, weights)
-        unties = adapted and not tied
-        if not unties:
-            updates.pop(HEAD, None)
-            whole.pop(HEAD, None)
-    files = (folder / CONFIG, folder / WEIGHTS)
-    return LoraAdapter(files, updates, weights, whole, tokens.value, unties)
+            problems.attempt(partial(_check_whole, stored, shapes[name], weights))
+    others = [*(n for n, s in parts.whole.items() if _SHARED not in s), *parts.tokens]
+    if weight != 1 and others:
+        problems.append(
+            UsageError(
+                f"weight {weight:g}: the adapter holds whole weights, which have none: "
+                f"{listed(others, 4)}.",
+                hint="Give --lora the adapter alone, without =WEIGHT.",
+            )
+        )
+    return changes
+
+
+def _part(
+    changes: _Changes, whole: dict[str, str], lora: LoraConfig, weights: MappedSafetensors
+) -> bool:
+    """Whether the adapter parts a head from its embedding; if not, leave the head's changes out."""
+    updates, tokens = changes.updates, changes.tokens
+    # mlx-lm computes a tied head with the adapted embedding; peft does so on request.
+    kept = lora.tied or lora.fixed_scale is not None
+    rows = tokens.get(EMBEDDING, {})
+    parted = (
+        HEAD in updates
+        or EMBEDDING in updates
+        or _one_of_two(whole, weights)
+        or not _same_rows(tokens.get(HEAD, rows), rows)
+    )
+    if parted and not (kept and (EMBEDDING in updates or EMBEDDING in whole)):
+        tokens.setdefault(HEAD, rows)
+        return True
+    updates.pop(HEAD, None)
+    whole.pop(HEAD, None)
+    tokens.pop(HEAD, None)
+    return False
 
 
 def _one_of_two(whole: Mapping[str, str], weights: MappedSafetensors) -> bool:
@@ -173,19 +308,31 @@ def _one_of_two(whole: Mapping[str, str], weights: MappedSafetensors) -> bool:
     return not torch.equal(weights.tensor(head), weights.tensor(embedding))
 
 
-def _require_adapter(folder: Path) -> None:
+def _same_rows(first: Mapping[int, Tensor], second: Mapping[int, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[i], second[i]) for i in first)
+
+
+def _weights_file(folder: Path) -> str:
+    """The name of an adapter's weights; the error for a folder that is none, or pickled."""
     if not (folder / CONFIG).exists():
         raise CheckpointError(
             f"{folder}: {CONFIG} is missing; this is not a PEFT adapter.",
             hint="Give the folder or Hub id of an adapter saved by peft's save_pretrained.",
         )
-    if (folder / WEIGHTS).exists():
-        return
+    for name in (WEIGHTS, MLX_WEIGHTS):
+        if (folder / name).exists():
+            return name
     if (folder / "adapter_model.bin").exists():
         raise UnsupportedError(
             f"{folder}: only pickled weights (adapter_model.bin); loading a pickle can run any "
             "code, so only safetensors are read.",
-            hint="Load the adapter with peft once and save it again.",
+            hint="Save it again with peft: from peft import AutoPeftModelForCausalLM; "
+            f'AutoPeftModelForCausalLM.from_pretrained("{folder}").save_pretrained("FOLDER")',
+        )
+    if (folder / "adapters.npz").exists():
+        raise UnsupportedError(
+            f"{folder}: adapters.npz is from an early mlx-lm.",
+            hint=f"mlx_lm.fuse --model BASE --adapter-path {folder} --save-path FOLDER",
         )
     raise CheckpointError(f"{folder}: {WEIGHTS} is missing.")
 
@@ -194,42 +341,39 @@ def _require_adapter(folder: Path) -> None:
 class _Parts:
     """The stored tensors, sorted.
 
-    pairs: a weight's full name → the stored name of each part, "A", "B" and "magnitude". whole:
-    full name → stored name. tokens: stored names of token rows.
+    pairs: a weight's full name → the stored name of each part, "A", "B" and "magnitude". whole,
+    tokens: full name → stored name.
     """
 
-    pairs: dict[str, dict[str, str]]
-    whole: dict[str, str]
-    tokens: list[str]
-    problems: list[GemquantError]
+    pairs: dict[str, dict[str, str]] = field(default_factory=dict)
+    whole: dict[str, str] = field(default_factory=dict)
+    tokens: dict[str, str] = field(default_factory=dict)
+    problems: list[GemquantError] = field(default_factory=list)
 
 
-def _sorted_parts(weights: MappedSafetensors, folder: Path) -> _Parts:
-    parts = _Parts({}, {}, [], [])
+def _sorted_parts(weights: MappedSafetensors, lora: LoraConfig, folder: Path) -> _Parts:
+    parts = _Parts()
     unknown, vision = [], []
     for stored in weights.shapes:
-        if not stored.startswith(_PREFIX):
-            unknown.append(stored)
+        own = stored.removeprefix(_PREFIX)
+        if _UNTRAINED in own:
             continue
-        match = _PART.fullmatch(stored.removeprefix(_PREFIX))
-        if match is None:
-            saved = _SAVED.sub("", stored.removeprefix(_PREFIX))
-            name = text_name(saved)
-            if name is None:
-                vision.append(stored)
-            elif name.endswith(_TOKENS):
-                parts.tokens.append(stored)
-            elif ".lora_" in name or not name.endswith(".weight"):
-                unknown.append(stored)
-            else:
-                parts.whole[name] = stored
-            continue
-        name = text_name(f"{match['module']}.weight")
+        match, rows = _PART.fullmatch(own), _TOKENS.fullmatch(own)
+        named = match or rows
+        module = f"{named['module']}.weight" if named else _SAVED.sub("", own)
+        name = text_name(module)
         if name is None:
             vision.append(stored)
-            continue
-        part = match["part"].removeprefix("embedding_").removesuffix("_vector")
-        parts.pairs.setdefault(name, {})[part] = stored
+        elif match is not None:
+            part = _MLX_PARTS.get(match["mlx"]) or match["part"]
+            part = part.removeprefix("embedding_").removesuffix("_vector")
+            parts.pairs.setdefault(name, {})[part] = stored
+        elif rows is not None:
+            parts.tokens[name] = stored
+        elif ".lora_" in name or not name.endswith(".weight"):
+            unknown.append(stored)
+        else:
+            parts.whole[name] = stored
     if vision:
         _log.warning(
             "%d tensors of the adapter belong to vision modules, which are left out: %s.",
@@ -241,10 +385,45 @@ def _sorted_parts(weights: MappedSafetensors, folder: Path) -> _Parts:
             UnsupportedError(
                 f"{folder}: {len(unknown)} tensors are not LoRA weights of linears: "
                 f"{listed(unknown, 8)}.",
-                hint=MERGE_WITH_PEFT,
+                hint=merge_with_peft(lora.base_model, str(folder)),
             )
         )
     return parts
+
+
+def _resized(
+    parts: _Parts,
+    config: Mapping[str, Any],
+    lora: LoraConfig,
+    weights: MappedSafetensors,
+    folder: Path,
+) -> Mapping[str, Any]:
+    """The configuration with the vocabulary of the head and embedding in the adapter, if any.
+
+    Both must be there, or the one that a tied model has: the rows of the other are nowhere.
+    """
+    shapes = {n: weights.shapes[parts.whole[n]] for n in (EMBEDDING, HEAD) if n in parts.whole}
+    rows = {shape[0] for shape in shapes.values() if shape[1:] == (config["hidden_size"],)}
+    if len(rows) != 1 or rows == {config["vocab_size"]}:
+        return config
+    (size,) = rows
+    kept = lora.tied or lora.fixed_scale is not None
+    if len(shapes) < 2 and not (config["tie_word_embeddings"] and kept and EMBEDDING in shapes):
+        absent = "lm_head" if EMBEDDING in shapes else "embed_tokens"
+        parts.problems.append(
+            UnsupportedError(
+                f"{folder}: the vocabulary was resized from {config['vocab_size']} to {size} "
+                f"rows, and the adapter does not hold those of {absent}.",
+                hint=merge_with_peft(lora.base_model, str(folder), rows=size),
+            )
+        )
+    _log.warning(
+        "The adapter %s resizes the vocabulary from %d to %d rows.",
+        folder,
+        config["vocab_size"],
+        size,
+    )
+    return {**config, "vocab_size": size}
 
 
 def _low_rank(
@@ -253,71 +432,72 @@ def _low_rank(
     shape: tuple[int, ...],
     lora: LoraConfig,
     weights: MappedSafetensors,
+    weight: float,
 ) -> LowRank:
     for part in "AB":
         if part not in pair:
             raise CheckpointError(f"{name}: lora_{part} is missing.")
     match = _PART.fullmatch(pair["A"].removeprefix(_PREFIX))
-    module = match["module"] if match else name
-    rank = lora.rank(module)
-    transposed = ".lora_embedding_" in pair["A"]
-    wanted = {"A": (rank, shape[-1]), "B": (shape[0], rank), "magnitude": shape[:1]}
-    if transposed:
-        wanted = {"A": (rank, shape[0]), "B": (shape[-1], rank), "magnitude": shape[-1:]}
+    assert match is not None
+    rank, mlx = lora.rank(match["module"]), match["mlx"] is not None
+    embedding = ".lora_embedding_" in pair["A"] or (mlx and name == EMBEDDING)
+    rows, columns = shape[0], shape[-1]
+    # peft adapts the embedding as the linear that it is transposed.
+    a, b = ((rank, rows), (columns, rank)) if embedding else ((rank, columns), (rows, rank))
+    wanted = {"A": a, "B": b, "magnitude": (columns if embedding else rows,)}
+    if mlx:
+        wanted |= {"A": a[::-1], "B": b[::-1], "magnitude": (rows,)}
     for part, stored in pair.items():
         actual = weights.shapes[stored]
         if actual != wanted[part]:
             raise CheckpointError(
                 f"{name}: lora_{part} has shape {actual}; rank {rank} and this model need "
-                f"{wanted[part]}.",
-                hint=f"The adapter was made for {lora.base_model or 'another model'}.",
+                f"{wanted[part]}."
             )
-    if transposed and "magnitude" in pair:
-        raise UnsupportedError(f"{name}: DoRA of an embedding is not read.", hint=MERGE_WITH_PEFT)
-    if lora.dora and not transposed and "magnitude" not in pair:
+    if lora.dora and "magnitude" not in pair:
         raise CheckpointError(f"{name}: lora_magnitude_vector is missing.")
     tensors = {}
     for part, stored in pair.items():
         tensors[part] = weights.tensor(stored).to(torch.float32)
         require_finite(tensors[part], stored)
-    a, b = tensors["A"], tensors["B"]
-    if transposed:
-        a, b = b.T, a.T
-    return LowRank(a, b, lora.scale(module), tensors.get("magnitude"))
+    down, up = tensors["A"], tensors["B"]
+    if mlx:
+        down, up = down.T, up.T
+    if embedding:
+        down, up = up.T, down.T
+    scale = lora.scale(match["module"]) * weight
+    return LowRank(down, up, scale, tensors.get("magnitude"), columns=embedding and not mlx)
 
 
 def _check_whole(stored: str, shape: tuple[int, ...], weights: MappedSafetensors) -> None:
     if weights.shapes[stored] != shape:
-        raise UnsupportedError(
-            f"{stored} has shape {weights.shapes[stored]}, and this model's {shape}: the "
-            "vocabulary was resized.",
-            hint="Resize the base and merge with peft: base.resize_token_embeddings(ROWS); "
-            'PeftModel.from_pretrained(base, "ADAPTER").merge_and_unload()'
-            '.save_pretrained("FOLDER").',
+        raise CheckpointError(
+            f"{stored} has shape {weights.shapes[stored]}, and this model's {shape}."
         )
     if weights.format_dtype(stored) not in ("F32", "F16", "BF16"):
         raise UnsupportedError(f"{stored}: stored as {weights.format_dtype(stored)}.")
 
 
-def _tokens(
-    parts: _Parts,
+def _rows(
+    name: str,
+    stored: str,
     shapes: Mapping[str, tuple[int, ...]],
     lora: LoraConfig,
     weights: MappedSafetensors,
 ) -> dict[int, Tensor]:
-    """Return rows of the embedding that peft trained alone, by token id."""
-    if not parts.tokens:
-        return {}
-    stored, *more = parts.tokens
-    rows, hidden = shapes[EMBEDDING]
-    values = weights.tensor(stored).to(torch.float32)
-    ids = lora.tokens
-    if more or ".embed_tokens." not in stored or not all(0 <= i < rows for i in ids):
-        raise UnsupportedError(
-            f"trainable_token_indices: {listed(parts.tokens, 2)}: only tokens of the embedding "
-            "are read.",
-            hint=MERGE_WITH_PEFT,
+    """Return rows of the embedding or head that peft trained alone, by token id."""
+    if name not in (EMBEDDING, HEAD):
+        raise UnsupportedError(f"{stored}: only rows of embedding and head are read.")
+    rows, hidden = shapes[name]
+    match = _TOKENS.fullmatch(stored.removeprefix(_PREFIX))
+    ids = lora.token_ids(match["module"] if match else name)
+    if beyond := [index for index in ids if index >= rows]:
+        raise CheckpointError(
+            f"{stored}: trained are tokens {listed(beyond, 4)}, and this model has {rows} rows.",
+            hint="The vocabulary was resized, and the adapter does not hold the embedding: save "
+            "it again with save_pretrained(…, save_embedding_layers=True).",
         )
+    values = weights.tensor(stored).to(torch.float32)
     if tuple(values.shape) != (len(ids), hidden):
         raise CheckpointError(
             f"{stored} has shape {tuple(values.shape)}; {len(ids)} tokens of this model need "
@@ -325,175 +505,3 @@ def _tokens(
         )
     require_finite(values, stored)
     return dict(zip(ids, values, strict=True))
-
-
-MAX_RANK = 1 << 16
-
-# Each makes the adapter more than W + s · B · A of linears.
-_REFUSED: Mapping[str, str] = {
-    "lora_bias": "biases were trained, and Gemma's linears have none",
-    "layer_replication": "layers are repeated",
-    "target_parameters": "bare parameters are adapted, not linears",
-    "use_qalora": "QA-LoRA pools the input",
-    "use_bdlora": "its factors are block-diagonal",
-    "kasa_config": "KaSA changes the base weights",
-    "monteclora_config": "MonteCLoRA samples its weights",
-    "alora_invocation_tokens": "an activated LoRA applies to part of the text only",
-}
-_CHANGES_THE_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
-
-
-@dataclass(frozen=True)
-class LoraConfig:
-    """base_model: as the adapter names it. Patterns: (module pattern, value), first match wins.
-
-    tokens: ids of embedding rows that were trained alone. tied: whether peft tied head and
-    embedding while it trained (``ensure_weight_tying``).
-    """
-
-    base_model: str | None
-    r: int
-    alpha: float
-    rslora: bool
-    ranks: tuple[tuple[str, int], ...]
-    alphas: tuple[tuple[str, float], ...]
-    dora: bool = False
-    tied: bool = False
-    tokens: tuple[int, ...] = ()
-
-    def rank(self, module: str) -> int:
-        """Rank of a module's update, by the module's name in the adapter."""
-        return _first(self.ranks, module, self.r)
-
-    def scale(self, module: str) -> float:
-        """The factor before B · A: alpha / r, or alpha / √r for rsLoRA."""
-        rank = self.rank(module)
-        divisor: float = rank**0.5 if self.rslora else rank
-        return _first(self.alphas, module, self.alpha) / divisor
-
-
-def read_lora_config(raw: Mapping[str, Any], where: str) -> LoraConfig:
-    """Check an adapter's configuration. Raises everything in it that cannot be merged, at once."""
-    kind = raw.get("peft_type")
-    if kind != "LORA":
-        raise UnsupportedError(f"{where}: peft_type {kind!r}: only LORA can be merged.")
-    problems: list[GemquantError] = [
-        UnsupportedError(
-            f"{where}: {key} {raw[key]!r} is not supported: {reason}.", hint=MERGE_WITH_PEFT
-        )
-        for key, reason in _REFUSED.items()
-        if raw.get(key)
-    ]
-    if raw.get("bias", "none") not in ("none", "all", "lora_only"):
-        problems.append(CheckpointError(f"{where}: bias {raw['bias']!r} is not one of peft's."))
-    start = raw.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(_CHANGES_THE_BASE):
-        problems.append(
-            UnsupportedError(
-                f"{where}: init_lora_weights {start!r} also changes the base weights.",
-                hint="Save it as a plain LoRA: peft's save_pretrained with "
-                "path_initial_model_for_weight_conversion.",
-            )
-        )
-    if raw.get("fan_in_fan_out"):
-        _log.warning("fan_in_fan_out is ignored, as in peft: Gemma's linears are not transposed.")
-    rank, alpha = raw.get("r"), raw.get("lora_alpha")
-    if not _is_rank(rank):
-        problems.append(CheckpointError(f"{where}: r {rank!r}: must be from 1 to {MAX_RANK}."))
-    if not _is_number(alpha):
-        problems.append(CheckpointError(f"{where}: lora_alpha {alpha!r}: must be a number."))
-    ranks = _patterns(raw, "rank_pattern", _is_rank, where, problems)
-    alphas = _patterns(raw, "alpha_pattern", _is_number, where, problems)
-    tokens = _token_ids(raw.get("trainable_token_indices"), where, problems)
-    refuse(problems)
-    base = raw.get("base_model_name_or_path")
-    return LoraConfig(
-        base_model=base if isinstance(base, str) and base else None,
-        r=raw["r"],
-        alpha=float(raw["lora_alpha"]),
-        rslora=bool(raw.get("use_rslora")),
-        ranks=tuple(ranks.items()),
-        alphas=tuple(alphas.items()),
-        dora=bool(raw.get("use_dora")),
-        tied=bool(raw.get("ensure_weight_tying")),
-        tokens=tokens,
-    )
-
-
-def _is_rank(value: Any) -> bool:
-    return type(value) is int and 1 <= value <= MAX_RANK
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) <= torch.finfo(torch.float32).max
-
-
-def _token_ids(listed_ids: Any, where: str, problems: list[GemquantError]) -> tuple[int, ...]:
-    """Ids of ``trainable_token_indices``: a list, or an object of one list by module."""
-    if isinstance(listed_ids, dict):
-        listed_ids = next(iter(listed_ids.values()), []) if len(listed_ids) == 1 else listed_ids
-    ids = listed_ids or []
-    if not isinstance(ids, list) or not all(type(i) is int and i >= 0 for i in ids):
-        problems.append(
-            UnsupportedError(
-                f"{where}: trainable_token_indices: must be token ids of the embedding.",
-                hint=MERGE_WITH_PEFT,
-            )
-        )
-        return ()
-    return tuple(ids)
-
-
-# A downloaded expression must not take unbounded time: no repeated groups, few repetitions.
-_LONGEST_PATTERN, _MOST_REPEATS, _MOST_EXPRESSIONS = 500, 3, 32
-_REPEATED_GROUP = re.compile(r"\)[*+{]")
-_REPEAT = re.compile(r"(?<!\\)[*+{]")
-
-
-def _patterns(
-    raw: Mapping[str, Any],
-    key: str,
-    valid: Any,
-    where: str,
-    problems: list[GemquantError],
-) -> dict[str, Any]:
-    """Module patterns with their values: regular expressions, as in peft, that end in time."""
-    declared = raw.get(key) or {}
-    if not isinstance(declared, dict):
-        problems.append(CheckpointError(f"{where}: {key}: must be an object."))
-        return {}
-    patterns, expressions = {}, 0
-    for pattern, value in declared.items():
-        repeats = len(_REPEAT.findall(pattern))
-        expressions += repeats > 0
-        if not _is_harmless(pattern, repeats) or expressions > _MOST_EXPRESSIONS:
-            problems.append(
-                UnsupportedError(
-                    f"{where}: {key} {pattern!r}: read are expressions that are valid, with at "
-                    f"most {_MOST_REPEATS} repetitions and no repeated group.",
-                    hint=MERGE_WITH_PEFT,
-                )
-            )
-        elif not valid(value):
-            problems.append(CheckpointError(f"{where}: {key} {pattern}: {value!r} is not valid."))
-        else:
-            patterns[pattern] = value
-    return patterns
-
-
-def _is_harmless(pattern: str, repeats: int) -> bool:
-    if len(pattern) > _LONGEST_PATTERN or repeats > _MOST_REPEATS:
-        return False
-    try:
-        re.compile(rf"(.*\.)?({pattern})$")
-    except (re.error, RecursionError, OverflowError):
-        return False
-    return _REPEATED_GROUP.search(pattern) is None
-
-
-def _first(patterns: tuple[tuple[str, T], ...], module: str, default: T) -> T:
-    """Match as peft's ``get_pattern_key``: the whole name, or all after one of its dots."""
-    for pattern, value in patterns:
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,6 +56,20 @@ def folder_provenance(
         card=card,
         name=name if parents and not hub_names else None,
     )
+
+
+def is_same_model(named: str, ref: str, provenance: Provenance) -> bool:
+    """Whether a name that an adapter has for its base is the checkpoint that ``ref`` opened.
+
+    Local paths are compared resolved; one that is not here, as from another machine, by its name.
+    """
+    here = ref.partition("@")[0]
+    if named in (here, provenance.base_model, provenance.name):
+        return True
+    theirs, ours = (os.path.expanduser(path) for path in (named, here))  # noqa: PTH111
+    if os.path.exists(theirs) and os.path.exists(ours):  # noqa: PTH110 - False for any text
+        return os.path.realpath(theirs) == os.path.realpath(ours)
+    return Path(named).name in (Path(here).name, Path(provenance.base_model).name)
 
 
 def _hub_ids(*candidates: object) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,8 @@ TEMPLATE_FILES = ("chat_template.json", "processor_config.json", "preprocessor_c
 NAMED_TEMPLATES = "additional_chat_templates"
 MAX_NAMED_TEMPLATES = 32
 MAX_TOKENIZER_BYTES = 500_000_000
+
+_log = logging.getLogger(__name__)
 
 _DEFAULT = "default"
 _REQUIRED = "tokenizer.json"
@@ -92,6 +95,13 @@ class TokenizerFiles:
             return self.files["chat_template.jinja"].decode(errors="replace")
         return _named(self._config.get("chat_template")).get(_DEFAULT)
 
+    @property
+    def added_tokens(self) -> Mapping[str, Any]:
+        """Added tokens of tokenizer.json: content by id."""
+        listed = self._json(_REQUIRED).get("added_tokens")
+        tokens = listed if isinstance(listed, list) else []
+        return {str(t.get("id")): t.get("content") for t in tokens if isinstance(t, dict)}
+
     @cached_property
     def end_tokens(self) -> frozenset[int]:
         """Ids that end a text by generation_config.json and by the tokenizer's eos_token."""
@@ -138,6 +148,21 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
             file = UntrustedFile(contained(folder, name), MAX_TOKENIZER_BYTES, CheckpointError)
             files[name] = file.bytes()
     return TokenizerFiles(str(folder), _with_other_templates(folder, files))
+
+
+def adapted_tokenizer(folder: Path, base: TokenizerSource) -> TokenizerSource:
+    """Return an adapter's own tokenizer where it has one with other added tokens than the base's.
+
+    Where generation ends is the base's still: adapters have no generation_config.json.
+    """
+    if not (folder / _REQUIRED).exists():
+        return base
+    own = read_tokenizer_files(folder)
+    if own.added_tokens == TokenizerFiles(str(folder), base.files).added_tokens:
+        return base
+    _log.warning("%s: the adapter's own tokenizer is used: its added tokens differ.", folder)
+    kept = {n: content for n, content in base.files.items() if n == "generation_config.json"}
+    return TokenizerFiles(own.where, {**kept, **own.files})
 
 
 def _with_other_templates(folder: Path, files: dict[str, bytes]) -> dict[str, bytes]:

@@ -177,3 +177,16 @@ def test_a_gguf_type_given_twice_is_refused() -> None:
     context = command.make_context("gguf", ["m", "--type", "Q6_K", "--type", "q6_k"])
     with pytest.raises(UsageError, match=r"--type Q6_K: given 2 times\."):
         read_request(context, command.quantizer)
+
+
+def test_adapters_are_given_one_by_one_or_as_a_list(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ("a", "b=0.5")
+    assert request_of("m", "--lora", "a", "--lora", "b=0.5").recipe.lora == given
+    (folder / "gemquant.toml").write_text('lora = ["a", "b=0.5"]')
+    assert request_of("m").recipe.lora == given
+    (folder / "gemquant.toml").write_text('lora = "a"')
+    assert request_of("m").recipe.lora == ("a",)
+    monkeypatch.setenv("GEMQUANT_LORA", "my folder/a,b=0.5")
+    assert request_of("m").recipe.lora == ("my folder/a", "b=0.5")

@@ -37,6 +37,16 @@ def test_a_recipe_survives_json() -> None:
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
 
 
+@pytest.mark.parametrize(
+    ("adapters", "written"),
+    [((), None), (("a",), "a"), (("a", "b=0.5"), ["a", "b=0.5"])],
+)
+def test_adapters_are_nothing_one_or_a_list(adapters: tuple[str, ...], written: object) -> None:
+    recipe = Recipe(model="m", quantizer="awq", lora=adapters)
+    assert recipe.to_dict()["lora"] == written
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+
+
 def test_toml_and_json_recipes_are_the_same(tmp_path: Path) -> None:
     toml, as_json = tmp_path / "r.toml", tmp_path / "r.json"
     toml.write_text('model = "m"\nquantizer = "awq"\n[options]\nbits = 8\n')

@@ -190,6 +190,13 @@ def test_a_merged_adapter_of_the_hub_is_a_parent_too(manifest: Manifest) -> None
     assert lineage(unquantized(merged)) == (parents, "merge")
 
 
+def test_every_merged_adapter_of_the_hub_is_a_parent(manifest: Manifest) -> None:
+    adapters = ["me/my-lora=0.5", "./mine", "you/your-lora@v1=2"]
+    merged = changed(manifest, recipe={**manifest.recipe, "lora": adapters})
+    parents = ["google/gemma-2-2b", "me/my-lora", "you/your-lora"]
+    assert lineage(merged) == (parents, "quantized")
+
+
 def test_a_merged_adapter_from_a_folder_is_not_named_as_a_parent(manifest: Manifest) -> None:
     merged = changed(manifest, recipe={**manifest.recipe, "lora": "./my-lora"})
     assert lineage(unquantized(merged)) == ("google/gemma-2-2b", "merge")

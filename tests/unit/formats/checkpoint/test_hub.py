@@ -79,7 +79,7 @@ def test_an_unknown_revision_offline_is_refused(cache: Path) -> None:
 
 def test_an_adapter_may_come_from_the_hub(cache: Path) -> None:
     with pytest.raises(CheckpointError, match=r"adapter_config\.json is missing"):
-        open_checkpoint("google/gemma-tiny", lora="google/gemma-tiny")
+        open_checkpoint("google/gemma-tiny", lora=("google/gemma-tiny",))
 
 
 def test_only_weights_and_tokenizer_at_the_top_are_fetched() -> None:

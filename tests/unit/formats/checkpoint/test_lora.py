@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gemquant.errors import CheckpointError, GemquantError, Problems, UnsupportedError
-from gemquant.formats.checkpoint import open_checkpoint
-from tests.helpers.tiny_gemma import Kind, write_tiny_gemma
+from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
+from tests.helpers.tiny_gemma import Kind, tiny_tokenizer, write_tiny_gemma
 
 UP = "model.layers.1.mlp.up_proj.weight"
 UP_A = "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight"
@@ -44,7 +46,7 @@ def write_adapter(
 
 def refusal(folder: str, adapter: str) -> GemquantError:
     with pytest.raises(GemquantError) as caught:
-        open_checkpoint(folder, lora=adapter)
+        open_checkpoint(folder, lora=(adapter,))
     return caught.value
 
 
@@ -110,7 +112,7 @@ def test_the_merge_equals_pefts(
             parameter.data += 0.01 * torch.randn_like(parameter)
     model.save_pretrained(tmp_path / "adapter")
     merged = model.merge_and_unload().state_dict()
-    checkpoint = open_checkpoint(str(tiny_folder), lora=str(tmp_path / "adapter"))
+    checkpoint = open_checkpoint(str(tiny_folder), lora=(str(tmp_path / "adapter"),))
     for name in checkpoint.names():
         ours = checkpoint.tensor(name, torch.float32)
         assert torch.allclose(ours, merged[name], rtol=0, atol=1e-5), name
@@ -142,7 +144,7 @@ def test_a_head_and_embedding_part_as_in_the_adapted_model(
         if parameter.requires_grad:
             parameter.data += 0.01 * torch.randn_like(parameter)
     model.save_pretrained(tmp_path / "adapter")
-    checkpoint = open_checkpoint(str(folder), lora=str(tmp_path / "adapter"))
+    checkpoint = open_checkpoint(str(folder), lora=(str(tmp_path / "adapter"),))
     assert checkpoint.config["tie_word_embeddings"] is False
     untied = AutoModelForCausalLM.from_config(base.config, dtype=torch.float32)
     untied.config.tie_word_embeddings = False
@@ -156,12 +158,12 @@ def test_a_head_and_embedding_part_as_in_the_adapted_model(
 
 
 def test_rows_of_a_merged_tensor_are_its_rows(folder: str, tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(folder, lora=write_adapter(tmp_path / "a"))
+    checkpoint = open_checkpoint(folder, lora=(write_adapter(tmp_path / "a"),))
     assert torch.equal(checkpoint.rows(UP, 7, 30), checkpoint.tensor(UP)[7:30])
 
 
 def test_a_merged_tensor_is_declared_float32(folder: str, tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(folder, lora=write_adapter(tmp_path / "a"))
+    checkpoint = open_checkpoint(folder, lora=(write_adapter(tmp_path / "a"),))
     assert checkpoint.stored_dtype(UP) == torch.float32
     assert checkpoint.stored_dtype("model.norm.weight") == torch.bfloat16
 
@@ -174,7 +176,7 @@ def test_an_adapter_of_the_multimodal_model_is_understood(
     tensors[f"{module}.lora_B.weight"] = torch.ones(384, 2)
     adapter = write_adapter(tmp_path / "a", tensors=tensors)
     plain = open_checkpoint(str(tiny_folders["gemma3"]))
-    merged = open_checkpoint(str(tiny_folders["gemma3"]), lora=adapter)
+    merged = open_checkpoint(str(tiny_folders["gemma3"]), lora=(adapter,))
     difference = merged.tensor(UP) - plain.tensor(UP, torch.float32)
     assert torch.allclose(difference, torch.tensor(6.0), atol=1e-5)
 
@@ -192,7 +194,7 @@ def test_patterns_match_the_names_in_the_adapter(
     patterns = {pattern.format(module): 64}
     adapter = write_adapter(tmp_path / "a", tensors=tensors, alpha_pattern=patterns)
     plain = open_checkpoint(str(tiny_folders["gemma3"]))
-    merged = open_checkpoint(str(tiny_folders["gemma3"]), lora=adapter)
+    merged = open_checkpoint(str(tiny_folders["gemma3"]), lora=(adapter,))
     name = "model.layers.0.self_attn.q_proj.weight"
     difference = merged.tensor(name) - plain.tensor(name, torch.float32)
     assert torch.allclose(difference, torch.tensor(64.0), atol=1e-4)
@@ -200,7 +202,7 @@ def test_patterns_match_the_names_in_the_adapter(
 
 def test_the_digest_covers_the_adapter(folder: str, tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "a")
-    digest = open_checkpoint(folder, lora=adapter).source_digest()
+    digest = open_checkpoint(folder, lora=(adapter,)).source_digest()
     assert sorted(digest) == [
         "lora/adapter_config.json",
         "lora/adapter_model.safetensors",
@@ -233,7 +235,7 @@ def test_another_base_models_name_alone_is_a_warning(
 ) -> None:
     adapter = write_adapter(tmp_path / "a", base_model_name_or_path="other/model")
     with caplog.at_level(logging.WARNING):
-        open_checkpoint(folder, lora=adapter)
+        open_checkpoint(folder, lora=(adapter,))
     assert "The adapter names other/model as its base" in caplog.text
 
 
@@ -303,3 +305,334 @@ def test_problems_of_base_and_adapter_come_together(tmp_path: Path) -> None:
     error = refusal(str(folder), write_adapter(tmp_path / "a", bias="x"))
     assert "tokenizer.json is missing" in str(error)
     assert "bias 'x'" in str(error)
+
+
+# ---------------------------------------------------------------- several, grown vocabularies
+
+
+QUIET = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",
+    "ignore:Model (has|with) .tie_word_embeddings=True.:UserWarning",
+    "ignore:Input and output embeddings are no longer tied:UserWarning",
+    "ignore:Setting `save_embedding_layers`:UserWarning",
+    "ignore:Could not find a config file:UserWarning",
+    "ignore:You have requested `ensure_weight_tying`, but no tied:UserWarning",
+)
+
+
+def trained_adapter(base: Any, folder: Path, *, seed: int = 1, **settings: Any) -> Any:
+    """The adapted model, whose adapter was changed as training would, and saved."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(seed)
+    settings = {"r": 4, "target_modules": ["q_proj", "up_proj"], **settings}
+    model = peft.get_peft_model(base, peft.LoraConfig(init_lora_weights=False, **settings))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.01 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    return model
+
+
+def loaded(folder: Path | str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def logits(checkpoint: Checkpoint, base_config: Any) -> torch.Tensor:
+    """transformers' logits with the checkpoint's tensors."""
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(base_config)
+    config.vocab_size = checkpoint.config["vocab_size"]
+    config.tie_word_embeddings = checkpoint.config["tie_word_embeddings"]
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    tensors = {name: checkpoint.tensor(name, torch.float32) for name in checkpoint.names()}
+    assert model.load_state_dict(tensors, strict=False).unexpected_keys == []
+    with torch.no_grad():
+        return model.eval()(IDS).logits
+
+
+IDS = torch.tensor([[2, 30, 31, 4, 9, 300, 301, 40]])
+
+
+@QUIET
+@pytest.mark.parametrize(
+    "second",
+    [
+        pytest.param({"use_rslora": True}, id="plain"),
+        pytest.param({"use_dora": True}, id="dora"),
+        pytest.param({"modules_to_save": ["embed_tokens", "lm_head"]}, id="modules"),
+        pytest.param({"trainable_token_indices": [4, 9]}, id="tokens"),
+    ],
+)
+def test_several_adapters_equal_pefts_merges_in_turn(
+    tmp_path: Path, tiny_folders: dict[Kind, Path], second: dict[str, Any]
+) -> None:
+    peft = pytest.importorskip("peft")
+    folder = tiny_folders["gemma3_text"]
+    trained_adapter(loaded(folder), tmp_path / "a")
+    trained_adapter(loaded(folder), tmp_path / "b", seed=2, **second)
+    model = loaded(folder)
+    for name in ("a", "b"):
+        model = peft.PeftModel.from_pretrained(model, tmp_path / name).merge_and_unload()
+    merged = model.state_dict()
+    checkpoint = open_checkpoint(str(folder), lora=(str(tmp_path / "a"), str(tmp_path / "b")))
+    for name in checkpoint.names():
+        ours = checkpoint.tensor(name, torch.float32)
+        assert torch.allclose(ours, merged[name], rtol=0, atol=1e-5), name
+
+
+@QUIET
+def test_weights_equal_pefts_concatenated_combination(
+    tmp_path: Path, tiny_folders: dict[Kind, Path]
+) -> None:
+    peft = pytest.importorskip("peft")
+    folder = tiny_folders["gemma2"]
+    trained_adapter(loaded(folder), tmp_path / "a")
+    trained_adapter(loaded(folder), tmp_path / "b", seed=2, r=2)
+    model = peft.PeftModel.from_pretrained(loaded(folder), tmp_path / "a", adapter_name="a")
+    model.load_adapter(tmp_path / "b", adapter_name="b")
+    model.add_weighted_adapter(["a", "b"], [1.0, 0.25], "both", combination_type="cat")
+    model.set_adapter("both")
+    merged = model.merge_and_unload().state_dict()
+    given = (str(tmp_path / "a"), f"{tmp_path / 'b'}=0.25")
+    checkpoint = open_checkpoint(str(folder), lora=given)
+    for name in checkpoint.names():
+        ours = checkpoint.tensor(name, torch.float32)
+        assert torch.allclose(ours, merged[name], rtol=0, atol=1e-5), name
+
+
+def test_files_of_several_adapters_are_numbered(folder: str, tmp_path: Path) -> None:
+    adapters = (write_adapter(tmp_path / "a"), write_adapter(tmp_path / "b"))
+    assert sorted(open_checkpoint(folder, lora=adapters).source_digest()) == [
+        "lora/1/adapter_config.json",
+        "lora/1/adapter_model.safetensors",
+        "lora/2/adapter_config.json",
+        "lora/2/adapter_model.safetensors",
+        "model.safetensors",
+    ]
+
+
+def test_a_weight_of_whole_matrices_is_refused(folder: str, tmp_path: Path) -> None:
+    tensors = {"base_model.model.model.norm.weight": torch.ones(128)}
+    adapter = write_adapter(tmp_path / "a", tensors=tensors)
+    assert (
+        "weight 0.5: the adapter holds whole weights" in refusal(folder, f"{adapter}=0.5").message
+    )
+
+
+def test_a_weight_must_be_finite(folder: str, tmp_path: Path) -> None:
+    message = refusal(folder, f"{write_adapter(tmp_path / 'a')}=inf").message
+    assert message.endswith("a=inf: the weight must be finite.")
+
+
+@QUIET
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    ("rows", "settings"),
+    [
+        pytest.param(5, {"modules_to_save": ["embed_tokens", "lm_head"]}, id="modules"),
+        pytest.param(-7, {"modules_to_save": ["embed_tokens", "lm_head"]}, id="shrunk"),
+        pytest.param(5, {"modules_to_save": ["embed_tokens"]}, id="embedding"),
+        pytest.param(
+            5, {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}, id="tied"
+        ),
+        pytest.param(5, {}, id="resized-alone"),
+        pytest.param(5, {"trainable_token_indices": [4, 466, 467]}, id="tokens"),
+    ],
+)
+def test_an_adapter_of_a_resized_vocabulary_is_merged_with_its_rows(
+    tmp_path: Path, tied: bool, rows: int, settings: dict[str, Any]
+) -> None:
+    folder = write_tiny_gemma(tmp_path / "m", "gemma3_text", tied=tied)
+    base = loaded(folder)
+    size = base.config.vocab_size + rows
+    base.resize_token_embeddings(size)
+    model = trained_adapter(base, tmp_path / "a", **settings)
+    checkpoint = open_checkpoint(str(folder), lora=(str(tmp_path / "a"),))
+    assert checkpoint.shape("model.embed_tokens.weight") == (size, 128)
+    with torch.no_grad():
+        expected = model.eval()(IDS).logits
+    assert torch.allclose(logits(checkpoint, base.config), expected, rtol=1e-4, atol=1e-3)
+    merged = model.merge_and_unload().state_dict()
+    for name in checkpoint.names():
+        ours = checkpoint.tensor(name, torch.float32)
+        assert torch.allclose(ours, merged[name], rtol=0, atol=1e-5), name
+
+
+@QUIET
+def test_lora_of_a_resized_tied_embedding_leaves_the_head_as_it_was_resized(tmp_path: Path) -> None:
+    folder = write_tiny_gemma(tmp_path / "m", "gemma3_text")
+    base = loaded(folder)
+    base.resize_token_embeddings(470)
+    targets = ["q_proj", "embed_tokens"]
+    model = trained_adapter(base, tmp_path / "a", target_modules=targets)
+    checkpoint = open_checkpoint(str(folder), lora=(str(tmp_path / "a"),))
+    with torch.no_grad():
+        expected = model.eval()(IDS).logits
+    assert torch.allclose(logits(checkpoint, base.config), expected, rtol=1e-4, atol=1e-3)
+
+
+@QUIET
+def test_rows_of_the_head_that_are_nowhere_are_refused_with_pefts_call(tmp_path: Path) -> None:
+    folder = write_tiny_gemma(tmp_path / "m", "gemma3_text", tied=False)
+    base = loaded(folder)
+    base.resize_token_embeddings(470)
+    trained_adapter(base, tmp_path / "a", target_modules=["embed_tokens"])
+    error = refusal(str(folder), str(tmp_path / "a"))
+    assert "from 465 to 470 rows, and the adapter does not hold those of lm_head" in error.message
+    assert "base.resize_token_embeddings(470); PeftModel.from_pretrained(base, " in str(error.hint)
+
+
+@QUIET
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(
+            {"trainable_token_indices": {"embed_tokens": [4, 9], "lm_head": [30]}}, id="t"
+        ),
+        pytest.param({"target_modules": ["embed_tokens"], "use_dora": True}, id="embedding-dora"),
+        pytest.param({"target_modules": ["lm_head"], "use_dora": True}, id="head-dora"),
+    ],
+)
+def test_rows_and_dora_of_head_and_embedding_compute_as_the_adapted_model(
+    tmp_path: Path, tied: bool, settings: dict[str, Any]
+) -> None:
+    folder = write_tiny_gemma(tmp_path / "m", "gemma3_text", tied=tied)
+    base = loaded(folder)
+    model = trained_adapter(base, tmp_path / "a", **settings)
+    checkpoint = open_checkpoint(str(folder), lora=(str(tmp_path / "a"),))
+    with torch.no_grad():
+        expected = model.eval()(IDS).logits
+    assert torch.allclose(logits(checkpoint, base.config), expected, rtol=1e-4, atol=1e-3)
+
+
+@QUIET
+def test_tokens_that_were_trained_alone_are_merged(
+    tmp_path: Path, tiny_folders: dict[Kind, Path]
+) -> None:
+    peft = pytest.importorskip("peft")
+    folder = tiny_folders["gemma2"]
+    config = peft.TrainableTokensConfig(token_indices=[4, 9], init_weights=False)
+    model = peft.get_peft_model(loaded(folder), config)
+    model.save_pretrained(tmp_path / "a")
+    merged = model.merge_and_unload().state_dict()
+    checkpoint = open_checkpoint(str(folder), lora=(str(tmp_path / "a"),))
+    name = "model.embed_tokens.weight"
+    assert torch.equal(checkpoint.tensor(name, torch.float32), merged[name])
+    assert checkpoint.config["tie_word_embeddings"] is True
+
+
+def test_a_resized_vocabulary_brings_its_tokenizer(tmp_path: Path) -> None:
+    folder = write_tiny_gemma(tmp_path / "m", "gemma3_text")
+    size = 466
+    rows = torch.randn(size, 128)
+    tensors = {"base_model.model.model.embed_tokens.weight": rows}
+    tensors["base_model.model.lm_head.weight"] = rows.clone()
+    adapter = write_adapter(tmp_path / "a", tensors=tensors)
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens(["<tool>"])
+    tokenizer.save(str(tmp_path / "a" / "tokenizer.json"))
+    checkpoint = open_checkpoint(str(folder), lora=(adapter,))
+    assert checkpoint.tokenizer().token_to_id("<tool>") == 465
+    assert checkpoint.shape("model.embed_tokens.weight") == (466, 128)
+
+
+# ---------------------------------------------------------------- mlx-lm
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+@pytest.mark.parametrize("keys", [["self_attn.q_proj", "mlp.down_proj"], ["model.embed_tokens"]])
+def test_an_adapter_of_mlx_lm_equals_its_fusion(tmp_path: Path, kind: str, keys: list[str]) -> None:
+    mlx = pytest.importorskip("mlx.core")
+    pytest.importorskip("mlx_lm")
+    import numpy as np
+    from mlx.utils import tree_flatten, tree_unflatten
+    from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
+    from mlx_lm.utils import load_model
+
+    folder = write_tiny_gemma(tmp_path / "m", "gemma2", dtype=torch.float32)
+    model, _ = load_model(folder)
+    parameters = {"rank": 3, "scale": 2.5, "dropout": 0.0, "keys": keys, "alpha": 99}
+    settings = {"fine_tune_type": kind, "num_layers": 2, "lora_parameters": parameters}
+    linear_to_lora_layers(model, 2, parameters, use_dora=kind == "dora")
+    mlx.random.seed(1)
+    factors = {
+        name: mlx.random.normal(value.shape) * 0.1 + (name.endswith(".m") and value)
+        for name, value in tree_flatten(model.parameters())
+        if name.endswith((".lora_a", ".lora_b", ".m"))
+    }
+    (tmp_path / "a").mkdir()
+    mlx.save_safetensors(str(tmp_path / "a" / "adapters.safetensors"), factors)
+    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(settings))
+    fresh, _ = load_model(folder)
+    fused = load_adapters(fresh, str(tmp_path / "a"))
+    modules = [(n, m.fuse()) for n, m in fused.named_modules() if hasattr(m, "fuse")]
+    fused.update_modules(tree_unflatten(modules))
+    checkpoint = open_checkpoint(str(folder), lora=(str(tmp_path / "a"),))
+    assert checkpoint.config["tie_word_embeddings"] is True
+    for name, value in tree_flatten(fused.parameters()):
+        ours = checkpoint.tensor(name, torch.float32)
+        assert torch.allclose(ours, torch.from_numpy(np.array(value)), rtol=0, atol=1e-5), name
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"fine_tune_type": "lora", "lora_parameters": {"rank": 2}}, "scale None"),
+        ({"fine_tune_type": "odd"}, "fine_tune_type 'odd'"),
+    ],
+)
+def test_an_adapter_of_mlx_lm_without_its_scale_names_the_command_that_fuses_it(
+    folder: str, tmp_path: Path, settings: dict[str, Any], words: str
+) -> None:
+    write_adapter(tmp_path / "a")
+    (tmp_path / "a" / "adapter_model.safetensors").rename(tmp_path / "a" / "adapters.safetensors")
+    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps({**settings, "model": "x/y"}))
+    error = refusal(folder, str(tmp_path / "a"))
+    assert words in error.message
+    assert f"mlx_lm.fuse --model x/y --adapter-path {tmp_path / 'a'}" in str(error.hint)
+
+
+# ---------------------------------------------------------------- names of the base
+
+
+@pytest.mark.parametrize(
+    ("named", "warned"),
+    [
+        pytest.param("{folder}", False, id="path"),
+        pytest.param("{folder}/../gemma2/", False, id="unresolved"),
+        pytest.param("/workspace/on/another/machine/gemma2", False, id="elsewhere"),
+        pytest.param("{other}/gemma2", True, id="another-folder-of-the-name"),
+        pytest.param("google/gemma-7b", True, id="another"),
+    ],
+)
+def test_paths_of_the_base_are_compared_resolved(
+    folder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, named: str, warned: bool
+) -> None:
+    (tmp_path / "gemma2").mkdir()
+    base = named.format(folder=folder, other=tmp_path)
+    adapter = write_adapter(tmp_path / "a", base_model_name_or_path=base)
+    with caplog.at_level(logging.WARNING):
+        open_checkpoint(folder, lora=(adapter,))
+    assert ("as its base, not" in caplog.text) is warned
+
+
+@QUIET
+def test_the_call_of_peft_in_a_hint_makes_a_folder_that_opens(
+    tmp_path: Path, tiny_folders: dict[Kind, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peft = pytest.importorskip("peft")
+    folder = tiny_folders["gemma2"]
+    config = peft.IA3Config(
+        target_modules=["q_proj"], feedforward_modules=[], task_type="CAUSAL_LM"
+    )
+    peft.get_peft_model(loaded(folder), config).save_pretrained(tmp_path / "a")
+    hint = str(refusal(str(folder), str(tmp_path / "a")).hint)
+    call = hint.partition("give that folder: ")[2].partition("; copy")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(call, {})
+    shutil.copy(folder / "tokenizer.json", tmp_path / "FOLDER")
+    assert open_checkpoint(str(tmp_path / "FOLDER")).config["model_type"] == "gemma2"
