@@ -11,12 +11,12 @@ from click.core import ParameterSource
 from gemquant.cli.external import run_external, tool_flags
 from gemquant.cli.quantize import QuantizerCommand
 from gemquant.cli.settings import problems_of, setting
-from gemquant.convert.external.options import ENGINES, AutoAwqOptions
+from gemquant.convert.external_options import ENGINES, AutoAwqOptions
 from gemquant.core.options import options_of
 from gemquant.errors import GemquantError, UsageError
 
 if TYPE_CHECKING:
-    from gemquant.convert.external.build import Check
+    from gemquant.convert.external import Check
 
 CONTAINER = "awq-gemm"
 TYPED = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
@@ -58,7 +58,7 @@ def _typed(ctx: click.Context, names: Sequence[str], why: str) -> list[GemquantE
 
 
 def _load_check() -> Check:
-    from gemquant.convert.external.autoawq import check
+    from gemquant.convert.autoawq import check
 
     return check
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gemquant.core.progress import Progress
     from gemquant.measure.bench.document import Benchmark, Settings
     from gemquant.measure.bench.subject import Subject
-    from gemquant.rockchip.board.rkllm import Board
+    from gemquant.rockchip.board_rkllm import Board
 
 ADDRESS = "ssh://USER@HOST[:PORT]|adb:SERIAL"
 DECIDED_BY_BOARD = {
@@ -51,7 +51,7 @@ def board_flags() -> list[click.Parameter]:
 
 def connect(params: Mapping[str, Any], progress: Progress) -> Board:
     """Survey the board that the flags name; raise all its problems together."""
-    from gemquant.rockchip.board.rkllm import Board
+    from gemquant.rockchip.board_rkllm import Board
 
     return Board.connect(
         params["board"],
@@ -109,7 +109,7 @@ def bench_on_board(
 
 def board_problems(artifacts: Sequence[Artifact], params: Mapping[str, Any]) -> list[GemquantError]:
     """Artifacts and flags that cannot be combined with ``--board``, or need it."""
-    from gemquant.rockchip.board.rkllm import container_problems
+    from gemquant.rockchip.board_rkllm import container_problems
 
     problems = container_problems(artifacts, board=params["board"] is not None)
     if params["board"] is None:

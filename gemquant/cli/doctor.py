@@ -37,15 +37,15 @@ def _doctor(*, target: str | None, board: str | None, as_json: bool, quiet: bool
 
 
 def _target(name: str) -> list[Finding]:
-    from gemquant.core.targets.target import load_target
+    from gemquant.core.targets import load_target
     from gemquant.rockchip.doctor import examine_target
 
     return examine_target(load_target(name))
 
 
 def _board(address: str, target: str | None) -> list[Finding]:
-    from gemquant.core.targets.target import load_target
-    from gemquant.rockchip.board import BoardAddress
+    from gemquant.core.targets import load_target
+    from gemquant.rockchip.board_connection import BoardAddress
     from gemquant.rockchip.doctor import examine_board
 
     chip = None if target is None else load_target(target)

@@ -24,7 +24,7 @@ from gemquant.errors import ProblemCollector, refuse
 
 if TYPE_CHECKING:
     from gemquant.calibration.suites import SuiteText
-    from gemquant.rockchip.board.rkllm import Board
+    from gemquant.rockchip.board_rkllm import Board
 
 SETTINGS = (
     *("against", "eval_windows", "eval_slices", "seq_len", "seed", "device", "dtype"),
@@ -48,7 +48,7 @@ class EvalCommand(click.Command):
             EvaluationRequest,
             name_problems,
         )
-        from gemquant.rockchip.board.rkllm import prepared_problems
+        from gemquant.rockchip.board_rkllm import prepared_problems
         from gemquant.rockchip.evaluate import measure_on_board
 
         flags = ctx.params

@@ -11,7 +11,7 @@ from gemquant.cli.progress import print_end, reporter
 from gemquant.cli.quantize import next_commands
 from gemquant.cli.quantizer_options import read_request
 from gemquant.cli.settings import problems_of, setting
-from gemquant.convert.external.options import (
+from gemquant.convert.external_options import (
     AutoAwqOptions,
     ExternalRequest,
     OnnxOptions,
@@ -23,7 +23,7 @@ from gemquant.errors import ProblemCollector, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from gemquant.convert.external.build import Check, PreparedExternal
+    from gemquant.convert.external import Check, PreparedExternal
 
 TOOL_MINUTES = 600
 MEMORY_SHARE = 0.9
@@ -91,7 +91,7 @@ def run_external(
         progress.start(f"opening {request.recipe.model}", 0)
 
         from gemquant.cli import render
-        from gemquant.convert.external.build import build, prepare_external
+        from gemquant.convert.external import build, prepare_external
 
         prepared = prepare_external(external, load_check(), progress)
         if request.dry_run:

@@ -50,7 +50,7 @@ def complete_target(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Offer the names of the shipped targets."""
-    from gemquant.core.targets.target import target_files
+    from gemquant.core.targets import target_files
 
     return [CompletionItem(name) for name in target_files() if name.startswith(incomplete)]
 

@@ -11,10 +11,10 @@ from gemquant.cli.flags import model_argument
 from gemquant.cli.quantize import MODEL
 from gemquant.cli.quantizer_options import common_flags, quantizer_flags
 from gemquant.cli.settings import setting
-from gemquant.convert.external.options import OnnxOptions
+from gemquant.convert.external_options import OnnxOptions
 
 if TYPE_CHECKING:
-    from gemquant.convert.external.build import Check
+    from gemquant.convert.external import Check
 
 NOT_HERE = {"target", "exporter", "calib", "samples", "calib_dtype"}
 
@@ -30,7 +30,7 @@ class OnnxCommand(click.Command):
 
 
 def _load_check() -> Check:
-    from gemquant.convert.external.onnx import check
+    from gemquant.convert.onnx import check
 
     return check
 

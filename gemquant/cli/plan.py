@@ -20,9 +20,9 @@ from gemquant.cli.settings import problems_of, setting, target_folders
 from gemquant.errors import UsageError
 
 if TYPE_CHECKING:
-    from gemquant.convert.estimate.candidate import Candidate
-    from gemquant.convert.estimate.fit import Estimate, EstimateRequest, Headers
-    from gemquant.core.targets.target import Target
+    from gemquant.convert.candidates import Candidate
+    from gemquant.convert.estimate import Estimate, EstimateRequest, Headers
+    from gemquant.core.targets import Target
 
 
 class PlanCommand(click.Command):
@@ -30,8 +30,8 @@ class PlanCommand(click.Command):
 
     def invoke(self, ctx: click.Context) -> None:
         """Run the command."""
-        from gemquant.convert.estimate.fit import EstimateRequest, estimate, read_headers
-        from gemquant.core.targets.target import load_target
+        from gemquant.convert.estimate import EstimateRequest, estimate, read_headers
+        from gemquant.core.targets import load_target
 
         flags, problems = ctx.params, problems_of(ctx)
         if (
@@ -80,7 +80,7 @@ def _print(
     refused: Sequence[Candidate],
 ) -> None:
     from gemquant.cli.render import print_tables, table
-    from gemquant.convert.estimate.candidate import weight_count
+    from gemquant.convert.candidates import weight_count
     from gemquant.core.resources import human_bytes
 
     speed = rows[0].speed if rows else None
@@ -170,7 +170,7 @@ def _print_json(
     refused: Sequence[Candidate],
 ) -> None:
     from gemquant.cli.render import print_json
-    from gemquant.convert.estimate.candidate import weight_count
+    from gemquant.convert.candidates import weight_count
 
     print_json(
         {

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gemquant.convert.plan import PlannedJob
     from gemquant.core.artifact import Artifact
     from gemquant.core.tables import Table
-    from gemquant.numerics.ggml.types import GgmlType
+    from gemquant.numerics.ggml_types import GgmlType
 
 MODEL = """\b
 MODEL is a folder, a Hub id with optional @REVISION, a GGUF file, or sample:gemma-3-270m.

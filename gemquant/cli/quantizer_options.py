@@ -44,7 +44,7 @@ from gemquant.core.recipe import Recipe
 from gemquant.errors import UsageError
 
 if TYPE_CHECKING:
-    from gemquant.core.targets.target import Target
+    from gemquant.core.targets import Target
 
 RECIPE_FLAGS = (
     "target",
@@ -237,7 +237,7 @@ def read_request(
 
     exporter: the container, where the command has no choice.
     """
-    from gemquant.core.targets.target import load_target
+    from gemquant.core.targets import load_target
 
     params = ctx.params
     problems = problems_of(ctx)

@@ -114,7 +114,7 @@ def _print_prepared(job: RkllmJob, preparation: Preparation, *, as_json: bool) -
 def _print_plan(prepared: PreparedRkllm, *, as_json: bool) -> None:
     """Print the expected file, the space and memory needed, and the toolkit's calls."""
     from gemquant.cli import render
-    from gemquant.convert.estimate.candidate import weight_count
+    from gemquant.convert.candidates import weight_count
     from gemquant.core.resources import human_bytes
     from gemquant.rockchip.artifact import size_range
     from gemquant.rockchip.rkllm import needed_bytes, worker_job

@@ -11,8 +11,7 @@ from gemquant.cli.settings import problems_of, target_folders
 from gemquant.errors import echo, refuse
 
 if TYPE_CHECKING:
-    from gemquant.core.targets.device import Npu
-    from gemquant.core.targets.target import Target
+    from gemquant.core.targets import Npu, Target
 
 
 class TargetsCommand(click.Command):
@@ -21,7 +20,7 @@ class TargetsCommand(click.Command):
     def invoke(self, ctx: click.Context) -> None:
         """Run the command."""
         from gemquant.cli import render
-        from gemquant.core.targets.target import load_target, targets
+        from gemquant.core.targets import load_target, targets
 
         refuse(problems_of(ctx))
         name, as_json = ctx.params["name"], ctx.params["as_json"]
@@ -42,7 +41,7 @@ class TargetsCommand(click.Command):
 
 def _describe(target: Target) -> None:
     from gemquant.cli import render
-    from gemquant.core.targets.target import accepted_schemes
+    from gemquant.core.targets import accepted_schemes
 
     render.print_tables(f"{target.name}: {target.description}", "")
     if target.npu is not None:
@@ -71,7 +70,7 @@ def _describe(target: Target) -> None:
 
 def _describe_npu(npu: Npu) -> None:
     from gemquant.cli import render
-    from gemquant.core.targets.toolkit import load_toolkit
+    from gemquant.core.targets import load_toolkit
     from gemquant.models.architecture import ARCHITECTURES
 
     toolkit = load_toolkit(npu.toolkit)

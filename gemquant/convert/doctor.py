@@ -18,7 +18,7 @@ from gemquant import __version__
 from gemquant.core.resources import human_bytes
 from gemquant.measure.bench.machine import machine
 from gemquant.numerics import native
-from gemquant.numerics.ggml.library import version as ggml_version
+from gemquant.numerics.ggml_library import version as ggml_version
 
 State = Literal["ok", "warning", "problem"]
 

@@ -23,7 +23,7 @@ from gemquant.core.protocols import Quantizer
 from gemquant.core.recipe import Recipe
 from gemquant.core.resources import require_device
 from gemquant.core.scheme import Scheme, label
-from gemquant.core.targets.target import Target
+from gemquant.core.targets import Target
 from gemquant.errors import Attempt, ProblemCollector, refuse
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemquant.formats.source_model import model_name

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from gemquant.core.scheme import INTEGER, PER_CHANNEL, Scheme
-from gemquant.numerics.ggml.types import GgmlType
+from gemquant.numerics.ggml_types import GgmlType
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -397,6 +397,6 @@ class BlockWeight(Stackable):
 
     def dequantize(self) -> Tensor:
         """Return what llama.cpp decodes, (out, in) float32."""
-        from gemquant.numerics.ggml.dequantize import dequantize_rows
+        from gemquant.numerics.ggml import dequantize_rows
 
         return dequantize_rows(self.blocks, self.scheme.type)

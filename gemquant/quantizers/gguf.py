@@ -32,7 +32,7 @@ from gemquant.formats.gguf.types import (
     parse_override,
 )
 from gemquant.models.architecture import tensor_shapes
-from gemquant.numerics.ggml.types import TYPES, GgmlType
+from gemquant.numerics.ggml_types import TYPES, GgmlType
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -144,7 +144,7 @@ Examples:
 
     def problems(self, linears: Mapping[str, tuple[int, int]]) -> list[GemquantError]:  # noqa: ARG002
         """Formats that nothing on this machine quantizes to."""
-        from gemquant.numerics.ggml.kernels import kernel_of
+        from gemquant.numerics.ggml import kernel_of
 
         missing = {
             k.name for k in self.choice.types.values() if not k.is_float and kernel_of(k) is None
@@ -252,7 +252,7 @@ def quantized_blocks(
     """
     import torch
 
-    from gemquant.numerics.ggml.quantize import quantize_rows
+    from gemquant.numerics.ggml import quantize_rows
     from gemquant.numerics.native import over_rows
     from gemquant.numerics.precision import narrowed
 

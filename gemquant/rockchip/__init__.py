@@ -8,7 +8,7 @@ calls        the parameters that the toolkit is called with
 smoothing    SmoothQuant and the emulation of w8a8
 simulation   the toolkit's simulator
 artifact     manifest and checks of a converted file
-board        a board behind ssh or adb: survey, workspace, runtime
+board_*      a board behind ssh or adb: connection, survey, workspace, events, runtime
 bench        speed on a board
 evaluate     predictions on a board, compared with the original
 doctor       checks this machine and a board

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from gemquant.convert.estimate.candidate import table_size
-from gemquant.convert.estimate.npu import linear_bytes, stored_bytes
+from gemquant.convert.candidates import linear_bytes, stored_bytes, table_size
 from gemquant.convert.finalize import ArtifactFacts
 from gemquant.core.artifact import (
     CallRecord,
@@ -24,12 +23,12 @@ from gemquant.core.artifact import (
 from gemquant.core.artifact.evaluation import LevelEvaluation
 from gemquant.core.protocols import Layout, PlainSpec, QuantizedSpec
 from gemquant.core.recipe import Recipe
-from gemquant.core.targets.toolkit import load_toolkit
+from gemquant.core.targets import load_toolkit
 from gemquant.core.weights import AffineScheme
 from gemquant.errors import ArtifactError
 from gemquant.formats.checkpoint import Checkpoint
 from gemquant.models.architecture import linear_shapes, tensor_shapes
-from gemquant.rockchip.board.rkllm import CONTAINER, SUFFIX
+from gemquant.rockchip.board_rkllm import CONTAINER, SUFFIX
 from gemquant.rockchip.options import Conversion
 
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ from gemquant.measure.bench.child import speed
 from gemquant.measure.bench.document import Benchmark, Environment, Range, Row, Settings, Spread
 from gemquant.measure.bench.measure import digest_of, prompt_from
 from gemquant.measure.bench.subject import Subject
-from gemquant.rockchip.board import Survey, survey
-from gemquant.rockchip.board.events import Done, Loaded, Ran, Statistics
-from gemquant.rockchip.board.rkllm import CONTAINER, Board, RkllmOnBoard, model_file, on_board
+from gemquant.rockchip.board_events import Done, Loaded, Ran, Statistics
+from gemquant.rockchip.board_rkllm import CONTAINER, Board, RkllmOnBoard, model_file, on_board
+from gemquant.rockchip.board_survey import Survey, survey
 from gemquant.runtimes.runtime import Timing
 
 RUNTIME, MODE = "rkllm", "npu"

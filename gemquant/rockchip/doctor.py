@@ -14,12 +14,19 @@ from pathlib import Path
 
 from gemquant.convert.doctor import Finding
 from gemquant.core.resources import human_bytes, total_memory
-from gemquant.core.targets.device import Npu
-from gemquant.core.targets.target import Target, load_target, target_files
-from gemquant.core.targets.toolkit import Toolkit, load_toolkit, version_key
+from gemquant.core.targets import (
+    Npu,
+    Target,
+    Toolkit,
+    load_target,
+    load_toolkit,
+    target_files,
+    version_key,
+)
 from gemquant.errors import UnsupportedError
-from gemquant.rockchip.board import BoardAddress, Survey, survey
-from gemquant.rockchip.board.rkllm import OLDEST_PYTHON
+from gemquant.rockchip.board_connection import BoardAddress
+from gemquant.rockchip.board_rkllm import OLDEST_PYTHON
+from gemquant.rockchip.board_survey import Survey, survey
 from gemquant.rockchip.programs.rkllm_structures import LAYOUTS, layout_of
 from gemquant.rockchip.toolkit import (
     FoundToolkit,

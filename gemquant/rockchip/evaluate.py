@@ -23,8 +23,8 @@ from gemquant.measure.quality.evaluation import Evaluation, artifact_name
 from gemquant.measure.quality.measure import Subject
 from gemquant.measure.quality.native import GENERATED_TOKENS, NativeRuntime
 from gemquant.rockchip.bench import machine_of
-from gemquant.rockchip.board.events import Done, Loaded, Ran, Rows
-from gemquant.rockchip.board.rkllm import (
+from gemquant.rockchip.board_events import Done, Loaded, Ran, Rows
+from gemquant.rockchip.board_rkllm import (
     NOT_READABLE,
     Board,
     RkllmOnBoard,

@@ -12,9 +12,7 @@ from gemquant.core.resources import human_bytes
 from gemquant.errors import GemquantError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
-    from gemquant.core.targets.device import Npu, NpuDtype
-    from gemquant.core.targets.target import Target
-    from gemquant.core.targets.toolkit import Toolkit, ToolkitVersion
+    from gemquant.core.targets import Npu, NpuDtype, Target, Toolkit, ToolkitVersion
 
 
 AUTO = "auto"
@@ -219,7 +217,7 @@ def _offering(conversion: Conversion, parameter: str) -> str | None:
 def _shape_problems(
     conversion: Conversion, config: Mapping[str, Any], named: str
 ) -> list[GemquantError]:
-    from gemquant.convert.estimate.npu import group_problem
+    from gemquant.convert.candidates import group_problem
 
     release = conversion.release
     problems: list[GemquantError] = []

@@ -10,17 +10,16 @@ from pathlib import Path
 from gemquant.calibration.prompts import calibration_prompts
 from gemquant.calibration.recipe_text import evaluation_text
 from gemquant.calibration.windows import TokenWindows
-from gemquant.convert.estimate.candidate import weight_count
+from gemquant.convert.candidates import weight_count
 from gemquant.convert.prepare import OpenedModel, calibration_dtype
 from gemquant.core.artifact import output_problems
 from gemquant.core.progress import Progress
 from gemquant.core.recipe import Recipe
-from gemquant.core.targets.target import Target
-from gemquant.core.targets.toolkit import Toolkit, ToolkitVersion, load_toolkit
+from gemquant.core.targets import Target, Toolkit, ToolkitVersion, load_toolkit
 from gemquant.errors import Attempt, GemquantError, ProblemCollector, UsageError, refuse
 from gemquant.formats.checkpoint import Checkpoint
 from gemquant.formats.source_model import model_name
-from gemquant.rockchip.board.rkllm import CONTAINER, SUFFIX
+from gemquant.rockchip.board_rkllm import CONTAINER, SUFFIX
 from gemquant.rockchip.calls import file_name, takes_prompts
 from gemquant.rockchip.options import (
     Conversion,

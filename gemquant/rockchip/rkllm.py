@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from gemquant.convert import pipeline
-from gemquant.convert.external.build import plain_dtype
+from gemquant.convert.external import plain_dtype
 from gemquant.convert.plan import SMALL_FILES_BYTES, Job, plan
 from gemquant.core.artifact import (
     Artifact,

@@ -27,7 +27,7 @@ from gemquant.calibration.stream import embed_windows, stream_layers
 from gemquant.calibration.windows import calibration_windows, evaluation_windows
 from gemquant.core.progress import Progress
 from gemquant.core.recipe import DEFAULT_CALIBRATION
-from gemquant.core.targets.target import load_target
+from gemquant.core.targets import load_target
 from gemquant.errors import ProblemCollector, RuntimeMissingError, UnsupportedError, UsageError
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemquant.models.architecture import architecture_of

@@ -17,7 +17,7 @@ from gemquant.errors import WorkerError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gemquant.core.targets.toolkit import ToolkitVersion
+    from gemquant.core.targets import ToolkitVersion
     from gemquant.measure.quality.runtime_logits import RuntimeLogits
 
 FOLDER, TASK = "logits", "simulating"

@@ -9,14 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemquant.convert.external.build import plain_dtype
+from gemquant.convert.external import plain_dtype
 from gemquant.core.artifact import (
     FoldRecord,
     SmoothingRecord,
 )
 from gemquant.core.artifact.evaluation import LevelEvaluation
 from gemquant.core.progress import Progress
-from gemquant.core.targets.device import NpuDtype
+from gemquant.core.targets import NpuDtype
 from gemquant.formats.checkpoint import Checkpoint
 from gemquant.formats.safetensors.plain import PlainSafetensors
 from gemquant.measure.quality.emulated import Emulated, emulate, not_emulated

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gemquant.core.targets.toolkit import Toolkit, ToolkitVersion, version_key
+from gemquant.core.targets import Toolkit, ToolkitVersion, version_key
 from gemquant.errors import GemquantError, RuntimeMissingError, UnsupportedError
 from gemquant.formats.checkpoint.files import read_json_object
 from gemquant.rockchip.options import AUTO

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from gemquant.errors import RuntimeMissingError, UnsupportedError
-from gemquant.numerics.ggml.library import PACKAGE, shared_objects
+from gemquant.numerics.ggml_library import PACKAGE, shared_objects
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from gemquant.core.targets.toolkit import ToolkitVersion
+from gemquant.core.targets import ToolkitVersion
 
 _DEFAULTS = {"device": "'cpu'", "do_quantization": "True", "optimization_level": "1"}
 

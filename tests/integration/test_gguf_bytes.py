@@ -18,8 +18,8 @@ from torch import Tensor
 from ci.bench.llama_quantize import Llama, QuantizeOptions
 from gemquant.formats.gguf.mixtures import FILE_TYPES
 from gemquant.formats.gguf.types import TypePlan, TypeRequest, choose_types, gguf_shapes
-from gemquant.numerics.ggml import kernels
-from gemquant.numerics.ggml.quantize import quantize_rows
+from gemquant.numerics import ggml as kernels
+from gemquant.numerics.ggml import quantize_rows
 
 pytestmark = pytest.mark.peer
 

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from gemquant.calibration.prompts import calibration_prompts
-from gemquant.core.targets.toolkit import ToolkitVersion, load_toolkit
+from gemquant.core.targets import ToolkitVersion, load_toolkit
 from gemquant.formats.checkpoint import open_checkpoint
 from gemquant.formats.gptq import Gptq
 from gemquant.models.chat import ChatTemplate

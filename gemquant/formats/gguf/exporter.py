@@ -37,7 +37,7 @@ from gemquant.formats.gguf.writer import (
 )
 from gemquant.formats.preallocated import FileLayout
 from gemquant.formats.source_model import Origin
-from gemquant.numerics.ggml.types import TYPES
+from gemquant.numerics.ggml_types import TYPES
 
 _TEMPLATE = "tokenizer.chat_template"
 _OF_A_PART = ("split.no", "split.count", "split.tensors.count")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from gemquant.errors import UsageError
-from gemquant.numerics.ggml.types import TYPES, GgmlType
+from gemquant.numerics.ggml_types import TYPES, GgmlType
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ from gemquant.formats.gguf.names import from_gguf, is_norm
 from gemquant.formats.gguf.values import StoredArray
 from gemquant.models.architecture import tensor_shapes
 from gemquant.models.structure import EMBEDDING, HEAD
-from gemquant.numerics.ggml.dequantize import dequantize_rows
-from gemquant.numerics.ggml.types import TYPES
+from gemquant.numerics.ggml import dequantize_rows
+from gemquant.numerics.ggml_types import TYPES
 
 _PLAIN: Mapping[GGMLQuantizationType, torch.dtype] = {
     GGMLQuantizationType.F32: torch.float32,

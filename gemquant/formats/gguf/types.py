@@ -30,7 +30,7 @@ from gemquant.formats.gguf.mixtures import (
 )
 from gemquant.formats.gguf.names import stored_order, to_gguf
 from gemquant.models.architecture import tensor_shapes
-from gemquant.numerics.ggml.types import TYPES, GgmlType
+from gemquant.numerics.ggml_types import TYPES, GgmlType
 
 _ESCAPE = r"\\(?:[dws]|[^A-Za-z0-9\s])"
 _TOKEN = re.compile(

@@ -33,7 +33,7 @@ from gemquant.formats.gguf.names import is_norm, to_gguf
 from gemquant.formats.gguf.values import GgufValue, Metadata, int32, packed_metadata
 from gemquant.formats.preallocated import FileLayout, PreallocatedFiles, grouped
 from gemquant.models.architecture import ARCHITECTURES
-from gemquant.numerics.ggml.types import GgmlType
+from gemquant.numerics.ggml_types import GgmlType
 
 ALIGNMENT = 32
 

@@ -111,7 +111,7 @@ def test_a_window_is_cut_to_what_the_board_may_hold(
     run: Run, board: StandInBoard, artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vocabulary = int(np.fromfile(artifact / "tiny.rkllm", "<i4", 2)[1])
-    monkeypatch.setattr("gemquant.rockchip.board.rkllm.LOGITS_BYTES", 4 * vocabulary * 9)
+    monkeypatch.setattr("gemquant.rockchip.board_rkllm.LOGITS_BYTES", 4 * vocabulary * 9)
     done = run("eval", str(artifact), "--board", ADDRESS, *SHORT)
     assert done.code == 0, done.err
     native = json.loads(done.out)["artifacts"][0]["levels"][1]

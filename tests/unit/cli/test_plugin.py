@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gemquant.convert.plugins import plugins, quantizer_type
-from gemquant.core.targets.target import load_target
+from gemquant.core.targets import load_target
 from tests.unit.cli.conftest import Run, code_blocks
 
 

@@ -15,7 +15,7 @@ from gemquant.calibration.documents import read_user_file
 from gemquant.core.artifact.finalize import read_manifest
 from gemquant.core.artifact.staged_files import file_problems
 from gemquant.core.recipe import SETTINGS, read_settings
-from gemquant.core.targets.target import read_target
+from gemquant.core.targets import read_target
 from gemquant.core.untrusted import UntrustedFile
 from gemquant.errors import (
     ArtifactError,

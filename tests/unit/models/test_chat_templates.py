@@ -11,7 +11,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from gemquant.errors import CalibrationError
 from gemquant.models.chat import ChatTemplate, Message, render
 from gemquant.models.chat_templates import VARIANTS
-from gemquant.numerics.ggml.library import shared_objects
+from gemquant.numerics.ggml_library import shared_objects
 from gemquant.runtimes import llamacpp_library
 
 SYSTEM = {"role": "system", "content": "Only reply like a pirate."}

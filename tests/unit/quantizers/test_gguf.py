@@ -12,7 +12,7 @@ from gemquant.core.weights import _SUB_BLOCKS, BlockScheme
 from gemquant.errors import Problems, UsageError
 from gemquant.models.config import text_config
 from gemquant.models.structure import EMBEDDING, HEAD
-from gemquant.numerics.ggml.types import TYPES
+from gemquant.numerics.ggml_types import TYPES
 from gemquant.quantizers.gguf import KQuant
 from tests.helpers.tiny_gemma import tiny_config
 
@@ -97,7 +97,7 @@ def test_formats_that_nothing_here_quantizes_to_are_told_before_work(
 ) -> None:
     quantizer = KQuant(type="Q4_K_M", embedding_type="F16").for_model(config)
     assert quantizer.problems({}) == []
-    monkeypatch.setattr("gemquant.numerics.ggml.kernels.kernel_of", lambda kind: None)
+    monkeypatch.setattr("gemquant.numerics.ggml.kernel_of", lambda kind: None)
     (problem,) = quantizer.problems({})
     assert problem.exit_code == 8
     assert problem.message.startswith("Q4_K, Q6_K: no kernel of gemquant and no ggml")

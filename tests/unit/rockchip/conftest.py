@@ -1,15 +1,17 @@
-"""Conversions as the command resolves them."""
+"""Conversions as the command resolves them, and a stand-in for a board."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gemquant.core.targets.target import load_target
-from gemquant.core.targets.toolkit import load_toolkit
+from gemquant.core.targets import load_target, load_toolkit
 from gemquant.rockchip.options import Conversion, RkllmOptions, resolved
+from tests.helpers.stand_in_board import StandInBoard, make_board
 
 Converting = Callable[..., Conversion]
 
@@ -30,3 +32,11 @@ def converting() -> Converting:
         return Conversion(npu, toolkit, release, dtype, asked)
 
     return make
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandInBoard:
+    """A stand-in for a board, whose ssh and adb come first on PATH."""
+    made = make_board(tmp_path / "board")
+    monkeypatch.setenv("PATH", f"{made.programs}{os.pathsep}{os.environ['PATH']}")
+    return made

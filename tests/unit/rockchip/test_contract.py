@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gemquant.core.progress import Silence
-from gemquant.core.targets.toolkit import ToolkitVersion, load_toolkit
+from gemquant.core.targets import ToolkitVersion, load_toolkit
 from gemquant.errors import WorkerError
 from gemquant.rockchip.artifact import ConvertResult
 from gemquant.rockchip.calls import calls, file_name

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gemquant.core.targets.target import load_target
-from gemquant.core.targets.toolkit import load_toolkit
+from gemquant.core.targets import load_target, load_toolkit
 from gemquant.errors import UnsupportedError
 from gemquant.rockchip import doctor
 from gemquant.rockchip.doctor import examine_target

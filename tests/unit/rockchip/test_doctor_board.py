@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from gemquant.convert.doctor import Finding
-from gemquant.core.targets.target import load_target
-from gemquant.rockchip.board import BoardAddress
+from gemquant.core.targets import load_target
+from gemquant.rockchip.board_connection import BoardAddress
 from gemquant.rockchip.doctor import examine_board
 from tests.helpers.stand_in_board import StandInBoard, make_board
 from tests.unit.cli.conftest import Run, run  # noqa: F401 (a fixture)

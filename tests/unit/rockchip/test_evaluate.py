@@ -17,9 +17,10 @@ import torch
 
 from gemquant.core.progress import Silence
 from gemquant.errors import ArtifactError, WorkerError
-from gemquant.rockchip.board import BoardAddress, survey
-from gemquant.rockchip.board.events import Event, Rows
-from gemquant.rockchip.board.rkllm import Board, RkllmOnBoard, on_board
+from gemquant.rockchip.board_connection import BoardAddress
+from gemquant.rockchip.board_events import Event, Rows
+from gemquant.rockchip.board_rkllm import Board, RkllmOnBoard, on_board
+from gemquant.rockchip.board_survey import survey
 from gemquant.rockchip.evaluate import RkllmRunner
 from tests.helpers.stand_in_board import make_board
 from tests.helpers.stand_in_rkllmrt import greedy, random_table, stand_in_runtime, write_table

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from gemquant.core.targets.target import load_target
-from gemquant.core.targets.toolkit import load_toolkit
+from gemquant.core.targets import load_target, load_toolkit
 from gemquant.models.config import text_config
 from gemquant.rockchip.options import (
     RkllmOptions,

@@ -20,8 +20,8 @@ from gemquant.formats.gguf.exporter import GGUF
 from gemquant.formats.gguf.names import stored_order, to_gguf
 from gemquant.measure.quality.measure import compare
 from gemquant.models.structure import EMBEDDING
-from gemquant.numerics.ggml.quantize import quantize_rows
-from gemquant.numerics.ggml.types import TYPES
+from gemquant.numerics.ggml import quantize_rows
+from gemquant.numerics.ggml_types import TYPES
 from gemquant.quantizers.gguf import KQuant
 from gemquant.quantizers.rtn import RoundToNearest
 from tests.helpers.tiny_gemma import GENERATIONS, Kind, write_tiny_gemma

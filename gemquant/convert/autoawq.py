@@ -1,0 +1,146 @@
+"""AutoAWQ 0.2.9, archived by its authors, in a separate environment.
+
+Its algorithm runs unchanged; its GEMM layout is read back, measured and finalized here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gemquant.convert.external import ExternalTool
+from gemquant.convert.external_options import AutoAwqOptions, ExternalRequest
+from gemquant.convert.plan import linear_weights
+from gemquant.convert.prepare import OpenedModel
+from gemquant.errors import (
+    Attempt,
+    GemquantError,
+    RuntimeMissingError,
+    UnsupportedError,
+    UsageError,
+    refuse,
+)
+from gemquant.formats.transformers_config import runtime_config
+from gemquant.models.architecture import ARCHITECTURES, architecture_of
+from gemquant.quantizers.options import indivisible
+from gemquant.runtimes.worker import PROGRAMS, Interpreter, Tool
+
+VERSION = "0.2.9"
+PACKAGES = ("autoawq", "torch", "transformers", "triton")
+CONTAINER = "awq-gemm"
+CLIPPED_ROWS = 64
+DTYPE = "bfloat16"
+"""What the plain folder stores, and so what AutoAWQ leaves unquantized."""
+
+ENVIRONMENT = (
+    f"python3 -m venv awq-venv && awq-venv/bin/pip install torch==2.13.0 transformers==5.23.0 "
+    f"autoawq=={VERSION}, then --python awq-venv/bin/python"
+)
+
+
+def interpreter_problems(interpreter: Interpreter) -> list[GemquantError]:
+    """What the environment lacks, or has in another version."""
+    absent = interpreter.missing()
+    if absent:
+        return [
+            RuntimeMissingError(
+                f"{', '.join(absent)}: not installed for {interpreter.path}.",
+                hint=f"Make an environment for it: {ENVIRONMENT}",
+            )
+        ]
+    found = interpreter.packages["autoawq"]
+    if found != VERSION:
+        return [
+            UnsupportedError(
+                f"AutoAWQ {found} at {interpreter.path}: {VERSION} is the one that was tested.",
+                hint=f"{interpreter.path} -m pip install autoawq=={VERSION}",
+            )
+        ]
+    return []
+
+
+def python_problems(python: str | None) -> list[GemquantError]:
+    """AutoAWQ needs another environment: its pins conflict with this one's."""
+    if python is not None:
+        return []
+    return [
+        UsageError(
+            "--engine autoawq: needs --python, an environment that has AutoAWQ.",
+            hint=f"Make one: {ENVIRONMENT}",
+        )
+    ]
+
+
+def problems(
+    config: Mapping[str, Any], linears: Mapping[str, tuple[int, int]], options: AutoAwqOptions
+) -> list[GemquantError]:
+    """What AutoAWQ would refuse."""
+    found: list[GemquantError] = []
+    if not architecture_of(config).autoawq:
+        supported = " and ".join(each.name for each in ARCHITECTURES.values() if each.autoawq)
+        found.append(
+            UnsupportedError(
+                f"{config['model_type']}: AutoAWQ {VERSION} quantizes {supported} only.",
+                hint="Leave --engine out: gemquant's own awq quantizes every Gemma.",
+            )
+        )
+    return [*found, *_unclippable(linears, options), *indivisible(linears, options.group_size, "")]
+
+
+def _unclippable(
+    linears: Mapping[str, tuple[int, int]], options: AutoAwqOptions
+) -> list[GemquantError]:
+    """Layers whose outputs its search for ranges does not divide; q and k are never clipped."""
+    odd = {
+        name.split(".")[-2]: out
+        for name, (out, _) in linears.items()
+        if out % CLIPPED_ROWS and not name.endswith(("q_proj.weight", "k_proj.weight"))
+    }
+    if not options.clip or not odd:
+        return []
+    listed = ", ".join(f"{name} ({out})" for name, out in odd.items())
+    return [
+        UnsupportedError(
+            f"outputs of {listed}: AutoAWQ searches ranges for {CLIPPED_ROWS} rows at a time.",
+            hint="Use --no-clip.",
+        )
+    ]
+
+
+def check(request: ExternalRequest, model: OpenedModel) -> Attempt[ExternalTool]:
+    """Check environment, model and options; AutoAWQ set up for this model."""
+    options, tool, config = request.options, request.tool, model.checkpoint.config
+    assert isinstance(options, AutoAwqOptions)
+    named = model.attempt(lambda: refuse(python_problems(tool.python)))
+    interpreter = model.attempt(lambda: (named.value, tool.interpreter(PACKAGES))[1])
+    model.attempt(lambda: refuse(interpreter_problems(interpreter.value)))
+    model += problems(config, linear_weights(model.checkpoint), options)
+    calibration = model.calibration()
+    quantization = {
+        "quant_method": "awq",
+        "bits": options.bits,
+        "group_size": options.group_size,
+        "zero_point": True,
+        "version": "gemm",
+        "modules_to_not_convert": ["lm_head"],
+    }
+    return model.attempt(
+        lambda: ExternalTool(
+            name="autoawq",
+            label=f"w{options.bits}-g{options.group_size}",
+            container=CONTAINER,
+            worker=Tool("AutoAWQ", PROGRAMS / "autoawq.py"),
+            interpreter=interpreter.value,
+            dtype=DTYPE,
+            float_dtype=DTYPE,
+            job={
+                "group_size": options.group_size,
+                "clip": options.clip,
+                "threads": request.threads,
+            },
+            config=runtime_config(config, DTYPE, quantization),
+            calibration=calibration.value,
+            # Versions of torch and so on are those of its environment, not of this one.
+            library_names={name: f"{name} (AutoAWQ's)" for name in PACKAGES if name != "autoawq"},
+        )
+    )

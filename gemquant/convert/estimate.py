@@ -1,0 +1,150 @@
+"""`gemquant plan`: does a candidate fit a device, by how much, how fast does it decode."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gemquant.convert.candidates import Candidate, container_candidates, npu_candidates
+from gemquant.core.targets import Footprint, Speed, Target
+from gemquant.errors import UnsupportedError, UsageError
+from gemquant.formats.checkpoint import open_checkpoint
+from gemquant.formats.checkpoint.folder import read_raw_config
+from gemquant.formats.checkpoint.hub import download, parse_hub_reference
+from gemquant.models.config import text_config
+from gemquant.runtimes.chat.presets import kv_cache_bytes
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class EstimateRequest:
+    """memory_bytes: what the device has for it. device: of ``speeds``; None for the first.
+
+    gb_per_second: the memory's own bandwidth, where the user knows it.
+    """
+
+    memory_bytes: int
+    context: int
+    device: str | None = None
+    gb_per_second: float | None = None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A candidate on a device.
+
+    memory_bytes: weights, cache of the whole context, and the runtime. spare_bytes: negative where
+    it does not fit. tokens_per_second: decoding with the cache empty, and with it full.
+    """
+
+    candidate: Candidate
+    cache_bytes: int
+    overhead_bytes: int
+    memory_bytes: int
+    spare_bytes: int
+    speed: Speed
+    tokens_per_second: float
+    tokens_per_second_full: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether the device's memory is enough."""
+        return self.spare_bytes >= 0
+
+
+def estimate(
+    target: Target, config: Mapping[str, Any], request: EstimateRequest
+) -> tuple[list[Estimate], list[Candidate]]:
+    """Return every candidate of a target, the largest first; and those that cannot be made."""
+    if target.footprint is None or not target.speeds:
+        raise UnsupportedError(
+            f"target {target.name} says nothing of memory and speed.",
+            hint="Add footprint and speeds to its file; docs/new-target.md describes them.",
+        )
+    footprint = target.footprint
+    candidates = (
+        npu_candidates(target, config) if target.npu else container_candidates(target, config)
+    )
+    made = [
+        _estimate(each, footprint, speed_of(target, each.scheme, request), config, request)
+        for each in candidates
+        if each.refused is None
+    ]
+    made.sort(key=lambda each: -each.candidate.file_bytes)
+    return made, [each for each in candidates if each.refused is not None]
+
+
+def speed_of(target: Target, scheme: str, request: EstimateRequest) -> Speed:
+    """Return the speed that holds for a scheme on the device asked for."""
+    if request.gb_per_second is not None:
+        return Speed(
+            device="as given",
+            gb_per_second=request.gb_per_second,
+            basis="bound",
+            sources=("--bandwidth",),
+        )
+    names = list(dict.fromkeys(speed.device for speed in target.speeds))
+    device = request.device or names[0]
+    for speed in target.speeds:
+        if speed.device.lower() == device.lower() and (
+            not speed.schemes or scheme in speed.schemes
+        ):
+            return speed
+    raise UsageError(
+        f"--device-model {device}: not one of {', '.join(names)}.",
+        hint="Or give the memory's bandwidth: --bandwidth 51.2",
+    )
+
+
+def _estimate(
+    candidate: Candidate,
+    footprint: Footprint,
+    speed: Speed,
+    config: Mapping[str, Any],
+    request: EstimateRequest,
+) -> Estimate:
+    sliding = config["model_type"] in footprint.window_cache
+    cache = kv_cache_bytes(config, tokens=request.context, sliding=sliding)
+    overhead = int(footprint.runtime_mib * MIB + footprint.vocabulary_bytes * config["vocab_size"])
+    memory = candidate.resident_bytes + cache + overhead
+    return Estimate(
+        candidate,
+        cache,
+        overhead,
+        memory,
+        request.memory_bytes - memory,
+        speed,
+        _rate(speed, candidate.token_bytes),
+        _rate(speed, candidate.token_bytes + cache),
+    )
+
+
+def _rate(speed: Speed, read_bytes: int) -> float:
+    seconds = read_bytes / (speed.gb_per_second * 1e9) + speed.milliseconds_per_token / 1e3
+    return 1 / seconds
+
+
+# ---------------------------------------------------------------- headers
+
+
+@dataclass(frozen=True)
+class Headers:
+    """ref: as the user gave it. config: the flat text configuration, every key present."""
+
+    ref: str
+    config: Mapping[str, Any]
+
+
+def read_headers(ref: str) -> Headers:
+    """Read a model's configuration; of a Hub id and of a folder config.json is enough."""
+    path = Path(ref).expanduser()
+    if path.is_dir():
+        return Headers(ref, text_config(read_raw_config(path)))
+    reference = parse_hub_reference(ref)
+    if reference is not None and not path.exists() and not ref.lower().endswith(".gguf"):
+        folder = download(*reference, files=("config.json",))
+        return Headers(ref, text_config(read_raw_config(folder)))
+    return Headers(ref, open_checkpoint(ref).config)

@@ -1,1 +1,0 @@
-"""Artifacts whose numbers another program decides, such as AutoAWQ or an ONNX builder."""

@@ -1,1 +1,0 @@
-"""What a device accepts, and what a vendor's converter takes, as data."""

@@ -1,1 +1,0 @@
-"""GGML's block formats: types, quantization of rows, and back."""
