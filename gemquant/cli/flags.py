@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
-from gemquant.cli.settings import former_flag, load_defaults, setting
+from gemquant.cli.settings import Setting, former_flag, load_defaults, setting
 from gemquant.core.recipe import COMPUTE_DTYPES, Recipe
 from gemquant.core.resources import parse_size
 from gemquant.errors import GemquantError, UsageError, echo
@@ -33,6 +34,17 @@ class CommaList(click.ParamType[tuple[str, ...]]):
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return tuple(value)
+
+
+class Repeated(Setting):
+    """An option that may be given several times; in a recipe a list, or one text."""
+
+    def consume_value(
+        self, ctx: click.Context, opts: Mapping[str, Any]
+    ) -> tuple[Any, ParameterSource]:
+        """Take a single text from a recipe for a list of one."""
+        value, source = super().consume_value(ctx, opts)
+        return ((value,) if isinstance(value, str) else value), source
 
 
 class Size(click.ParamType[int]):

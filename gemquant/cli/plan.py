@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
+import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from gemquant.cli.flags import (
+    Repeated,
     Size,
     complete_target,
     defaults_flag,
+    flag,
+    flags,
+    model_argument,
     output_flags,
     target_folder_flag,
 )
 from gemquant.cli.settings import problems_of, setting, target_folders
+from gemquant.core.resources import human_bytes, human_seconds, total_memory
 from gemquant.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,108 +31,223 @@ if TYPE_CHECKING:
     from gemquant.convert.estimate import Estimate, EstimateRequest, Headers
     from gemquant.core.targets import Target
 
+ADVISED = ("bfloat16", "w8-g128", "Q8_0", "Q6_K", "Q5_K_M", "w4-g128", "Q4_K_M", "Q3_K_M", "Q2_K")
+"""One scheme for each step of bits; what else there is takes ``--all``."""
+MOST_TAKE = "Q4_K_M"
 
-class PlanCommand(click.Command):
-    """Read headers, predict, print."""
 
-    def invoke(self, ctx: click.Context) -> None:
-        """Run the command."""
-        from gemquant.convert.estimate import EstimateRequest, estimate, read_headers
-        from gemquant.core.targets import load_target
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What one target can take."""
 
-        flags, problems = ctx.params, problems_of(ctx)
-        if (
-            flags["memory"] is None
-            and ctx.get_parameter_source("memory") is ParameterSource.DEFAULT
-        ):
-            problems.append(UsageError("--memory: missing.", hint="As in: --memory 8G"))
-        context = problems.attempt(lambda: _context(flags["context"]))
-        target = problems.attempt(
-            lambda: load_target(flags["target"], target_folders(flags["target_folder"]))
+    target: Target
+    request: EstimateRequest
+    rows: Sequence[Estimate]
+    refused: Sequence[Candidate]
+
+    def advised(self, generation: str) -> list[Estimate]:
+        """One row for each step of bits, in the target's preferred container; else all rows."""
+        chosen: dict[str, Estimate] = {}
+        order = next((v for k, v in self.target.preference.items() if k == generation), ())
+        for row in self.rows:
+            scheme, container = row.candidate.scheme, row.candidate.container
+            best = chosen.get(scheme)
+            if scheme in ADVISED and (
+                best is None or order.index(container) < order.index(best.candidate.container)
+            ):
+                chosen[scheme] = row
+        return list(chosen.values()) or list(self.rows)
+
+    def most_take(self) -> Estimate | None:
+        """Q4_K_M, or an NPU's default, if it fits; else the largest that does."""
+        default = self.target.npu.default_dtype if self.target.npu else MOST_TAKE
+        fitting = [row for row in self.rows if row.fits is not False]
+        usual = [row for row in fitting if row.candidate.scheme == default]
+        return next(iter([*usual, *fitting]), None)
+
+
+@click.command(
+    "plan",
+    epilog="""\b
+Examples:
+  gemquant plan google/gemma-2-2b --target rk3588 --memory 8G --context 4096
+  gemquant plan ./my-gemma --target cuda --memory 24G --device-model "RTX 4090"
+  gemquant plan gemma.gguf --target cpu --target rk3588 --all
+  gemquant plan gemma.gguf --target cpu --memory 16GiB --bandwidth 60 --json""",
+)
+@flags(
+    model_argument(),
+    Repeated(
+        ["--target"],
+        multiple=True,
+        default=("cuda",),
+        show_default=True,
+        metavar="NAME",
+        help="Device to plan for; repeatable. See `gemquant targets`.",
+        shell_complete=complete_target,
+        envvar="GEMQUANT_TARGET",
+    ),
+    setting(
+        "--memory",
+        type=Size(),
+        metavar="SIZE",
+        instead="this machine's, if it is such a device",
+        help="Memory that the device has for the model: 8G, 16GiB.",
+    ),
+    setting("--context", type=int, default=4096, metavar="N", help="Tokens in the cache."),
+    setting(
+        "--device-model",
+        metavar="NAME",
+        instead="the first that the target lists",
+        help="Which of the target's devices, for its memory's bandwidth.",
+    ),
+    setting(
+        "--bandwidth",
+        type=float,
+        metavar="GB/S",
+        help="The memory's bandwidth, where no listed device is yours.",
+    ),
+    flag("--all", "List every scheme, not one for each step of bits."),
+    target_folder_flag(),
+    defaults_flag(),
+    *output_flags(),
+)
+@click.pass_context
+def command(ctx: click.Context, /, **params: Any) -> None:
+    """Predict size, memory and speed of the schemes that a target takes.
+
+    The prediction uses headers alone: weights, a 16-bit key-value cache (only the window in sliding
+    layers, if the runtime drops the rest), and the memory of the runtime itself. Decoding reads
+    every weight once per token, so memory bandwidth limits its speed. From a Hub id only
+    config.json is downloaded.
+    """
+    from gemquant.convert.estimate import EstimateRequest, estimate, read_headers
+    from gemquant.core.targets import load_target
+
+    problems = problems_of(ctx)
+    context, ref = params["context"], params["model"]
+    if context is not None and context < 1:
+        problems.append(UsageError(f"--context {context}: must be at least 1."))
+    if not ref:
+        problems.append(
+            UsageError("MODEL: missing.", hint="As in: gemquant plan google/gemma-2-2b")
         )
-        headers = problems.attempt(lambda: read_headers(_model(flags["model"])))
-        problems.refuse()
-        request = EstimateRequest(
-            flags["memory"], context.value, flags["device_model"], flags["bandwidth"]
-        )
-        rows, refused = estimate(target.value, headers.value.config, request)
-        if flags["as_json"]:
-            _print_json(headers.value, target.value, request, rows, refused)
-        else:
-            _print(headers.value, target.value, request, rows, refused)
+    names = dict.fromkeys(n for text in params["target"] or () for n in text.split(",") if n)
+    own = problems.attempt(lambda: target_folders(params["target_folder"]))
+    folders = own.value if own.succeeded else ()
+    targets = [problems.attempt(partial(load_target, name, folders)) for name in names]
+    headers = problems.attempt(lambda: read_headers(ref)) if ref else None
+    problems.refuse()
+    assert headers is not None
+    plans = []
+    for target in (each.value for each in targets):
+        memory = params["memory"] or _own_memory(target.name)
+        request = EstimateRequest(memory, context, params["device_model"], params["bandwidth"])
+        plans.append(Plan(target, request, *estimate(target, headers.value.config, request)))
+    if params["as_json"]:
+        _print_json(headers.value, plans)
+    else:
+        _print(headers.value, plans, everything=params["all"])
 
 
-def _context(context: int | None) -> int:
-    if context is None or context < 1:
-        raise UsageError(f"--context {context}: must be at least 1.")
-    return context
+def _own_memory(target: str) -> int | None:
+    """Memory of this machine where it is such a device; None where it is not, or has none."""
+    if target == "cpu" or (target == "mps" and sys.platform == "darwin"):
+        return total_memory()
+    if target == "cuda":
+        import torch
 
-
-def _model(model: str | None) -> str:
-    if not model:
-        raise UsageError(
-            "MODEL: missing.", hint="As in: gemquant plan google/gemma-2-2b --memory 8G"
-        )
-    return model
+        if torch.cuda.is_available():
+            return torch.cuda.get_device_properties(0).total_memory
+    return None
 
 
 # ---------------------------------------------------------------- what is printed
 
 
-def _print(
-    headers: Headers,
-    target: Target,
-    request: EstimateRequest,
-    rows: Sequence[Estimate],
-    refused: Sequence[Candidate],
-) -> None:
+def _print(headers: Headers, plans: Sequence[Plan], *, everything: bool) -> None:
     from gemquant.cli.render import print_tables, table
     from gemquant.convert.candidates import weight_count
-    from gemquant.core.resources import human_bytes
 
-    speed = rows[0].speed if rows else None
-    at_most = "at most " if speed is not None and speed.basis == "bound" else ""
-    size = f"{weight_count(headers.config) / 1e9:.2f} billion weights"
-    parts: list[Any] = [
-        f"{headers.ref}: {size}, {headers.config['model_type']}; {target.description}",
-        f"memory {human_bytes(request.memory_bytes)}, context {request.context} tokens"
-        + (f", cache {human_bytes(rows[0].cache_bytes)}" if rows else ""),
-        "",
+    weights, generation = weight_count(headers.config), headers.config["model_type"]
+    shown = [
+        (plan, row)
+        for plan in plans
+        for row in (plan.rows if everything else plan.advised(generation))
     ]
+    tight = any(row.fits is False for _, row in shown)
+    numbers = ("bits", "file", "memory", "tok/s")
     listing = table(
-        "container",
-        "scheme",
-        "file",
-        "memory",
-        "fits",
+        *(["target"] if len(plans) > 1 else []),
+        *("bits", "scheme", "file", "memory"),
+        *(["fits"] if tight else []),
         "tok/s",
-        "needs",
-        numbers=("file", "memory", "tok/s"),
+        "gemquant …" if not everything else "needs",
+        numbers=numbers,
     )
-    for row in rows:
-        fits = "yes" if row.fits else "no"
-        word = "spare" if row.fits else "short"
-        listing.add_row(
-            row.candidate.container,
-            row.candidate.scheme,
-            human_bytes(row.candidate.file_bytes),
-            human_bytes(row.memory_bytes),
-            f"{fits}, {human_bytes(abs(row.spare_bytes))} {word}",
-            f"{row.tokens_per_second:.3g} – {row.tokens_per_second_full:.3g}",
-            ", ".join(row.candidate.requires[:1]),
+    for plan, row in shown:
+        candidate = row.candidate
+        fits = {None: "", True: "yes"}.get(
+            row.fits, f"no, {human_bytes(-(row.spare_bytes or 0))} short"
         )
-    parts.append(listing)
-    parts += [f"{each.container} {each.scheme}: not possible: {each.refused}." for each in refused]
+        listing.add_row(
+            *([plan.target.name] if len(plans) > 1 else []),
+            f"{8 * candidate.file_bytes / weights:.1f}",
+            f"{candidate.container} {candidate.scheme}" if everything else candidate.scheme,
+            human_bytes(candidate.file_bytes),
+            human_bytes(row.memory_bytes),
+            *([fits] if tight else []),
+            f"{_rate(row.tokens_per_second)} – {_rate(row.tokens_per_second_full)}",
+            ", ".join(candidate.requires[:1])
+            if everything
+            else _command(candidate, headers).removeprefix("gemquant "),
+        )
+    parts: list[Any] = [f"{headers.ref}: {weights / 1e9:.2f} billion weights, {generation}"]
+    for plan in plans:
+        memory, cache = plan.request.memory_bytes, plan.rows[0].cache_bytes if plan.rows else 0
+        parts.append(
+            f"{plan.target.name}: {plan.target.description}; "
+            + (f"memory {human_bytes(memory)}, " if memory else "memory not given (--memory), ")
+            + f"context {plan.request.context} tokens, cache {human_bytes(cache)}"
+        )
+    parts += ["", listing]
+    parts += [
+        f"{each.container} {each.scheme}: not possible: {each.refused}."
+        for plan in plans
+        for each in plan.refused
+        if everything or plan.target.npu
+    ]
+    hidden = sum(len(plan.rows) for plan in plans) - len(shown)
+    parts += [f"{hidden} more with --all."] if hidden else []
     parts += ["", "Everything here is predicted from headers; nothing was measured on this model."]
-    parts += _basis(target, rows, at_most)
+    for plan in plans:
+        parts += _basis(plan)
+    for plan in plans:
+        best, words = plan.most_take(), "nothing fits"
+        if best is not None:
+            words = f"most people take: {_command(best.candidate, headers)}"
+        parts.append(f"{plan.target.name}: {words}")
     print_tables(*parts)
 
 
-def _basis(target: Target, rows: Sequence[Estimate], at_most: str) -> list[str]:
-    from gemquant.core.resources import human_bytes
+def _command(candidate: Candidate, headers: Headers) -> str:
+    return candidate.command.replace("MODEL", shlex.quote(headers.ref))
 
-    lines = []
+
+def _rate(tokens_per_second: float) -> str:
+    """A speed with three figures.
+
+    >>> _rate(1263.4), _rate(52.17)
+    ('1260', '52.2')
+    """
+    return f"{float(f'{tokens_per_second:.3g}'):g}"
+
+
+def _basis(plan: Plan) -> list[str]:
+    """Where the figures come from."""
+    target, rows, lines = plan.target, plan.rows, []
     for speed in dict.fromkeys(row.speed for row in rows):
+        at_most = "at most " if speed.basis == "bound" else ""
         constant = (
             f" and {speed.milliseconds_per_token:g} ms a token"
             if speed.milliseconds_per_token
@@ -143,7 +265,7 @@ def _basis(target: Target, rows: Sequence[Estimate], at_most: str) -> list[str]:
         )
     slow = next((row.candidate for row in rows if row.candidate.conversion_seconds), None)
     if slow is not None and slow.conversion_seconds and slow.conversion_bytes:
-        effort = human_bytes(slow.conversion_bytes), _duration(slow.conversion_seconds)
+        effort = human_bytes(slow.conversion_bytes), human_seconds(slow.conversion_seconds)
         lines += [
             f"converting, an estimate: {effort[0]} of memory, {effort[1]} at optimization level 0.",
             f"needed: {'; '.join(slow.requires)}. File sizes are estimates.",
@@ -151,42 +273,30 @@ def _basis(target: Target, rows: Sequence[Estimate], at_most: str) -> list[str]:
     return lines
 
 
-def _duration(seconds: float) -> str:
-    """Say a duration roughly.
-
-    >>> _duration(8), _duration(1300), _duration(40000)
-    ('8 seconds', '22 minutes', '11 hours')
-    """
-    if seconds < 100:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.0f} hours"
-
-
-def _print_json(
-    headers: Headers,
-    target: Target,
-    request: EstimateRequest,
-    rows: Sequence[Estimate],
-    refused: Sequence[Candidate],
-) -> None:
+def _print_json(headers: Headers, plans: Sequence[Plan]) -> None:
     from gemquant.cli.render import print_json
     from gemquant.convert.candidates import weight_count
 
-    print_json(
+    documents = [
         {
             "model": headers.ref,
             "architecture": headers.config["model_type"],
             "weights": weight_count(headers.config),
-            "target": target.name,
-            "request": dataclasses.asdict(request),
+            "target": plan.target.name,
+            "request": dataclasses.asdict(plan.request),
             "measured": False,
-            "candidates": [_document(row) for row in rows],
+            "candidates": [_document(row) for row in plan.rows],
             "not_possible": [
-                {"container": c.container, "scheme": c.scheme, "reason": c.refused} for c in refused
+                {"container": c.container, "scheme": c.scheme, "reason": c.refused}
+                for c in plan.refused
             ],
-            "footprint": target.footprint.model_dump(mode="json") if target.footprint else None,
+            "footprint": plan.target.footprint.model_dump(mode="json")
+            if plan.target.footprint
+            else None,
         }
-    )
+        for plan in plans
+    ]
+    print_json(documents if len(documents) > 1 else documents[0])
 
 
 def _document(row: Estimate) -> dict[str, Any]:
@@ -203,51 +313,3 @@ def _document(row: Estimate) -> dict[str, Any]:
         "tokens_per_second_full": row.tokens_per_second_full,
         "speed": row.speed.model_dump(mode="json"),
     }
-
-
-command = PlanCommand(
-    "plan",
-    params=[
-        click.Argument(["model"], required=False, envvar="GEMQUANT_MODEL", metavar="[MODEL]"),
-        setting(
-            "--target",
-            default="cuda",
-            metavar="NAME",
-            help="Device to plan for; see `gemquant targets`.",
-            complete=complete_target,
-        ),
-        setting(
-            "--memory",
-            type=Size(),
-            metavar="SIZE",
-            help="Memory that the device has for the model: 8G, 16GiB.",
-        ),
-        setting("--context", type=int, default=4096, metavar="N", help="Tokens in the cache."),
-        setting(
-            "--device-model",
-            metavar="NAME",
-            instead="the first that the target lists",
-            help="Which of the target's devices, for its memory's bandwidth.",
-        ),
-        setting(
-            "--bandwidth",
-            type=float,
-            metavar="GB/S",
-            help="The memory's bandwidth, where no listed device is yours.",
-        ),
-        target_folder_flag(),
-        defaults_flag(),
-        *output_flags(),
-    ],
-    help="""Predict size, memory and speed of every scheme that a target takes.
-
-    The prediction uses headers alone: weights, a 16-bit key-value cache (only the window in sliding
-    layers, if the runtime drops the rest), and the memory of the runtime itself. Decoding reads
-    every weight once per token, so memory bandwidth limits its speed. From a Hub id only
-    config.json is downloaded.""",
-    epilog="""\b
-Examples:
-  gemquant plan google/gemma-2-2b --target rk3588 --memory 8G --context 4096
-  gemquant plan ./my-gemma --target cuda --memory 24G --device-model "RTX 4090"
-  gemquant plan gemma.gguf --target cpu --memory 16GiB --bandwidth 60 --json""",
-)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from gemquant.cli.flags import (
     DEFAULTS,
     CommaList,
+    Repeated,
     calibration_flags,
     complete_exporter,
     complete_target,
@@ -26,7 +26,6 @@ from gemquant.cli.flags import (
 )
 from gemquant.cli.settings import (
     COMPUTE_DTYPE,
-    Setting,
     note_renamed,
     problems_of,
     setting,
@@ -61,17 +60,6 @@ RECIPE_FLAGS = (
     "chat_template",
 )
 """Flags whose values go into the recipe under the same name."""
-
-
-class Repeated(Setting):
-    """An option that may be given several times; in a recipe a list, or one text."""
-
-    def consume_value(
-        self, ctx: click.Context, opts: Mapping[str, Any]
-    ) -> tuple[Any, ParameterSource]:
-        """Take a single text from a recipe for a list of one."""
-        value, source = super().consume_value(ctx, opts)
-        return ((value,) if isinstance(value, str) else value), source
 
 
 def quantizer_flags(quantizer: type[Any]) -> list[click.Parameter]:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from gemquant.convert.plugins import exporter
 from gemquant.core.protocols import ArtifactHeader, Exporter, PlainSpec, QuantizedSpec
+from gemquant.core.recipe import DEFAULT_TARGET
 from gemquant.core.scheme import BLOCK_FORMATS, INTEGER, Scheme, label
 from gemquant.core.targets import (
     NpuDtype,
@@ -84,7 +85,7 @@ def container_candidates(target: Target, config: Mapping[str, Any]) -> list[Cand
             reason = "what another program writes is not predicted"
             made.append(Candidate(container.exporter, "any scheme", "", refused=reason))
         elif container.exporter == GGUF:
-            made += _gguf(target, container, config)
+            made += _gguf(container, config)
         else:
             made += _plain(target, container, config)
             made += _quantized(target, container, config)
@@ -108,9 +109,11 @@ def _quantized(
     generation = config["model_type"]
     for scheme in _schemes(container, generation):
         loading = _loading(container, generation, [scheme])
-        command = (
-            f"gemquant {_quantizer(scheme)} --target {target.name} --exporter {container.exporter}"
-        )
+        command = _quantizer(scheme)
+        if target.name != DEFAULT_TARGET:
+            command += f" --target {target.name}"
+        if target.preferred(generation, [scheme]) != container.exporter:
+            command += f" --exporter {container.exporter}"
         made = exporter(container.exporter)
         header = _header(made, config, scheme)
         problems = made.problems(header)
@@ -132,7 +135,9 @@ def _plain(
         if not loading:
             continue
         made = exporter(container.exporter, {"dtype": dtype, "shard_size": "5GB"})
-        command = f"gemquant cast MODEL --dtype {dtype} --target {target.name}"
+        command = f"gemquant cast MODEL --dtype {dtype}"
+        if target.name != DEFAULT_TARGET:
+            command += f" --target {target.name}"
         header = _header(made, config, None)
         yield _sized(made, header, container.exporter, dtype, command, loading)
 
@@ -205,26 +210,27 @@ def _named(scheme: Scheme) -> str:
 
 
 def _quantizer(scheme: Scheme) -> str:
+    """The command that makes a scheme, without the options that have its value by default."""
     if scheme.codes == "llm.int8":
-        return "int8 MODEL"
+        return "gemquant int8 MODEL"
     if scheme.codes != INTEGER:
-        return f"{scheme.codes} MODEL --block-size {scheme.group_size}"
-    return f"awq MODEL --bits {scheme.bits} --group-size {scheme.group_size}"
+        size = "" if scheme.group_size == 64 else f" --block-size {scheme.group_size}"
+        return f"gemquant {scheme.codes} MODEL{size}"
+    size = "" if scheme.group_size == 128 else f" --group-size {scheme.group_size}"
+    return f"gemquant awq MODEL --bits {scheme.bits}{size}"
 
 
 # ---------------------------------------------------------------- GGUF
 
 
-def _gguf(
-    target: Target, container: TargetContainer, config: Mapping[str, Any]
-) -> Iterator[Candidate]:
+def _gguf(container: TargetContainer, config: Mapping[str, Any]) -> Iterator[Candidate]:
     """Every file type of llama.cpp's; sizes of the tensors, without the tokenizer's few MB."""
     loading = [r for r in container.runtimes if config["model_type"] in r.generations]
     loaded = {product.codes for r in loading for product in r.schemes} & set(BLOCK_FORMATS)
     runtimes = tuple(r.name for r in loading)
     requires = tuple(loading[0].requires) if loading else ()
     for kind in FILE_TYPES.values():
-        command = f"gemquant gguf MODEL --target {target.name} --type {kind.name}"
+        command = f"gemquant gguf MODEL --type {kind.name}"
         try:
             tensors = choose_types(config, TypeRequest(kind), has_importance=True).tensors
         except GemquantError as error:

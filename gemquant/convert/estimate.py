@@ -21,12 +21,13 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class EstimateRequest:
-    """memory_bytes: what the device has for it. device: of ``speeds``; None for the first.
+    """memory_bytes: what the device has for it; None where unknown.
+    device: of ``speeds``; None for the first.
 
     gb_per_second: the memory's own bandwidth, where the user knows it.
     """
 
-    memory_bytes: int
+    memory_bytes: int | None
     context: int
     device: str | None = None
     gb_per_second: float | None = None
@@ -37,22 +38,23 @@ class Estimate:
     """A candidate on a device.
 
     memory_bytes: weights, cache of the whole context, and the runtime. spare_bytes: negative where
-    it does not fit. tokens_per_second: decoding with the cache empty, and with it full.
+    it does not fit, None where the device's memory is unknown. tokens_per_second: decoding with
+    the cache empty, and with it full.
     """
 
     candidate: Candidate
     cache_bytes: int
     overhead_bytes: int
     memory_bytes: int
-    spare_bytes: int
+    spare_bytes: int | None
     speed: Speed
     tokens_per_second: float
     tokens_per_second_full: float
 
     @property
-    def fits(self) -> bool:
-        """Whether the device's memory is enough."""
-        return self.spare_bytes >= 0
+    def fits(self) -> bool | None:
+        """Whether the device's memory is enough; None where it is unknown."""
+        return None if self.spare_bytes is None else self.spare_bytes >= 0
 
 
 def estimate(
@@ -115,7 +117,7 @@ def _estimate(
         cache,
         overhead,
         memory,
-        request.memory_bytes - memory,
+        None if request.memory_bytes is None else request.memory_bytes - memory,
         speed,
         _rate(speed, candidate.token_bytes),
         _rate(speed, candidate.token_bytes + cache),

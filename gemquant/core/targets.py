@@ -228,6 +228,14 @@ class Target(Data):
         runtimes = self.container(exporter).runtimes
         return tuple(runtime for runtime in runtimes if runtime.loads(generation, schemes))
 
+    def preferred(self, generation: str, schemes: Sequence[Scheme]) -> str | None:
+        """The first container of a generation's preference that some runtime loads."""
+        loaded = (n for n in self._preference(generation) if self.runtimes(n, generation, schemes))
+        return next(loaded, None)
+
+    def _preference(self, generation: str) -> Sequence[str]:
+        return next((names for key, names in self.preference.items() if key == generation), ())
+
     def default_exporter(self, generation: str, schemes: Sequence[Scheme]) -> str:
         """Choose the preferred container of a generation that some runtime loads.
 
@@ -238,10 +246,9 @@ class Target(Data):
                 f"target {self.name} takes files of its vendor's toolkit only.",
                 hint=self._npu_hint,
             )
-        preferred = next((names for key, names in self.preference.items() if key == generation), ())
-        for name in preferred:
-            if self.runtimes(name, generation, schemes):
-                return name
+        if name := self.preferred(generation, schemes):
+            return name
+        preferred = self._preference(generation)
         described = ", ".join(dict.fromkeys(map(describe, schemes))) or UNQUANTIZED
         accepted = dict.fromkeys(
             f"{container.exporter}: {words}"

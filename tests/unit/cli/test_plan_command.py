@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.tiny_gemma import write_tiny_gemma
+from gemquant.core.resources import total_memory
+from tests.helpers.tiny_gemma import Kind, write_tiny_gemma
 from tests.unit.cli.conftest import Run
 
 
@@ -48,3 +49,49 @@ def test_every_complaint_is_made_at_once(run: Run) -> None:
     assert made.code == 2
     for part in ("--memory 8Q", "--context 0", "--target rk3599", "MODEL: missing", "4 problems"):
         assert part in made.err
+
+
+def test_a_plan_advises_one_row_for_each_step_of_bits_with_its_command(
+    run: Run, tiny_folders: dict[Kind, Path]
+) -> None:
+    model = str(tiny_folders["gemma2"])
+    made = run("plan", model, "--target", "cuda", "--memory", "8G")
+    assert made.code == 0, made.err
+    rows = [line for line in made.out.splitlines() if f" {model}" in line and "people" not in line]
+    schemes = ["bfloat16", "w8-g128", "Q8_0", "w4-g128"]
+    assert [scheme for scheme in schemes if any(f" {scheme} " in row for row in rows)] == schemes
+    assert len(rows) <= 10
+    assert f"awq {model} --bits 4" in made.out
+    assert "more with --all." in made.out
+    assert "fits" not in made.out
+    assert f"cuda: most people take: gemquant gguf {model} --type " in made.out
+    everything = run("plan", model, "--target", "cuda", "--memory", "8G", "--all")
+    assert len(everything.out.splitlines()) > 30
+    assert "compressed-tensors w4-g32" in everything.out
+
+
+def test_several_targets_are_one_table(run: Run, tiny_folders: dict[Kind, Path]) -> None:
+    model = str(tiny_folders["gemma2"])
+    made = run("plan", model, "--target", "cpu,mps", "--target", "cuda", "--json")
+    assert made.code == 0, made.err
+    documents = json.loads(made.out)
+    assert [each["target"] for each in documents] == ["cpu", "mps", "cuda"]
+    assert documents[0]["request"]["memory_bytes"] == total_memory()
+    assert documents[0]["candidates"][0]["fits"] is True
+    table = run("plan", model, "--target", "cpu", "--target", "rk3588")
+    assert "target  bits  scheme" in table.out
+    assert "rk3588: most people take: gemquant rkllm" in table.out
+
+
+def test_a_board_needs_no_memory_and_nothing_is_said_to_fit(
+    run: Run, tiny_folders: dict[Kind, Path]
+) -> None:
+    made = run("plan", str(tiny_folders["gemma2"]), "--target", "rk3588", "--json")
+    assert made.code == 0, made.err
+    assert {row["fits"] for row in json.loads(made.out)["candidates"]} == {None}
+
+
+def test_a_memory_without_unit_is_asked_for_its_unit(run: Run) -> None:
+    made = run("plan", "nowhere", "--memory", "8")
+    assert "--memory 8: 8 what?\n" in made.err
+    assert "As in: --memory 8GB" in made.err
