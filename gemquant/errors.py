@@ -90,6 +90,10 @@ class CheckpointError(GemquantError):
     exit_code = 3
 
 
+class SourceLostError(CheckpointError):
+    """A weight file shrank, or can be read no longer, while it was in use."""
+
+
 class UnsupportedError(GemquantError):
     """The input can be read, but this model, layer or target is not supported."""
 

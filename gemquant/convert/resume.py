@@ -45,7 +45,7 @@ from gemquant.core.artifact.staging import (
 from gemquant.core.progress import Progress
 from gemquant.core.protocols import ActivationRange
 from gemquant.core.resources import human_bytes
-from gemquant.errors import GemquantError, OutputError, refuse
+from gemquant.errors import GemquantError, OutputError, SourceLostError, refuse
 from gemquant.numerics import native
 
 if TYPE_CHECKING:
@@ -172,7 +172,8 @@ class RunCheckpoint:
 
     def is_resumable(self, error: BaseException) -> bool:
         """Whether the same run may succeed next time: not if the input is at fault."""
-        at_fault = isinstance(error, GemquantError) and not isinstance(error, OutputError)
+        passing = OutputError, SourceLostError
+        at_fault = isinstance(error, GemquantError) and not isinstance(error, passing)
         return self.layers_saved > 0 and not at_fault
 
 

@@ -10,7 +10,6 @@ Source: onnxruntime ``docs/ContribOperators.md``, MatMulNBits and GatherBlockQua
 from __future__ import annotations
 
 import math
-import mmap
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ from gemquant.errors import (
 )
 from gemquant.formats.checkpoint.files import read_json_object
 from gemquant.formats.packed_weights import StoredWeights
+from gemquant.formats.source_file import SourceFile
 from gemquant.models.architecture import layer_structure, tensor_shapes
 from gemquant.models.config import text_config
 from gemquant.models.structure import EMBEDDING, FINAL_NORM, HEAD, layer_prefix
@@ -286,7 +286,7 @@ class OnnxGraph:
         self.nodes = nodes
         self.stored = stored
         self._folder = folder
-        self._maps: dict[str, mmap.mmap] = {}
+        self._files: dict[str, SourceFile] = {}
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -315,16 +315,11 @@ class OnnxGraph:
         return cls(folder, nodes, stored)
 
     def tensor(self, name: str) -> Tensor:
-        """The tensor as it is mapped: do not write to it."""
+        """The tensor as it is stored."""
         where = self._where(name)
-        if where.file not in self._maps:
-            with (self._folder / where.file).open("rb") as file:
-                # Copy-on-write, since torch has no notion of memory that cannot be written.
-                self._maps[where.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        count = math.prod(where.shape)
-        mapped = self._maps[where.file]
-        flat = torch.frombuffer(mapped, dtype=where.dtype, count=count, offset=where.offset)
-        return flat.view(where.shape)
+        if where.file not in self._files:
+            self._files[where.file] = SourceFile(self._folder / where.file)
+        return self._files[where.file].tensor(where.offset, where.shape, where.dtype)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor."""

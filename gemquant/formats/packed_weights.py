@@ -154,7 +154,7 @@ class PackedWeights(StoredWeights):
         return self._packing.unpack(parts, spec, start, last)
 
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """Return the tensor, decoded; a plain one in its own type aliases the mapped file."""
+        """Return the tensor, decoded."""
         if isinstance(self.layout[name], QuantizedSpec):
             tensor = self.quantized(name).dequantize()
         else:

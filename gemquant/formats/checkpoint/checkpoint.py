@@ -198,7 +198,7 @@ class Checkpoint:
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """The tensor in its stored type or in ``dtype``, with the adapter merged in float32.
 
-        It may alias the mapped file: do not write to it. Raises CheckpointError for NaN and Inf.
+        Raises CheckpointError for NaN and Inf, and SourceLostError where a file became shorter.
         """
         return self.rows(name, 0, self._shapes[name][0], dtype)
 

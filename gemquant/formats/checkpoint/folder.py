@@ -81,7 +81,7 @@ class FolderTensors:
         return self._mapped.stored_dtype(self._stored_names[name])
 
     def read(self, name: str, start: int, stop: int, dtype: torch.dtype) -> Tensor:
-        """Rows ``start`` to ``stop`` in ``dtype``; aliases the file where no conversion is due."""
+        """Rows ``start`` to ``stop`` in ``dtype``."""
         return self._mapped.read(self._stored_names[name], start, stop, dtype)
 
 

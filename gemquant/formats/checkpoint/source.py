@@ -55,7 +55,7 @@ class TensorSource(Protocol):
         """The floating-point type that holds the tensor without loss."""
 
     def read(self, name: str, start: int, stop: int, dtype: torch.dtype) -> Tensor:
-        """Rows ``start`` to ``stop`` (elements of a vector) in ``dtype``; may alias a mapping."""
+        """Rows ``start`` to ``stop`` (elements of a vector) in ``dtype``."""
 
 
 def require_finite(tensor: Tensor, what: str) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gemquant.core.artifact import MANIFEST_FILE, Manifest, read_manifest
-from gemquant.core.untrusted import open_regular
 from gemquant.errors import CheckpointError, UnsupportedError, UsageError
 from gemquant.formats.checkpoint.sample import assembled, sample_named
 from gemquant.formats.gguf.header import read_gguf_header
+from gemquant.formats.source_file import SourceFile
 from gemquant.models.architecture import gguf_architectures
 from gemquant.models.licences import GEMMA_TERMS
 
@@ -77,12 +76,8 @@ def find_gguf(ref: str) -> GgufFile:
 def open_gguf(path: Path, sha256: str | None = None) -> GgufFile:
     """Read a GGUF's header. Raises CheckpointError where it is damaged or holds no model."""
     try:
-        with (
-            open_regular(path) as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-        ):
-            header = read_gguf_header(path, data)
-    except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
+        header = read_gguf_header(SourceFile(path))
+    except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}.") from error
     kind = header.metadata.get("general.type", "model")
     if kind != "model":

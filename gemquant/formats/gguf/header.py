@@ -18,7 +18,6 @@ Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, llama.cpp ``t
 from __future__ import annotations
 
 import math
-import mmap
 import re
 import struct
 from array import array
@@ -31,9 +30,9 @@ from typing import Any
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
-from gemquant.core.untrusted import open_regular
 from gemquant.errors import CheckpointError, GemquantError, refuse
 from gemquant.formats.gguf.values import NUMPY_TYPES, GgufValue, Metadata, StoredArray
+from gemquant.formats.source_file import SourceFile
 
 MAX_ENTRIES = 1 << 13
 """Metadata entries or tensors; a Gemma has under 100 and under 1000."""
@@ -44,6 +43,10 @@ MAX_STRINGS = 1 << 22
 MAX_RANK = 4
 MAX_NAME_BYTES = 1 << 16
 MAX_ALIGNMENT = 1 << 20
+MAX_HEADER_BYTES = 1 << 28
+"""Most of it is the vocabulary; Gemma's headers have under 2^24 bytes."""
+
+_STEP = 1 << 20
 
 _STRING, _ARRAY, _BOOL = GGUFValueType.STRING, GGUFValueType.ARRAY, GGUFValueType.BOOL
 
@@ -71,15 +74,14 @@ class GgufHeader:
         return {key: entry.value for key, entry in self.typed_metadata.items()}
 
 
-def read_gguf_header(path: Path, data: mmap.mmap) -> GgufHeader:
-    """Parse the header of a mapped GGUF file.
+def read_gguf_header(file: SourceFile) -> GgufHeader:
+    """Parse the header of a GGUF file.
 
     Raises CheckpointError, or Problems with one for every tensor that is described wrongly.
     """
-    reader = _Reader(path, data)
-    if bytes(data[:4]) != b"GGUF":
+    path, reader = file.path, _Reader(file)
+    if file.size < 4 or reader.octets(4) != b"GGUF":
         raise CheckpointError(f"{path}: this is not a GGUF file.")
-    reader.position = 4
     version, tensor_count, entry_count = reader.scalars("<IQQ")
     if version not in (2, 3):
         raise CheckpointError(
@@ -99,10 +101,14 @@ def read_gguf_header(path: Path, data: mmap.mmap) -> GgufHeader:
 
 
 class ForwardReader:
-    """Reads a mapped file from its beginning; reading past its end is an error."""
+    """Reads a file from its beginning; reading past its end is an error.
 
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
-        self.path, self.data, self.size, self.position = path, data, len(data), 0
+    data: what has been read, a little ahead of ``position``.
+    """
+
+    def __init__(self, file: SourceFile) -> None:
+        self.path, self.size, self.position, self.data = file.path, file.size, 0, bytearray()
+        self._file = file
 
     def advance(self, count: int) -> int:
         """Step over ``count`` bytes and return where they begin."""
@@ -110,7 +116,24 @@ class ForwardReader:
         if count > self.size - begin:
             raise self.truncated(count)
         self.position = begin + count
+        self.load(self.position)
         return begin
+
+    def octets(self, count: int) -> bytes:
+        """Read bytes."""
+        begin = self.advance(count)
+        return bytes(self.data[begin : self.position])
+
+    def load(self, stop: int) -> None:
+        """Have all bytes before ``stop`` in memory."""
+        if stop > MAX_HEADER_BYTES:
+            raise CheckpointError(
+                f"{self.path}: the header takes more than {MAX_HEADER_BYTES} bytes."
+            )
+        held = len(self.data)
+        if stop > held:
+            count = min(max(stop - held, _STEP), self.size - held)
+            self.data += self._file.octets(held, count).numpy().data
 
     def scalars(self, layout: str) -> tuple[Any, ...]:
         """Read numbers of a layout of ``struct``'s."""
@@ -134,8 +157,7 @@ class _Reader(ForwardReader):
             raise CheckpointError(
                 f"{self.path}: a name of {length} bytes; at most {longest} are read."
             )
-        begin = self.advance(length)
-        return bytes(self.data[begin : begin + length]).decode("utf-8", errors="replace")
+        return self.octets(length).decode("utf-8", errors="replace")
 
     def name(self) -> str:
         return self.text(MAX_NAME_BYTES)
@@ -154,8 +176,8 @@ class _Reader(ForwardReader):
     def _array(self, element: GGUFValueType, count: int) -> StoredArray:
         if element != _STRING:
             self._require_numbers(element)
-            begin = self.advance(count * np.dtype(NUMPY_TYPES[element]).itemsize)
-            return StoredArray(bytes(self.data[begin : self.position]), element, None)
+            octets = self.octets(count * np.dtype(NUMPY_TYPES[element]).itemsize)
+            return StoredArray(octets, element, None)
         # A string takes 8 bytes at least, which bounds the loop by the file's size.
         if count > (self.size - self.position) // 8:
             self.advance(count * 8)
@@ -169,6 +191,8 @@ class _Reader(ForwardReader):
         for _ in range(count):
             if position + 8 > self.size:
                 break
+            if position + 8 > len(self.data):
+                self.load(position + 8)
             position += 8 + unpack(self.data, position)[0]
             if position > self.size:
                 break
@@ -192,8 +216,7 @@ class _Reader(ForwardReader):
     def _numbers(self, kind: GGUFValueType, count: int) -> list[Any]:
         self._require_numbers(kind)
         dtype = np.dtype(NUMPY_TYPES[kind])
-        begin = self.advance(count * dtype.itemsize)
-        numbers = np.frombuffer(self.data, dtype, count, begin)
+        numbers = np.frombuffer(self.octets(count * dtype.itemsize), dtype)
         return [bool(n) for n in numbers] if kind == _BOOL else list(numbers.tolist())
 
 
@@ -279,15 +302,14 @@ _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 @dataclass(frozen=True)
 class GgufPart:
-    """One mapped file."""
+    """One file."""
 
-    path: Path
-    data: mmap.mmap
+    file: SourceFile
     header: GgufHeader
 
 
 def open_parts(path: Path) -> Sequence[GgufPart]:
-    """Map a GGUF, and every other part where it is the first of several.
+    """Open a GGUF, and every other part where it is the first of several.
 
     Raises CheckpointError for a part that is missing, or none of this GGUF.
     """
@@ -325,26 +347,25 @@ def _problems(parts: Sequence[GgufPart]) -> list[GemquantError]:
         place = (metadata.get("split.no"), metadata.get("split.count"))
         if place != (number, len(parts)):
             problems.append(
-                CheckpointError(f"{part.path}: says it is part {place[0]!r} of {place[1]!r}.")
+                CheckpointError(f"{part.file.path}: says it is part {place[0]!r} of {place[1]!r}.")
             )
         twice = seen & part.header.tensors.keys()
         if twice:
             problems.append(
-                CheckpointError(f"{part.path}: {min(twice)} is in another part already.")
+                CheckpointError(f"{part.file.path}: {min(twice)} is in another part already.")
             )
         seen |= part.header.tensors.keys()
-    total = parts[0].header.metadata.get("split.tensors.count")
+    first = parts[0]
+    total = first.header.metadata.get("split.tensors.count")
     if total != len(seen):
         problems.append(
-            CheckpointError(f"{parts[0].path}: {len(seen)} tensors, and {total!r} are announced.")
+            CheckpointError(f"{first.file.path}: {len(seen)} tensors, and {total!r} are announced.")
         )
     return problems
 
 
 def _opened(path: Path) -> GgufPart:
-    with open_regular(path) as file:
-        if path.stat().st_size == 0:
-            raise CheckpointError(f"{path}: the file is empty.")
-        # Private and thus writable in torch's eyes; see MappedSafetensors.
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    return GgufPart(path, data, read_gguf_header(path, data))
+    file = SourceFile(path)
+    if file.size == 0:
+        raise CheckpointError(f"{path}: the file is empty.")
+    return GgufPart(file, read_gguf_header(file))

@@ -20,8 +20,6 @@ Source: llama.cpp ``tools/imatrix/imatrix.cpp`` (``save_imatrix``, ``save_imatri
 
 from __future__ import annotations
 
-import mmap
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +32,6 @@ from torch import Tensor
 
 from gemquant.core.artifact.staged_files import staged_files
 from gemquant.core.protocols import Statistics
-from gemquant.core.untrusted import open_regular
 from gemquant.errors import (
     CheckpointError,
     GemquantError,
@@ -44,6 +41,7 @@ from gemquant.errors import (
     refuse,
 )
 from gemquant.formats.gguf.header import ForwardReader, GgufEntry, read_gguf_header
+from gemquant.formats.source_file import SourceFile
 
 _EMBEDDING = "token_embd.weight"
 
@@ -152,9 +150,9 @@ _MAX_ENTRIES = 1 << 16
 _MAX_NAME_BYTES = 1 << 12
 
 
-def read_binary(path: Path, data: mmap.mmap) -> ImportanceMatrix:
-    """Parse a mapped file of the older form. Raises CheckpointError."""
-    reader = _BinaryReader(path, data)
+def read_binary(file: SourceFile) -> ImportanceMatrix:
+    """Parse a file of the older form. Raises CheckpointError."""
+    path, reader = file.path, _BinaryReader(file)
     count = reader.number("number of entries", 1, _MAX_ENTRIES)
     entries: dict[str, ImportanceEntry] = {}
     for index in range(count):
@@ -163,16 +161,15 @@ def read_binary(path: Path, data: mmap.mmap) -> ImportanceMatrix:
             raise CheckpointError(f"{path}: {name} appears twice.")
         calls = reader.number(f"{name}: calls", 0)
         columns = reader.number(f"{name}: columns", 1)
-        begin = reader.advance(4 * columns)
-        sums = np.frombuffer(data, "<f4", columns, begin).astype(np.float32)
+        sums = np.frombuffer(reader.octets(4 * columns), "<f4").astype(np.float32)
         # Without calls the sums are the weights themselves.
         entries[name] = ImportanceEntry(torch.from_numpy(sums), calls or 1)
-    if reader.position == len(data):
+    if reader.position == file.size:
         return ImportanceMatrix(entries)
     chunks = reader.number("chunks", 0)
-    datasets = (reader.text("name of the text"),) if reader.position < len(data) else ()
-    if reader.position < len(data):
-        raise CheckpointError(f"{path}: {len(data) - reader.position} bytes follow its end.")
+    datasets = (reader.text("name of the text"),) if reader.position < file.size else ()
+    if reader.position < file.size:
+        raise CheckpointError(f"{path}: {file.size - reader.position} bytes follow its end.")
     return ImportanceMatrix(entries, tuple(filter(None, datasets)), chunks)
 
 
@@ -196,9 +193,8 @@ class _BinaryReader(ForwardReader):
 
     def text(self, what: str) -> str:
         length = self.number(f"{what}: length of its name", 0, _MAX_NAME_BYTES)
-        begin = self.advance(length)
         try:
-            return bytes(self.data[begin : begin + length]).decode()
+            return self.octets(length).decode()
         except UnicodeDecodeError:
             raise CheckpointError(
                 f"{self.path}: damaged, or no importance matrix: {what}: its name is not UTF-8."
@@ -219,20 +215,19 @@ def read_imatrix(path: Path) -> ImportanceMatrix:
     Raises CheckpointError, or Problems with one for every entry that is damaged.
     """
     try:
-        with open_regular(path) as file:
-            if os.fstat(file.fileno()).st_size == 0:
-                raise CheckpointError(f"{path}: the file is empty.")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                read = _read_gguf if data[:4] == _MAGIC else read_binary
-                matrix = read(path, data)
+        file = SourceFile(path)
+        if file.size == 0:
+            raise CheckpointError(f"{path}: the file is empty.")
+        is_gguf = bytes(file.octets(0, min(4, file.size)).tolist()) == _MAGIC
+        matrix = _read_gguf(file) if is_gguf else read_binary(file)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}.") from error
     refuse(_value_problems(path, matrix))
     return matrix
 
 
-def _read_gguf(path: Path, data: mmap.mmap) -> ImportanceMatrix:
-    header = read_gguf_header(path, data)
+def _read_gguf(file: SourceFile) -> ImportanceMatrix:
+    path, header = file.path, read_gguf_header(file)
     datasets, chunks, chunk_tokens = _described(path, header.metadata)
     entries: dict[str, ImportanceEntry] = {}
     problems: list[GemquantError] = []
@@ -241,8 +236,8 @@ def _read_gguf(path: Path, data: mmap.mmap) -> ImportanceMatrix:
     for stem in sorted(stems):
         try:
             entries[stem] = ImportanceEntry(
-                _values(data, header.tensors.get(stem + _SUMS)),
-                _count(_values(data, header.tensors.get(stem + _COUNTS))),
+                _values(file, header.tensors.get(stem + _SUMS)),
+                _count(_values(file, header.tensors.get(stem + _COUNTS))),
             )
         except GemquantError as error:
             problems.append(type(error)(f"{path}: {stem}: {error.message}"))
@@ -271,13 +266,12 @@ def _described(path: Path, metadata: Mapping[str, Any]) -> tuple[tuple[str, ...]
     return tuple(filter(None, datasets)), chunks, chunk_tokens
 
 
-def _values(data: mmap.mmap, entry: GgufEntry | None) -> Tensor:
+def _values(file: SourceFile, entry: GgufEntry | None) -> Tensor:
     if entry is None:
         raise CheckpointError(f"one of {_SUMS} and {_COUNTS} is missing.")
     if entry.type != GGMLQuantizationType.F32:
         raise CheckpointError(f"stored as {entry.type.name}: must be F32.")
-    values = np.frombuffer(data, "<f4", (entry.end - entry.begin) // 4, entry.begin)
-    return torch.from_numpy(values.astype(np.float32))  # a copy, which outlives the mapping
+    return file.tensor(entry.begin, ((entry.end - entry.begin) // 4,), torch.float32)
 
 
 def _count(counts: Tensor) -> int:

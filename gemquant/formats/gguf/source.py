@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Mapping, Sequence
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from gemquant.formats.gguf.config import gguf_architecture, gguf_config
 from gemquant.formats.gguf.header import GgufEntry, open_parts
 from gemquant.formats.gguf.names import from_gguf, is_norm
 from gemquant.formats.gguf.values import StoredArray
+from gemquant.formats.source_file import SourceFile
 from gemquant.models.architecture import tensor_shapes
 from gemquant.models.structure import EMBEDDING, HEAD
 from gemquant.numerics.ggml import dequantize_rows
@@ -51,22 +50,22 @@ class GgufTensors:
     """
 
     def __init__(self, path: Path) -> None:
-        """Map the file and read its header; raise all problems at once."""
+        """Open the file and read its header; raise all problems at once."""
         self._path = path
         parts = open_parts(path)
-        self._files = tuple(part.path for part in parts)
+        self._files = tuple(part.file.path for part in parts)
         self.typed_metadata = parts[0].header.typed_metadata
         self.metadata: Mapping[str, Any] = parts[0].header.metadata
         architecture = gguf_architecture(self.metadata)
         self._norm_offset = architecture.norm_offset
         self._entries: dict[str, GgufEntry] = {}
-        self._data: dict[str, mmap.mmap] = {}
+        self._sources: dict[str, SourceFile] = {}
         unknown: list[str] = []
         for part in parts:
             for stored, entry in part.header.tensors.items():
                 name = from_gguf(stored, architecture.model_type)
                 if name is not None:
-                    self._entries[name], self._data[name] = entry, part.data
+                    self._entries[name], self._sources[name] = entry, part.file
                 elif stored not in _IGNORED:
                     unknown.append(stored)
         if EMBEDDING not in self._entries:
@@ -99,12 +98,11 @@ class GgufTensors:
         return self._entries[name].type.name
 
     def blocks(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows of a matrix as they are stored, (rows, bytes) uint8; they alias the file."""
+        """Rows of a matrix as they are stored, (rows, bytes) uint8."""
         entry = self._entries[name]
-        row_bytes = (entry.end - entry.begin) // entry.shape[0]
-        begin, count = entry.begin + start * row_bytes, (stop - start) * row_bytes
-        octets = torch.frombuffer(self._data[name], dtype=torch.uint8, count=count, offset=begin)
-        return octets.reshape(stop - start, row_bytes)
+        row_bytes = (entry.end - entry.begin) // (entry.shape[0] if len(entry.shape) > 1 else 1)
+        shape = stop - start, row_bytes
+        return self._sources[name].tensor(entry.begin + start * row_bytes, shape, torch.uint8)
 
     def read(self, name: str, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """Rows ``start`` to ``stop`` (elements of a vector), decoded into ``dtype``."""
@@ -114,8 +112,6 @@ class GgufTensors:
             whole = self._decode(name, 0, 1).to(torch.float32)[0]
             return (whole - self._norm_offset if is_norm(name) else whole)[start:stop].to(dtype)
         start, stop = max(start, 0), min(stop, entry.shape[0])
-        if entry.type in _PLAIN:
-            return self._decode(name, start, stop).to(dtype)
         columns = entry.shape[1]
         result = torch.empty((max(stop - start, 0), columns), dtype=dtype)
         step = max(1, _CHUNK_VALUES // columns)
@@ -125,23 +121,17 @@ class GgufTensors:
         return result
 
     def _decode(self, name: str, start: int, stop: int) -> Tensor:
-        """Decode rows; a vector is one row. Plain types alias the file, others are float32."""
-        entry, data = self._entries[name], self._data[name]
-        rows = 1 if len(entry.shape) == 1 else entry.shape[0]
-        row_bytes = (entry.end - entry.begin) // rows
-        begin, count = entry.begin + start * row_bytes, (stop - start) * row_bytes
+        """Decode rows; a vector is one row. Plain types as they are, others in float32."""
+        entry, blocks = self._entries[name], self.blocks(name, start, stop)
         shape = (stop - start, entry.shape[-1])
         plain = _PLAIN.get(entry.type)
         if plain is not None:
-            values = torch.frombuffer(data, dtype=plain, count=prod(shape), offset=begin)
-            return values.reshape(shape)
+            return blocks.view(plain)
         # A damaged block decodes to NaN or infinity, which the checkpoint reports by name.
         if (kind := TYPES.get(entry.type.name)) is not None:
-            blocks = torch.frombuffer(data, dtype=torch.uint8, count=count, offset=begin)
-            return dequantize_rows(blocks.reshape(stop - start, row_bytes), kind).reshape(shape)
-        packed = np.frombuffer(data, np.uint8, count, begin).reshape(stop - start, row_bytes)
+            return dequantize_rows(blocks, kind).reshape(shape)
         with np.errstate(all="ignore"):
-            decoded = quants.dequantize(packed, entry.type)
+            decoded = quants.dequantize(blocks.numpy(), entry.type)
         return torch.from_numpy(np.ascontiguousarray(decoded, dtype=np.float32)).reshape(shape)
 
     def _problems(self, unknown: Sequence[str]) -> list[GemquantError]:

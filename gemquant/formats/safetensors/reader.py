@@ -1,4 +1,4 @@
-"""Safetensors files: headers, checked before use, and tensors mapped into memory.
+"""Safetensors files: headers, checked before use, and tensors.
 
     8 bytes     length n of the header, little-endian
     n bytes     JSON object: name → {"dtype": "BF16", "shape": [r, c], "data_offsets": [begin, end]}
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from gemquant.core.untrusted import duplicate_keys_refused
 from gemquant.errors import CheckpointError, GemquantError, ProblemCollector, refuse
+from gemquant.formats.source_file import SourceFile
 
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the reference implementation; a 27B Gemma's header has under 100 kB."""
@@ -170,26 +170,24 @@ def _layout_problems(
 class MappedSafetensors:
     """All tensors of one or more safetensors files under the names in their headers.
 
-    Only headers are read on construction. Tensors that are returned in their stored type alias the
-    mapped file: they cost no anonymous memory and must not be written to (a write would stay in
-    this process; it never reaches the file).
+    Only headers are read on construction.
 
     Raises CheckpointError for a damaged header and for a name that two files hold.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._files = tuple(files)
-        self._entries: dict[str, tuple[Path, TensorEntry]] = {}
-        self._maps: dict[Path, mmap.mmap] = {}
+        self._entries: dict[str, tuple[SourceFile, TensorEntry]] = {}
         problems = ProblemCollector()
         headers = {file: problems.attempt(partial(read_header, file)) for file in self._files}
         for file, header in headers.items():
+            source = SourceFile(file)
             for name, entry in header.value.items() if header.succeeded else ():
                 if name in self._entries:
-                    first = self._entries[name][0].name
+                    first = self._entries[name][0].path.name
                     problems.append(CheckpointError(f"{name} is in both {first} and {file.name}."))
                 else:
-                    self._entries[name] = (file, entry)
+                    self._entries[name] = (source, entry)
         problems.refuse()
 
     @property
@@ -215,30 +213,14 @@ class MappedSafetensors:
 
     def read(self, name: str, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """Rows ``start`` to ``stop`` (elements of a vector) in ``dtype``."""
-        _, entry = self._entries[name]
+        file, entry = self._entries[name]
         stored = self.stored_dtype(name)
         rows = max(0, min(stop, entry.shape[0]) - start)
         shape = (rows, *entry.shape[1:])
         width = math.prod(entry.shape[1:]) * stored.itemsize
-        return self._view(name, entry.begin + start * width, shape, stored).to(dtype)
+        return file.converted(entry.begin + start * width, shape, stored, dtype)
 
     def tensor(self, name: str) -> Tensor:
         """The whole tensor in its stored type, also where it is a scalar."""
-        _, entry = self._entries[name]
-        return self._view(name, entry.begin, entry.shape, self.stored_dtype(name))
-
-    def _view(self, name: str, offset: int, shape: tuple[int, ...], stored: torch.dtype) -> Tensor:
-        file, _ = self._entries[name]
-        count = math.prod(shape)
-        if count == 0:
-            return torch.empty(shape, dtype=stored)
-        if file not in self._maps:
-            with file.open("rb") as opened:
-                # A private mapping is writable in torch's eyes, so no warning, and stays file
-                # memory as long as nobody writes.
-                self._maps[file] = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
-        mapping = self._maps[file]
-        if offset % stored.itemsize:
-            raw = bytearray(mapping[offset : offset + count * stored.itemsize])
-            return torch.frombuffer(raw, dtype=stored).reshape(shape)
-        return torch.frombuffer(mapping, dtype=stored, count=count, offset=offset).reshape(shape)
+        file, entry = self._entries[name]
+        return file.tensor(entry.begin, entry.shape, self.stored_dtype(name))

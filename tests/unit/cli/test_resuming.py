@@ -221,6 +221,40 @@ def test_users_do_not_share_the_names_of_scratch_folders(monkeypatch: pytest.Mon
     assert policy.token != before
 
 
+@pytest.mark.parametrize("form", ["safetensors", "gguf"])
+def test_a_source_that_is_truncated_in_the_middle_ends_the_run_which_goes_on_when_it_is_whole_again(
+    run: Run, interrupter: Interrupter, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_tiny_gemma(tmp_path / "model", "gemma2", overrides=LLAMACPP["gemma2"])
+    model, file = str(source), source / "model.safetensors"
+    if form == "gguf":
+        file = tmp_path / "model.gguf"
+        assert run("gguf", model, "--type", "F16", *TEXT, "-o", "made").code == 0
+        next((tmp_path / "made").glob("*.gguf")).rename(file)
+        model = str(file)
+    assert run(*rtn(model)[:-1], "whole").code == 0
+    content, times = file.read_bytes(), file.stat()
+    quantize = JobWriter.quantize
+
+    def truncating(writer, block):  # type: ignore[no-untyped-def]
+        if block.index == 1:
+            os.truncate(file, 4096)
+        return quantize(writer, block)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JobWriter, "quantize", truncating)
+        ended = run(*rtn(model))
+    assert ended.code == 3
+    assert f"error: {file}: was {len(content)} bytes long when it was opened" in ended.err
+    assert "layers 1 to 2 are saved" in ended.err
+    file.write_bytes(content)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    interrupter.quantized = []
+    assert run(*rtn(model)).code == 0
+    assert interrupter.quantized == [2]
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
 def test_restart_forgets_the_interrupted_run(
     run: Run, interrupter: Interrupter, model: str, tmp_path: Path
 ) -> None:

@@ -32,7 +32,7 @@ def test_an_artifact_without_a_gguf_names_the_command_that_makes_one(tmp_path: P
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.gguf", b"", "cannot be read"),
+        ("a.gguf", b"", "not a GGUF"),
         ("a.gguf", b"GG", "not a GGUF"),
         ("a.gguf", b"PK" * 20, "not a GGUF"),
         ("a.bin", b"GGUF", "does not end in .gguf"),

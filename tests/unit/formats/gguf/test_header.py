@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 from gemquant.errors import CheckpointError
 from gemquant.formats.gguf.header import GgufEntry, GgufHeader, read_gguf_header
+from gemquant.formats.source_file import SourceFile
 
 F32, Q8_0 = gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.Q8_0
 UINT32, FLOAT32, BOOL, STRING, ARRAY = 4, 6, 7, 8, 9
@@ -43,8 +43,7 @@ def parsed(
     header += b"".join(entries) + b"".join(tensors)
     path = folder / "a.gguf"
     path.write_bytes(header + b"\0" * (-len(header) % 32 + data))
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        return read_gguf_header(path, mapped)
+    return read_gguf_header(SourceFile(path))
 
 
 def test_metadata_of_every_kind_is_read(tmp_path: Path) -> None:
