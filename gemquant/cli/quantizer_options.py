@@ -62,6 +62,15 @@ RECIPE_FLAGS = (
 """Flags whose values go into the recipe under the same name."""
 
 
+class OptionsCommand(click.Command):
+    """A command with the options of a dataclass, which gemquant.toml holds in a table."""
+
+    def __init__(self, *args: Any, quantizer: type[Any], **kwargs: Any) -> None:
+        """quantizer: the dataclass."""
+        self.quantizer = quantizer
+        super().__init__(*args, **kwargs)
+
+
 def quantizer_flags(quantizer: type[Any]) -> list[click.Parameter]:
     """Make one flag of each option field of a quantizer."""
     return [_option_flag(option) for option in options_of(quantizer)]

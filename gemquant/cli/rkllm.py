@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gemquant.cli.external import tool_flags, tool_settings
-from gemquant.cli.flags import model_argument
-from gemquant.cli.progress import reporter
-from gemquant.cli.quantize import MODEL
-from gemquant.cli.quantizer_options import common_flags, quantizer_flags, read_request
+from gemquant.cli.flags import flag, flags, model_argument
+from gemquant.cli.progress import print_end, reporter
+from gemquant.cli.quantize import MODEL, next_commands
+from gemquant.cli.quantizer_options import (
+    OptionsCommand,
+    common_flags,
+    quantizer_flags,
+    read_request,
+)
 from gemquant.cli.settings import problems_of, setting
 from gemquant.rockchip.options import AUTO, RkllmOptions
 
@@ -32,24 +38,74 @@ NOT_SHARED = {
 """Shared flags that have no meaning for the toolkit."""
 
 
-class RkllmCommand(click.Command):
-    """Checks everything, converts, and prints the artifact."""
+@click.command(
+    "rkllm",
+    cls=OptionsCommand,
+    quantizer=RkllmOptions,
+    epilog=MODEL
+    + """\b
+Examples:
+  gemquant rkllm google/gemma-2-2b-it --toolkit ./rkllm-venv/bin/python
+  gemquant rkllm google/gemma-2-9b-it --lora ./my-adapter --quantized-dtype w8a8_g128
+  gemquant rkllm google/gemma-3-1b-it --prepare-only -o gemma-for-rkllm
+  gemquant rkllm gemma-for-rkllm --converted gemma-3-1b-it.rkllm -o gemma-3-1b-it-rkllm
+  gemquant rkllm google/gemma-2-2b-it --gptq --quantized-dtype w8a8_g256 --prepare-only
+  gemquant rkllm google/gemma-2-2b-it --simulate 2
+  gemquant rkllm google/gemma-2-2b-it --no-smooth --emulate 0 --prepare-only
+  gemquant rkllm google/gemma-2-2b-it --target rk3576 --hybrid-rate 0.25 --dry-run""",
+)
+@flags(
+    model_argument(),
+    *quantizer_flags(RkllmOptions),
+    setting(
+        "--toolkit",
+        default=AUTO,
+        metavar="PYTHON|auto",
+        help="Python of the environment with rkllm-toolkit; auto searches for one.",
+    ),
+    flag(
+        "--prepare-only",
+        "Write the toolkit's input and the program that calls it; convert nothing.",
+    ),
+    click.Option(
+        ["--converted"],
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Make an artifact of the file that convert.py made; MODEL is the prepared folder.",
+    ),
+    setting(
+        "--toolkit-version",
+        metavar="X.Y.Z",
+        instead="that of --toolkit, or with --prepare-only the newest that converts this",
+        help="Release to prepare for; with a toolkit, the one that it must have.",
+    ),
+    *(each for each in tool_flags(default_python="") if each.name not in NOT_SHARED),
+    *(each for each in common_flags(RkllmOptions) if each.name not in NOT_SHARED),
+)
+@click.pass_context
+def command(ctx: click.Context, /, **params: Any) -> None:
+    """RKLLM files for Rockchip's NPUs, converted by the vendor's toolkit.
 
-    quantizer = RkllmOptions
+    The toolkit runs under a separate interpreter (--toolkit), reads a folder that gemquant writes
+    for it, and quantizes. --prepare-only needs no toolkit: it leaves folder, calibration prompts
+    and job to be converted elsewhere; --converted takes back the file.
+    """
+    tool = tool_settings(params, problems_of(ctx))
+    shared = read_request(ctx, RkllmOptions)
+    as_json, quiet = params["as_json"], params["quiet"]
+    with reporter(quiet=quiet) as progress:
+        opening = "sealing" if params["converted"] else "opening"
+        progress.start(f"{opening} {shared.recipe.model}", 0)
 
-    def invoke(self, ctx: click.Context) -> None:
-        """Run the command."""
-        params = ctx.params
-        tool = tool_settings(params, problems_of(ctx))
-        shared = read_request(ctx, RkllmOptions)
-        as_json = params["as_json"]
-        with reporter(quiet=params["quiet"]) as progress:
-            progress.start(f"opening {shared.recipe.model}", 0)
+        from gemquant.cli import render
+        from gemquant.rockchip import rkllm
+        from gemquant.rockchip.artifact import seal
+        from gemquant.rockchip.prepare import RkllmRequest, prepare
 
-            from gemquant.cli import render
-            from gemquant.rockchip import rkllm
-            from gemquant.rockchip.prepare import RkllmRequest, prepare
-
+        if params["converted"]:
+            folder = Path(shared.recipe.model)
+            artifact = seal(folder, params["converted"], shared.output, force=shared.force)
+        else:
             request = RkllmRequest(
                 recipe=shared.recipe,
                 options=shared.quantizers[0],
@@ -79,7 +135,8 @@ class RkllmCommand(click.Command):
                 threads=shared.threads,
                 progress=progress,
             )
-        render.artifact(artifact, as_json=as_json)
+    render.artifact(artifact, as_json=as_json)
+    print_end(*next_commands([artifact]), quiet=quiet)
 
 
 def _print_prepared(job: RkllmJob, preparation: Preparation, *, as_json: bool) -> None:
@@ -106,8 +163,10 @@ def _print_prepared(job: RkllmJob, preparation: Preparation, *, as_json: bool) -
     render.print_tables(f"{folder}: {files} for {toolkit}{scales}; nothing was converted.", "")
     render.print_certificates(preparation.certificates)
     render.print_tables(
-        f"To convert, on x86-64 Linux with {toolkit} (Python {', '.join(release.python)}):",
-        f"  PYTHON {folder}/convert.py {folder}/job.json",
+        f"Next, on x86-64 Linux with {toolkit} (Python {', '.join(release.python)}):",
+        f"  PYTHON {folder}/convert.py",
+        "then here, with the file that it makes:",
+        f"  gemquant rkllm {folder} --converted {folder}/{job.file} -o ARTIFACT",
     )
 
 
@@ -115,7 +174,7 @@ def _print_plan(prepared: PreparedRkllm, *, as_json: bool) -> None:
     """Print the expected file, the space and memory needed, and the toolkit's calls."""
     from gemquant.cli import render
     from gemquant.convert.candidates import weight_count
-    from gemquant.core.resources import human_bytes
+    from gemquant.core.resources import human_bytes, human_seconds
     from gemquant.rockchip.artifact import size_range
     from gemquant.rockchip.rkllm import needed_bytes, worker_job
 
@@ -123,7 +182,8 @@ def _print_plan(prepared: PreparedRkllm, *, as_json: bool) -> None:
     conversion = job.conversion
     low, high = size_range(conversion, checkpoint.config)
     per_weight = conversion.toolkit.conversion.bytes_per_weight
-    memory = int(per_weight * weight_count(checkpoint.config))
+    weights = weight_count(checkpoint.config)
+    memory = int(per_weight * weights)
     toolkit = f"{conversion.toolkit.name} {conversion.release.version}"
     document = worker_job(job, checkpoint)
     if as_json:
@@ -146,51 +206,11 @@ def _print_plan(prepared: PreparedRkllm, *, as_json: bool) -> None:
     listing.add_row("toolkit", toolkit)
     listing.add_row("runtime", f"librkllmrt {conversion.release.version}")
     listing.add_row("driver", f"{conversion.release.driver} or newer")
-    listing.add_row("memory", f"about {human_bytes(memory)}, an estimate")
+    level = conversion.options.optimization_level
+    seconds = conversion.toolkit.conversion.seconds_per_million[level] * weights / 1e6
+    effort = f"about {human_bytes(memory)} of memory, {human_seconds(seconds)}"
+    listing.add_row("converting", f"{effort}; an estimate")
     for call in document["calls"]:
         arguments = ", ".join(f"{name}={value!r}" for name, value in call["arguments"].items())
         listing.add_row(call["function"], arguments)
     render.print_tables(listing, "", "Nothing was written (--dry-run).")
-
-
-command = RkllmCommand(
-    "rkllm",
-    params=[
-        model_argument(),
-        *quantizer_flags(RkllmOptions),
-        setting(
-            "--toolkit",
-            default=AUTO,
-            metavar="PYTHON|auto",
-            help="Python of the environment with rkllm-toolkit; auto searches for one.",
-        ),
-        click.Option(
-            ["--prepare-only"],
-            is_flag=True,
-            help="Write the toolkit's input and the program that calls it; convert nothing.",
-        ),
-        setting(
-            "--toolkit-version",
-            metavar="X.Y.Z",
-            instead="that of --toolkit, or with --prepare-only the newest that converts this",
-            help="Release to prepare for; with a toolkit, the one that it must have.",
-        ),
-        *(flag for flag in tool_flags(default_python="") if flag.name not in NOT_SHARED),
-        *(flag for flag in common_flags(RkllmOptions) if flag.name not in NOT_SHARED),
-    ],
-    help="""RKLLM files for Rockchip's NPUs, converted by the vendor's toolkit.
-
-    The toolkit runs under a separate interpreter (--toolkit), reads a folder that gemquant writes
-    for it, and quantizes. --prepare-only needs no toolkit: it leaves folder, calibration prompts
-    and job to be converted elsewhere.""",
-    epilog=MODEL
-    + """\b
-Examples:
-  gemquant rkllm google/gemma-2-2b-it --toolkit ./rkllm-venv/bin/python
-  gemquant rkllm google/gemma-2-9b-it --lora ./my-adapter --quantized-dtype w8a8_g128
-  gemquant rkllm google/gemma-3-1b-it --prepare-only -o gemma-for-rkllm
-  gemquant rkllm google/gemma-2-2b-it --gptq --quantized-dtype w8a8_g256 --prepare-only
-  gemquant rkllm google/gemma-2-2b-it --simulate 2
-  gemquant rkllm google/gemma-2-2b-it --no-smooth --emulate 0 --prepare-only
-  gemquant rkllm google/gemma-2-2b-it --target rk3576 --hybrid-rate 0.25 --dry-run""",
-)

@@ -5,6 +5,7 @@ The file format is not published, so only the vendor's runtime on a board can re
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from sys import maxsize
@@ -15,17 +16,21 @@ from pydantic import BaseModel, ConfigDict
 from gemquant.convert.candidates import linear_bytes, stored_bytes, table_size
 from gemquant.convert.finalize import ArtifactFacts
 from gemquant.core.artifact import (
+    Artifact,
     CallRecord,
     ConversionRecord,
     Manifest,
     SmoothingRecord,
+    finalize,
+    staged,
 )
 from gemquant.core.artifact.evaluation import LevelEvaluation
 from gemquant.core.protocols import Layout, PlainSpec, QuantizedSpec
 from gemquant.core.recipe import Recipe
 from gemquant.core.targets import load_toolkit
+from gemquant.core.untrusted import UntrustedFile
 from gemquant.core.weights import AffineScheme
-from gemquant.errors import ArtifactError
+from gemquant.errors import ArtifactError, UsageError, refuse
 from gemquant.formats.checkpoint import Checkpoint
 from gemquant.models.architecture import linear_shapes, tensor_shapes
 from gemquant.rockchip.board_rkllm import CONTAINER, SUFFIX
@@ -36,6 +41,8 @@ if TYPE_CHECKING:
 
 LEAST = 0.9
 EXACT = 0.05
+PREPARED, ANSWER = "prepared.json", "converted.json"
+_LIMIT_BYTES = 64_000_000
 TOKENIZER_BYTES = 64
 """Upper bound for each token of the vocabulary: its text, score and type."""
 
@@ -107,6 +114,26 @@ class ConvertResult(BaseModel):
     python: str
     versions: dict[str, str]
 
+    @property
+    def libraries(self) -> dict[str, str]:
+        """The versions as a manifest lists them."""
+        versions = sorted(self.versions.items())
+        return {f"toolkit: {name}": version.partition("+")[0] for name, version in versions}
+
+
+class PreparedRecord(BaseModel):
+    """What a prepared folder knows of its artifact. manifest: but for what converting decides.
+
+    file: the converted file's name. weights: how many the model has. card: the original's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    manifest: Manifest
+    file: str
+    weights: int
+    card: str | None
+
 
 def rkllm_manifest(
     recipe: Recipe,
@@ -144,10 +171,48 @@ def rkllm_manifest(
         ),
         smoothing=smoothing,
         certificates=certificates,
-        libraries={
-            f"toolkit: {n}": v.partition("+")[0] for n, v in sorted(result.versions.items())
-        },
+        libraries=result.libraries,
     ).manifest()
+
+
+def seal(folder: Path, file: Path, out: Path | None, *, force: bool) -> Artifact:
+    """Make an artifact of a file that ``convert.py`` made of a prepared folder, on any machine."""
+    hint = f"FOLDER is that of --prepare-only: gemquant rkllm FOLDER --converted {file}"
+    record = UntrustedFile(folder / PREPARED, _LIMIT_BYTES, UsageError, hint).record(PreparedRecord)
+    if not file.is_file():
+        raise UsageError(f"--converted {file}: no such file.")
+    place = file.parent if (file.parent / ANSWER).is_file() else folder
+    hint = f"convert.py writes it; bring it back with the file, into {folder}."
+    result = UntrustedFile(place / ANSWER, _LIMIT_BYTES, UsageError, hint).record(ConvertResult)
+    prepared = record.manifest.conversion
+    assert prepared is not None
+    if result.calls != prepared.calls:
+        raise ArtifactError(
+            f"{place / ANSWER}: not the calls of {folder / 'job.json'}.",
+            hint="The file was made from another folder.",
+        )
+    found = result.versions.get(prepared.tool, "none").partition("+")[0]
+    if found != prepared.version:
+        raise ArtifactError(
+            f"{file}: converted by {prepared.tool} {found}, prepared for {prepared.version}.",
+            hint="Prepare again with --toolkit-version, or convert with that release.",
+        )
+    size, quantization = file.stat().st_size, record.manifest.quantization
+    manifest = record.manifest.model_copy(
+        update={
+            "quantization": quantization.model_copy(
+                update={"bits_per_weight": 8 * size / record.weights}
+            ),
+            "conversion": prepared.model_copy(update={"python": result.python}),
+            "libraries": {**record.manifest.libraries, **result.libraries},
+        }
+    )
+    out = out or Path(record.file.removesuffix(SUFFIX))
+    with staged(out, force=force, needed_bytes=size) as scratch:
+        shutil.copyfile(file, scratch / Path(record.file).name)
+        complete = finalize(scratch, manifest, original_card=record.card)
+        refuse(artifact_problems(scratch, complete))
+    return Artifact.open(out)
 
 
 def _layout(conversion: Conversion, config: Mapping[str, Any]) -> Layout:

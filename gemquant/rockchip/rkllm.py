@@ -15,10 +15,12 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from gemquant.convert import pipeline
+from gemquant.convert.candidates import weight_count
 from gemquant.convert.external import plain_dtype
 from gemquant.convert.plan import SMALL_FILES_BYTES, Job, plan
 from gemquant.core.artifact import (
     Artifact,
+    CallRecord,
     SmoothingRecord,
     finalize,
     staged,
@@ -33,9 +35,17 @@ from gemquant.formats.checkpoint.tokenizer_files import with_chat_template
 from gemquant.formats.gptq import Gptq
 from gemquant.formats.safetensors.plain import PlainSafetensors
 from gemquant.measure.quality.runtime_logits import RuntimeLogits
+from gemquant.models.architecture import architecture_of
 from gemquant.quantizers.awq import AWQ
 from gemquant.quantizers.cast import Cast
-from gemquant.rockchip.artifact import ConvertResult, file_problems, rkllm_manifest
+from gemquant.rockchip.artifact import (
+    ANSWER,
+    PREPARED,
+    ConvertResult,
+    PreparedRecord,
+    file_problems,
+    rkllm_manifest,
+)
 from gemquant.rockchip.calls import CALIBRATION, MODEL, calls
 from gemquant.rockchip.options import Conversion
 from gemquant.rockchip.programs import PROGRAMS
@@ -167,19 +177,62 @@ def tokenizer_files(checkpoint: Checkpoint, job: RkllmJob) -> dict[str, bytes]:
 def worker_job(job: RkllmJob, checkpoint: Checkpoint) -> dict[str, Any]:
     """The job of ``programs/rkllm_convert.py``, on this machine or another."""
     dtype = "float16" if job.conversion.options.gptq else plain_dtype(checkpoint)
+    toolkit = job.conversion.toolkit
     return {
-        "imports": job.conversion.toolkit.imports,
+        "toolkit": [toolkit.name, job.conversion.release.version],
+        "releases": toolkit.releases,
+        "imports": toolkit.imports,
         "calls": calls(job.conversion, dtype=dtype, file=job.file),
         "file": job.file,
     }
 
 
 def prepare_only(job: RkllmJob, checkpoint: Checkpoint, progress: Progress) -> Preparation:
-    """Write the toolkit's input, and the program that calls it, to ``job.out``."""
+    """Write the toolkit's input, its program and what ``seal`` takes to ``job.out``."""
     with staged(job.out, force=False, needed_bytes=needed_bytes(job, checkpoint)) as folder:
         prepared = prepare(job, checkpoint, folder, progress)
         shutil.copyfile(PROGRAM, folder / CONVERT)
+        calls = (CallRecord(**call, returned=0) for call in worker_job(job, checkpoint)["calls"])
+        manifest = rkllm_manifest(
+            job.recipe,
+            job.conversion,
+            checkpoint,
+            ConvertResult(calls=tuple(calls), python="", versions={}),
+            file_bytes=1,  # until the file is there
+            windows=job.windows,
+            smoothing=prepared.smoothing,
+            certificates=prepared.certificates,
+        )
+        record = PreparedRecord(
+            manifest=manifest,
+            file=job.file,
+            weights=weight_count(checkpoint.config),
+            card=checkpoint.provenance.card,
+        )
+        (folder / PREPARED).write_text(record.model_dump_json(indent=2), encoding="utf-8")
+        licence = architecture_of(checkpoint.config).licence
+        (folder / "NOTICE").write_text(licence.notice, encoding="utf-8")
+        (folder / "README.md").write_text(_readme(job), encoding="utf-8")
     return prepared
+
+
+def _readme(job: RkllmJob) -> str:
+    toolkit, release = job.conversion.toolkit, job.conversion.release
+    named, python = f"{toolkit.name} {release.version}", " or ".join(release.python)
+    return f"""# {job.recipe.model}, prepared for {named}
+
+Written by `gemquant rkllm --prepare-only`, for {job.conversion.npu.platform} in
+{job.conversion.dtype.name}. Nothing is converted yet, and no toolkit was executed here.
+
+1. On x86-64 Linux, install {named} for Python {python} from
+   {toolkit.releases}
+   (`{toolkit.lookalike}` on PyPI is another package). Then run `python {CONVERT}` in this folder.
+2. Bring {job.file} and {ANSWER} back to where gemquant is installed, and make them an artifact
+   with manifest and card: `gemquant rkllm THIS-FOLDER --converted {job.file} -o ARTIFACT`
+
+`{MODEL}/` is what the toolkit reads, `{JOB}` every call, `{PREPARED}` what the manifest will say.
+`NOTICE` names the licence, which holds for the converted file too.
+"""
 
 
 def convert(

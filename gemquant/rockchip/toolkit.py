@@ -93,7 +93,7 @@ def choose_toolkit(
     converting: suitable releases. RuntimeMissingError with the next steps if there is none.
     """
     if choice != AUTO:
-        interpreter = Interpreter.ask(choice, PACKAGES)
+        interpreter = Interpreter.ask(choice, PACKAGES, flag="--toolkit")
         if interpreter.packages[toolkit.name] is None:
             raise RuntimeMissingError(
                 f"--toolkit {choice}: {toolkit.name} is not installed in it{_stub(interpreter)}.",

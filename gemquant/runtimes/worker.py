@@ -266,17 +266,18 @@ class Interpreter:
     packages: Mapping[str, str | None]
 
     @classmethod
-    def ask(cls, python: str | None, packages: Sequence[str]) -> Self:
+    def ask(cls, python: str | None, packages: Sequence[str], *, flag: str = "--python") -> Self:
         """Ask an interpreter for versions, without importing the packages.
 
-        python: path or name; None for our own. RuntimeMissingError if it does not answer.
+        python: path or name; None for our own. flag: what named it. RuntimeMissingError if it does
+        not answer.
         """
         # An absolute path with its links: a virtual environment's Python is one.
         program = sys.executable if python is None else shutil.which(Path(python).expanduser())
         if program is None:
             raise RuntimeMissingError(
-                f"--python {python}: no such program.",
-                hint="Name the Python of an environment, as in --python ./tool-venv/bin/python",
+                f"{flag} {python}: no such program.",
+                hint=f"Name the Python of an environment, as in {flag} ./tool-venv/bin/python",
             )
         try:
             answer = subprocess.run(
@@ -292,7 +293,7 @@ class Interpreter:
             return cls(path, str(facts["python"]), dict(facts["packages"]))
         except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError) as error:
             raise RuntimeMissingError(
-                f"--python {program}: does not answer like a Python ({type(error).__name__}).",
+                f"{flag} {program}: does not answer like a Python ({type(error).__name__}).",
                 hint=f"Try: {program} --version",
             ) from None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -63,8 +64,15 @@ def test_what_is_prepared_is_what_the_toolkit_reads(run: Run, model: Path) -> No
     assert made.code == 0, made.err
     assert "nothing was converted" in made.out
     ready = Path("ready")
-    files = ["calibration.json", "convert.py", "job.json", "model"]
-    assert sorted(path.name for path in ready.iterdir()) == files
+    beside = ["NOTICE", "README.md", "convert.py", "job.json", "model", "prepared.json"]
+    assert sorted(path.name for path in ready.iterdir()) == sorted([*beside, "calibration.json"])
+    assert (
+        "Gemma is provided under and subject to the Gemma Terms" in (ready / "NOTICE").read_text()
+    )
+    readme = (ready / "README.md").read_text()
+    assert "prepared for rkllm-toolkit 1.2.0" in readme
+    assert "no toolkit was executed here" in readme
+    assert "gemquant rkllm ready --converted ready/tiny-gemma-rk3588" in made.out
     assert sorted(path.name for path in (ready / "model").iterdir()) == [
         "chat_template.jinja",
         "config.json",
@@ -96,7 +104,8 @@ def test_codes_made_here_are_prepared_as_a_gptq_checkpoint(run: Run, model: Path
     made = run("rkllm", str(model), "--threads", "1", "--samples", "16", "--seq-len", "32", *wanted)
     assert made.code == 0, made.err
     ready = Path("ready")
-    assert sorted(path.name for path in ready.iterdir()) == ["convert.py", "job.json", "model"]
+    beside = ["NOTICE", "README.md", "convert.py", "job.json", "model", "prepared.json"]
+    assert sorted(path.name for path in ready.iterdir()) == beside
     noted = json.loads((ready / "model/quantize_config.json").read_text())
     asked = {"bits": 8, "group_size": 128, "sym": True, "desc_act": False}
     assert {key: noted[key] for key in asked} == asked
@@ -218,6 +227,91 @@ def test_nothing_is_simulated_where_nothing_is_run(run: Run, model: Path) -> Non
     made = run("rkllm", str(model), *FEW, "--prepare-only", "--simulate", "1")
     assert made.code == 2
     assert "--simulate 1: nothing is run with --prepare-only." in made.err
+
+
+def convert(python: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    """Run the prepared folder's program as its README says."""
+    return subprocess.run([python, *args], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def prepared(run: Run, model: Path) -> Path:
+    (model / "README.md").write_text("---\nlicense: gemma\n---\n# The original card\n")
+    wanted = "--prepare-only -o ready --toolkit-version 1.2.3".split()
+    made = run("rkllm", str(model), *FEW, *wanted)
+    assert made.code == 0, made.err
+    return Path("ready")
+
+
+NAME = "tiny-gemma-rk3588-w8a8-opt-0-hybrid-ratio-0.0.rkllm"
+
+
+def test_what_another_machine_converted_becomes_the_same_artifact(
+    run: Run, model: Path, prepared: Path, tmp_path: Path, release: ToolkitVersion
+) -> None:
+    python = signature_checker(tmp_path / "venv", release, log=tmp_path / "log", size=1_200_000)
+    done = convert(python, "ready/convert.py")
+    assert done.returncode == 0, done.stderr
+    assert f"--converted {tmp_path / prepared / NAME}" in done.stdout
+    made = run("rkllm", "ready", "--converted", f"ready/{NAME}", "-o", "sealed")
+    assert made.code == 0, made.err
+    assert rkllm(run, model, python).code == 0
+    sealed, direct = (
+        json.loads(Path(each, "manifest.json").read_text()) for each in ("sealed", "out")
+    )
+    assert sealed == direct
+    assert Path("sealed/README.md").read_text() == Path("out/README.md").read_text()
+    assert run("verify", "sealed").code == 0
+
+
+def test_a_file_converted_otherwise_is_not_sealed(
+    run: Run, prepared: Path, tmp_path: Path, release: ToolkitVersion
+) -> None:
+    Path(NAME).write_bytes(bytes(1_200_000))
+    missing = run("rkllm", "ready", "--converted", NAME, "-o", "sealed")
+    assert missing.code == 2
+    assert "converted.json: cannot be read: No such file" in missing.err
+    assert "convert.py writes it; bring it back with the file, into ready." in missing.err
+    python = signature_checker(tmp_path / "venv", release, log=tmp_path / "log", size=1_200_000)
+    assert convert(python, "ready/convert.py").returncode == 0
+    answer = json.loads((prepared / "converted.json").read_text())
+    answer["versions"]["rkllm-toolkit"] = "1.2.1"
+    (prepared / "converted.json").write_text(json.dumps(answer))
+    other = run("rkllm", "ready", "--converted", f"ready/{NAME}", "-o", "sealed")
+    assert other.code == 6
+    assert "converted by rkllm-toolkit 1.2.1, prepared for 1.2.3." in other.err
+    answer["calls"][1]["arguments"]["optimization_level"] = 1
+    (prepared / "converted.json").write_text(json.dumps(answer))
+    assert "not the calls of ready/job.json" in run("rkllm", "ready", "--converted", NAME).err
+    assert not Path("sealed").exists()
+
+
+def test_a_model_is_no_prepared_folder(run: Run, model: Path) -> None:
+    Path("x.rkllm").touch()
+    made = run("rkllm", str(model), "--converted", "x.rkllm")
+    assert made.code == 2
+    assert "prepared.json: cannot be read" in made.err
+    assert "gemquant rkllm FOLDER --converted x.rkllm" in made.err
+
+
+def test_the_program_says_what_a_python_lacks(prepared: Path, tmp_path: Path) -> None:
+    done = convert(Path(sys.executable), "ready/convert.py")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert (
+        "has no rkllm-toolkit (No module named 'rkllm'): install rkllm_toolkit-1.2.3-*.whl from"
+        in done.stderr
+    )
+    assert (
+        "https://github.com/airockchip/rknn-llm/releases (rkllm on PyPI is something else)"
+        in done.stderr
+    )
+
+
+def test_the_flag_that_named_a_missing_program_is_named(run: Run, model: Path) -> None:
+    made = run("rkllm", str(model), *FEW, "--toolkit", "./nowhere/bin/python")
+    assert made.code == 8
+    assert "--toolkit ./nowhere/bin/python: no such program." in made.err
 
 
 def test_a_failed_conversion_leaves_nothing(
@@ -372,6 +466,11 @@ def test_the_prepared_folder_is_smoothed_and_says_so(run: Run, model: Path) -> N
     emulated = json.loads((ready / "emulated.json").read_text())
     assert emulated == told["certificates"]
     corners = [tuple(each["emulation"].values()) for each in emulated]
+    printed = run("rkllm", str(model), *SMOOTHED, "--prepare-only", "-o", "again").out
+    assert re.search(
+        r"\nwith smoothing +[\d.]+ to [\d.]+ +\d+% to \d+%\nwithout smoothing ", printed
+    )
+    assert len(printed.splitlines()) < 14
     assert corners == [
         ("w8a8", activations, head, smoothed)
         for smoothed in (True, False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from gemquant.core.artifact.evaluation import LevelEvaluation, SliceEvaluation
@@ -28,6 +29,23 @@ def loss_table(levels: Sequence[LevelEvaluation], *, title: str | None = None) -
             corner = [smoothing, level.emulation.activations, level.emulation.head]
         for each in level.slices:
             table.add_row(*corner, each.slice, *loss_cells(each))
+    return table
+
+
+def bracket_table(corners: Sequence[LevelEvaluation], *, title: str) -> Table:
+    """The bracket of an emulation in a row or two: means over the slices, best to worst corner."""
+    table = Table([*columns("", "KL mean, best to worst; top-1, best to worst")], title=title)
+    for smoothing, words in ((True, "with smoothing"), (False, "without smoothing")):
+        found = [e for e in corners if e.emulation and e.emulation.smoothing is smoothing]
+        if not found:
+            continue
+        divergence = sorted(fmean(each.kl_mean.value for each in e.slices) for e in found)
+        top1 = sorted(fmean(each.top1.value for each in e.slices) for e in found)
+        table.add_row(
+            words,
+            f"{number(divergence[0])} to {number(divergence[-1])}",
+            f"{top1[-1]:.0%} to {top1[0]:.0%}",
+        )
     return table
 
 

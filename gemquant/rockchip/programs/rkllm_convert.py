@@ -1,6 +1,6 @@
 """Calls rkllm-toolkit as a job describes, and stops at the first status that is not 0.
 
-Standalone: PYTHON convert.py job.json, in a folder of `gemquant rkllm --prepare-only`.
+Standalone: PYTHON convert.py in a folder of `gemquant rkllm --prepare-only`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+JOB, ANSWER = "job.json", "converted.json"
 TASK = "converting"
 UNREAD = 3
 PACKAGES = ("rkllm-toolkit", "torch", "transformers", "numpy")
@@ -114,8 +115,29 @@ def _print_event(event: dict[str, Any]) -> None:
     sys.stderr.write(json.dumps(event) + "\n")
 
 
+def main(folder: Path) -> None:
+    """Convert what a folder holds; leave the file and converted.json, which sealing it needs."""
+    os.chdir(folder)
+    job = json.loads(Path(JOB).read_text(encoding="utf-8"))
+    toolkit, release = job["toolkit"]
+    try:
+        importlib.import_module(job["imports"]).RKLLM  # noqa: B018 - another rkllm has none
+    except (ImportError, AttributeError) as error:
+        wheel = f"{toolkit.replace('-', '_')}-{release}-*.whl"
+        sys.exit(
+            f"{sys.executable} has no {toolkit} ({error}): install {wheel} from "
+            f"{job['releases']} (rkllm on PyPI is something else)."
+        )
+    try:
+        answer = run(job, _print_event)
+    except RuntimeError as error:
+        sys.exit(f"{toolkit}: {error}")
+    Path(ANSWER).write_text(json.dumps(answer, indent=2), encoding="utf-8")
+    sys.stdout.write(
+        f"{folder / job['file']} is converted. Make it an artifact where gemquant is installed:\n"
+        f"  gemquant rkllm {folder} --converted {folder / job['file']}\n"
+    )
+
+
 if __name__ == "__main__":
-    job_file = Path(sys.argv[1])
-    os.chdir(job_file.parent)
-    answer = run(json.loads(Path(job_file.name).read_text(encoding="utf-8")), _print_event)
-    json.dump(answer, sys.stdout, indent=2)
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else __file__).resolve().parent)
