@@ -18,7 +18,6 @@ from gemquant import __version__
 from gemquant.core.resources import human_bytes
 from gemquant.measure.bench.machine import machine
 from gemquant.numerics import native
-from gemquant.numerics.ggml_library import version as ggml_version
 
 State = Literal["ok", "warning", "problem"]
 
@@ -72,7 +71,7 @@ PARTS = (
     Part(
         "llama.cpp",
         "runtimes",
-        "runs GGUF artifacts; ggml's own kernels",
+        "runs GGUF artifacts",
         ("h11>=0.16,<1", "xllamacpp==2026.10.11549"),
         "gguf",
     ),
@@ -219,24 +218,15 @@ def version(package: str) -> str | None:
 
 # ---------------------------------------------------------------- kernels
 
-PURPOSE = "fast quantization; without it K-quants need the extra gguf, the rest is slower"
-
 
 def kernels_in_use() -> list[Finding]:
-    """Our kernels, and ggml's."""
-    status = native.status()
+    """The compiled kernels."""
+    status, purpose = native.status(), "fast quantization; the same GGUF bytes as without"
     if status.level is not None:
-        ours = Finding("kernels", "native", "ok", f"built for {status.level}", PURPOSE)
-    else:
-        reason = str(status.reason)
-        ours = Finding("kernels", "native", "warning", reason, PURPOSE, native.REBUILD)
-    purpose = "GGUF types that our kernels do not cover"
-    found = ggml_version()
-    if found is not None:
-        return [ours, Finding("kernels", "ggml", "ok", f"of xllamacpp {found}", purpose)]
-    missing = "xllamacpp missing, or not loadable here"
-    command = "pip install 'gemquant[gguf]'"
-    return [ours, Finding("kernels", "ggml", "warning", missing, purpose, command)]
+        return [Finding("kernels", "native", "ok", f"built for {status.level}", purpose)]
+    slower = "everything works; GGUF types take 8 to 25 times as long, nf4 and fp4 10, GPTQ 2"
+    command = f"install a C compiler, then: {native.REBUILD}"
+    return [Finding("kernels", "native", "warning", f"{status.reason}; {slower}", purpose, command)]
 
 
 # ---------------------------------------------------------------- devices

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gemquant.numerics.affine import AffineRounding, group_width
-from gemquant.numerics.native import columns as native
+from gemquant.numerics.native import columns, is_usable
 from gemquant.numerics.precision import accumulator
 
 SAMPLED_ROWS = 512
@@ -196,14 +196,14 @@ class _RangeLosses:
 
     def __init__(self, group: Tensor, rounding: AffineRounding, metric: Tensor) -> None:
         self._rounding, self._metric = rounding, metric
-        self._native = metric.ndim == 1 and native.is_usable(group)
+        self._native = metric.ndim == 1 and is_usable(group)
         self._group = group.T.contiguous() if self._native else group.contiguous()
 
     def best(self, low: Tensor, high: Tensor, ratios: Tensor) -> _Ranges:
         """Try fractions of the range, (candidates, rows); the first of equals wins."""
         scales, zero_points = self._rounding.parameters(low * ratios, high * ratios)
         if self._native:
-            losses = native.losses(self._group, self._metric, scales, zero_points, self._rounding)
+            losses = columns.losses(self._group, self._metric, scales, zero_points, self._rounding)
         else:
             losses = torch.stack(list(map(self._loss, scales, zero_points)))
         chosen = losses.argmin(0, keepdim=True)

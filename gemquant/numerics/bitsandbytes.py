@@ -10,13 +10,14 @@ Dettmers et al., 2022, https://arxiv.org/abs/2208.07339, section 2.1 (rows).
 
 from __future__ import annotations
 
+import ctypes
 import math
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from gemquant.numerics.native import codebook as native
+from gemquant.numerics import native
 
 ELEMENTS_AT_ONCE = 1 << 16
 """Weights compared at a time: they stay in the cache for all 15 comparisons."""
@@ -27,6 +28,10 @@ SMALLEST_SCALE = 1e-38
 NESTED_BLOCK = 256
 """Scales that share one outer scale."""
 
+KERNEL_WIDTH = 64
+"""A block is a multiple of this for the kernel; RUN in ``source/codebook.c``."""
+
+BLOCKS_PER_RUN = 256
 LARGEST_INT8 = 127
 ROWS_AT_ONCE = 256
 
@@ -76,17 +81,17 @@ def quantize_blockwise(weight: Tensor, *, codes: str, block_size: int) -> tuple[
     whole = flat.numel() // block_size * block_size
     packed = torch.empty(flat.numel() // 2, dtype=torch.uint8, device=flat.device)
     scales = torch.empty(math.ceil(flat.numel() / block_size), device=flat.device)
-    if native.is_usable(flat, block_size):
-        thresholds, pairs = _thresholds(codes)
-        native.quantize_blocks(
-            flat[:whole],
-            packed,
-            scales,
-            block_size=block_size,
-            thresholds=thresholds,
-            pairs=_IN_ORDER if pairs is None else pairs,
-            smallest_scale=SMALLEST_SCALE,
-        )
+    if block_size % KERNEL_WIDTH == 0 and native.is_usable(flat):
+        flat = flat.contiguous()
+        thresholds, names = _thresholds(codes)
+        edges, pairs = (ctypes.c_float * 15)(*thresholds), _IN_ORDER if names is None else names
+
+        def run(first: int, last: int) -> None:
+            inputs = (flat, block_size, edges, pairs, SMALLEST_SCALE)
+            native.call("gq_codebook", *inputs, first, last, packed, scales)
+
+        at_least, threads = BLOCKS_PER_RUN, torch.get_num_threads()
+        native.over_rows(run, whole // block_size, threads=threads, at_least=at_least)
     else:
         _quantize_blocks(flat[:whole], packed, scales, codes=codes, block_size=block_size)
     if whole < flat.numel():

@@ -22,7 +22,8 @@ from torch import Tensor
 from gemquant.errors import UnsupportedError
 from gemquant.numerics.affine import AffineRounding, group_width
 from gemquant.numerics.awq import search_range
-from gemquant.numerics.native import columns as native
+from gemquant.numerics.native import columns as kernels
+from gemquant.numerics.native import is_usable
 from gemquant.numerics.native.columns import ColumnBlock
 
 ROWS_AT_ONCE = 2048
@@ -214,8 +215,8 @@ def round_columns(block: ColumnBlock, feedback: Tensor, triangle: Tensor) -> Non
     feedback: (columns, rows), the weight with the feedback of earlier blocks. triangle: (columns,
     columns), [k, j] is the feedback of an error in column k < j on column j.
     """
-    if native.is_usable(feedback):
-        native.round_columns(block, feedback, triangle)
+    if is_usable(feedback):
+        kernels.round_columns(block, feedback, triangle)
         return
     for turn in _turns(feedback.shape[0]):
         targets = feedback[turn]
@@ -236,8 +237,8 @@ def descend_columns(block: ColumnBlock, gradient: Tensor, gram: Tensor, curvatur
     gradient: (columns, rows), of the loss by the errors before the pass. gram: (columns, columns).
     curvature: (columns,), the loss of a unit of squared error.
     """
-    if native.is_usable(gradient):
-        native.descend_columns(block, gradient, gram, curvature)
+    if is_usable(gradient):
+        kernels.descend_columns(block, gradient, gram, curvature)
         return
     change = torch.empty_like(gradient)
     for turn in _turns(gradient.shape[0]):

@@ -17,7 +17,6 @@ from gemquant.core.weights import BlockScheme, BlockWeight
 from gemquant.errors import (
     GemquantError,
     ProblemCollector,
-    RuntimeMissingError,
     UsageError,
     refuse,
 )
@@ -143,20 +142,8 @@ Examples:
         return BlockScheme(self.choice.types[name]) if name in self.choice.types else None
 
     def problems(self, linears: Mapping[str, tuple[int, int]]) -> list[GemquantError]:  # noqa: ARG002
-        """Formats that nothing on this machine quantizes to."""
-        from gemquant.numerics.ggml import kernel_of
-
-        missing = {
-            k.name for k in self.choice.types.values() if not k.is_float and kernel_of(k) is None
-        }
-        if not missing:
-            return []
-        return [
-            RuntimeMissingError(
-                f"{', '.join(sorted(missing))}: no kernel of gemquant and no ggml is installed.",
-                hint="pip install 'gemquant[gguf]' installs ggml; see also: gemquant doctor",
-            )
-        ]
+        """None: every format can be made everywhere."""
+        return []
 
     def facts(self, recipe: Recipe) -> Mapping[str, str | int]:
         """Where the importance of columns comes from, under llama.cpp's keys."""

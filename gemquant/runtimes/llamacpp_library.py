@@ -11,10 +11,11 @@ Source: include/llama.h of ggml-org/llama.cpp.
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import logging
 import platform
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ctypes import POINTER, Structure, c_bool, c_char_p, c_float, c_int32, c_size_t, c_void_p
 from functools import cache
 from importlib import metadata
@@ -22,10 +23,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from gemquant.errors import RuntimeMissingError, UnsupportedError
-from gemquant.numerics.ggml_library import PACKAGE, shared_objects
 
 logger = logging.getLogger(__name__)
 
+PACKAGE = "xllamacpp"
 VERSION = "2026.10.11549"
 INSTALL = f"pip install {PACKAGE}=={VERSION}"
 
@@ -201,6 +202,22 @@ def missing() -> str | None:
     if installed != VERSION:
         return f"{PACKAGE} {installed} is installed, but only {VERSION} is supported; {INSTALL}"
     return None
+
+
+def shared_objects() -> Sequence[Path]:
+    """The package's shared libraries, found without importing it; none where it is not installed.
+
+    >>> {path.suffix for path in shared_objects()} <= {".so", ".pyd"}
+    True
+    """
+    spec = importlib.util.find_spec(PACKAGE)
+    folders = spec.submodule_search_locations if spec is not None else None
+    return [
+        path
+        for folder in folders or ()
+        for path in sorted(Path(folder).glob("xllamacpp*"))
+        if path.suffix in {".so", ".pyd"}
+    ]
 
 
 @cache

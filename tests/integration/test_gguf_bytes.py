@@ -18,8 +18,8 @@ from torch import Tensor
 from ci.bench.llama_quantize import Llama, QuantizeOptions
 from gemquant.formats.gguf.mixtures import FILE_TYPES
 from gemquant.formats.gguf.types import TypePlan, TypeRequest, choose_types, gguf_shapes
-from gemquant.numerics import ggml as kernels
 from gemquant.numerics.ggml import quantize_rows
+from tests.helpers.native_levels import at_level
 
 pytestmark = pytest.mark.peer
 
@@ -107,29 +107,26 @@ def expect_equal(
         assert differing == 0, f"{ours.name}: {differing} of {blocks.size} bytes differ"
 
 
-@pytest.mark.parametrize("library", ["installed", "llama.cpp's own"])
+@pytest.mark.parametrize("level", ["x86-64", "no kernels"])
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "importance"])
 @pytest.mark.parametrize("file_type", [name for name in FILE_TYPES if name != "Q2_K_S"])
 def test_every_byte_is_llama_cpps(
     file_type: str,
     weighted: bool,
-    library: str,
+    level: str,
     llama: Llama,
     source: Path,
     weights: Mapping[str, Tensor],
     importance: Mapping[str, np.ndarray],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     matrix = importance if weighted else {}
     target = tmp_path / "target.gguf"
     llama.quantize(source, target, file_type, QuantizeOptions(), matrix or None)
     request = TypeRequest(FILE_TYPES[file_type])
     plan = choose_types(CONFIG, request, has_importance=weighted)
-    if library != "installed":
-        monkeypatch.setattr(kernels, "ggml", lambda: llama.ggml)
-        monkeypatch.setattr(kernels, "own_kernel", lambda *_: None)
-    expect_equal(target, plan, weights, matrix)
+    with at_level(level):
+        expect_equal(target, plan, weights, matrix)
 
 
 def test_q2_k_s_takes_an_entry_for_every_linear(

@@ -1,6 +1,6 @@
 """The C kernels, where they were built; callers have a slower path without them.
 
-A kernel works on rows of numpy arrays and holds no lock: ``over_rows`` runs it on several threads.
+A kernel works on rows of tensors and holds no lock: ``over_rows`` runs it on several threads.
 All levels compute the same bits. $GEMQUANT_NATIVE chooses a level by name, or ``off``.
 """
 
@@ -13,8 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 from gemquant.numerics.native import build
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 REBUILD = f"python {build.FOLDER / 'build.py'}"
 
@@ -57,10 +61,11 @@ def _loaded() -> tuple[ctypes.CDLL | None, Status]:
         name = chosen or _best(names)
         loaded = ctypes.CDLL(str(build.FOLDER / build.library_name(name)))
     except OSError as error:
-        return None, Status(None, f"not built, or not for this machine ({error}): {REBUILD}")
+        built = any((build.FOLDER / build.library_name(each)).is_file() for each in names)
+        return None, Status(None, f"not for this machine ({error})" if built else "not built")
     loaded.gq_digest.restype = ctypes.c_char_p
     if loaded.gq_digest().decode() != build.digest():
-        return None, Status(None, f"{name} is older than its sources; run: {REBUILD}")
+        return None, Status(None, f"{name} is older than its sources")
     return loaded, Status(name)
 
 
@@ -72,7 +77,27 @@ def _best(names: Sequence[str]) -> str:
     return built[-1]
 
 
-# ---------------------------------------------------------------- threads
+# ---------------------------------------------------------------- calls
+
+
+def is_usable(tensor: Tensor) -> bool:
+    """Whether the kernels can work on a tensor's device."""
+    return tensor.device.type == "cpu" and library() is not None
+
+
+def call(name: str, *arguments: object) -> None:
+    """Call a kernel: tensors as addresses, int as int64_t, float as float, the rest as it is."""
+    kernels = library()
+    assert kernels is not None, "callers ask library() first"
+    getattr(kernels, name)(*map(_argument, arguments))
+
+
+def _argument(value: Any) -> object:
+    if hasattr(value, "data_ptr"):
+        assert value.is_contiguous()
+        return ctypes.c_void_p(value.data_ptr())
+    kind = {int: ctypes.c_int64, float: ctypes.c_float}.get(type(value))
+    return value if kind is None else kind(value)
 
 
 @cache

@@ -1,6 +1,6 @@
 """The kernels of ``source/compensate.c`` on torch tensors; matrices come columns first.
 
-Every function needs float32 tensors on the CPU and ``library()`` to be there.
+Every function needs float32 tensors on the CPU and ``native.library()`` to be there.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gemquant.numerics import native
 from gemquant.numerics.affine import AffineRounding
-from gemquant.numerics.native import library, over_rows
 
 LARGEST_BLOCK = 128
 ROWS_PER_TASK = 64  # one tile; fewer would be padded to it
@@ -45,11 +45,6 @@ class _Rounding(ctypes.Structure):
     )
 
 
-def is_usable(tensor: Tensor) -> bool:
-    """Whether the kernels can work on a tensor's device."""
-    return tensor.device.type == "cpu" and library() is not None
-
-
 def round_columns(block: ColumnBlock, feedback: Tensor, triangle: Tensor) -> None:
     """``gptq.round_columns`` for at most 128 columns."""
     _write(block, "gq_compensate", (block.weight, feedback, triangle))
@@ -70,23 +65,17 @@ def losses(
     candidates, rows = scales.shape
     scales, zero_points, metric = (t.contiguous() for t in (scales, zero_points, metric))
     results = torch.empty_like(scales)
-    kernel = _library().gq_price
+    form = (float(rounding.largest_code), ctypes.c_int32(rounding.biased))
+    tensors, sizes = (values, metric, scales, zero_points), (candidates, values.shape[0], rows)
 
     def part(first: int, last: int) -> None:
-        kernel(
-            *map(_pointer, (values, metric, scales, zero_points)),
-            ctypes.c_float(rounding.largest_code),
-            ctypes.c_int32(rounding.biased),
-            *map(ctypes.c_int64, (candidates, values.shape[0], rows, first, last)),
-            _pointer(results),
-        )
+        native.call("gq_price", *tensors, *form, *sizes, first, last, results)
 
-    over_rows(part, rows, threads=torch.get_num_threads(), at_least=ROWS_PER_TASK)
+    native.over_rows(part, rows, threads=torch.get_num_threads(), at_least=ROWS_PER_TASK)
     return results
 
 
 def _write(block: ColumnBlock, name: str, tensors: tuple[Tensor, ...]) -> None:
-    kernel = _library()[name]
     columns, rows = block.weight.shape
     assert columns <= LARGEST_BLOCK
     # These names keep the tensors alive: the kernel sees addresses alone.
@@ -100,23 +89,7 @@ def _write(block: ColumnBlock, name: str, tensors: tuple[Tensor, ...]) -> None:
     )
 
     def part(first: int, last: int) -> None:
-        kernel(
-            *map(_pointer, inputs),
-            ctypes.byref(rounding),
-            *map(ctypes.c_int64, (columns, rows, first, last)),
-            _pointer(block.errors),
-            _pointer(block.codes),
-        )
+        sizes = (columns, rows, first, last)
+        native.call(name, *inputs, ctypes.byref(rounding), *sizes, block.errors, block.codes)
 
-    over_rows(part, rows, threads=torch.get_num_threads(), at_least=ROWS_PER_TASK)
-
-
-def _library() -> ctypes.CDLL:
-    kernels = library()
-    assert kernels is not None, "call is_usable() first"
-    return kernels
-
-
-def _pointer(tensor: Tensor) -> ctypes.c_void_p:
-    assert tensor.is_contiguous()
-    return ctypes.c_void_p(tensor.data_ptr())
+    native.over_rows(part, rows, threads=torch.get_num_threads(), at_least=ROWS_PER_TASK)

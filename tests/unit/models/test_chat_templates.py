@@ -11,8 +11,8 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from gemquant.errors import CalibrationError
 from gemquant.models.chat import ChatTemplate, Message, render
 from gemquant.models.chat_templates import VARIANTS
-from gemquant.numerics.ggml_library import shared_objects
 from gemquant.runtimes import llamacpp_library
+from gemquant.runtimes.llamacpp_library import shared_objects
 
 SYSTEM = {"role": "system", "content": "Only reply like a pirate."}
 KNOCK = [

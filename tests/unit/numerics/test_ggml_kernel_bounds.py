@@ -14,7 +14,6 @@ from gemquant.numerics import native
 PROGRAM = """
 import ctypes, mmap
 from gemquant.numerics import native
-from gemquant.numerics.ggml import own_kernel
 from gemquant.numerics.ggml_types import TYPES
 
 areas = []
@@ -30,14 +29,14 @@ def before_a_guard(size):
 
 
 for kind in TYPES.values():
-    kernel = own_kernel(native.library(), kind)
-    for rows, columns in [(1, 256), (3, 768), (17, 256)] if kernel else []:
+    name = f"gq_quantize_{kind.name.lower()}"
+    for rows, columns in [(1, 256), (3, 768), (17, 256)] if not kind.is_float else []:
         for importance in (None, before_a_guard(4 * columns)):
             weights = before_a_guard(4 * rows * columns)
             blocks = before_a_guard(rows * kind.row_bytes(columns))
-            kernel(weights, blocks, rows, columns, importance)
+            native.call(name, weights, blocks, rows, columns, importance)
             ctypes.memset(weights, 0xFF, 4 * rows * columns)  # NaN
-            kernel(weights, blocks, rows, columns, importance)
+            native.call(name, weights, blocks, rows, columns, importance)
             print(kind.name, rows, columns, importance is not None)
 """
 

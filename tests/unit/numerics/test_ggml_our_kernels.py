@@ -1,6 +1,5 @@
-"""Our kernels write ggml's bytes: at every level of the processor, for any finite weights."""
+"""Our kernels at every level of the processor, and numpy, write ggml's bytes for finite weights."""
 
-import platform
 from functools import cache
 
 import numpy as np
@@ -9,51 +8,27 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemquant.numerics.ggml import ggml_kernel, own_kernel
-from gemquant.numerics.ggml_library import ggml
+from gemquant.numerics.ggml import quantize_rows
 from gemquant.numerics.ggml_types import TYPES
-from gemquant.numerics.native import build
-from tests.helpers.native_levels import load
+from tests.helpers import ggml
+from tests.helpers.native_levels import LEVELS, at_level, load
 
-OURS = [
-    "IQ4_NL",
-    "IQ4_XS",
-    "Q2_K",
-    "Q3_K",
-    "Q4_0",
-    "Q4_1",
-    "Q4_K",
-    "Q5_0",
-    "Q5_1",
-    "Q5_K",
-    "Q6_K",
-    "Q8_0",
-]
+OURS = sorted(name for name, kind in TYPES.items() if not kind.is_float)
 LARGEST = float(np.finfo(np.float32).max)
 
-# On 64-bit ARM the package's ggml is compiled with fused products and sums: other bytes.
-FUSED = platform.machine().lower() not in {"x86_64", "amd64"}
 needs_ggml = pytest.mark.skipif(
-    ggml() is None or FUSED,
-    reason="ggml fuses products and sums here" if FUSED else "xllamacpp is not installed",
+    ggml.library() is None or ggml.FUSED,
+    reason="ggml fuses products and sums here" if ggml.FUSED else "xllamacpp is not installed",
 )
 
 
-@pytest.fixture(params=list(build.levels()))
-def library(request):
-    library, reason = load(request.param)
-    if library is None:
-        pytest.skip(reason)
-    return library
+def ours(level, weight, kind, importance=None):
+    with at_level(level):
+        return quantize_rows(weight, kind, importance=importance)
 
 
-def blocks(kernel, weight, kind, importance=None):
-    """What a kernel writes for weights (rows, columns)."""
-    rows, columns = weight.shape
-    out = torch.full((rows, kind.row_bytes(columns)), 0xAA, dtype=torch.uint8)
-    address = None if importance is None else importance.data_ptr()
-    kernel(weight.data_ptr(), out.data_ptr(), rows, columns, address)
-    return out
+def ggmls(weight, kind, importance=None):
+    return ggml.quantize(weight, kind, importance, ggml=ggml.library())
 
 
 @cache
@@ -66,7 +41,7 @@ def samples(name, weights):
         weight = WEIGHTS[weights](torch.randn(rows, columns)).contiguous()
         for importance, function in IMPORTANCES.items():
             important = function(torch.rand(columns))
-            expected = blocks(ggml_kernel(kind), weight, kind, important)
+            expected = ggmls(weight, kind, important)
             made.append((importance, weight, important, expected))
     return made
 
@@ -119,26 +94,26 @@ IMPORTANCES = {
 
 
 @needs_ggml
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("weights", sorted(WEIGHTS))
 @pytest.mark.parametrize("name", OURS)
-def test_bytes_are_ggmls(library, name, weights):
-    kernel = own_kernel(library, TYPES[name])
+def test_bytes_are_ggmls(level, name, weights):
     for importance, weight, important, expected in samples(name, weights):
-        ours = blocks(kernel, weight, TYPES[name], important)
-        assert torch.equal(ours, expected), f"importances: {importance}"
+        found = ours(level, weight, TYPES[name], important)
+        assert torch.equal(found, expected), f"importances: {importance}"
 
 
 @needs_ggml
 @pytest.mark.slow
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
 @pytest.mark.parametrize("name", OURS)
-def test_bytes_of_a_whole_weight_are_ggmls(library, name, weighted):
+@pytest.mark.parametrize("level", LEVELS)
+def test_bytes_of_a_whole_weight_are_ggmls(level, name, weighted):
     torch.manual_seed(0)
     weight = torch.randn(1024, 2304) * 0.02
     importance = torch.rand(2304) + 0.01 if weighted else None
-    expected = blocks(ggml_kernel(TYPES[name]), weight, TYPES[name], importance)
-    ours = blocks(own_kernel(library, TYPES[name]), weight, TYPES[name], importance)
-    assert torch.equal(ours, expected)
+    expected = ggmls(weight, TYPES[name], importance)
+    assert torch.equal(ours(level, weight, TYPES[name], importance), expected)
 
 
 @st.composite
@@ -162,9 +137,6 @@ def test_bytes_are_ggmls_for_any_range_of_magnitudes(name, weighted, data):
     kind = TYPES[name]
     weight = data.draw(finite(3, 512))
     importance = data.draw(finite(1, 512, lowest=0.0))[0] if weighted else None
-    expected = blocks(ggml_kernel(kind), weight, kind, importance)
-    for level in build.levels():
-        library, _ = load(level)
-        if library is not None:
-            ours = blocks(own_kernel(library, kind), weight, kind, importance)
-            assert torch.equal(ours, expected), level
+    expected = ggmls(weight, kind, importance)
+    for level in [level for level in LEVELS if level == LEVELS[-1] or load(level)[0] is not None]:
+        assert torch.equal(ours(level, weight, kind, importance), expected), level

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from gemquant.numerics.ggml import dequantize_rows, quantize_rows
-from gemquant.numerics.ggml_library import ggml
 from gemquant.numerics.ggml_types import TYPES
+from tests.helpers.native_levels import LEVELS, at_level
 
 
 @pytest.mark.parametrize("name", sorted(TYPES))
@@ -28,8 +28,6 @@ ERROR = {
 
 @pytest.mark.parametrize("name", sorted(TYPES))
 def test_decoded_rows_are_near_the_weights(name):
-    if ggml() is None:
-        pytest.skip("xllamacpp is not installed")
     kind = TYPES[name]
     weight = torch.randn(3, 512, generator=torch.Generator().manual_seed(0))
     blocks = quantize_rows(weight, kind)
@@ -38,9 +36,9 @@ def test_decoded_rows_are_near_the_weights(name):
     assert error <= ERROR[name]
 
 
-def test_bytes_do_not_depend_on_the_number_of_threads():
-    if ggml() is None:
-        pytest.skip("xllamacpp is not installed")
+@pytest.mark.parametrize("level", LEVELS)
+def test_bytes_do_not_depend_on_the_number_of_threads(level):
     weight = torch.randn(7, 256, generator=torch.Generator().manual_seed(1))
-    alone = quantize_rows(weight, TYPES["Q4_K"], threads=1)
-    assert torch.equal(alone, quantize_rows(weight, TYPES["Q4_K"], threads=3))
+    with at_level(level):
+        alone, together = (quantize_rows(weight, TYPES["Q4_K"], threads=n) for n in (1, 3))
+    assert torch.equal(alone, together)

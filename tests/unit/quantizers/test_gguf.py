@@ -92,17 +92,6 @@ def test_every_format_of_ggml_has_its_sub_blocks_and_its_name() -> None:
     assert set(TYPES) == set(BLOCK_FORMATS)
 
 
-def test_formats_that_nothing_here_quantizes_to_are_told_before_work(
-    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    quantizer = KQuant(type="Q4_K_M", embedding_type="F16").for_model(config)
-    assert quantizer.problems({}) == []
-    monkeypatch.setattr("gemquant.numerics.ggml.kernel_of", lambda kind: None)
-    (problem,) = quantizer.problems({})
-    assert problem.exit_code == 8
-    assert problem.message.startswith("Q4_K, Q6_K: no kernel of gemquant and no ggml")
-
-
 def test_a_file_and_a_calibration_are_one_too_many(config: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="--imatrix and --importance: one importance matrix"):
         KQuant(imatrix="im.gguf", importance=True).for_model(config)

@@ -11,7 +11,7 @@ from gemquant.numerics.affine import AffineRounding
 from gemquant.numerics.gptq import GptqConfig, damped_cholesky, quantize_gptq
 from gemquant.numerics.native import build
 from gemquant.numerics.native import columns as kernels
-from tests.helpers.native_levels import load
+from tests.helpers.native_levels import LEVELS, at_level
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason=str(native.status().reason))
 
@@ -40,12 +40,10 @@ def compensated(rows: int, columns: int, rounding: AffineRounding) -> tuple[Tens
 
 @pytest.mark.parametrize("rows", [1, 63, 64, 65, 200])
 @pytest.mark.parametrize("name", sorted(ROUNDINGS))
-def test_codes_are_those_of_plain_torch(
-    rows: int, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_codes_are_those_of_plain_torch(rows: int, name: str) -> None:
     codes, scales, zero_points = compensated(rows, 128, ROUNDINGS[name])
-    monkeypatch.setattr(kernels, "is_usable", lambda tensor: False)
-    plain = compensated(rows, 128, ROUNDINGS[name])
+    with at_level(LEVELS[-1]):
+        plain = compensated(rows, 128, ROUNDINGS[name])
     assert torch.equal(scales, plain[1])
     assert torch.equal(zero_points, plain[2])
     # Sums in another order: a value half way between two codes may go to the other.
@@ -53,24 +51,15 @@ def test_codes_are_those_of_plain_torch(
 
 
 @pytest.mark.parametrize("level", list(build.levels()))
-def test_every_processor_level_gives_the_same_bits(
-    level: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loaded, missing = load(level)
-    if loaded is None:
-        pytest.skip(missing)
+def test_every_processor_level_gives_the_same_bits(level: str) -> None:
     expected = compensated(70, 128, ROUNDINGS["zero-points"])
-    monkeypatch.setattr(kernels, "library", lambda: loaded)
-    for found, wanted in zip(compensated(70, 128, ROUNDINGS["zero-points"]), expected, strict=True):
-        assert torch.equal(found, wanted)
+    with at_level(level):
+        found = compensated(70, 128, ROUNDINGS["zero-points"])
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("level", list(build.levels()))
-def test_what_has_no_integer_gets_code_zero(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded, missing = load(level)
-    if loaded is None:
-        pytest.skip(missing)
-    monkeypatch.setattr(kernels, "library", lambda: loaded)
+def test_what_has_no_integer_gets_code_zero(level: str) -> None:
     weight = torch.tensor([[float("nan"), float("inf"), -float("inf"), 1.0, 0.0]])
     block = kernels.ColumnBlock(
         weight=weight,
@@ -81,11 +70,12 @@ def test_what_has_no_integer_gets_code_zero(level: str, monkeypatch: pytest.Monk
         zero_points=torch.zeros(5),
         rounding=ROUNDINGS["zero-points"],
     )
-    kernels.round_columns(block, weight, torch.zeros(1, 1))
-    assert block.codes.tolist() == [[0, 15, 0, 2, 0]]
-    block.codes.fill_(9)
-    block.errors.zero_()
-    kernels.descend_columns(block, torch.zeros(1, 5), torch.zeros(1, 1), torch.ones(1))
+    with at_level(level):
+        kernels.round_columns(block, weight, torch.zeros(1, 1))
+        assert block.codes.tolist() == [[0, 15, 0, 2, 0]]
+        block.codes.fill_(9)
+        block.errors.zero_()
+        kernels.descend_columns(block, torch.zeros(1, 5), torch.zeros(1, 1), torch.ones(1))
     assert block.codes.tolist() == [[0, 15, 0, 2, 0]]
 
 
