@@ -12,6 +12,7 @@ from gemquant.cli.flags import (
     CommaList,
     document_flag,
     flag,
+    flags,
     output_flags,
     runtime_flags,
     too_small,
@@ -39,41 +40,112 @@ SMALLEST = {
 }
 
 
-class BenchCommand(click.Command):
-    """Measures artifacts, or reads a saved benchmark; prints it, or what changed."""
+@click.command(
+    "bench",
+    epilog="""\b
+Examples:
+  gemquant bench gemma-2-2b-gguf
+  gemquant bench gemma-2-2b gemma-2-2b-awq gemma-2-2b-nf4 --device cuda
+  gemquant bench gemma-2-2b-gguf --threads 4 -o before.json
+  gemquant bench gemma-2-2b-gguf --threads 4 --compare before.json
+  gemquant bench --compare before.json after.json
+  gemquant bench gemma-2-2b-it-rkllm --board ssh://rock@rock-5b.local""",
+)
+@flags(
+    click.Argument(["artifacts"], nargs=-1, required=True, metavar="ARTIFACT..."),
+    click.Option(
+        ["--compare"],
+        metavar="BEFORE.json",
+        help="Print what changed since an earlier benchmark of the same machine.",
+    ),
+    setting(
+        "--prompt-tokens", type=int, default=128, metavar="N", help="Prompt length with <bos>."
+    ),
+    setting(
+        "--new-tokens",
+        type=int,
+        default=64,
+        metavar="N",
+        help="Tokens to generate, greedily, even past the end of the text.",
+    ),
+    setting("--repetitions", type=int, default=5, metavar="N", help="Runs that count."),
+    setting(
+        "--warm-up-runs",
+        type=int,
+        default=2,
+        metavar="N",
+        help="Runs before them, reported separately.",
+    ),
+    setting(
+        "--runtimes",
+        type=CommaList(),
+        instead="all that load the artifact",
+        metavar="NAME,…",
+        help="Runtimes: llama.cpp, mlx-lm, onnxruntime-genai, transformers.",
+    ),
+    setting(
+        "--modes",
+        type=CommaList(),
+        instead="all that make sense on the device",
+        metavar="NAME,…",
+        help="Modes: eager, sdpa, flash-attention-2, static, compiled in transformers; default "
+        "in others.",
+    ),
+    *runtime_flags(
+        DTYPES,
+        default="auto",
+        help="Type that transformers computes in; auto is the type of the files.",
+    ),
+    *board_flags(),
+    click.Option(
+        ["--tokenizer"],
+        metavar="MODEL",
+        help="With --board: model whose tokenizer makes the prompt, without a manifest.",
+    ),
+    flag("--dry-run", "List what would be measured; measure nothing."),
+    document_flag("the benchmark, for --compare, gate and report,"),
+    *output_flags(),
+)
+@click.pass_context
+def command(ctx: click.Context, /, **params: Any) -> None:
+    """Measure how fast artifacts run, and in how much memory.
 
-    def invoke(self, ctx: click.Context) -> None:
-        """Run the command."""
-        from gemquant.cli import bench_tables, render
-        from gemquant.core.artifact.staged_files import document_problems, write_document
-        from gemquant.measure.bench.compare import compare
-        from gemquant.measure.bench.document import Benchmark
+    Each artifact is loaded in its own process, in every runtime that loads it and every mode of
+    that: prompt and new tokens per second, time to the first token, peak memory, size, load time.
+    Figures are the median of the repetitions with their range; warm-up runs are separate. Plain
+    checkpoint folders and GGUF files can be measured too. The machine's condition is recorded;
+    results of different machines are not compared. docs/bench.md describes the JSON.
+    """
+    from gemquant.cli import bench_tables, render
+    from gemquant.core.artifact.staged_files import document_problems, write_document
+    from gemquant.measure.bench.compare import compare
+    from gemquant.measure.bench.document import Benchmark
 
-        params = dict(ctx.params)
-        problems = [*problems_of(ctx), *_problems(params), *bench_problems(params)]
-        problems += document_problems(params["output"], Benchmark)
-        if params["board"] is not None:
-            params |= {"threads": 0, "device": "npu"}
-        elif params["threads"] is None:
-            params["threads"] = default_threads()
-        refuse(problems)
-        request = _request(params)
-        with reporter(quiet=params["quiet"]) as progress:
-            before = Benchmark.read(Path(params["compare"])) if params["compare"] else None
-            if params["dry_run"]:
-                planned = _board_plan(params) if params["board"] else request.plan()
-                bench_tables.plan(planned, as_json=params["as_json"])
-                return
-            after = _measure(request, params, progress)
-        if params["output"] is not None:
-            write_document(params["output"], after)
-        result = after if before is None else compare(before, after)
-        if params["as_json"]:
-            render.print_json(result.model_dump(mode="json"))
-        elif isinstance(result, Benchmark):
-            bench_tables.benchmark(result)
-        else:
-            bench_tables.comparison(result)
+    params = dict(ctx.params)
+    problems = [*problems_of(ctx), *_problems(params), *bench_problems(params)]
+    problems += document_problems(params["output"], Benchmark)
+    if params["board"] is not None:
+        params |= {"threads": 0, "device": "npu"}
+    elif params["threads"] is None:
+        params["threads"] = default_threads()
+    refuse(problems)
+    request = _request(params)
+    with reporter(quiet=params["quiet"]) as progress:
+        before = Benchmark.read(Path(params["compare"])) if params["compare"] else None
+        if params["dry_run"]:
+            planned = _board_plan(params) if params["board"] else request.plan()
+            bench_tables.plan(planned, as_json=params["as_json"])
+            return
+        after = _measure(request, params, progress)
+    if params["output"] is not None:
+        write_document(params["output"], after)
+    result = after if before is None else compare(before, after)
+    if params["as_json"]:
+        render.print_json(result.model_dump(mode="json"))
+    elif isinstance(result, Benchmark):
+        bench_tables.benchmark(result)
+    else:
+        bench_tables.comparison(result)
 
 
 def _problems(params: dict[str, Any]) -> list[GemquantError]:
@@ -118,78 +190,3 @@ def _board_plan(params: dict[str, Any]) -> Sequence[Measurement]:
     from gemquant.rockchip.bench import MODE, RUNTIME
 
     return [Measurement(each, RUNTIME, MODE) for each in bench_subjects(params)]
-
-
-command = BenchCommand(
-    "bench",
-    params=[
-        click.Argument(["artifacts"], nargs=-1, required=True, metavar="ARTIFACT..."),
-        click.Option(
-            ["--compare"],
-            metavar="BEFORE.json",
-            help="Print what changed since an earlier benchmark of the same machine.",
-        ),
-        setting(
-            "--prompt-tokens", type=int, default=128, metavar="N", help="Prompt length with <bos>."
-        ),
-        setting(
-            "--new-tokens",
-            type=int,
-            default=64,
-            metavar="N",
-            help="Tokens to generate, greedily, even past the end of the text.",
-        ),
-        setting("--repetitions", type=int, default=5, metavar="N", help="Runs that count."),
-        setting(
-            "--warm-up-runs",
-            type=int,
-            default=2,
-            metavar="N",
-            help="Runs before them, reported separately.",
-        ),
-        setting(
-            "--runtimes",
-            type=CommaList(),
-            instead="all that load the artifact",
-            metavar="NAME,…",
-            help="Runtimes: llama.cpp, mlx-lm, onnxruntime-genai, transformers.",
-        ),
-        setting(
-            "--modes",
-            type=CommaList(),
-            instead="all that make sense on the device",
-            metavar="NAME,…",
-            help="Modes: eager, sdpa, flash-attention-2, static, compiled in transformers; default "
-            "in others.",
-        ),
-        *runtime_flags(
-            DTYPES,
-            default="auto",
-            help="Type that transformers computes in; auto is the type of the files.",
-        ),
-        *board_flags(),
-        click.Option(
-            ["--tokenizer"],
-            metavar="MODEL",
-            help="With --board: model whose tokenizer makes the prompt, without a manifest.",
-        ),
-        flag("--dry-run", "List what would be measured; measure nothing."),
-        document_flag("the benchmark, for --compare, gate and report,"),
-        *output_flags(),
-    ],
-    help="""Measure how fast artifacts run, and in how much memory.
-
-    Each artifact is loaded in its own process, in every runtime that loads it and every mode of
-    that: prompt and new tokens per second, time to the first token, peak memory, size, load time.
-    Figures are the median of the repetitions with their range; warm-up runs are separate. Plain
-    checkpoint folders and GGUF files can be measured too. The machine's condition is recorded;
-    results of different machines are not compared. docs/bench.md describes the JSON.""",
-    epilog="""\b
-Examples:
-  gemquant bench gemma-2-2b-gguf
-  gemquant bench gemma-2-2b gemma-2-2b-awq gemma-2-2b-nf4 --device cuda
-  gemquant bench gemma-2-2b-gguf --threads 4 -o before.json
-  gemquant bench gemma-2-2b-gguf --threads 4 --compare before.json
-  gemquant bench --compare before.json after.json
-  gemquant bench gemma-2-2b-it-rkllm --board ssh://rock@rock-5b.local""",
-)

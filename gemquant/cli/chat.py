@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gemquant.cli.flags import output_flags, threads_flag
+from gemquant.cli.flags import flags, output_flags, threads_flag
 from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting, threads_of
 from gemquant.errors import GemquantError, UsageError, echo, refuse
@@ -28,43 +28,6 @@ HELP = """\
 Ctrl-C  stop an answer; the part already shown stays in the conversation"""
 LONGEST_INPUT = 4_000_000
 """Characters read from a pipe."""
-
-
-class ChatCommand(click.Command):
-    """Loads the model, then answers one piped question or many typed ones."""
-
-    def invoke(self, ctx: click.Context) -> None:
-        """Run the command."""
-        from gemquant.runtimes.chat.load import load_chat_model
-        from gemquant.runtimes.chat.session import Session
-        from gemquant.runtimes.sampling import Sampling
-
-        params, problems = ctx.params, problems_of(ctx)
-        typed = sys.stdin.isatty()
-        names = ("temperature", "top_p", "top_k", "seed", "max_tokens")
-        sampling = Sampling(**{name: params[name] for name in names if params[name] is not None})
-        problems += sampling.problems()
-        threads = threads_of(params, problems)
-        if typed and params["as_json"]:
-            problems.append(
-                UsageError("--json: prints the answer to a piped question; stdin is a terminal.")
-            )
-        question = "" if typed else _piped(problems)
-        refuse(problems)
-        request, system = chat_request(params, threads), params["system"]
-        opening: list[Message] = [{"role": "user", "content": "Hello"}]
-        if system is not None:
-            opening = [{"role": "system", "content": system}, *opening]
-        with reporter(quiet=params["quiet"]) as progress:
-            model, choice = load_chat_model(request, opening)
-            name = f"{choice.preset.name} ({'auto: ' if request.preset == 'auto' else ''}"
-            progress.note(f"{model.software}; context {model.context}")
-            progress.note(f"preset {name}{choice.reason})")
-        session = Session(model, sampling, system)
-        if typed:
-            _converse(session)
-        else:
-            _answer_once(session, question, as_json=params["as_json"])
 
 
 def chat_request(params: Mapping[str, Any], threads: int) -> ChatRequest:
@@ -109,6 +72,86 @@ def model_flags(preset_help: str, *, template: str) -> list[click.Parameter]:
         ),
         threads_flag(),
     ]
+
+
+@click.command(
+    "chat",
+    epilog="""\b
+Examples:
+  gemquant chat gemma-3-1b-it-Q4_K_M.gguf
+  gemquant chat my-gemma --preset memory --system 'Answer in one sentence.'
+  echo 'Why is the sky blue?' | gemquant chat my-gemma --seed 1 --max-tokens 100""",
+)
+@flags(
+    *model_flags("How much memory a conversation may use.", template="the artifact's"),
+    setting("--system", metavar="TEXT", help="System message."),
+    setting("--max-tokens", type=int, default=1024, metavar="N", help="Longest answer."),
+    setting(
+        "--temperature",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="Sampling temperature; 0 is greedy.",
+    ),
+    setting("--top-p", type=float, default=0.95, metavar="X", help="Nucleus sampling threshold."),
+    setting(
+        "--top-k",
+        type=int,
+        default=64,
+        metavar="N",
+        help="Sample from the N most likely tokens; 0 for all.",
+    ),
+    click.Option(
+        ["--seed"], type=int, metavar="N", help="Seed, for the same answer.  [default: random]"
+    ),
+    *output_flags(),
+)
+@click.pass_context
+def command(ctx: click.Context, /, **params: Any) -> None:
+    """Chat with an artifact in the terminal.
+
+    GGUF files run in llama.cpp (extra gguf), other artifacts in transformers. A piped question is
+    answered once, on stdout.
+
+    \b
+    preset          keys and values  context  activations in transformers
+    exact           f32              8192     float32
+    speed           f16              8192     bfloat16, compiled on NVIDIA GPUs
+    memory          q8_0             4096     bfloat16
+    memory_extreme  q4_0             2048     bfloat16
+    auto            the first of speed, memory, memory_extreme that fits in free memory
+    """  # noqa: D301 - \b is Click's mark for lines that stay as they are
+    from gemquant.runtimes.chat.load import load_chat_model
+    from gemquant.runtimes.chat.session import Session
+    from gemquant.runtimes.sampling import Sampling
+
+    problems = problems_of(ctx)
+    typed = sys.stdin.isatty()
+    names = ("temperature", "top_p", "top_k", "seed", "max_tokens")
+    sampling = Sampling(**{name: params[name] for name in names if params[name] is not None})
+    problems += sampling.problems()
+    threads = threads_of(params, problems)
+    if typed and params["as_json"]:
+        problems.append(
+            UsageError("--json: prints the answer to a piped question; stdin is a terminal.")
+        )
+    question = "" if typed else _piped(problems)
+    refuse(problems)
+    request, system = chat_request(params, threads), params["system"]
+    opening: list[Message] = [{"role": "user", "content": "Hello"}]
+    if system is not None:
+        opening = [{"role": "system", "content": system}, *opening]
+    with reporter(quiet=params["quiet"]) as progress:
+        progress.start(f"loading {request.model}", 0)
+        model, choice = load_chat_model(request, opening, progress)
+        name = f"{choice.preset.name} ({'auto: ' if request.preset == 'auto' else ''}"
+        progress.note(f"{model.software}; context {model.context}")
+        progress.note(f"preset {name}{choice.reason})")
+    session = Session(model, sampling, system)
+    if typed:
+        _converse(session)
+    else:
+        _answer_once(session, question, as_json=params["as_json"])
 
 
 def _piped(problems: list[GemquantError]) -> str:
@@ -181,51 +224,3 @@ def _converse(session: Session) -> None:
 def _show(piece: str) -> None:
     echo(piece, nl=False)
     sys.stdout.flush()
-
-
-command = ChatCommand(
-    "chat",
-    params=[
-        *model_flags("How much memory a conversation may use.", template="the artifact's"),
-        setting("--system", metavar="TEXT", help="System message."),
-        setting("--max-tokens", type=int, default=1024, metavar="N", help="Longest answer."),
-        setting(
-            "--temperature",
-            type=float,
-            default=1.0,
-            metavar="X",
-            help="Sampling temperature; 0 is greedy.",
-        ),
-        setting(
-            "--top-p", type=float, default=0.95, metavar="X", help="Nucleus sampling threshold."
-        ),
-        setting(
-            "--top-k",
-            type=int,
-            default=64,
-            metavar="N",
-            help="Sample from the N most likely tokens; 0 for all.",
-        ),
-        click.Option(
-            ["--seed"], type=int, metavar="N", help="Seed, for the same answer.  [default: random]"
-        ),
-        *output_flags(),
-    ],
-    help="""Chat with an artifact in the terminal.
-
-    GGUF files run in llama.cpp (extra gguf), other artifacts in transformers. A piped question is
-    answered once, on stdout.
-
-    \b
-    preset          keys and values  context  activations in transformers
-    exact           f32              8192     float32
-    speed           f16              8192     bfloat16, compiled on NVIDIA GPUs
-    memory          q8_0             4096     bfloat16
-    memory_extreme  q4_0             2048     bfloat16
-    auto            the first of speed, memory, memory_extreme that fits in free memory""",
-    epilog="""\b
-Examples:
-  gemquant chat gemma-3-1b-it-Q4_K_M.gguf
-  gemquant chat my-gemma --preset memory --system 'Answer in one sentence.'
-  echo 'Why is the sky blue?' | gemquant chat my-gemma --seed 1 --max-tokens 100""",
-)

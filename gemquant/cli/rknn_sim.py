@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gemquant.cli.external import tool_flags, tool_settings
-from gemquant.cli.flags import complete_target, defaults_flag, output_flags
+from gemquant.cli.flags import complete_target, defaults_flag, flags, output_flags
 from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting
 
@@ -17,21 +17,52 @@ if TYPE_CHECKING:
 TOKENS, SAMPLES = 64, 8
 
 
-class RknnSimCommand(click.Command):
-    """Simulates decoder layers and prints decibels."""
+@click.command(
+    "rknn-sim",
+    epilog="""\b
+Examples:
+  gemquant rknn-sim google/gemma-2-2b --python ./rknn-venv/bin/python
+  gemquant rknn-sim ./my-gemma --layers 0,1 --python ./rknn-venv/bin/python --json""",
+)
+@flags(
+    click.Argument(["model"], required=False, envvar="GEMQUANT_MODEL", metavar="[MODEL]"),
+    setting(
+        "--target",
+        default="rk3588",
+        metavar="NAME",
+        help="NPU to simulate; see `gemquant targets`.",
+        complete=complete_target,
+    ),
+    setting(
+        "--layers",
+        metavar="N,N,…",
+        instead="the first, the middle and the last",
+        help="Decoder layers to simulate.",
+    ),
+    setting("--tokens", type=int, default=TOKENS, metavar="N", help="Tokens per window."),
+    setting("--samples", type=int, default=SAMPLES, metavar="N", help="Calibration windows."),
+    *tool_flags(default_python="none; it is required"),
+    defaults_flag(),
+    *output_flags(),
+)
+@click.pass_context
+def command(ctx: click.Context, /, **params: Any) -> None:
+    """Simulate decoder layers in rknn-toolkit2, in float16 and int8.
 
-    def invoke(self, ctx: click.Context) -> None:
-        """Run the command."""
-        params, problems = ctx.params, problems_of(ctx)
-        tool = tool_settings(params, problems)
+    A second opinion on int8, not RKLLM: this toolkit quantizes norms and softmax too. Each layer is
+    written as an ONNX file, calibrated and simulated under the interpreter of --python, and
+    compared with itself in float32. No files remain.
+    """
+    problems = problems_of(ctx)
+    tool = tool_settings(params, problems)
 
-        from gemquant.rockchip.rknn import SimulationRequest, simulate
+    from gemquant.rockchip.rknn import SimulationRequest, simulate
 
-        names = ("model", "target", "layers", "tokens", "samples")
-        request = SimulationRequest(python=tool.python, **{name: params[name] for name in names})
-        with reporter(quiet=params["quiet"]) as progress:
-            simulation = simulate(request, problems, tool.limits, progress)
-        _print(simulation, request.target, as_json=params["as_json"])
+    names = ("model", "target", "layers", "tokens", "samples")
+    request = SimulationRequest(python=tool.python, **{name: params[name] for name in names})
+    with reporter(quiet=params["quiet"]) as progress:
+        simulation = simulate(request, problems, tool.limits, progress)
+    _print(simulation, request.target, as_json=params["as_json"])
 
 
 def _print(simulation: Simulation, platform: str, *, as_json: bool) -> None:
@@ -59,38 +90,3 @@ def _print(simulation: Simulation, platform: str, *, as_json: bool) -> None:
 
 def _decibels(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.1f} dB"
-
-
-command = RknnSimCommand(
-    "rknn-sim",
-    params=[
-        click.Argument(["model"], required=False, envvar="GEMQUANT_MODEL", metavar="[MODEL]"),
-        setting(
-            "--target",
-            default="rk3588",
-            metavar="NAME",
-            help="NPU to simulate; see `gemquant targets`.",
-            complete=complete_target,
-        ),
-        setting(
-            "--layers",
-            metavar="N,N,…",
-            instead="the first, the middle and the last",
-            help="Decoder layers to simulate.",
-        ),
-        setting("--tokens", type=int, default=TOKENS, metavar="N", help="Tokens per window."),
-        setting("--samples", type=int, default=SAMPLES, metavar="N", help="Calibration windows."),
-        *tool_flags(default_python="none; it is required"),
-        defaults_flag(),
-        *output_flags(),
-    ],
-    help="""Simulate decoder layers in rknn-toolkit2, in float16 and int8.
-
-    A second opinion on int8, not RKLLM: this toolkit quantizes norms and softmax too. Each layer is
-    written as an ONNX file, calibrated and simulated under the interpreter of --python, and
-    compared with itself in float32. No files remain.""",
-    epilog="""\b
-Examples:
-  gemquant rknn-sim google/gemma-2-2b --python ./rknn-venv/bin/python
-  gemquant rknn-sim ./my-gemma --layers 0,1 --python ./rknn-venv/bin/python --json""",
-)

@@ -8,12 +8,12 @@ import sys
 import threading
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from gemquant.cli.chat import chat_request, model_flags
-from gemquant.cli.flags import flag, output_flags
+from gemquant.cli.flags import flag, flags, output_flags
 from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, threads_of
 from gemquant.errors import UsageError, echo
@@ -25,50 +25,105 @@ SECONDS_TO_FINISH = 5.0
 """For requests that run when the server is stopped."""
 
 
-class ServeCommand(click.Command):
-    """Listens until SIGINT or SIGTERM."""
+@click.command(
+    "serve",
+    epilog="""\b
+Examples:
+  gemquant serve gemma-3-1b-it-Q4_K_M.gguf --port 8080
+  gemquant serve my-gemma --parallel 8 --context 4096 --preset memory
+  gemquant serve my-gemma --host 0.0.0.0 --public --api-key-file key.txt""",
+)
+@flags(
+    click.Option(
+        ["--port"],
+        type=int,
+        default=8080,
+        show_default=True,
+        metavar="N",
+        help="Port to listen on; 0 for any.",
+    ),
+    click.Option(
+        ["--host"],
+        default="127.0.0.1",
+        show_default=True,
+        help="Address to listen on. One that other machines reach needs --public and a key.",
+    ),
+    flag("--public", "Let other machines connect."),
+    click.Option(
+        ["--allow-host"],
+        multiple=True,
+        metavar="NAME",
+        help="Host name under which clients reach this server; repeatable. This machine's own "
+        "names and, with --public, addresses need none.",
+    ),
+    click.Option(
+        ["--api-key-file"],
+        type=click.Path(dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="File with the key that clients must send.  [default: $GEMQUANT_API_KEY]",
+    ),
+    click.Option(
+        ["--parallel"],
+        type=int,
+        default=4,
+        show_default=True,
+        metavar="N",
+        help="Conversations at once, each with its own context; more wait.",
+    ),
+    *model_flags(
+        "How much memory each conversation may use; see `gemquant chat --help`.",
+        template="the file's; system-in-user if it has none",
+    ),
+    *output_flags(),
+)
+@click.pass_context
+def command(ctx: click.Context, /, **params: Any) -> None:
+    """Serve a GGUF behind an OpenAI-compatible API.
 
-    def invoke(self, ctx: click.Context) -> None:
-        """Run the command."""
-        from gemquant.cli.render import print_json
-        from gemquant.runtimes.chat.serving import (
-            MAX_PARALLEL,
-            Address,
-            address_problems,
-            read_key,
-            serve,
+    llama.cpp's server (extra gguf) answers at /v1/chat/completions, /v1/completions and /v1/models,
+    on this machine only. --host with --public lets other machines connect; they must send the key
+    in $GEMQUANT_API_KEY or --api-key-file. Ctrl-C or SIGTERM gives running answers five seconds; a
+    second one ends them.
+    """
+    from gemquant.cli.render import print_json
+    from gemquant.runtimes.chat.serving import (
+        MAX_PARALLEL,
+        Address,
+        address_problems,
+        read_key,
+        serve,
+    )
+
+    problems = problems_of(ctx)
+    request = chat_request(params, threads_of(params, problems))
+    parallel = params["parallel"]
+    if not 1 <= parallel <= MAX_PARALLEL:
+        problems.append(UsageError(f"--parallel {parallel}: must be from 1 to {MAX_PARALLEL}."))
+    address = Address(params["host"], params["port"], params["public"], params["allow_host"])
+    key = problems.attempt(lambda: read_key(params["api_key_file"]))
+    if key.succeeded:
+        problems += address_problems(address, key.value)
+    problems.refuse()
+    with reporter(quiet=params["quiet"]) as progress:
+        progress.start(f"loading {request.model}", 0)
+        serving = serve(request, address, key=key.value, parallel=parallel, progress=progress)
+        progress.note(f"preset {serving.choice.preset.name}: {serving.choice.reason}")
+        if not address.loopback:
+            progress.note("caution: plain HTTP; put a TLS proxy in front of it")
+    if params["as_json"]:
+        print_json(
+            {
+                "url": serving.url,
+                "model": serving.model,
+                "context": serving.context,
+                "parallel": serving.parallel,
+                "needs_key": key.value is not None,
+            }
         )
-
-        params, problems = ctx.params, problems_of(ctx)
-        request = chat_request(params, threads_of(params, problems))
-        parallel = params["parallel"]
-        if not 1 <= parallel <= MAX_PARALLEL:
-            problems.append(UsageError(f"--parallel {parallel}: must be from 1 to {MAX_PARALLEL}."))
-        address = Address(params["host"], params["port"], params["public"], params["allow_host"])
-        key = problems.attempt(lambda: read_key(params["api_key_file"]))
-        if key.succeeded:
-            problems += address_problems(address, key.value)
-        problems.refuse()
-        with reporter(quiet=params["quiet"]) as progress:
-            progress.note(f"loading {request.model}")
-            serving = serve(request, address, key=key.value, parallel=parallel)
-            progress.note(f"preset {serving.choice.preset.name}: {serving.choice.reason}")
-            if not address.loopback:
-                progress.note("caution: plain HTTP; put a TLS proxy in front of it")
-        if params["as_json"]:
-            print_json(
-                {
-                    "url": serving.url,
-                    "model": serving.model,
-                    "context": serving.context,
-                    "parallel": serving.parallel,
-                    "needs_key": key.value is not None,
-                }
-            )
-        else:
-            echo(f"{serving.model} at {serving.url}; Ctrl-C stops")
-        sys.stdout.flush()
-        _wait(serving, quiet=params["quiet"])
+    else:
+        echo(f"{serving.model} at {serving.url}; Ctrl-C stops")
+    sys.stdout.flush()
+    _wait(serving, quiet=params["quiet"])
 
 
 def _wait(serving: Serving, *, quiet: bool) -> NoReturn:
@@ -91,62 +146,3 @@ def _wait(serving: Serving, *, quiet: bool) -> NoReturn:
     serving.guard.close()
     # The interpreter's exit would free what llama.cpp's threads still read.
     os._exit(0)
-
-
-command = ServeCommand(
-    "serve",
-    params=[
-        click.Option(
-            ["--port"],
-            type=int,
-            default=8080,
-            show_default=True,
-            metavar="N",
-            help="Port to listen on; 0 for any.",
-        ),
-        click.Option(
-            ["--host"],
-            default="127.0.0.1",
-            show_default=True,
-            help="Address to listen on. One that other machines reach needs --public and a key.",
-        ),
-        flag("--public", "Let other machines connect."),
-        click.Option(
-            ["--allow-host"],
-            multiple=True,
-            metavar="NAME",
-            help="Host name under which clients reach this server; repeatable. This machine's own "
-            "names and, with --public, addresses need none.",
-        ),
-        click.Option(
-            ["--api-key-file"],
-            type=click.Path(dir_okay=False, path_type=Path),
-            metavar="FILE",
-            help="File with the key that clients must send.  [default: $GEMQUANT_API_KEY]",
-        ),
-        click.Option(
-            ["--parallel"],
-            type=int,
-            default=4,
-            show_default=True,
-            metavar="N",
-            help="Conversations at once, each with its own context; more wait.",
-        ),
-        *model_flags(
-            "How much memory each conversation may use; see `gemquant chat --help`.",
-            template="the file's; system-in-user if it has none",
-        ),
-        *output_flags(),
-    ],
-    help="""Serve a GGUF behind an OpenAI-compatible API.
-
-    llama.cpp's server (extra gguf) answers at /v1/chat/completions, /v1/completions and /v1/models,
-    on this machine only. --host with --public lets other machines connect; they must send the key
-    in $GEMQUANT_API_KEY or --api-key-file. Ctrl-C or SIGTERM gives running answers five seconds; a
-    second one ends them.""",
-    epilog="""\b
-Examples:
-  gemquant serve gemma-3-1b-it-Q4_K_M.gguf --port 8080
-  gemquant serve my-gemma --parallel 8 --context 4096 --preset memory
-  gemquant serve my-gemma --host 0.0.0.0 --public --api-key-file key.txt""",
-)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from gemquant.cli.flags import complete_target, defaults_flag, output_flags, target_folder_flag
+from gemquant.cli.flags import (
+    complete_target,
+    defaults_flag,
+    flags,
+    output_flags,
+    target_folder_flag,
+)
 from gemquant.cli.settings import problems_of, target_folders
 from gemquant.errors import echo, refuse
 
@@ -14,29 +20,44 @@ if TYPE_CHECKING:
     from gemquant.core.targets import Npu, Target
 
 
-class TargetsCommand(click.Command):
-    """List the targets, or describe one."""
+@click.command(
+    "targets",
+    epilog="""\b
+Examples:
+  gemquant targets
+  gemquant targets cuda
+  gemquant targets --target-folder ./my-targets""",
+)
+@flags(
+    click.Argument(["name"], required=False, shell_complete=complete_target),
+    target_folder_flag(),
+    defaults_flag(),
+    *output_flags(),
+)
+@click.pass_context
+def command(ctx: click.Context, /, **params: Any) -> None:
+    """List the devices, or describe one.
 
-    def invoke(self, ctx: click.Context) -> None:
-        """Run the command."""
-        from gemquant.cli import render
-        from gemquant.core.targets import load_target, targets
+    A target is a file of data; see docs/new-target.md.
+    """
+    from gemquant.cli import render
+    from gemquant.core.targets import load_target, targets
 
-        refuse(problems_of(ctx))
-        name, as_json = ctx.params["name"], ctx.params["as_json"]
-        folders = target_folders(ctx.params["target_folder"])
-        chosen = [load_target(name, folders)] if name else targets(folders)
-        if as_json:
-            documents = [target.model_dump(mode="json") for target in chosen]
-            render.print_json(documents[0] if name else documents)
-        elif name:
-            _describe(chosen[0])
-        else:
-            listing = render.table("target", "exporters", "what it is")
-            for target in chosen:
-                exporters = ", ".join(target.exporters) or "gemquant rkllm"
-                listing.add_row(target.name, exporters, target.description)
-            render.print_tables(listing)
+    refuse(problems_of(ctx))
+    name, as_json = params["name"], params["as_json"]
+    folders = target_folders(params["target_folder"])
+    chosen = [load_target(name, folders)] if name else targets(folders)
+    if as_json:
+        documents = [target.model_dump(mode="json") for target in chosen]
+        render.print_json(documents[0] if name else documents)
+    elif name:
+        _describe(chosen[0])
+    else:
+        listing = render.table("target", "exporters", "what it is")
+        for target in chosen:
+            exporters = ", ".join(target.exporters) or "gemquant rkllm"
+            listing.add_row(target.name, exporters, target.description)
+        render.print_tables(listing)
 
 
 def _describe(target: Target) -> None:
@@ -90,22 +111,3 @@ def _describe_npu(npu: Npu) -> None:
         f"  driver   {npu.driver} or newer",
         *(f"  source   {source}" for source in npu.sources),
     )
-
-
-command = TargetsCommand(
-    "targets",
-    params=[
-        click.Argument(["name"], required=False, shell_complete=complete_target),
-        target_folder_flag(),
-        defaults_flag(),
-        *output_flags(),
-    ],
-    help="""List the devices, or describe one.
-
-    A target is a file of data; see docs/new-target.md.""",
-    epilog="""\b
-Examples:
-  gemquant targets
-  gemquant targets cuda
-  gemquant targets --target-folder ./my-targets""",
-)

@@ -11,6 +11,7 @@ from gemquant.cli.flags import (
     CommaList,
     document_flag,
     flag,
+    flags,
     output_flags,
     runtime_flags,
     too_small,
@@ -29,41 +30,117 @@ DTYPES = ("float32", "bfloat16", "float16")
 SMALLEST = {"limit": 1, "num_fewshot": 0, "max_length": 16, "batch_size": 1, "seed": 0}
 
 
-class TasksCommand(click.Command):
-    """Lets an artifact and its original answer the same questions; prints what was lost."""
+@click.command(
+    "tasks",
+    epilog="""\b
+Examples:
+  gemquant tasks gemma-2-2b-awq --tasks hellaswag,arc_challenge --limit 200
+  gemquant tasks gemma-2-2b-awq --tasks mmlu --num-fewshot 5 --device cuda --batch-size 16
+  gemquant tasks gemma-3-1b-it-gguf --tasks gsm8k --apply-chat-template --no-original
+  gemquant tasks gemma-2-2b-awq --tasks my_task --task-folder ./tasks -o tasks.json""",
+)
+@flags(
+    click.Argument(["artifact"], metavar="ARTIFACT"),
+    setting(
+        "--tasks",
+        type=CommaList(),
+        default=",".join(TASKS),
+        metavar="NAME,…",
+        help="Tasks, groups and tags of lm-eval, or of --task-folder.",
+    ),
+    setting(
+        "--against",
+        metavar="MODEL",
+        instead="what the artifact was made from",
+        help="The original.",
+    ),
+    flag("--no-original", "Measure only the artifact: half the time."),
+    setting("--limit", type=int, instead="all", metavar="N", help="First samples of each task."),
+    setting(
+        "--num-fewshot",
+        type=int,
+        instead="each task's own",
+        metavar="N",
+        help="Examples before each question; tasks fixed at 0 stay there.",
+    ),
+    flag(
+        "--apply-chat-template",
+        "Put prompts into the model's chat template, examples as earlier turns.",
+    ),
+    click.Option(
+        ["--task-folder"],
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Folder of your own task files (YAML); their data may be local files.",
+    ),
+    flag("--allow-task-code", "Let files of --task-folder run the Python that they name."),
+    click.Option(
+        ["--published"],
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="TOML or JSON of published figures, in addition to Google's model cards.",
+    ),
+    setting(
+        "--max-length",
+        type=int,
+        default=8192,
+        metavar="N",
+        help="Longest window in tokens, <bos> included; never more than the model's own.",
+    ),
+    setting(
+        "--batch-size",
+        type=int,
+        default=1,
+        metavar="N",
+        help="Windows per forward pass of transformers; more pay off on a GPU.",
+    ),
+    setting("--seed", type=int, default=0, metavar="N", help="Seed of examples and intervals."),
+    *runtime_flags(
+        DTYPES,
+        default="float32",
+        help="Type that transformers computes in, for both models.",
+    ),
+    document_flag("the scores"),
+    *output_flags(),
+)
+@click.pass_context
+def command(ctx: click.Context, /, **params: Any) -> None:
+    """Run lm-eval benchmarks on an artifact, in the runtime that executes it.
 
-    def invoke(self, ctx: click.Context) -> None:
-        """Run the command."""
-        from gemquant.cli import render, tasks_tables
-        from gemquant.core.artifact.staged_files import document_problems, write_document
-        from gemquant.measure.tasks import harness
-        from gemquant.measure.tasks.document import TasksDocument
-        from gemquant.measure.tasks.measure import measure, open_subjects
+    The original answers the same questions in transformers. Each score is printed with its standard
+    error, the drop with a paired 95 % interval, and the drop from the model card's figure if both
+    were measured alike. A task whose data cannot be read is skipped, with the reason. docs/tasks.md
+    describes task files and what is compared.
+    """
+    from gemquant.cli import render, tasks_tables
+    from gemquant.core.artifact.staged_files import document_problems, write_document
+    from gemquant.measure.tasks import harness
+    from gemquant.measure.tasks.document import TasksDocument
+    from gemquant.measure.tasks.measure import measure, open_subjects
 
-        params = ctx.params
-        problems = problems_of(ctx)
-        threads = threads_of(params, problems)
-        problems += [*_problems(params), *document_problems(params["output"], TasksDocument)]
-        refuse(problems)
-        request = _request(params)
-        harness.version()
-        require_device(params["device"])
-        import torch
+    problems = problems_of(ctx)
+    threads = threads_of(params, problems)
+    problems += [*_problems(params), *document_problems(params["output"], TasksDocument)]
+    refuse(problems)
+    request = _request(params)
+    harness.version()
+    require_device(params["device"])
+    import torch
 
-        torch.set_num_threads(threads)
-        with reporter(quiet=params["quiet"]) as progress:
-            document = measure(request, open_subjects(request), progress)
-        if params["output"] is not None:
-            write_document(params["output"], document)
-        if params["as_json"]:
-            render.print_json(document.model_dump(mode="json"))
-        else:
-            tasks_tables.tasks(document)
-        if document.artifact is None:
-            raise CalibrationError(
-                "No task could be run: the data of none could be read.",
-                hint="Run once with a network, which fills the cache, or give --task-folder.",
-            )
+    torch.set_num_threads(threads)
+    with reporter(quiet=params["quiet"]) as progress:
+        document = measure(request, open_subjects(request), progress)
+    if params["output"] is not None:
+        write_document(params["output"], document)
+    if params["as_json"]:
+        render.print_json(document.model_dump(mode="json"))
+    else:
+        tasks_tables.tasks(document)
+    if document.artifact is None:
+        raise CalibrationError(
+            "No task could be run: the data of none could be read.",
+            hint="Run once with a network, which fills the cache, or give --task-folder.",
+        )
 
 
 def _problems(params: dict[str, Any]) -> list[GemquantError]:
@@ -99,86 +176,3 @@ def _request(params: dict[str, Any]) -> TasksRequest:
         folder=params["task_folder"],
         figures=figures,
     )
-
-
-command = TasksCommand(
-    "tasks",
-    params=[
-        click.Argument(["artifact"], metavar="ARTIFACT"),
-        setting(
-            "--tasks",
-            type=CommaList(),
-            default=",".join(TASKS),
-            metavar="NAME,…",
-            help="Tasks, groups and tags of lm-eval, or of --task-folder.",
-        ),
-        setting(
-            "--against",
-            metavar="MODEL",
-            instead="what the artifact was made from",
-            help="The original.",
-        ),
-        flag("--no-original", "Measure only the artifact: half the time."),
-        setting(
-            "--limit", type=int, instead="all", metavar="N", help="First samples of each task."
-        ),
-        setting(
-            "--num-fewshot",
-            type=int,
-            instead="each task's own",
-            metavar="N",
-            help="Examples before each question; tasks fixed at 0 stay there.",
-        ),
-        flag(
-            "--apply-chat-template",
-            "Put prompts into the model's chat template, examples as earlier turns.",
-        ),
-        click.Option(
-            ["--task-folder"],
-            type=click.Path(path_type=Path),
-            metavar="DIR",
-            help="Folder of your own task files (YAML); their data may be local files.",
-        ),
-        flag("--allow-task-code", "Let files of --task-folder run the Python that they name."),
-        click.Option(
-            ["--published"],
-            type=click.Path(path_type=Path),
-            metavar="FILE",
-            help="TOML or JSON of published figures, in addition to Google's model cards.",
-        ),
-        setting(
-            "--max-length",
-            type=int,
-            default=8192,
-            metavar="N",
-            help="Longest window in tokens, <bos> included; never more than the model's own.",
-        ),
-        setting(
-            "--batch-size",
-            type=int,
-            default=1,
-            metavar="N",
-            help="Windows per forward pass of transformers; more pay off on a GPU.",
-        ),
-        setting("--seed", type=int, default=0, metavar="N", help="Seed of examples and intervals."),
-        *runtime_flags(
-            DTYPES,
-            default="float32",
-            help="Type that transformers computes in, for both models.",
-        ),
-        document_flag("the scores"),
-        *output_flags(),
-    ],
-    help="""Run lm-eval benchmarks on an artifact, in the runtime that executes it.
-
-    The original answers the same questions in transformers. Each score is printed with its standard
-    error, the drop with a paired 95 % interval, and the drop from the model card's figure if both
-    were measured alike. A task whose data cannot be read is skipped, with the reason. docs/tasks.md
-    describes task files and what is compared.""",
-    epilog="""\b
-Examples:
-  gemquant tasks gemma-2-2b-awq --tasks hellaswag,arc_challenge --limit 200
-  gemquant tasks gemma-2-2b-awq --tasks mmlu --num-fewshot 5 --device cuda --batch-size 16
-  gemquant tasks gemma-3-1b-it-gguf --tasks gsm8k --apply-chat-template --no-original
-  gemquant tasks gemma-2-2b-awq --tasks my_task --task-folder ./tasks -o tasks.json""",
-)

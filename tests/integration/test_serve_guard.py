@@ -112,6 +112,14 @@ def test_this_machines_names_and_pages_are_answered(server: Server) -> None:
         assert ask(server, method="GET", path="/v1/models", Host=host, Origin=origin)[0] == 200
 
 
+def test_the_root_names_the_address_for_clients(server: Server) -> None:
+    host = f"localhost:{port_of(server)}"
+    named = {"base_url": f"http://{host}/v1", "models": f"http://{host}/v1/models"}
+    assert ask(server, path="/", method="GET", Host=host, Authorization="") == (200, named)
+    assert ask(server, path="/", method="HEAD", Host=host) == (200, {})
+    assert ask(server, path="/", method="GET", Host="evil.example")[0] == 403
+
+
 def test_health_needs_no_key_and_everything_else_does(server: Server) -> None:
     for path, expected in (("/health", 200), ("/v1/health", 200), ("/metrics", 401), (CHAT, 401)):
         method = "POST" if path == CHAT else "GET"

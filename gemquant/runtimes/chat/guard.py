@@ -38,7 +38,7 @@ _MAX_CONNECTIONS = 512
 _MAX_PER_CLIENT = 256
 _MAX_DISCARDED = 128_000_000
 _PIECE = 65_536
-_OPEN_PATHS = {"/health", "/v1/health"}
+_OPEN_PATHS = {"/", "/health", "/v1/health"}
 _QUICK_PATHS = {"/health", "/v1/health", "/metrics", "/models", "/v1/models", "/props"}
 _HOP_BY_HOP = {
     *(b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te"),
@@ -269,6 +269,15 @@ class Guard:
         if request.method == "OPTIONS":
             headers = [("Allow", "GET, HEAD, POST, OPTIONS"), ("Content-Length", "0")]
             await client.send(h11.Response(status_code=200, headers=headers), h11.EndOfMessage())
+            return
+        if request.path == "/" and request.method in {"GET", "HEAD"}:
+            address = f"http://{request.header(b'host')}/v1"
+            body = json.dumps({"base_url": address, "models": f"{address}/models"}).encode()
+            headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+            data = [h11.Data(data=body)] if request.method == "GET" else []
+            await client.send(
+                h11.Response(status_code=200, headers=headers), *data, h11.EndOfMessage()
+            )
             return
         if request.method == "POST":
             try:

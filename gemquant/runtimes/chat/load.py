@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemquant.core.artifact import MANIFEST_FILE, Manifest, read_manifest
+from gemquant.core.progress import Progress
 from gemquant.core.resources import free_memory_bytes, require_device
 from gemquant.errors import CalibrationError, RuntimeMissingError, UnsupportedError, UsageError
 from gemquant.formats.gguf.find import GgufFile, find_gguf, ggufs_of
@@ -49,12 +50,19 @@ class ChatRequest:
         opening: Sequence[Message],
         config: Mapping[str, Any],
         special_tokens: SpecialTokens = GEMMA_TOKENS,
+        progress: Progress | None = None,
     ) -> ChatTemplate:
         """Choose the template, and try it; without any, one that accepts a system message.
 
         own: the model's template, where it is a text. config: the model's.
         """
         chat = architecture_of(config).chat
+        if progress and not own and self.chat_template is None:
+            progress.note(
+                f"caution: {self.model} has no chat template: a base model, which was trained to "
+                "continue text and not to chat, will ramble. For a conversation take an -it model; "
+                "gemquant serve continues text at /v1/completions."
+            )
         own = own if isinstance(own, str) and own else chat.template(chat.chat)
         template = ChatTemplate(choose_template(self.chat_template, own, chat), special_tokens)
         try:
@@ -75,7 +83,9 @@ class ChatRequest:
         return self.context
 
 
-def load_chat_model(request: ChatRequest, opening: Sequence[Message]) -> tuple[ChatModel, Choice]:
+def load_chat_model(
+    request: ChatRequest, opening: Sequence[Message], progress: Progress | None = None
+) -> tuple[ChatModel, Choice]:
     """Load a GGUF in llama.cpp, any other artifact in transformers.
 
     opening: messages that the template must accept, such as a system message and a question.
@@ -84,15 +94,21 @@ def load_chat_model(request: ChatRequest, opening: Sequence[Message]) -> tuple[C
     folder = Path(request.model).expanduser()
     manifest = read_manifest(folder) if (folder / MANIFEST_FILE).is_file() else None
     if manifest is not None and not ggufs_of(manifest):
-        return _load_folder(request, folder, manifest, opening)
+        return _load_folder(request, folder, manifest, opening, progress)
     from gemquant.runtimes.chat.server import LlamaCppChat
 
-    settings, choice = server_settings(request, find_gguf(request.model), opening)
+    gguf = find_gguf(request.model)
+    settings, choice = server_settings(request, gguf, opening, progress=progress)
     return LlamaCppChat(settings), choice
 
 
 def server_settings(
-    request: ChatRequest, gguf: GgufFile, opening: Sequence[Message], *, parallel: int = 1
+    request: ChatRequest,
+    gguf: GgufFile,
+    opening: Sequence[Message],
+    *,
+    parallel: int = 1,
+    progress: Progress | None = None,
 ) -> tuple[ServerSettings, Choice]:
     """Decide how llama.cpp holds a GGUF for ``parallel`` conversations at once."""
     from gemquant.runtimes.chat.server import ServerSettings, free_gpu_bytes, require_llamacpp
@@ -100,7 +116,9 @@ def server_settings(
 
     require_llamacpp()
     config = config_of_gguf(gguf.metadata)
-    template = request.template(gguf.metadata.get(GGUF_TEMPLATE), opening, config)
+    template = request.template(
+        gguf.metadata.get(GGUF_TEMPLATE), opening, config, progress=progress
+    )
     check_template(template)  # llama.cpp renders without limits
     gpu_bytes = None if request.device == "cpu" else free_gpu_bytes()
     if request.device not in {None, "cpu"} and gpu_bytes is None:
@@ -129,7 +147,11 @@ def server_settings(
 
 
 def _load_folder(
-    request: ChatRequest, folder: Path, manifest: Manifest, opening: Sequence[Message]
+    request: ChatRequest,
+    folder: Path,
+    manifest: Manifest,
+    opening: Sequence[Message],
+    progress: Progress | None,
 ) -> tuple[ChatModel, Choice]:
     import torch
 
@@ -151,7 +173,7 @@ def _load_folder(
     text = TextInterface.of_artifact(folder, manifest.container)
     raw = read_raw_config(folder)
     config = text_config({key: raw[key] for key in raw if not key.startswith("quantization")})
-    template = request.template(text.template, opening, config, text.special_tokens)
+    template = request.template(text.template, opening, config, text.special_tokens, progress)
     text = replace(text, template=template.source)
     device = request.device or _best_device()
     require_device(device)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemquant.core.artifact import MANIFEST_FILE, read_manifest
+from gemquant.core.progress import Progress
 from gemquant.errors import GemquantError, RuntimeMissingError, UnsupportedError, UsageError
 from gemquant.formats.gguf.find import find_gguf, ggufs_of
 from gemquant.models.chat import Message
@@ -114,7 +115,9 @@ def address_problems(address: Address, key: str | None) -> Sequence[GemquantErro
     return problems or _binding_problems(address)
 
 
-def serve(request: ChatRequest, address: Address, *, key: str | None, parallel: int) -> Serving:
+def serve(
+    request: ChatRequest, address: Address, *, key: str | None, parallel: int, progress: Progress
+) -> Serving:
     """Load a GGUF and listen; return as soon as the server answers.
 
     Raises a GemquantError before anything is loaded if that can be known.
@@ -122,7 +125,7 @@ def serve(request: ChatRequest, address: Address, *, key: str | None, parallel: 
     _require_gguf(request.model)
     opening: list[Message] = [{"role": "user", "content": "Hello"}]
     gguf = find_gguf(request.model)
-    settings, choice = server_settings(request, gguf, opening, parallel=parallel)
+    settings, choice = server_settings(request, gguf, opening, parallel=parallel, progress=progress)
     settings = replace(settings, template=_NOT_EMPTY + (settings.template or ""), metrics=True)
     try:
         from gemquant.runtimes.chat.guard import Guard, GuardSettings

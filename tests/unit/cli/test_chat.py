@@ -70,6 +70,15 @@ def test_what_was_chosen_is_said_on_stderr(
     assert "preset speed (auto: 870 kB of weights and" in result.err
 
 
+def test_a_model_without_a_chat_template_is_cautioned_about(
+    run: Run, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe(monkeypatch, "Hello")
+    assert f"caution: {model} has no chat template: a base model" in run("chat", model, *FEW).err
+    pipe(monkeypatch, "Hello")
+    assert "caution" not in run("chat", model, *FEW, "--chat-template", "stock").err
+
+
 def test_json_holds_the_answer(run: Run, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe(monkeypatch, "Hello")
     plain = run("chat", model, *FEW)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from gemquant.core.progress import Silence
 from gemquant.errors import UnsupportedError, UsageError
 from gemquant.formats.compressed_tensors import CompressedTensors
 from gemquant.runtimes.chat.load import ChatRequest
@@ -93,6 +94,7 @@ def test_another_container_names_what_serves_it(tmp_path: Path):
             Address("127.0.0.1", 0, False),
             key=None,
             parallel=1,
+            progress=Silence(),
         )
     assert refusal.value.hint == (
         "Make a GGUF: gemquant gguf google/gemma-2-2b --type Q4_K_M. "
