@@ -35,6 +35,8 @@ def _layer(config: Mapping[str, Any], index: int) -> LayerStructure:
     )
 
 
+_SCALED = {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+
 GEMMA3 = Architecture(
     name="Gemma 3",
     model_type="gemma3_text",
@@ -79,6 +81,7 @@ GEMMA3 = Architecture(
         caps_attention=False,
         writes_rope_base=True,
         block_count_first=True,
+        ollama={26: {"final_logit_softcapping": None}} | dict.fromkeys((34, 48, 62), _SCALED),
     ),
     mlx=MlxFacts(untied_head=True, regular_layer_types=True),
 )

@@ -182,11 +182,12 @@ class GgufFacts:
     requires_softcaps: it caps always, also where no key says so. requires_window: it expects
     ``attention.sliding_window`` also where no layer slides. writes_rope_base: its converter writes
     ``rope.freq_base`` also where it is the default. block_count_first: its converter writes that
-    key before the dimensions. end_of_turn_id: the token that its converter writes as EOT where the
-    tokenizer's files name none.
+    key before the dimensions. ollama: number of layers → keys of the configuration that its files
+    have wrong and its runner corrects. end_of_turn_id: the token that its converter writes as EOT
+    where the tokenizer's files name none.
 
     Source: llama.cpp ``conversion/gemma.py``, ``src/models/gemma*.cpp``; gguf-py
-    ``tensor_mapping.py``.
+    ``tensor_mapping.py``; ollama ``model/models/gemma3/model_text.go``.
     """
 
     architecture: str
@@ -199,6 +200,7 @@ class GgufFacts:
     writes_rope_base: bool = False
     block_count_first: bool = False
     end_of_turn_id: int | None = None
+    ollama: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
 
     def query_pre_attn_scalar(self, config: Mapping[str, Any]) -> int:
         """The square of the query scale's denominator, which llama.cpp infers from the sizes."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -91,6 +92,74 @@ def _write_metadata(writer: gguf.GGUFWriter, kind: Kind, config: Mapping[str, An
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(config["rope_scaling"]["factor"])
     _write_tokenizer(writer)
+
+
+OLLAMA: dict[str, Any] = {
+    "num_hidden_layers": 34,
+    "sliding_window_pattern": 6,
+    "query_pre_attn_scalar": 32,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+"""As small as may be, with the number of layers of a Gemma 3 of 4 billion weights."""
+
+
+def write_ollamas_gguf(
+    path: Path,
+    *,
+    local: float | None = None,
+    tokens: int = 0,
+    vision: bool = True,
+    overrides: Mapping[str, Any] = OLLAMA,
+) -> Path:
+    """A Gemma 3 as ollama converts it: with its vision model, without what its runner assumes.
+
+    Source: ollama ``convert/convert_gemma3.go``. local: the base of sliding layers, under its own
+    key. tokens: how many more, or fewer, than rows of the embedding. overrides: keys of the
+    configuration.
+    """
+    config = {**tiny_config("gemma3_text"), **overrides}
+    vocabulary = tiny_token_metadata()
+    extra = [f"<more{n}>" for n in range(tokens)]
+    writer = gguf.GGUFWriter(path, "gemma3")
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_sliding_window(config["sliding_window"])
+    writer.add_key_length(config["head_dim"])
+    writer.add_value_length(config["head_dim"])
+    if local is not None:
+        writer.add_float32("gemma3.rope.local.freq_base", local)
+        writer.add_float32("gemma3.rope.global.freq_base", 2e6)
+    if vision:
+        writer.add_uint32("gemma3.vision.block_count", 1)
+        writer.add_float32("gemma3.vision.attention.layer_norm_epsilon", 1e-6)
+        writer.add_uint32("gemma3.mm.tokens_per_image", 256)
+    writer.add_tokenizer_model("llama")
+    pieces = [*vocabulary["tokenizer.ggml.tokens"], *extra]
+    size = len(pieces) + min(tokens, 0)
+    writer.add_token_list(pieces[:size])
+    writer.add_token_scores([*vocabulary["tokenizer.ggml.scores"], *[0.0] * len(extra)][:size])
+    writer.add_token_types([*vocabulary["tokenizer.ggml.token_type"], *[4] * len(extra)][:size])
+    writer.add_bos_token_id(2)
+    writer.add_eos_token_id(1)
+    for name, tensor in tiny_gguf_tensors("gemma3_text", overrides).items():
+        values = (tensor + 1 if is_norm(name) else tensor).numpy()
+        writer.add_tensor(to_gguf(name, "gemma3_text"), values)
+    if vision:
+        writer.add_tensor("v.patch_embedding.weight", np.zeros((4, 3, 2, 2), np.float32))
+        writer.add_tensor("v.blk.0.attn_norm.weight", np.zeros(4, np.float32))
+        writer.add_tensor("mm.mm_input_projection.weight", np.zeros((4, 4), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
 
 def tiny_token_metadata(extra: Sequence[str] = ()) -> dict[str, Any]:

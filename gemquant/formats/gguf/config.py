@@ -11,6 +11,8 @@ Source: llama.cpp ``conversion/gemma.py``, ``conversion/base.py``, ``src/models/
 
 from __future__ import annotations
 
+import logging
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,6 +23,8 @@ from gemquant.models.architecture import architecture_of, gguf_architectures
 from gemquant.models.config import text_config
 from gemquant.models.structure import FULL, SLIDING, Architecture
 
+_log = logging.getLogger(__name__)
+
 _REQUIRED = {
     "embedding_length": "hidden_size",
     "block_count": "num_hidden_layers",
@@ -29,20 +33,36 @@ _REQUIRED = {
     "attention.head_count_kv": "num_key_value_heads",
     "attention.key_length": "head_dim",
     "context_length": "max_position_embeddings",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
 }
 _OPTIONAL = {
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "rope.global.freq_base": "rope_theta",
     "rope.freq_base": "rope_theta",
+    "rope.local.freq_base": "rope_local_base_freq",
     "rope.freq_base_swa": "rope_local_base_freq",
     "attention.sliding_window": "sliding_window",
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
 }
+_OTHER_KINDS = {
+    "adapter": (
+        "a LoRA adapter",
+        "To merge it, give the folder of peft that it was made from: MODEL --lora FOLDER",
+    ),
+    "imatrix": ("an importance matrix", "Use it: gemquant gguf MODEL --imatrix FILE"),
+    "mmproj": ("the vision part of one", "Open the text model's GGUF."),
+}
+_OF_OLLAMA = ("vision.", "mm.", "rope.local.", "rope.global.")
+"""How keys begin that only ollama writes into the file of a text model."""
 _TOKENS = {"padding": "pad_token_id", "eos": "eos_token_id", "bos": "bos_token_id"}
 
 
 def gguf_architecture(metadata: Mapping[str, Any]) -> Architecture:
     """Return the architecture of a GGUF; UnsupportedError if it is no supported Gemma."""
+    kind = metadata.get("general.type")
+    if isinstance(kind, str) and kind in _OTHER_KINDS:
+        what, hint = _OTHER_KINDS[kind]
+        raise UnsupportedError(f"This GGUF is no model but {what}.", hint=hint)
     name, supported = metadata.get("general.architecture"), gguf_architectures()
     if not isinstance(name, str) or name not in supported:
         raise UnsupportedError(
@@ -52,6 +72,12 @@ def gguf_architecture(metadata: Mapping[str, Any]) -> Architecture:
             else None,
         )
     return supported[name]
+
+
+def is_ollamas(metadata: Mapping[str, Any]) -> bool:
+    """Whether ollama converted the model: it has keys of its own and leaves others out."""
+    prefix = f"{metadata.get('general.architecture')}."
+    return any(key.removeprefix(prefix).startswith(_OF_OLLAMA) for key in metadata)
 
 
 def gguf_config(metadata: Mapping[str, Any], *, vocab_size: int, tied: bool) -> dict[str, Any]:
@@ -83,6 +109,8 @@ def gguf_config(metadata: Mapping[str, Any], *, vocab_size: int, tied: bool) -> 
     if metadata.get(f"{prefix}.rope.scaling.type") == "linear":
         factor = _shortest(metadata.get(f"{prefix}.rope.scaling.factor", 1.0))
         raw["rope_scaling"] = {"rope_type": "linear", "factor": factor}
+    if is_ollamas(metadata):
+        raw |= _corrected(architecture, raw, scaled=f"{prefix}.rope.scaling.factor" in metadata)
     raw["query_pre_attn_scalar"] = architecture.gguf.query_pre_attn_scalar(raw)
     pattern = metadata.get(f"{prefix}.attention.sliding_window_pattern")
     if isinstance(pattern, Sequence) and not isinstance(pattern, str):
@@ -90,6 +118,23 @@ def gguf_config(metadata: Mapping[str, Any], *, vocab_size: int, tied: bool) -> 
     elif pattern is not None:
         raw["sliding_window_pattern"] = pattern
     return text_config(raw)
+
+
+def _corrected(
+    architecture: Architecture, raw: Mapping[str, Any], *, scaled: bool
+) -> Mapping[str, Any]:
+    """What ollama's own runner computes with instead of what its files say, by their sizes."""
+    known = architecture.gguf.ollama.get(raw["num_hidden_layers"], {})
+    windowed = raw.get("sliding_window", math.inf) < raw["max_position_embeddings"]
+    corrected = {
+        key: value
+        for key, value in known.items()
+        if windowed and raw.get(key) != value and not (scaled and key == "rope_scaling")
+    }
+    if corrected:
+        words = ", ".join(f"{key} is {value}" for key, value in corrected.items())
+        _log.warning("The GGUF is ollama's; as in its own runner, %s.", words)
+    return corrected
 
 
 def _shortest(value: Any) -> Any:

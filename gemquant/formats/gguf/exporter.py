@@ -24,11 +24,16 @@ from gemquant.core.weights import BlockScheme
 from gemquant.errors import GemquantError, UnsupportedError, listed
 from gemquant.formats.checkpoint import Checkpoint
 from gemquant.formats.gguf.config import unrepresentable
-from gemquant.formats.gguf.metadata import converted_metadata, quantized_metadata
+from gemquant.formats.gguf.metadata import (
+    converted_metadata,
+    copied_metadata,
+    quantized_metadata,
+)
 from gemquant.formats.gguf.mixtures import FILE_TYPES, file_type
 from gemquant.formats.gguf.names import stored_order, to_gguf
 from gemquant.formats.gguf.source import GgufWeights
-from gemquant.formats.gguf.values import GgufValue, Metadata, string, uint32
+from gemquant.formats.gguf.tokenizer import TEMPLATE
+from gemquant.formats.gguf.values import Metadata, string, uint32
 from gemquant.formats.gguf.writer import (
     GgufWriter,
     StoredTensor,
@@ -39,8 +44,6 @@ from gemquant.formats.preallocated import FileLayout
 from gemquant.formats.source_model import Origin
 from gemquant.numerics.ggml_types import TYPES
 
-_TEMPLATE = "tokenizer.chat_template"
-_OF_A_PART = ("split.no", "split.count", "split.tensors.count")
 _TYPE_AT_END = re.compile(rf"[-._]({'|'.join(FILE_TYPES)})$", re.IGNORECASE)
 
 
@@ -126,11 +129,10 @@ def _source_metadata(checkpoint: Checkpoint, chosen_template: str | None) -> Met
             origin.provenance,
             file_type=FILE_TYPES["BF16"].number,
         )
-    metadata: dict[str, GgufValue] = {
-        key: value for key, value in origin.gguf_metadata.items() if key not in _OF_A_PART
-    }
+    metadata = copied_metadata(origin.gguf_metadata, origin.config)
     if origin.template is not None:
-        metadata[_TEMPLATE] = string(origin.template)
+        metadata = {k: v for k, v in metadata.items() if not k.startswith(TEMPLATE)}
+        metadata[TEMPLATE] = string(origin.template)
     return metadata
 
 

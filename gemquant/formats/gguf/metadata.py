@@ -20,11 +20,11 @@ from math import prod
 from typing import Any
 
 import gguf
-from gguf import GGML_QUANT_VERSION, GGUFValueType
+from gguf import GGML_QUANT_VERSION, GGUFValueType, TokenType
 from gguf.utility import size_label
 
 from gemquant.formats.checkpoint.provenance import Provenance, front_matter
-from gemquant.formats.gguf.config import FILE_TYPE, architecture_metadata
+from gemquant.formats.gguf.config import FILE_TYPE, architecture_metadata, is_ollamas
 from gemquant.formats.gguf.values import (
     GgufValue,
     Metadata,
@@ -37,7 +37,12 @@ from gemquant.formats.gguf.values import (
     strings,
     uint32,
 )
-from gemquant.formats.gguf.vocabulary import TokenizerParts, tokenizer_parts, vocabulary
+from gemquant.formats.gguf.vocabulary import (
+    PADDING_SCORE,
+    TokenizerParts,
+    tokenizer_parts,
+    vocabulary,
+)
 from gemquant.models.architecture import architecture_of, tensor_shapes
 
 # What llama.cpp calls it, what generation_config.json may call it, and its type.
@@ -282,6 +287,31 @@ def converted_metadata(
         QUANTIZATION_VERSION: uint32(GGML_QUANT_VERSION),
         **tokenizer_metadata(parts, config, chat_template=chat_template),
     }
+
+
+def copied_metadata(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, GgufValue]:
+    """Return the keys of a GGUF for another one of the same model, which llama.cpp can load.
+
+    What ollama leaves out or spells otherwise is added, what is of its vision model left out, and
+    the vocabulary made as long as the embedding.
+    """
+    kept = dict(metadata)
+    plain = {key: value.value for key, value in kept.items()}
+    if is_ollamas(plain):
+        prefix = f"{plain['general.architecture']}."
+        own = architecture_metadata(config, file_type=0)
+        kept = {key: value for key, value in kept.items() if not key.startswith(prefix)} | own
+    size = config["vocab_size"]
+    padding = [f"[PAD{index}]" for index in range(len(plain["tokenizer.ggml.tokens"]), size)]
+    for key, filler, make in (
+        ("tokens", padding, strings),
+        ("scores", [PADDING_SCORE] * len(padding), float32s),
+        ("token_type", [int(TokenType.UNUSED)] * len(padding), int32s),
+    ):
+        values = plain[f"tokenizer.ggml.{key}"]
+        if len(values) != size:
+            kept[f"tokenizer.ggml.{key}"] = make([*values, *filler][:size])
+    return kept
 
 
 def quantized_metadata(metadata: Metadata, *, file_type: int) -> dict[str, GgufValue]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,16 @@ from gemquant.models.structure import EMBEDDING, HEAD
 from gemquant.numerics.ggml import dequantize_rows
 from gemquant.numerics.ggml_types import TYPES
 
+_log = logging.getLogger(__name__)
+
 _PLAIN: Mapping[GGMLQuantizationType, torch.dtype] = {
     GGMLQuantizationType.F32: torch.float32,
     GGMLQuantizationType.F16: torch.float16,
     GGMLQuantizationType.BF16: torch.bfloat16,
 }
 _IGNORED = ("rope_freqs.weight",)
+_TOWERS = ("v.", "a.", "mm.")
+"""How tensors of images and sound begin, which ollama stores in the text model's file."""
 _CHUNK_VALUES = 1 << 20
 
 
@@ -61,13 +66,21 @@ class GgufTensors:
         self._entries: dict[str, GgufEntry] = {}
         self._sources: dict[str, SourceFile] = {}
         unknown: list[str] = []
+        towers: list[str] = []
         for part in parts:
             for stored, entry in part.header.tensors.items():
                 name = from_gguf(stored, architecture.model_type)
                 if name is not None:
                     self._entries[name], self._sources[name] = entry, part.file
+                elif stored.startswith(_TOWERS):
+                    towers.append(stored)
                 elif stored not in _IGNORED:
                     unknown.append(stored)
+        if towers:
+            _log.warning(
+                "%s: %d tensors for images or sound are left out; the text model is taken: %s.",
+                path, len(towers), listed(towers, 2),
+            )  # fmt: skip
         if EMBEDDING not in self._entries:
             raise CheckpointError(f"{path}: token_embd.weight is missing.")
         self.config = gguf_config(
@@ -136,11 +149,6 @@ class GgufTensors:
 
     def _problems(self, unknown: Sequence[str]) -> list[GemquantError]:
         problems: list[GemquantError] = []
-        tokens, rows = self.metadata.get("tokenizer.ggml.tokens"), self.config["vocab_size"]
-        if isinstance(tokens, StoredArray) and len(tokens) != rows:
-            problems.append(
-                CheckpointError(f"{self._path}: {len(tokens)} tokens, {rows} rows to embed them.")
-            )
         expected = tensor_shapes(self.config)
         missing = [name for name in expected if name not in self._entries]
         for names, what in ((missing, "missing"), (unknown, "not part of a Gemma")):
@@ -193,6 +201,9 @@ class GgufWeights(GgufTensors):
     def __init__(self, path: Path) -> None:
         """Read the headers; raise all problems at once."""
         super().__init__(path)
+        tokens, rows = self.metadata.get("tokenizer.ggml.tokens"), self.config["vocab_size"]
+        if isinstance(tokens, StoredArray) and len(tokens) != rows:
+            raise ArtifactError(f"{path}: {len(tokens)} tokens, {rows} rows to embed them.")
         self.layout: Layout = {
             name: _spec(name, self.kind(name), shape)
             for name, shape in tensor_shapes(self.config).items()

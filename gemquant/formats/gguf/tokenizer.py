@@ -1,8 +1,8 @@
 """The tokenizer inside a GGUF, rebuilt as Gemma's own tokenizer.json.
 
 A GGUF keeps SentencePiece's pieces, scores and types. The merges of the equivalent BPE are all
-splits of a piece into two other pieces; the piece with the lower id is merged first, since Gemma's
-vocabulary is laid out by falling score, and of one piece the split with the longest left part.
+splits of a piece into two other pieces; the piece with the higher score is merged first (in a
+published Gemma the one with the lower id), and of one piece the split with the longest left part.
 Before all others come the splits of user-defined pieces, such as runs of spaces, by falling length
 of the left part, so that a run is filled up from its left.
 
@@ -15,21 +15,32 @@ Source: the tokenizer.json files of the published Gemmas.
 from __future__ import annotations
 
 import json
+import logging
+import math
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import pairwise
+from itertools import groupby
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
-from gemquant.errors import CheckpointError, UnsupportedError
+from gemquant.errors import CheckpointError, UnsupportedError, listed
 from gemquant.formats.gguf.vocabulary import SPACE, TAB, as_in_tokenizer_json, looks_special
+from gemquant.models.architecture import gguf_architectures
 from gemquant.models.chat import SpecialTokens
+
+TEMPLATE = "tokenizer.chat_template"
+MAX_NAMED_TEMPLATES = 32
+
+_log = logging.getLogger(__name__)
 
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
 _NAMED = {"bos": "bos_token", "eos": "eos_token", "padding": "pad_token", "unknown": "unk_token"}
+_USUAL = {"padding": "<pad>", "unknown": "<unk>"}
+_TOKEN_IN_TEMPLATE = re.compile(r"<[^<>\s'\"{}%]{1,40}>")
 
 
 class GgufTokenizer:
@@ -48,20 +59,49 @@ class GgufTokenizer:
                 hint="Open the original folder of safetensors instead.",
             )
         self._metadata = metadata
-        self._pieces, self._types = _vocabulary(metadata, where)
+        self._pieces, self._scores, self._types = _vocabulary(metadata, where)
         self._named = _named_tokens(metadata, self._pieces, where)
+        self._note_turns_without_control_tokens(where)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer; takes about two seconds for Gemma's vocabulary."""
         bos = self._metadata["tokenizer.ggml.bos_token_id"]
-        return _tokenizer(self._pieces, self._types, self._named, bos=bos)
+        return _tokenizer(self._pieces, self._scores, self._types, self._named, bos=bos)
 
     @property
     def chat_template(self) -> str | None:
-        """The Jinja source that the GGUF carries, if any."""
-        template = self._metadata.get("tokenizer.chat_template")
+        """The Jinja source of the default template that the GGUF carries, if any."""
+        template = self._metadata.get(TEMPLATE)
         return template if isinstance(template, str) else None
+
+    @property
+    def named_templates(self) -> Mapping[str, str]:
+        """Sources of the other templates, by name."""
+        named = {key.removeprefix(f"{TEMPLATE}."): value for key, value in self._metadata.items()
+                 if key.startswith(f"{TEMPLATE}.") and isinstance(value, str)}  # fmt: skip
+        return dict(list(named.items())[:MAX_NAMED_TEMPLATES])
+
+    def _note_turns_without_control_tokens(self, where: str) -> None:
+        """Note tokens of the chat template that llama.cpp would not find in a text, or not end."""
+        known = gguf_architectures().get(str(self._metadata.get("general.architecture")))
+        usual = [known.chat.start, known.chat.end] if known else []
+        literals = {*usual, *_TOKEN_IN_TEMPLATE.findall(self.chat_template or "")}
+        for kind, effect in (
+            (_NORMAL, "chat will not work with it"),
+            (_USER_DEFINED, "chat will not work with it as it should: any text can begin a turn"),
+        ):
+            wrong = [
+                piece
+                for piece, type_ in zip(self._pieces, self._types, strict=True)
+                if type_ == kind and piece in literals
+            ]
+            if wrong:
+                words = "ordinary" if kind == _NORMAL else "user-defined"
+                _log.warning(
+                    "%s: %s of the chat template are %s tokens, not control tokens: %s.",
+                    where, listed(wrong, 4), words, effect,
+                )  # fmt: skip
 
     @property
     def end_tokens(self) -> frozenset[int]:
@@ -83,7 +123,11 @@ class GgufTokenizer:
             "clean_up_tokenization_spaces": False,
             **self._named,
         }
-        if self.chat_template is not None:
+        default = {} if self.chat_template is None else {"default": self.chat_template}
+        if named := self.named_templates:
+            templates = {**default, **named}.items()
+            config["chat_template"] = [{"name": n, "template": text} for n, text in templates]
+        elif default:
             config["chat_template"] = self.chat_template
         return {
             "tokenizer.json": self.tokenizer.to_str(pretty=False).encode(),
@@ -92,7 +136,9 @@ class GgufTokenizer:
         }
 
 
-def _vocabulary(metadata: Mapping[str, Any], where: str) -> tuple[list[str], list[int]]:
+def _vocabulary(
+    metadata: Mapping[str, Any], where: str
+) -> tuple[list[str], list[float], list[int]]:
     pieces = metadata.get("tokenizer.ggml.tokens")
     scores = metadata.get("tokenizer.ggml.scores")
     types = metadata.get("tokenizer.ggml.token_type")
@@ -103,6 +149,15 @@ def _vocabulary(metadata: Mapping[str, Any], where: str) -> tuple[list[str], lis
             f"{where}: tokenizer.ggml.tokens, scores and token_type must be lists of one length."
         )
     pieces, scores, types = map(list, lists)
+    if not (
+        isinstance(pieces[0], str)
+        and isinstance(scores[0], (int, float))
+        and isinstance(types[0], int)
+    ):
+        raise CheckpointError(
+            f"{where}: tokenizer.ggml.tokens, scores and token_type must be texts, numbers and "
+            "whole numbers."
+        )
     # llama.cpp spells the runs of spaces among the user-defined pieces with real spaces.
     spelled = [
         piece.replace(" ", SPACE) if kind == _USER_DEFINED and not piece.strip(" ") else piece
@@ -111,13 +166,7 @@ def _vocabulary(metadata: Mapping[str, Any], where: str) -> tuple[list[str], lis
     if len(set(spelled)) != len(spelled):
         twice, _ = Counter(spelled).most_common(1)[0]
         raise CheckpointError(f"{where}: token {twice!r} appears twice.")
-    normal = [score for score, kind in zip(scores, types, strict=True) if kind == _NORMAL]
-    if any(left < right for left, right in pairwise(normal)):
-        raise UnsupportedError(
-            f"{where}: token scores do not fall with the id, as they do in every Gemma.",
-            hint="Open the original folder of safetensors instead.",
-        )
-    return spelled, types
+    return spelled, [-math.inf if math.isnan(score) else score for score in scores], types
 
 
 def _named_tokens(metadata: Mapping[str, Any], pieces: Sequence[str], where: str) -> dict[str, str]:
@@ -125,6 +174,10 @@ def _named_tokens(metadata: Mapping[str, Any], pieces: Sequence[str], where: str
     for role, ours in _NAMED.items():
         key = f"tokenizer.ggml.{role}_token_id"
         index = metadata.get(key)
+        if index is None and role in _USUAL:
+            if _USUAL[role] in pieces:
+                named[ours] = _USUAL[role]
+            continue
         if type(index) is not int or not 0 <= index < len(pieces):
             raise CheckpointError(f"{where}: {key} {index!r}: must be a token id.")
         named[ours] = pieces[index]
@@ -132,15 +185,20 @@ def _named_tokens(metadata: Mapping[str, Any], pieces: Sequence[str], where: str
 
 
 def _tokenizer(
-    pieces: Sequence[str], types: Sequence[int], named: Mapping[str, str], *, bos: int
+    pieces: Sequence[str],
+    scores: Sequence[float],
+    types: Sequence[int],
+    named: Mapping[str, str],
+    *,
+    bos: int,
 ) -> Tokenizer:
     pieces = as_in_tokenizer_json(pieces)
     vocab = {piece: index for index, piece in enumerate(pieces)}
     tokenizer = Tokenizer(
         models.BPE(
             vocab=vocab,
-            merges=_merges(pieces, types),
-            unk_token=named["unk_token"],
+            merges=_merges(pieces, scores, types),
+            unk_token=named.get("unk_token"),
             fuse_unk=True,
             byte_fallback=True,
         )
@@ -164,19 +222,26 @@ def _tokenizer(
     return tokenizer
 
 
-def _merges(pieces: Sequence[str], types: Sequence[int]) -> list[tuple[str, str]]:
+def _merges(
+    pieces: Sequence[str], scores: Sequence[float], types: Sequence[int]
+) -> list[tuple[str, str]]:
     """Return every split of a piece into two others, in the order of their scores."""
-    of_kind: dict[int, list[str]] = {_USER_DEFINED: [], _NORMAL: []}
-    for piece, kind in zip(pieces, types, strict=True):
-        if kind in of_kind:
-            of_kind[kind].append(piece)
-    parts = {*of_kind[_USER_DEFINED], *of_kind[_NORMAL], TAB}
-    first, others = of_kind[_NORMAL][:1], of_kind[_NORMAL][1:]
-    # SentencePiece scores these alike, zero; stable, and so by id where the lengths are the same.
-    alike = {*of_kind[_USER_DEFINED], *first}
-    unscored = [piece for piece in pieces if piece in alike]
-    by_length = sorted(_splits(unscored, parts), key=lambda split: (-len(split[0]), -len(split[1])))
-    return [*by_length, *_splits(others, parts)]
+    normal = [score for score, kind in zip(scores, types, strict=True) if kind == _NORMAL]
+    # SentencePiece scores user-defined pieces as the first normal one: zero.
+    best = max(normal, default=0.0)
+    scored = [
+        (score if kind == _NORMAL else best, piece)
+        for piece, score, kind in zip(pieces, scores, types, strict=True)
+        if kind in (_NORMAL, _USER_DEFINED)
+    ]
+    parts = {*(piece for _, piece in scored), TAB}
+    # Stable, and so by id where the scores are the same.
+    scored.sort(key=lambda each: -each[0])
+    merges: list[tuple[str, str]] = []
+    for _, alike in groupby(scored, key=lambda each: each[0]):
+        splits = list(_splits([piece for _, piece in alike], parts))
+        merges += sorted(splits, key=lambda split: (-len(split[0]), -len(split[1])))
+    return merges
 
 
 def _splits(pieces: Sequence[str], parts: Collection[str]) -> Iterator[tuple[str, str]]:
@@ -189,6 +254,7 @@ def _splits(pieces: Sequence[str], parts: Collection[str]) -> Iterator[tuple[str
 
 
 def _generation(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    pad = metadata.get("tokenizer.ggml.padding_token_id")
     ends = [metadata["tokenizer.ggml.eos_token_id"]]
     turn = metadata.get("tokenizer.ggml.eot_token_id")
     if type(turn) is int and turn not in ends:
@@ -196,7 +262,7 @@ def _generation(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "bos_token_id": metadata["tokenizer.ggml.bos_token_id"],
         "eos_token_id": ends if len(ends) > 1 else ends[0],
-        "pad_token_id": metadata["tokenizer.ggml.padding_token_id"],
+        **({"pad_token_id": pad} if type(pad) is int else {}),
     }
 
 

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import struct
 from pathlib import Path
 
 import gguf
+import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gemquant.cli import cli
 from gemquant.errors import CheckpointError, GemquantError
 from gemquant.formats.checkpoint import open_checkpoint
+from gemquant.formats.gguf.names import is_norm
 from gemquant.models.config import text_config
 from tests.helpers.tiny_gemma import Kind, tiny_config
-from tests.helpers.tiny_gguf import tiny_gguf_tensors, write_tiny_gguf
+from tests.helpers.tiny_gguf import (
+    OLLAMA,
+    tiny_gguf_tensors,
+    write_ollamas_gguf,
+    write_tiny_gguf,
+)
 
 Q4_0, Q8_0 = gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.Q8_0
 EMBEDDING = "model.embed_tokens.weight"
@@ -201,3 +211,69 @@ def test_infinity_in_a_packed_block_is_named(tmp_path: Path, tiny_gguf: Path) ->
     path = changed(tmp_path, tiny_gguf, tensor.data_offset, struct.pack("<e", float("inf")))
     with pytest.raises(CheckpointError, match=f"{DOWN}: 32 of 49152 values are NaN or infinite"):
         open_checkpoint(path).tensor(DOWN)
+
+
+# ---------------------------------------------------------------- ollama's files
+
+
+def test_the_text_model_is_taken_out_of_ollamas_gguf(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        checkpoint = open_checkpoint(str(write_ollamas_gguf(tmp_path / "m.gguf")))
+    assert "3 tensors for images or sound are left out; the text model is taken" in caplog.text
+    for name, tensor in tiny_gguf_tensors("gemma3_text", OLLAMA).items():
+        expected = (tensor + 1) - 1 if is_norm(name) else tensor
+        assert torch.equal(checkpoint.tensor(name), expected), name
+
+
+def test_what_ollama_leaves_out_is_what_its_runner_assumes(tmp_path: Path) -> None:
+    config = open_checkpoint(str(write_ollamas_gguf(tmp_path / "m.gguf"))).config
+    assert config["rms_norm_eps"] == 1e-6
+    assert config["rope_parameters"] == {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    assert config["layer_types"].index("full_attention") == 5
+
+
+def test_ollamas_own_spelling_of_the_rope_bases_is_read(tmp_path: Path) -> None:
+    path = write_ollamas_gguf(tmp_path / "m.gguf", local=3e4, vision=False)
+    tables = open_checkpoint(str(path)).config["rope_parameters"]
+    assert tables["full_attention"]["rope_theta"] == 2e6
+    assert tables["sliding_attention"]["rope_theta"] == 3e4
+
+
+@pytest.mark.parametrize("tokens", [0, 3, -5])
+def test_a_gguf_of_ollamas_becomes_one_that_llamacpp_loads(tmp_path: Path, tokens: int) -> None:
+    made = tmp_path / "made"
+    source = write_ollamas_gguf(tmp_path / "m.gguf", tokens=tokens)
+    result = CliRunner().invoke(
+        cli, ["gguf", str(source), "--type", "F16", "--no-eval", "-o", str(made)]
+    )
+    assert result.exit_code == 0, result.output
+    reader = gguf.GGUFReader(next(made.glob("*.gguf")))
+    stored = {key: field.contents() for key, field in reader.fields.items()}
+    assert not [key for key in stored if "vision" in key or ".mm." in key]
+    assert stored["gemma3.attention.layer_norm_rms_epsilon"] == pytest.approx(1e-6)
+    assert stored["gemma3.rope.scaling.factor"] == 8.0
+    assert len(stored["tokenizer.ggml.tokens"]) == 465
+    assert {len(stored[f"tokenizer.ggml.{key}"]) for key in ("scores", "token_type")} == {465}
+    assert not [tensor.name for tensor in reader.tensors if tensor.name[0] in "vm"]
+    assert open_checkpoint(str(next(made.glob("*.gguf")))).config == (
+        open_checkpoint(str(source)).config
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [("adapter", "a LoRA adapter"), ("imatrix", "an importance matrix")]
+)
+def test_a_gguf_that_is_no_model_says_what_it_is(tmp_path: Path, kind: str, words: str) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "gemma2")
+    writer.add_type(kind)
+    writer.add_tensor("blk.0.attn_q.weight.lora_a", np.zeros((2, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert refusal(str(tmp_path / "m.gguf")).message == f"This GGUF is no model but {words}."

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from tokenizers import Tokenizer
 
 from gemquant.errors import CheckpointError, GemquantError, UnsupportedError
 from gemquant.formats.gguf.tokenizer import GgufTokenizer
+from gemquant.formats.gguf.values import boolean, float32s, int32s, string, strings, uint32
+from tests.helpers.llama_vocabulary import LlamaVocabulary, why_not, write_vocabulary
 from tests.helpers.tiny_gemma import CHAT_TEMPLATE, tiny_tokenizer
 from tests.helpers.tiny_gguf import tiny_token_metadata
 
@@ -164,8 +168,131 @@ def test_a_token_given_twice_is_named() -> None:
         GgufTokenizer(metadata, "x")
 
 
-def test_scores_that_rise_are_refused() -> None:
+def test_the_piece_with_the_higher_score_is_merged_first() -> None:
+    metadata = tiny_token_metadata(extra=["ab", "bc"])
+    metadata["tokenizer.ggml.token_type"][-2:] = [1, 1]
+    metadata["tokenizer.ggml.scores"][-2:] = [-7000.0, -6000.0]
+    tokenizer = GgufTokenizer(metadata, "x").tokenizer
+    assert tokenizer.encode("abc", add_special_tokens=False).tokens == ["a", "bc"]
+
+
+def test_a_score_that_is_no_number_comes_last() -> None:
+    metadata = tiny_token_metadata(extra=["ab", "bc"])
+    metadata["tokenizer.ggml.token_type"][-2:] = [1, 1]
+    metadata["tokenizer.ggml.scores"][-2:] = [float("nan"), -6000.0]
+    tokenizer = GgufTokenizer(metadata, "x").tokenizer
+    assert tokenizer.encode("abc", add_special_tokens=False).tokens == ["a", "bc"]
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("seed", range(4))
+def test_scores_in_any_order_give_llamacpps_tokens(tmp_path: Path, seed: int) -> None:
+    if (reason := why_not()) is not None:
+        pytest.skip(reason)
     metadata = tiny_token_metadata()
-    metadata["tokenizer.ggml.scores"][-1] = 5.0
-    with pytest.raises(UnsupportedError, match="scores do not fall with the id"):
+    kinds, scores = metadata["tokenizer.ggml.token_type"], metadata["tokenizer.ggml.scores"]
+    normal = [index for index, kind in enumerate(kinds) if kind == 1]
+    shuffled = random.Random(seed).sample(range(len(normal)), len(normal))
+    for index, rank in zip(normal, shuffled, strict=True):
+        scores[index] = float(rank)
+    stored = {
+        "general.architecture": string("gemma"),
+        **{key: string(value) for key, value in metadata.items() if isinstance(value, str)},
+        **{key: uint32(value) for key, value in metadata.items() if isinstance(value, int)},
+        "tokenizer.ggml.tokens": strings(metadata["tokenizer.ggml.tokens"]),
+        "tokenizer.ggml.scores": float32s(scores),
+        "tokenizer.ggml.token_type": int32s(kinds),
+        "tokenizer.ggml.add_space_prefix": boolean(False),
+    }
+    tokenizer = GgufTokenizer(metadata, "x").tokenizer
+    with LlamaVocabulary(write_vocabulary(tmp_path / "v.gguf", stored)) as llama:
+        for text in ("the quick brown fox jumps over lazy dogs", "thethe returnimport  ofof"):
+            ids = tokenizer.encode(text, add_special_tokens=False).ids
+            assert llama.ids(text) == ids
+
+
+def test_several_templates_are_read_by_name(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    metadata = {
+        **tiny_token_metadata(),
+        "tokenizer.chat_template": CHAT_TEMPLATE,
+        "tokenizer.chat_templates": ["rag", "tool_use"],
+        "tokenizer.chat_template.rag": "rag {{ bos_token }}",
+        "tokenizer.chat_template.tool_use": "tools {{ bos_token }}",
+    }
+    tokenizer = GgufTokenizer(metadata, "x")
+    assert tokenizer.chat_template == CHAT_TEMPLATE
+    for name, content in tokenizer.files.items():
+        (tmp_path / name).write_bytes(content)
+    assert AutoTokenizer.from_pretrained(tmp_path).chat_template == {
+        "default": CHAT_TEMPLATE,
+        "rag": "rag {{ bos_token }}",
+        "tool_use": "tools {{ bos_token }}",
+    }
+
+
+def test_a_gguf_with_named_templates_alone_has_no_default() -> None:
+    metadata = {**tiny_token_metadata(), "tokenizer.chat_template.rag": "rag"}
+    tokenizer = GgufTokenizer(metadata, "x")
+    assert tokenizer.chat_template is None
+    config = json.loads(tokenizer.files["tokenizer_config.json"])
+    assert config["chat_template"] == [{"name": "rag", "template": "rag"}]
+
+
+@pytest.mark.parametrize("key", ["padding", "unknown"])
+def test_a_missing_padding_or_unknown_id_is_that_of_the_usual_token(key: str) -> None:
+    metadata = tiny_token_metadata()
+    del metadata[f"tokenizer.ggml.{key}_token_id"]
+    config = json.loads(GgufTokenizer(metadata, "x").files["tokenizer_config.json"])
+    assert (config["pad_token"], config["unk_token"]) == ("<pad>", "<unk>")
+
+
+def test_a_vocabulary_without_padding_or_unknown_token_is_read() -> None:
+    metadata = tiny_token_metadata()
+    for key, index in (("padding", 0), ("unknown", 3)):
+        del metadata[f"tokenizer.ggml.{key}_token_id"]
+        metadata["tokenizer.ggml.tokens"][index] = f"other{index}"
+    tokenizer = GgufTokenizer(metadata, "x")
+    config = json.loads(tokenizer.files["tokenizer_config.json"])
+    assert {"pad_token", "unk_token"} & config.keys() == set()
+    assert json.loads(tokenizer.files["generation_config.json"]) == {
+        "bos_token_id": 2, "eos_token_id": 1,
+    }  # fmt: skip
+    assert tokenizer.tokenizer.encode("the").ids == tiny_tokenizer().encode("the").ids
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (1, "are ordinary tokens, not control tokens: chat will not work with it"),
+        (4, "are user-defined tokens, not control tokens: chat will not work with it as it should"),
+    ],
+)
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, None])
+def test_turn_tokens_that_are_no_control_tokens_are_noted(
+    caplog: pytest.LogCaptureFixture, template: str | None, kind: int, words: str
+) -> None:
+    metadata = {**tiny_token_metadata(), "general.architecture": "gemma2"}
+    if template is not None:
+        metadata["tokenizer.chat_template"] = template
+    for index in (4, 5):
+        metadata["tokenizer.ggml.token_type"][index] = kind
+    with caplog.at_level(logging.WARNING):
+        GgufTokenizer(metadata, "tiny.gguf").files  # noqa: B018
+    assert f"tiny.gguf: <start_of_turn>, <end_of_turn> of the chat template {words}" in caplog.text
+
+
+def test_turn_tokens_that_are_control_tokens_are_not_noted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        GgufTokenizer({**tiny_token_metadata(), "general.architecture": "gemma2"}, "tiny.gguf")
+    assert caplog.text == ""
+
+
+def test_tokens_that_are_numbers_are_refused() -> None:
+    metadata = tiny_token_metadata()
+    metadata["tokenizer.ggml.scores"] = ["0"] * len(metadata["tokenizer.ggml.scores"])
+    with pytest.raises(CheckpointError, match="must be texts, numbers and whole numbers"):
         GgufTokenizer(metadata, "x")
