@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from gemquant.calibration.documents import read_user_file
 from gemquant.calibration.text import REINSTALL, Library, TextFile
@@ -19,6 +19,7 @@ from gemquant.calibration.windows import (
     dealt_documents,
     token_windows,
 )
+from gemquant.core.json_document import Record
 from gemquant.core.resources import data_folder
 from gemquant.core.untrusted import MAX_TOML_BYTES, UntrustedFile
 from gemquant.errors import CalibrationError, GemquantError, UsageError, refuse
@@ -30,19 +31,15 @@ OWN_WINDOWS = 16
 """Most windows of a user's file, unless a number is requested."""
 
 
-class SuiteSlice(BaseModel):
+class SuiteSlice(Record):
     """A slice, and the files of the index that it takes its text from; all of its kind if none."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     files: tuple[str, ...] = ()
 
 
-class Suite(BaseModel):
+class Suite(Record):
     """One suite of the file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: int = Field(ge=1)
     seq_len: int = Field(ge=2)

@@ -111,7 +111,7 @@ def board_problems(artifacts: Sequence[Artifact], params: Mapping[str, Any]) -> 
     """Artifacts and flags that cannot be combined with ``--board``, or need it."""
     from gemquant.rockchip.board_rkllm import container_problems
 
-    problems = container_problems(artifacts, board=params["board"] is not None)
+    problems = [*container_problems(artifacts, board=params["board"] is not None)]
     if params["board"] is None:
         return [*problems, *needs_board(params)]
     if params["by_layer"]:

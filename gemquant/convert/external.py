@@ -16,7 +16,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from gemquant.calibration.windows import TokenWindows
 from gemquant.convert import pipeline
@@ -27,6 +26,7 @@ from gemquant.convert.plugins import exporter
 from gemquant.convert.prepare import OpenedModel, default_output
 from gemquant.core.artifact import Artifact, output_problems, staged
 from gemquant.core.artifact.evaluation import LevelEvaluation
+from gemquant.core.json_document import Record
 from gemquant.core.progress import Progress
 from gemquant.core.protocols import Layout
 from gemquant.core.recipe import Recipe
@@ -40,10 +40,8 @@ from gemquant.quantizers.cast import Cast
 from gemquant.runtimes.worker import Interpreter, Tool, run_tool
 
 
-class ToolResult(BaseModel):
+class ToolResult(Record):
     """What a program answers: its files, and the versions of the libraries that decided them."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     files: tuple[str, ...]
     versions: dict[str, str]

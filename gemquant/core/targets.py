@@ -17,8 +17,6 @@ from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
@@ -26,9 +24,10 @@ from pydantic import (
     model_validator,
 )
 
+from gemquant.core.json_document import Record
 from gemquant.core.resources import data_folder
 from gemquant.core.scheme import BLOCK_FORMATS, INTEGER, Scheme, describe, in_words
-from gemquant.core.untrusted import MAX_TOML_BYTES, UntrustedFile, wrong_fields
+from gemquant.core.untrusted import MAX_TOML_BYTES, UntrustedFile
 from gemquant.errors import ProblemCollector, UnsupportedError, UsageError
 from gemquant.models.architecture import registered
 
@@ -39,13 +38,7 @@ NonEmpty = Annotated[str, Field(min_length=1)]
 Sources = Annotated[tuple[NonEmpty, ...], Field(min_length=1)]
 
 
-class Data(BaseModel):
-    """Base of everything read from a target file: immutable, and no unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Speed(Data):
+class Speed(Record):
     """How fast weights are read while decoding: a token takes bytes / bandwidth + a constant.
 
     device: the chip or board. schemes: names of those it holds for; empty for all.
@@ -62,7 +55,7 @@ class Speed(Data):
     note: str = ""
 
 
-class Footprint(Data):
+class Footprint(Record):
     """Memory that a runtime needs besides weights and key-value cache.
 
     runtime_mib: a constant. vocabulary_bytes: for each token of the vocabulary.
@@ -76,7 +69,7 @@ class Footprint(Data):
     sources: Sources
 
 
-class NpuDtype(Data):
+class NpuDtype(Record):
     """One quantized dtype of an NPU's toolkit.
 
     group_size: -1 for one scale per output channel. hybrid: the dtype that a hybrid rate mixes in.
@@ -90,7 +83,7 @@ class NpuDtype(Data):
     hybrid: bool
 
 
-class Npu(Data):
+class Npu(Record):
     """What the toolkit accepts for this chip, and what the board must have.
 
     hybrid_rate_below: rates are at least 0 and below this. driver: the oldest NPU driver.
@@ -113,7 +106,7 @@ class Npu(Data):
         return next((dtype for dtype in self.dtypes if dtype.name == name), None)
 
 
-class Schemes(Data):
+class Schemes(Record):
     """A product of bit widths, group sizes and symmetry, for one meaning of the codes."""
 
     bits: Annotated[tuple[int, ...], Field(min_length=1)]
@@ -131,7 +124,7 @@ class Schemes(Data):
         )
 
 
-class Runtime(Data):
+class Runtime(Record):
     """A program that loads a container, its requirements, and what it accepts.
 
     decompresses: it runs the weights in its own dtype, whatever they were stored in.
@@ -159,7 +152,7 @@ class Runtime(Data):
         )
 
 
-class TargetContainer(Data):
+class TargetContainer(Record):
     """A file format that the device's runtimes load."""
 
     exporter: NonEmpty
@@ -168,7 +161,7 @@ class TargetContainer(Data):
     runtimes: Annotated[tuple[Runtime, ...], Field(min_length=1)]
 
 
-class Target(Data):
+class Target(Record):
     """A device: its containers, and which of them is the default for each generation.
 
     npu: where a vendor's toolkit makes the file, and no exporter of ours. footprint, speeds: what
@@ -270,13 +263,12 @@ UNQUANTIZED = "weights in floating point"
 def accepted_schemes(runtime: Runtime) -> list[str]:
     """Describe every scheme that a runtime accepts; named block formats share one line."""
     formats = [product.codes for product in runtime.schemes if product.codes in BLOCK_FORMATS]
-    others = [describe_product(p) for p in runtime.schemes if p.codes not in BLOCK_FORMATS]
+    others = [
+        in_words(p.bits, p.group_sizes, p.symmetric, p.codes)  # 3/4 bits, groups of 64/128, …
+        for p in runtime.schemes
+        if p.codes not in BLOCK_FORMATS
+    ]
     return [*others, *(["/".join(formats)] if formats else [])] or [UNQUANTIZED]
-
-
-def describe_product(schemes: Schemes) -> str:
-    """Describe a product of schemes: ``3/4 bits, groups of 64/128, zero points``."""
-    return in_words(schemes.bits, schemes.group_sizes, schemes.symmetric, schemes.codes)
 
 
 # ---------------------------------------------------------------- loading
@@ -330,7 +322,7 @@ def read_target(file: Path) -> Target:
 # ---------------------------------------------------------------- toolkits
 
 
-class ToolkitVersion(Data):
+class ToolkitVersion(Record):
     """One release.
 
     requires: its own exact pins, as far as published. load, build, export: parameters of its three
@@ -373,7 +365,7 @@ class ToolkitVersion(Data):
         return version_key(self.version)
 
 
-class Conversion(Data):
+class Conversion(Record):
     """Rough cost of a conversion. seconds_per_million: weights, by optimization level."""
 
     seconds_per_million: Annotated[tuple[float, ...], Field(min_length=1)]
@@ -381,7 +373,7 @@ class Conversion(Data):
     sources: Sources
 
 
-class Toolkit(Data):
+class Toolkit(Record):
     """A converter. name: its distribution; imports: its module; lookalike: another's package."""
 
     name: NonEmpty
@@ -415,10 +407,7 @@ class Toolkit(Data):
 def load_toolkit(name: str) -> Toolkit:
     """Read a toolkit's file; UsageError if the file is missing or not valid."""
     file = data_folder("targets") / "toolkits" / f"{Path(name).name}.toml"
-    try:
-        return Toolkit.model_validate(UntrustedFile(file, MAX_TOML_BYTES).toml())
-    except ValidationError as error:
-        raise UsageError(f"{file}: {wrong_fields(error)}.") from None
+    return UntrustedFile(file, MAX_TOML_BYTES).table(Toolkit)
 
 
 def version_key(text: str) -> tuple[int, ...]:

@@ -95,6 +95,16 @@ class UntrustedFile:
         except ValidationError as error:
             raise self._problem(wrong_fields(error)) from None
 
+    def table(self, kind: type[M]) -> M:
+        """The table in the file, TOML or JSON by its name, checked."""
+        from pydantic import ValidationError
+
+        value = self.json_or_toml()
+        try:
+            return kind.model_validate(value)
+        except ValidationError as error:
+            raise self._problem(wrong_fields(error)) from None
+
     def _parsed(self, language: str, parse: Callable[[str], Any]) -> Any:
         try:
             value = parse(self.bytes().decode())

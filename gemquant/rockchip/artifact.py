@@ -11,8 +11,6 @@ from pathlib import Path
 from sys import maxsize
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
-
 from gemquant.convert.candidates import linear_bytes, stored_bytes, table_size
 from gemquant.convert.finalize import ArtifactFacts
 from gemquant.core.artifact import (
@@ -25,6 +23,7 @@ from gemquant.core.artifact import (
     staged,
 )
 from gemquant.core.artifact.evaluation import LevelEvaluation
+from gemquant.core.json_document import Record
 from gemquant.core.protocols import Layout, PlainSpec, QuantizedSpec
 from gemquant.core.recipe import Recipe
 from gemquant.core.targets import load_toolkit
@@ -105,10 +104,8 @@ def size_range(conversion: Conversion, config: Mapping[str, Any]) -> tuple[int, 
     return int(LEAST * linears), int(1.3 * linears) + 8 * table_size(config) + tokenizer
 
 
-class ConvertResult(BaseModel):
+class ConvertResult(Record):
     """The result of ``programs/rkllm_convert.py``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     calls: tuple[CallRecord, ...]
     python: str

@@ -90,14 +90,13 @@ def ask(board: BoardAddress, script: str, *, seconds: float = 30.0) -> str:
     logger.debug("%s: %s", board.text, script)
     try:
         process = subprocess.run(
-            arguments,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-            timeout=seconds,
+            arguments, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=seconds
         )
     except FileNotFoundError as error:
-        raise program_missing(board) from error
+        raise RuntimeMissingError(
+            f"{board.text}: the program {board.kind} is not installed on this machine.",
+            hint=f"On Debian or Ubuntu: sudo apt install {_PACKAGES[board.kind]}",
+        ) from error
     except subprocess.TimeoutExpired as error:
         raise WorkerError(
             f"{board.text}: no answer within {seconds:g} seconds.", hint=_next_step(board)
@@ -110,14 +109,6 @@ def ask(board: BoardAddress, script: str, *, seconds: float = 30.0) -> str:
         reason = _last_line(process.stderr) or f"status {match[1]}"
         raise WorkerError(f"{board.text}: a command failed on the board: {reason}.")
     return output[: match.start()].rstrip("\n")
-
-
-def program_missing(board: BoardAddress) -> RuntimeMissingError:
-    """The error without ``ssh`` or ``adb``."""
-    return RuntimeMissingError(
-        f"{board.text}: the program {board.kind} is not installed on this machine.",
-        hint=f"On Debian or Ubuntu: sudo apt install {_PACKAGES[board.kind]}",
-    )
 
 
 def unreachable(board: BoardAddress, status: int, stderr: bytes) -> WorkerError:

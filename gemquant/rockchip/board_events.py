@@ -8,28 +8,23 @@ import zlib
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
+from gemquant.core.json_document import Record
 from gemquant.errors import WorkerError
 
 MAX_LINE_BYTES = 16_000_000
 """Enough for a row of logits over a million tokens, in base64."""
 
 
-class _Event(BaseModel):
-    """Base of all events: immutable, no unknown keys, no NaN or infinity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Started(_Event):
+class Started(Record):
     """The program started."""
 
     event: Literal["started"]
     python: str
 
 
-class Loaded(_Event):
+class Loaded(Record):
     """The model is loaded. chosen: extended parameters that the runtime set itself."""
 
     event: Literal["loaded"]
@@ -38,7 +33,7 @@ class Loaded(_Event):
     chosen: Mapping[str, int]
 
 
-class Statistics(_Event):
+class Statistics(Record):
     """The runtime's statistics of a run."""
 
     prefill_time_ms: Annotated[float, Field(ge=0)]
@@ -48,7 +43,7 @@ class Statistics(_Event):
     memory_usage_mb: Annotated[float, Field(ge=0)]
 
 
-class Ran(_Event):
+class Ran(Record):
     """One prompt was continued. watched: values of system files afterwards."""
 
     event: Literal["run"]
@@ -60,7 +55,7 @@ class Ran(_Event):
     watched: Mapping[str, int]
 
 
-class Rows(_Event):
+class Rows(Record):
     """Logits of some tokens of a window: (rows, columns) float32, little-endian, in base64."""
 
     event: Literal["logits"]
@@ -82,7 +77,7 @@ class Rows(_Event):
         return content
 
 
-class Windowed(_Event):
+class Windowed(Record):
     """All logits of a window were sent."""
 
     event: Literal["window"]
@@ -90,14 +85,14 @@ class Windowed(_Event):
     watched: Mapping[str, int]
 
 
-class Failed(_Event):
+class Failed(Record):
     """The program failed. error: the reason."""
 
     event: Literal["failed"]
     error: Annotated[str, Field(max_length=4000)]
 
 
-class Done(_Event):
+class Done(Record):
     """The program finished."""
 
     event: Literal["done"]

@@ -63,15 +63,7 @@ class Board:
         release: str | None = None,
     ) -> Board:
         """Check a survey; raise all problems together."""
-        problems = _problems(survey, release)
-        if library is None and not survey.libraries:
-            problems.append(
-                UnsupportedError(
-                    "The board has no librkllmrt.so in the usual folders.",
-                    hint="Use --board-library PATH, or run: gemquant doctor --board ADDRESS",
-                )
-            )
-        refuse(problems)
+        refuse(_problems(survey, library, release))
         return cls(address, survey, library or survey.libraries[0].path, release)
 
     def require_platform(self, platform: str, name: str) -> None:
@@ -83,25 +75,22 @@ class Board:
             )
 
 
-def _problems(survey: Survey, release: str | None) -> list[GemquantError]:
-    problems: list[GemquantError] = []
+def _problems(survey: Survey, library: str | None, release: str | None) -> Iterator[GemquantError]:
     if release is not None and release not in LAYOUTS:
-        problems.append(
-            UnsupportedError(f"--board-release {release}: known are {', '.join(LAYOUTS)}.")
-        )
+        yield UnsupportedError(f"--board-release {release}: known are {', '.join(LAYOUTS)}.")
     if survey.system != "Linux aarch64":
-        problems.append(
-            UnsupportedError(f"The board runs {survey.system}; the runtime needs Linux aarch64.")
-        )
+        yield UnsupportedError(f"The board runs {survey.system}; the runtime needs Linux aarch64.")
     if survey.python is None or survey.python_version < OLDEST_PYTHON:
         version = ".".join(map(str, survey.python_version)) or "none"
-        problems.append(
-            UnsupportedError(
-                f"The board's python3: {version}; 3.8 or newer is needed.",
-                hint="On the board: sudo apt install python3",
-            )
+        yield UnsupportedError(
+            f"The board's python3: {version}; 3.8 or newer is needed.",
+            hint="On the board: sudo apt install python3",
         )
-    return problems
+    if library is None and not survey.libraries:
+        yield UnsupportedError(
+            "The board has no librkllmrt.so in the usual folders.",
+            hint="Use --board-library PATH, or run: gemquant doctor --board ADDRESS",
+        )
 
 
 def model_file(path: Path) -> Path:
@@ -133,29 +122,24 @@ class RkllmOnBoard:
     ) -> Iterator[Event]:
         """Continue a prompt greedily, several times: Started, Loaded, a Ran each, Done."""
         yield from self._run(
-            {
-                "task": "generate",
-                "prompt": list(prompt),
-                "new_tokens": new_tokens,
-                "repetitions": repetitions,
-                "warm_up_runs": warm_up_runs,
-                "max_context": _context(len(prompt) + new_tokens),
-            }
+            len(prompt) + new_tokens,
+            task="generate",
+            prompt=list(prompt),
+            new_tokens=new_tokens,
+            repetitions=repetitions,
+            warm_up_runs=warm_up_runs,
         )
 
     def logits(self, windows: Sequence[Sequence[int]]) -> Iterator[Event]:
         """Compute logits for every token: Started, Loaded, Rows and Windowed, Done."""
-        yield from self._run(
-            {
-                "task": "logits",
-                "windows": [list(ids) for ids in windows],
-                "max_context": _context(max(len(ids) for ids in windows) + 1),
-            }
-        )
+        longest = max(len(ids) for ids in windows)
+        yield from self._run(longest + 1, task="logits", windows=[list(ids) for ids in windows])
 
-    def _run(self, job: dict[str, Any]) -> Iterator[Event]:
+    def _run(self, tokens: int, **job: Any) -> Iterator[Event]:
         complete = {
             **job,
+            # A multiple of 32, as the toolkit documents.
+            "max_context": -(-tokens // CONTEXT_MULTIPLE) * CONTEXT_MULTIPLE,
             "model": self.model,
             "sha256": self.sha256,
             "library": self.board.library,
@@ -182,27 +166,21 @@ def prepared_problems(paths: Sequence[Path]) -> list[GemquantError]:
     ]
 
 
-def container_problems(artifacts: Sequence[Artifact], *, board: bool) -> list[GemquantError]:
+def container_problems(artifacts: Sequence[Artifact], *, board: bool) -> Iterator[GemquantError]:
     """RKLLM artifacts without a board, and other artifacts with one."""
-    problems: list[GemquantError] = []
     for each in artifacts:
         container = each.manifest.container
         if not board and container == CONTAINER:
-            problems.append(
-                UsageError(
-                    f"{each.path}: {NOT_READABLE}; only a board runs it.",
-                    hint=f"gemquant eval {each.path} --board ssh://USER@HOST; the emulation of "
-                    f"its conversion: gemquant show {each.path}",
-                )
+            yield UsageError(
+                f"{each.path}: {NOT_READABLE}; only a board runs it.",
+                hint=f"gemquant eval {each.path} --board ssh://USER@HOST; the emulation of its "
+                f"conversion: gemquant show {each.path}",
             )
         if board and container != CONTAINER:
-            problems.append(
-                UnsupportedError(
-                    f"{each.path}: --board runs RKLLM files, and this is {container}.",
-                    hint=f"Without --board: gemquant eval {each.path}",
-                )
+            yield UnsupportedError(
+                f"{each.path}: --board runs RKLLM files, and this is {container}.",
+                hint=f"Without --board: gemquant eval {each.path}",
             )
-    return problems
 
 
 @contextmanager
@@ -211,18 +189,10 @@ def on_board(board: Board, file: Path, progress: Progress) -> Iterator[RkllmOnBo
     progress.note(f"{file.name}: hashing, and copying to {board.address.text}")
     with file.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    programs = {name: PROGRAMS / name for name in FILES}
-    needed = file.stat().st_size
-    with make_workspace(
-        board.address, board.survey, needed_bytes=needed, files=programs
-    ) as workspace:
+    programs, size = [PROGRAMS / name for name in FILES], file.stat().st_size
+    with make_workspace(board.address, board.survey, size, programs) as workspace:
         model = workspace.copy(file, MODEL, progress)
         yield RkllmOnBoard(workspace, board, model, sha256)
-
-
-def _context(tokens: int) -> int:
-    """The context for a number of tokens: a multiple of 32, as the toolkit documents."""
-    return -(-tokens // CONTEXT_MULTIPLE) * CONTEXT_MULTIPLE
 
 
 def longest_window(vocabulary: int) -> int:

@@ -13,11 +13,10 @@ import shlex
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from gemquant.core.progress import Progress, Silence
 from gemquant.core.resources import human_bytes
@@ -27,13 +26,12 @@ from gemquant.rockchip.board_connection import (
     ask,
     command,
     printable,
-    program_missing,
     unreachable,
 )
 from gemquant.rockchip.board_events import MAX_LINE_BYTES, Done, Event, Failed, read_event
 from gemquant.rockchip.board_survey import Survey
 from gemquant.rockchip.programs.rkllm_board import FOLDER_PREFIX
-from gemquant.runtimes.worker_process import SECONDS_TO_END, Tail, end, read_lines
+from gemquant.runtimes.worker_process import SECONDS_TO_END, read_lines, started
 
 logger = logging.getLogger(__name__)
 
@@ -76,27 +74,8 @@ class Workspace:
         words = [self.python, "-I", "-B", "-u", f"{self.folder}/{program}", *arguments]
         # Not `exec`: the remote shell turns a signal into a status; ssh would not pass it on.
         script = f"cd {shlex.quote(self.folder)} && {shlex.join(words)}; exit $?"
-        try:
-            process = subprocess.Popen(
-                command(self.board, script),
-                stdin=subprocess.PIPE,  # stays open: the program ends when it closes
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-            )
-        except FileNotFoundError as error:
-            raise program_missing(self.board) from error
-        tail = Tail(self.board.text, process.stderr)
-        try:
+        with started(command(self.board, script), self.board.text) as process:
             yield from self._events(process)
-        except WorkerError as error:
-            end(process)
-            raise WorkerError(error.message + tail.shown(), hint=error.hint) from None
-        finally:
-            end(process)
-            for pipe in (process.stdin, process.stdout, process.stderr):
-                with suppress(OSError):
-                    _open(pipe).close()
 
     def _events(self, process: subprocess.Popen[bytes]) -> Iterator[Event]:
         lines = read_lines(process.stdout, longest=MAX_LINE_BYTES, held=LINES_HELD)
@@ -126,7 +105,7 @@ class Workspace:
 
 @contextmanager
 def make_workspace(
-    board: BoardAddress, survey: Survey, *, needed_bytes: int, files: Mapping[str, Path]
+    board: BoardAddress, survey: Survey, needed_bytes: int, files: Sequence[Path]
 ) -> Iterator[Workspace]:
     """Create a folder with enough space and copy small files into it; remove it in the end.
 
@@ -150,8 +129,8 @@ def make_workspace(
         raise WorkerError(f"{board.text}: mktemp printed {folder[:80]!r}.")
     workspace = Workspace(board, folder, survey.python)
     try:
-        for name, file in files.items():
-            workspace.copy(file, name, Silence())
+        for file in files:
+            workspace.copy(file, file.name, Silence())
         yield workspace
     finally:
         _remove(workspace)
@@ -181,48 +160,32 @@ rm -rf {folder}"""
 
 def _send(board: BoardAddress, file: Path, path: str, progress: Progress) -> str:
     """Send a file through ssh, since boards may lack sftp and scp; return the size received."""
-    size, sent = file.stat().st_size, 0
-    progress.start(COPYING, max(1, size // 10**6))
-    with tempfile.TemporaryFile() as stderr, file.open("rb") as source:
-        try:
-            process = subprocess.Popen(
-                command(board, f"cat > {shlex.quote(path)} && wc -c < {shlex.quote(path)}"),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                start_new_session=True,
-            )
-        except FileNotFoundError as error:
-            raise program_missing(board) from error
-        try:
-            target = _open(process.stdin)
-            with suppress(BrokenPipeError):
-                while block := source.read(_AT_ONCE):
-                    target.write(block)
-                    progress.advance(COPYING, (sent + len(block)) // 10**6 - sent // 10**6)
-                    sent += len(block)
-                target.close()
-            arrived = _open(process.stdout).read(100).decode("ascii", "replace").strip()
-            status = process.wait()
-        finally:
-            end(process)
-            for pipe in (process.stdin, process.stdout):
-                with suppress(OSError):
-                    _open(pipe).close()
-        if status != 0:
+    quoted, sent = shlex.quote(path), 0
+    progress.start(COPYING, max(1, file.stat().st_size // 10**6))
+    receive = command(board, f"cat > {quoted} && wc -c < {quoted}")
+    with (
+        tempfile.TemporaryFile() as stderr,
+        file.open("rb") as source,
+        started(receive, board.text, stderr=stderr) as process,
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with suppress(BrokenPipeError):
+            while block := source.read(_AT_ONCE):
+                process.stdin.write(block)
+                progress.advance(COPYING, (sent + len(block)) // 10**6 - sent // 10**6)
+                sent += len(block)
+            process.stdin.close()
+        arrived = process.stdout.read(100).decode("ascii", "replace").strip()
+        if process.wait() != 0:
             stderr.seek(0)
-            raise unreachable(board, status, stderr.read())
+            raise unreachable(board, process.returncode, stderr.read())
         return arrived
 
 
 def _push(board: BoardAddress, file: Path, path: str) -> None:
     arguments = ["adb", "-s", board.destination, "push", str(file.resolve()), path]
-    try:
-        process = subprocess.run(
-            arguments, stdin=subprocess.DEVNULL, capture_output=True, check=False
-        )
-    except FileNotFoundError as error:
-        raise program_missing(board) from error
+    process = subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     if process.returncode != 0:
         raise unreachable(board, process.returncode, process.stderr or process.stdout)
 
@@ -240,8 +203,3 @@ def _ended_early(board: BoardAddress, status: int) -> WorkerError:
         f"{board.text}: the measuring program ended early, with status {status}.",
         hint="Check the memory, and that runtime and toolkit are of the same release.",
     )
-
-
-def _open(stream: IO[bytes] | None) -> IO[bytes]:
-    assert stream is not None
-    return stream

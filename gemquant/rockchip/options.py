@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,7 +13,6 @@ from gemquant.errors import GemquantError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from gemquant.core.targets import Npu, NpuDtype, Target, Toolkit, ToolkitVersion
-
 
 AUTO = "auto"
 """Search for the toolkit."""
@@ -82,159 +81,120 @@ def resolved(options: RkllmOptions, npu: Npu) -> RkllmOptions:
     )
 
 
-def option_problems(options: RkllmOptions, npu: Npu) -> list[GemquantError]:
+def option_problems(options: RkllmOptions, npu: Npu) -> Iterator[GemquantError]:
     """Options that the chip does not support. options: resolved."""
-    problems: list[GemquantError] = []
     dtype, name = npu.dtype(options.quantized_dtype), options.quantized_dtype
     if dtype is None:
         known = ", ".join(each.name for each in npu.dtypes)
-        problems.append(UsageError(f"--quantized-dtype {name}: {npu.platform} supports {known}."))
+        yield UsageError(f"--quantized-dtype {name}: {npu.platform} supports {known}.")
     elif options.algorithm not in dtype.algorithms:
-        known = ", ".join(dtype.algorithms)
-        problems.append(
-            UsageError(
-                f"--algorithm {options.algorithm}: {npu.platform} supports {known} for {name}."
-            )
-        )
+        known = f"{npu.platform} supports {', '.join(dtype.algorithms)} for {name}"
+        yield UsageError(f"--algorithm {options.algorithm}: {known}.")
     if options.gptq:
-        problems += _gptq_problems(options, npu)
+        yield from _gptq_problems(options, npu)
     if options.npu_cores not in npu.cores:
         cores = ", ".join(map(str, npu.cores))
-        problems.append(
-            UsageError(f"--npu-cores {options.npu_cores}: {npu.platform} supports {cores}.")
-        )
+        yield UsageError(f"--npu-cores {options.npu_cores}: {npu.platform} supports {cores}.")
     if not 0 <= options.hybrid_rate < npu.hybrid_rate_below:
-        problems.append(
-            UsageError(
-                f"--hybrid-rate {options.hybrid_rate:g}: must be at least 0 and below "
-                f"{npu.hybrid_rate_below:g}.",
-                hint="For a rate of 1, use the other dtype.",
-            )
+        yield UsageError(
+            f"--hybrid-rate {options.hybrid_rate:g}: must be at least 0 and below "
+            f"{npu.hybrid_rate_below:g}.",
+            hint="For a rate of 1, use the other dtype.",
         )
     elif options.hybrid_rate and dtype is not None and not dtype.hybrid:
-        problems.append(UsageError(f"{name} does not support --hybrid-rate."))
+        yield UsageError(f"{name} does not support --hybrid-rate.")
     if options.max_context > npu.max_context or options.max_context % npu.context_multiple:
         below = min(options.max_context, npu.max_context)
         fits = below - below % npu.context_multiple
-        problems.append(
-            UsageError(
-                f"--max-context {options.max_context}: must be a multiple of "
-                f"{npu.context_multiple}, and at most {npu.max_context}.",
-                hint=f"Use --max-context {fits}." if fits else None,
-            )
+        yield UsageError(
+            f"--max-context {options.max_context}: must be a multiple of "
+            f"{npu.context_multiple}, and at most {npu.max_context}.",
+            hint=f"Use --max-context {fits}." if fits else None,
         )
-    return problems
 
 
-def _gptq_problems(options: RkllmOptions, npu: Npu) -> list[GemquantError]:
+def _gptq_problems(options: RkllmOptions, npu: Npu) -> Iterator[GemquantError]:
     """GPTQ codes are imported as they are; the toolkit must not quantize again."""
     dtype = npu.dtype(options.quantized_dtype)
     fitting = [d.name for d in npu.dtypes if d.weight_bits == 8 and d.group_size > 0]
-    problems: list[GemquantError] = []
     if dtype is not None and dtype.name not in fitting:
         hint = f"Use --quantized-dtype {fitting[0]}." if fitting else None
         known = ", ".join(fitting) or "this chip has none"
-        problems.append(UsageError(f"--gptq: needs 8 bits in groups ({known}).", hint=hint))
+        yield UsageError(f"--gptq: needs 8 bits in groups ({known}).", hint=hint)
     if options.hybrid_rate:
-        problems.append(
-            UsageError(
-                f"--gptq with --hybrid-rate {options.hybrid_rate:g}: the toolkit would quantize "
-                "some layers again."
-            )
+        yield UsageError(
+            f"--gptq with --hybrid-rate {options.hybrid_rate:g}: the toolkit would quantize some "
+            "layers again."
         )
-    return problems
 
 
-def release_problems(conversion: Conversion, config: Mapping[str, Any]) -> list[GemquantError]:
+def release_problems(conversion: Conversion, config: Mapping[str, Any]) -> Iterator[GemquantError]:
     """What this release of the toolkit does not read or offer."""
     release, options, npu = conversion.release, conversion.options, conversion.npu
-    named = f"{conversion.toolkit.name} {release.version}"
-    generation = config["model_type"]
-    problems: list[GemquantError] = []
-    converting = conversion.toolkit.converting(npu.platform, generation, conversion.dtype.name)
-    hint = (
-        f"Use {conversion.toolkit.name} {converting[0].version} or newer." if converting else None
-    )
-    unsupported = (
-        (generation not in release.generations, f"does not read {generation}"),
-        (npu.platform not in release.platforms, f"does not support {npu.platform}"),
-        (conversion.dtype.name not in release.dtypes, f"has no {conversion.dtype.name}"),
-        (options.algorithm not in release.algorithms, f"has no algorithm {options.algorithm}"),
-    )
-    problems += [
-        UnsupportedError(f"{named} {what}.", hint=hint) for holds, what in unsupported if holds
-    ]
-    parameters = (
-        ("hybrid_rate", bool(options.hybrid_rate), f"--hybrid-rate {options.hybrid_rate:g}"),
-        ("max_context", bool(options.max_context), f"--max-context {options.max_context}"),
-        (
-            "num_npu_core",
-            options.npu_cores != max(npu.cores),
-            f"--npu-cores {options.npu_cores}",
-        ),
-    )
-    problems += [
-        UnsupportedError(f"{flag}: {named} has no such option.", hint=_offering(conversion, name))
-        for name, used, flag in parameters
-        if used and name not in release.build
-    ]
-    if options.simulate and release.simulator is None:
-        problems.append(UnsupportedError(f"--simulate: {named} has no simulator."))
-    groups = release.gptq_int8_groups
-    if options.gptq and conversion.dtype.group_size not in groups:
-        importing = [each for each in conversion.toolkit.versions if each.gptq_int8_groups]
-        first = min(importing, key=lambda each: each.key)
-        sizes = ", ".join(map(str, groups)) or "none"
-        problems.append(
-            UnsupportedError(
-                f"--gptq: {named} imports 8-bit GPTQ checkpoints with groups of {sizes}.",
-                hint=f"{first.version} and newer import groups of "
-                f"{', '.join(map(str, first.gptq_int8_groups))}.",
+    toolkit, dtype, generation = conversion.toolkit, conversion.dtype, config["model_type"]
+    named = f"{toolkit.name} {release.version}"
+    converting = toolkit.converting(npu.platform, generation, dtype.name)
+    hint = f"Use {toolkit.name} {converting[0].version} or newer." if converting else None
+    for supported, what in (
+        (generation in release.generations, f"does not read {generation}"),
+        (npu.platform in release.platforms, f"does not support {npu.platform}"),
+        (dtype.name in release.dtypes, f"has no {dtype.name}"),
+        (options.algorithm in release.algorithms, f"has no algorithm {options.algorithm}"),
+    ):
+        if not supported:
+            yield UnsupportedError(f"{named} {what}.", hint=hint)
+    for name, used, flag in (
+        ("hybrid_rate", options.hybrid_rate, f"--hybrid-rate {options.hybrid_rate:g}"),
+        ("max_context", options.max_context, f"--max-context {options.max_context}"),
+        ("num_npu_core", options.npu_cores != max(npu.cores), f"--npu-cores {options.npu_cores}"),
+    ):
+        if used and name not in release.build:
+            first = _first(each for each in toolkit.versions if name in each.build)
+            yield UnsupportedError(
+                f"{flag}: {named} has no such option.", hint=f"{first.version} and newer have it."
             )
+    if options.simulate and release.simulator is None:
+        yield UnsupportedError(f"--simulate: {named} has no simulator.")
+    if options.gptq and dtype.group_size not in release.gptq_int8_groups:
+        first = _first(each for each in toolkit.versions if each.gptq_int8_groups)
+        sizes = ", ".join(map(str, release.gptq_int8_groups)) or "none"
+        yield UnsupportedError(
+            f"--gptq: {named} imports 8-bit GPTQ checkpoints with groups of {sizes}.",
+            hint=f"{first.version} and newer import groups of "
+            f"{', '.join(map(str, first.gptq_int8_groups))}.",
         )
-    return [*problems, *_shape_problems(conversion, config, named)]
+    yield from _shape_problems(conversion, config, named)
 
 
-def memory_problems(toolkit: Toolkit, weights: int, *, host_bytes: int) -> list[GemquantError]:
+def memory_problems(toolkit: Toolkit, weights: int, *, host_bytes: int) -> Iterator[GemquantError]:
     """Whether converting exceeds the memory, by the toolkit's estimate."""
     needed = int(toolkit.conversion.bytes_per_weight * weights)
-    if needed <= host_bytes:
-        return []
-    return [
-        UnsupportedError(
+    if needed > host_bytes:
+        yield UnsupportedError(
             f"converting needs about {human_bytes(needed)} of memory; the limit is "
             f"{human_bytes(host_bytes)}.",
             hint="Use --prepare-only and convert on a larger machine, or raise --tool-memory.",
         )
-    ]
 
 
-def _offering(conversion: Conversion, parameter: str) -> str | None:
-    offering = [each for each in conversion.toolkit.versions if parameter in each.build]
-    return f"{min(offering, key=lambda each: each.key).version} and newer have it."
+def _first(releases: Iterable[ToolkitVersion]) -> ToolkitVersion:
+    return min(releases, key=lambda each: each.key)
 
 
 def _shape_problems(
     conversion: Conversion, config: Mapping[str, Any], named: str
-) -> list[GemquantError]:
+) -> Iterator[GemquantError]:
     from gemquant.convert.candidates import group_problem
 
     release = conversion.release
-    problems: list[GemquantError] = []
-    reason = group_problem(config, conversion.dtype)
-    if reason is not None:
-        problems.append(UnsupportedError(f"{conversion.dtype.name}: {reason}."))
+    if reason := group_problem(config, conversion.dtype):
+        yield UnsupportedError(f"{conversion.dtype.name}: {reason}.")
     heads = config["num_attention_heads"] * config["head_dim"]
     if release.square_attention and heads != config["hidden_size"]:
-        problems.append(
-            UnsupportedError(
-                f"{named} only reads models whose heads together ({heads}) equal the hidden size "
-                f"({config['hidden_size']})."
-            )
+        yield UnsupportedError(
+            f"{named} only reads models whose heads together ({heads}) equal the hidden size "
+            f"({config['hidden_size']})."
         )
     if release.head_dims and config["head_dim"] not in release.head_dims:
         known = ", ".join(map(str, release.head_dims))
-        problems.append(
-            UnsupportedError(f"{named} converts head sizes {known}, not {config['head_dim']}.")
-        )
-    return problems
+        yield UnsupportedError(f"{named} converts head sizes {known}, not {config['head_dim']}.")

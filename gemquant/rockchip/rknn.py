@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from gemquant.calibration.stream import embed_windows, stream_layers
 from gemquant.calibration.windows import calibration_windows, evaluation_windows
+from gemquant.core.json_document import Record
 from gemquant.core.progress import Progress
 from gemquant.core.recipe import DEFAULT_CALIBRATION
 from gemquant.core.targets import load_target
@@ -63,11 +63,7 @@ class SimulationRequest:
     python: str | None
 
 
-class _Result(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Ratios(_Result):
+class Ratios(Record):
     """Signal to noise in decibels: of the block's output, and of what it adds to its input.
 
     None if the simulator's output is not finite.
@@ -77,7 +73,7 @@ class Ratios(_Result):
     update_db: float | None
 
 
-class SimulatedBlock(_Result):
+class SimulatedBlock(Record):
     """One decoder layer compared with itself in float32. mask: added to masked scores."""
 
     layer: int
@@ -86,7 +82,7 @@ class SimulatedBlock(_Result):
     int8: Ratios
 
 
-class Simulation(_Result):
+class Simulation(Record):
     """All blocks, and the versions that computed them."""
 
     blocks: tuple[SimulatedBlock, ...]

@@ -22,19 +22,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
+from gemquant.core.json_document import Record
 from gemquant.core.progress import Progress
 from gemquant.core.resources import human_bytes
 from gemquant.core.untrusted import UntrustedFile
 from gemquant.errors import RuntimeMissingError, UnsupportedError, WorkerError
 from gemquant.runtimes.worker_process import (
     MAX_LINE_BYTES,
-    Tail,
-    end,
     group_memory,
     read_lines,
     started,
+    tool_environment,
 )
 
 logger = logging.getLogger(__name__)
@@ -90,15 +90,11 @@ def run_tool(
     files = (str(PROGRAMS / "harness.py"), str(tool.program), str(job_file), str(result_file))
     command = [str(interpreter.path), "-I", "-B", "-u", *files]
     logger.info("%s: %s", tool.name, " ".join(command))
-    with started(command, folder, threads) as process:
-        tail = Tail(tool.name, process.stderr)
-        try:
-            _listen(tool, process, limits, progress)
-        except WorkerError as error:
-            end(process)
-            raise WorkerError(error.message + tail.shown(), hint=error.hint) from None
-        end(process)
-        return _validated(tool, result_file, result)
+    environment = tool_environment(folder / "tmp", threads)
+    with started(command, tool.name, folder=folder, environment=environment) as process:
+        _listen(tool, process, limits, progress)
+    label = f"{tool.name} left a result that is not valid"
+    return UntrustedFile(result_file, MAX_RESULT_BYTES, WorkerError, label=label).record(result)
 
 
 # ---------------------------------------------------------------- while it runs
@@ -175,21 +171,10 @@ def _check_limits(
         )
 
 
-def _validated(tool: Tool, file: Path, model: type[R]) -> R:
-    label = f"{tool.name} left a result that is not valid"
-    return UntrustedFile(file, MAX_RESULT_BYTES, WorkerError, label=label).record(model)
-
-
 # ---------------------------------------------------------------- events
 
 
-class _Event(BaseModel):
-    """Base of all events: immutable, no unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Started(_Event):
+class Started(Record):
     """A task of ``total`` steps starts."""
 
     event: Literal["start"]
@@ -197,7 +182,7 @@ class Started(_Event):
     total: Annotated[int, Field(ge=1, le=10**9)]
 
 
-class Advanced(_Event):
+class Advanced(Record):
     """Some steps of a started task are done."""
 
     event: Literal["advance"]
@@ -205,21 +190,21 @@ class Advanced(_Event):
     amount: Annotated[int, Field(ge=0, le=10**9)] = 1
 
 
-class Noted(_Event):
+class Noted(Record):
     """A line for the user."""
 
     event: Literal["note"]
     text: Annotated[str, Field(max_length=2000)]
 
 
-class Failed(_Event):
+class Failed(Record):
     """The tool failed, and why."""
 
     event: Literal["failed"]
     error: Annotated[str, Field(max_length=4000)]
 
 
-class Done(_Event):
+class Done(Record):
     """The result file is complete."""
 
     event: Literal["done"]

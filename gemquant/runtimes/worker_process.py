@@ -11,7 +11,7 @@ import re
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -29,26 +29,41 @@ _SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.I
 
 
 @contextmanager
-def started(command: list[str], folder: Path, threads: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a process in its own session; end that session, whatever happens."""
+def started(
+    command: list[str],
+    name: str,
+    *,
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    stderr: int | IO[bytes] = subprocess.PIPE,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a process in its own session; end that session, whatever happens.
+
+    name: for the log, to which stderr goes; a WorkerError shows the end of it.
+    """
     try:
         process = subprocess.Popen(
             command,
             cwd=folder,
-            env=_environment(folder / "tmp", threads),
+            env=environment,
             stdin=subprocess.PIPE,  # held open: the tool ends when we do, however we end
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
             start_new_session=True,
         )
     except OSError as error:
         raise WorkerError(f"{command[0]} cannot be started: {error.strerror}.") from error
+    tail = None if process.stderr is None else Tail(name, process.stderr)
     try:
         yield process
+    except WorkerError as error:
+        if tail is None:
+            raise
+        end(process)
+        raise WorkerError(error.message + tail.shown(), hint=error.hint) from None
     finally:
         end(process)
-        for pipe in (process.stdin, process.stdout, process.stderr):
-            assert pipe is not None
+        for pipe in filter(None, (process.stdin, process.stdout, process.stderr)):
             with suppress(OSError):
                 pipe.close()
 
@@ -70,7 +85,7 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
         os.killpg(process.pid, number)
 
 
-def _environment(temporary: Path, threads: int) -> dict[str, str]:
+def tool_environment(temporary: Path, threads: int) -> dict[str, str]:
     """Return our environment without secrets, offline, with temporary files in scratch."""
     public = {name: value for name, value in os.environ.items() if not _SECRET.search(name)}
     count = str(threads)
@@ -109,10 +124,8 @@ def read_lines(
 class Tail:
     """Sends stderr to the log and stores its end."""
 
-    def __init__(self, name: str, stream: IO[bytes] | None) -> None:
-        assert stream is not None
-        self._name = name
-        self._stream = stream
+    def __init__(self, name: str, stream: IO[bytes]) -> None:
+        self._name, self._stream = name, stream
         self._last: collections.deque[str] = collections.deque(maxlen=LINES_SHOWN)
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
