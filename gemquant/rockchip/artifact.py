@@ -6,7 +6,7 @@ The file format is not published, so only the vendor's runtime on a board can re
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from sys import maxsize
 from typing import TYPE_CHECKING, Any
@@ -48,13 +48,13 @@ TOKENIZER_BYTES = 64
 
 def file_problems(
     path: Path, conversion: Conversion, config: Mapping[str, Any]
-) -> list[ArtifactError]:
+) -> Iterator[ArtifactError]:
     """Compare a converted file with what its release writes for such a model."""
     bounds = size_range(conversion, config)
     return _problems(path, conversion.release.magic, bounds, conversion.dtype.name)
 
 
-def artifact_problems(folder: Path, manifest: Manifest) -> list[ArtifactError]:
+def artifact_problems(folder: Path, manifest: Manifest) -> Iterable[ArtifactError]:
     """Compare a finished artifact's file with its manifest."""
     record = manifest.conversion
     if record is None:
@@ -70,23 +70,16 @@ def artifact_problems(folder: Path, manifest: Manifest) -> list[ArtifactError]:
 
 def _problems(
     path: Path, magic: str | None, bounds: tuple[int, int], dtype: str
-) -> list[ArtifactError]:
-    size = path.stat().st_size
+) -> Iterator[ArtifactError]:
+    size, (least, most) = path.stat().st_size, bounds
     with path.open("rb") as file:
         first = file.read(4).hex()
-    problems = []
     if magic is not None and first != magic:
-        problems.append(
-            ArtifactError(f"{path.name} begins with {first}; RKLLM files begin with {magic}.")
+        yield ArtifactError(f"{path.name} begins with {first}; RKLLM files begin with {magic}.")
+    if not least <= size <= most:
+        yield ArtifactError(
+            f"{path.name} has {size} bytes; expected for {dtype} are {least} to {most}."
         )
-    if not bounds[0] <= size <= bounds[1]:
-        problems.append(
-            ArtifactError(
-                f"{path.name} has {size} bytes; expected for {dtype} are {bounds[0]} to "
-                f"{bounds[1]}."
-            )
-        )
-    return problems
 
 
 def size_range(conversion: Conversion, config: Mapping[str, Any]) -> tuple[int, int]:
@@ -118,13 +111,11 @@ class ConvertResult(Record):
         return {f"toolkit: {name}": version.partition("+")[0] for name, version in versions}
 
 
-class PreparedRecord(BaseModel):
+class PreparedRecord(Record):
     """What a prepared folder knows of its artifact. manifest: but for what converting decides.
 
     file: the converted file's name. weights: how many the model has. card: the original's.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     manifest: Manifest
     file: str

@@ -5,8 +5,6 @@ Seconds are counted on the board, from passing the prompt's ids to each token in
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -18,7 +16,7 @@ from gemquant.core.progress import Progress
 from gemquant.errors import ProblemCollector, UnsupportedError, UsageError, WorkerError
 from gemquant.formats.checkpoint import open_checkpoint
 from gemquant.measure.bench import document
-from gemquant.measure.bench.child import speed
+from gemquant.measure.bench.child import Answer, figures_of
 from gemquant.measure.bench.document import Benchmark, Environment, Range, Row, Settings, Spread
 from gemquant.measure.bench.measure import digest_of, prompt_from
 from gemquant.measure.bench.subject import Subject
@@ -74,7 +72,7 @@ def run(
             with on_board(board, model_file(each.path), progress) as model:
                 rows.append(_measure(each, prompts[each.name], model, settings, samples, progress))
         except WorkerError as error:
-            rows.append(_row(each, not_run=str(error)))
+            rows.append(_row(each, Answer(failed=str(error))))
         progress.advance(TASK)
     try:
         after = survey(board.address)
@@ -134,25 +132,19 @@ def _measure(
             elif isinstance(event, Done):
                 peak = event.peak_resident_bytes
     if loaded is None or any(len(run.tokens) < 2 for run in runs):
-        return _row(subject, not_run="fewer than two tokens were generated")
+        return _row(subject, Answer(failed="fewer than two tokens were generated"))
     counted = [run for run in runs if not run.warm_up]
-    warm_up = [run for run in runs if run.warm_up]
-    first, *others = [run.tokens for run in runs]
-    figures = document.Figures(
+    figures = figures_of(
+        _timings([run for run in runs if run.warm_up]),
+        _timings(counted),
+        prompt_tokens=len(prompt),
         load_seconds=loaded.seconds,
-        measured=speed(_timings(counted), prompt_tokens=len(prompt)),
-        warm_up=speed(_timings(warm_up), prompt_tokens=len(prompt)) if warm_up else None,
-        baseline_anonymous_bytes=None,
-        peak_anonymous_bytes=None,
         peak_resident_bytes=peak,
-        peak_device_bytes=None,
-        greedy_tokens=first,
-        repeatable=all(tokens == first for tokens in others),
         runtime_statistics=_statistics([run.statistics for run in counted if run.statistics]),
     )
     chosen = ", ".join(f"{name} {value}" for name, value in loaded.chosen.items())
     software = f"librkllmrt {loaded.version}" + (f"; its own choice: {chosen}" if chosen else "")
-    return _row(subject, software=software, figures=figures)
+    return _row(subject, Answer(software=software, figures=figures))
 
 
 def _timings(runs: Sequence[Ran]) -> list[Timing]:
@@ -177,24 +169,8 @@ def _statistics(runs: Sequence[Statistics]) -> document.RuntimeStatistics | None
     )
 
 
-def _row(
-    subject: Subject,
-    *,
-    software: str | None = None,
-    figures: document.Figures | None = None,
-    not_run: str | None = None,
-) -> Row:
-    return Row(
-        artifact=subject.name,
-        container=subject.container,
-        size_bytes=subject.size_bytes,
-        runtime=RUNTIME,
-        mode=MODE,
-        software=software,
-        tokens_as_first_mode=None,
-        figures=figures,
-        not_run=not_run,
-    )
+def _row(subject: Subject, answer: Answer) -> Row:
+    return answer.row(subject, RUNTIME, MODE, tokens_as_first_mode=None)
 
 
 # ---------------------------------------------------------------- the board's condition
@@ -235,17 +211,13 @@ def machine_of(board: Survey) -> document.Machine:
         driver=board.driver,
         compute_capability=None,
     )
-    facts = {
-        "system": board.system,
-        "processor": board.model or board.platform or "unknown",
-        "physical_cores": board.processors,
-        "logical_processors": board.processors or 0,
-        "memory_gib": None if board.memory_bytes is None else round(board.memory_bytes / (1 << 30)),
-    }
-    digest = {**facts, "accelerators": [npu.model_dump(exclude={"driver"})]}
-    fingerprint = hashlib.sha256(json.dumps(digest, sort_keys=True).encode()).hexdigest()
-    return document.Machine.model_validate(
-        {**facts, "accelerators": (npu,), "fingerprint": fingerprint}
+    return document.Machine.of(
+        (npu,),
+        system=board.system,
+        processor=board.model or board.platform or "unknown",
+        physical_cores=board.processors,
+        logical_processors=board.processors or 0,
+        memory_gib=None if board.memory_bytes is None else round(board.memory_bytes / (1 << 30)),
     )
 
 

@@ -30,8 +30,7 @@ from gemquant.rockchip.board_survey import Survey, survey
 from gemquant.rockchip.programs.rkllm_structures import LAYOUTS, layout_of
 from gemquant.rockchip.toolkit import (
     FoundToolkit,
-    installed_lookalikes,
-    installed_toolkits,
+    installed,
     next_steps,
 )
 
@@ -79,10 +78,10 @@ def _machine() -> Finding:
 
 
 def _toolkits(npu: Npu, toolkit: Toolkit) -> Iterator[Finding]:
-    installed = installed_toolkits()
-    for each in installed:
+    found = installed(toolkit.name)
+    for each in found:
         yield _toolkit(each, npu, toolkit)
-    if not installed:
+    if not found:
         converting = tuple(r for r in toolkit.versions if npu.platform in r.platforms)
         steps = next_steps(toolkit, converting, None)
         yield _target(toolkit.name, "warning", "not found", "converts for NPUs", steps)
@@ -108,7 +107,7 @@ def _toolkit(found: FoundToolkit, npu: Npu, toolkit: Toolkit) -> Finding:
 
 def _lookalikes(toolkit: Toolkit) -> Iterator[Finding]:
     """The PyPI package that is mistaken for the toolkit, in every environment."""
-    packages = {each.python: each.version for each in installed_lookalikes(toolkit)}
+    packages = {each.python: each.version for each in installed(toolkit.lookalike)}
     with suppress(metadata.PackageNotFoundError):
         packages = {Path(sys.executable): metadata.version(toolkit.lookalike), **packages}
     for python, version in packages.items():

@@ -39,7 +39,6 @@ from gemquant.rockchip.programs import PROGRAMS
 from gemquant.runtimes.worker import Interpreter, Limits, Tool, run_tool
 
 TOOLKIT = "rknn-toolkit2"
-PROGRAM = PROGRAMS / "rknn_simulate.py"
 NOTE = "A second opinion on int8, not RKLLM: this simulator quantizes norms and softmax too."
 INSTALL = """\
 python3.11 -m venv rknn-venv
@@ -115,12 +114,9 @@ def simulate(
             folder=Path(scratch) / "blocks",
             progress=progress,
         )
-        documents = [
-            {k: str(v) if isinstance(v, Path) else v for k, v in vars(b).items()} for b in blocks
-        ]
         return run_tool(
-            Tool(TOOLKIT, PROGRAM),
-            {"platform": npu.value.platform, "blocks": documents},
+            Tool(TOOLKIT, PROGRAMS / "rknn_simulate.py"),
+            {"platform": npu.value.platform, "blocks": blocks},
             Simulation,
             interpreter=interpreter.value,
             limits=limits,
@@ -170,23 +166,15 @@ def _windows(request: SimulationRequest, checkpoint: Checkpoint) -> tuple[Tensor
     """Calibration windows, and one window of another text to compare."""
     tokenizer, bos = checkpoint.tokenizer(), checkpoint.config["bos_token_id"]
     stock = ChatTemplate(architecture_of(checkpoint.config).chat.template("stock"))
-    (compared,) = evaluation_windows(
-        tokenizer,
-        slices=("english",),
-        windows=1,
-        seq_len=request.tokens,
-        seed=0,
-        bos=bos,
-        chat_template=stock,
-    )
+    common: dict[str, Any] = {
+        "seq_len": request.tokens,
+        "seed": 0,
+        "bos": bos,
+        "chat_template": stock,
+    }
+    (compared,) = evaluation_windows(tokenizer, slices=("english",), windows=1, **common)
     calibration = calibration_windows(
-        tokenizer,
-        source=DEFAULT_CALIBRATION,
-        samples=request.samples,
-        seq_len=request.tokens,
-        seed=0,
-        bos=bos,
-        chat_template=stock,
+        tokenizer, source=DEFAULT_CALIBRATION, samples=request.samples, **common
     )
     return calibration.ids, compared.ids
 
@@ -201,28 +189,12 @@ SAME = 1e-4
 OPSET = 17
 
 
-@dataclass(frozen=True)
-class BlockFiles:
-    """One block on disk. dataset: lists its calibration inputs, one file a line.
-
-    mask: added to the scores of masked positions.
-    """
-
-    layer: int
-    mask: float
-    model: Path
-    dataset: Path
-    input: Path
-    expected: Path
-
-
 class _Traceable(nn.Module):
     """A layer whose only input is its hidden states."""
 
     def __init__(self, layer: nn.Module, arguments: Mapping[str, Any]) -> None:
         super().__init__()
-        self.layer = layer
-        self.arguments = arguments
+        self.layer, self.arguments = layer, arguments
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(1, tokens, hidden) to the same."""
@@ -239,7 +211,7 @@ def write_blocks(
     compared: Tensor,
     folder: Path,
     progress: Progress,
-) -> list[BlockFiles]:
+) -> list[dict[str, Any]]:
     """Stream windows through the model and write the chosen layers.
 
     calibration: token ids (windows, tokens). compared: (1, tokens), the window to simulate.
@@ -294,7 +266,11 @@ def _write(
     weights: Mapping[str, Tensor],
     before: Tensor,
     expected: Tensor,
-) -> BlockFiles:
+) -> dict[str, Any]:
+    """Write a block; its layer, the mask that it was traced with, and its files.
+
+    dataset: lists the calibration inputs, one file a line.
+    """
     mask, block = _mildest(skeleton, index, weights, before[-1:], expected)
     folder.mkdir(parents=True)
     model, dataset = folder / "block.onnx", folder / "dataset.txt"
@@ -309,12 +285,14 @@ def _write(
             opset_version=OPSET,
             dynamo=False,
         )
-    files = [folder / f"{number}.npy" for number in range(len(before))]
+    files = [str(folder / f"{number}.npy") for number in range(len(before))]
     for file, hidden in zip(files, before, strict=True):
         np.save(file, hidden[None].numpy())
     dataset.write_text("".join(f"{file}\n" for file in files[:-1]))
     np.save(folder / "expected.npy", expected.numpy())
-    return BlockFiles(index, mask, model, dataset, files[-1], folder / "expected.npy")
+    paths = {"model": model, "dataset": dataset, "expected": folder / "expected.npy"}
+    texts = {name: str(path) for name, path in paths.items()}
+    return {"layer": index, "mask": mask, "input": files[-1], **texts}
 
 
 def _require_onnx() -> None:

@@ -15,7 +15,6 @@ from gemquant.rockchip.options import AUTO
 from gemquant.runtimes.worker import Interpreter
 
 PACKAGES = ("rkllm-toolkit", "rkllm", "torch", "transformers", "numpy")
-_INSTALLED = re.compile(r"rkllm_toolkit-(\d+(?:\.\d+)*)\S*\.dist-info")
 _FOLDERS = (
     "~/miniforge3/envs",
     "~/miniconda3/envs",
@@ -35,34 +34,17 @@ class FoundToolkit:
     wheel: str | None = None
 
 
-def installed_toolkits() -> list[FoundToolkit]:
-    """Every environment with rkllm-toolkit, in this folder and those of conda and pyenv."""
-    toolkits = {
-        FoundToolkit(match[1], python, _wheel(package))
-        for python, package in _packages("rkllm_toolkit-*.dist-info")
-        if (match := _INSTALLED.fullmatch(package.name))
+def installed(package: str) -> list[FoundToolkit]:
+    """Every environment with a package, in this folder and those of conda and pyenv."""
+    name = re.compile(rf"{package.replace('-', '_')}-(\d+(?:\.\d+)*)\S*\.dist-info")
+    found = {
+        FoundToolkit(match[1], environment / "bin" / "python", _wheel(folder))
+        for environment in _environments()
+        if (environment / "bin" / "python").exists()
+        for folder in environment.glob("lib/python3.*/site-packages/*.dist-info")
+        if (match := name.fullmatch(folder.name))
     }
-    return sorted(toolkits, key=lambda each: (version_key(each.version), str(each.python)))
-
-
-def installed_lookalikes(toolkit: Toolkit) -> list[FoundToolkit]:
-    """Every environment with the PyPI package that is mistaken for the toolkit."""
-    name = re.compile(rf"{re.escape(toolkit.lookalike)}-(.+)\.dist-info")
-    lookalikes = {
-        FoundToolkit(match[1], python)
-        for python, package in _packages(f"{toolkit.lookalike}-*.dist-info")
-        if (match := name.fullmatch(package.name))
-    }
-    return sorted(lookalikes, key=lambda each: str(each.python))
-
-
-def _packages(pattern: str) -> Iterator[tuple[Path, Path]]:
-    """Interpreter and metadata folder of every installed package that matches."""
-    for environment in _environments():
-        python = environment / "bin" / "python"
-        if python.exists():
-            for package in environment.glob(f"lib/python3.*/site-packages/{pattern}"):
-                yield python, package
+    return sorted(found, key=lambda each: (version_key(each.version), str(each.python)))
 
 
 def _wheel(package: Path) -> str | None:
@@ -95,15 +77,18 @@ def choose_toolkit(
     if choice != AUTO:
         interpreter = Interpreter.ask(choice, PACKAGES, flag="--toolkit")
         if interpreter.packages[toolkit.name] is None:
+            stub = interpreter.packages["rkllm"]
+            other = "" if stub is None else f"; rkllm {stub} is another package, from PyPI"
             raise RuntimeMissingError(
-                f"--toolkit {choice}: {toolkit.name} is not installed in it{_stub(interpreter)}.",
+                f"--toolkit {choice}: {toolkit.name} is not installed in it{other}.",
                 hint=next_steps(toolkit, converting, str(interpreter.path)),
             )
         return interpreter
     versions = {each.version for each in converting}
-    suitable = [each for each in installed_toolkits() if each.version in versions]
+    found = installed(toolkit.name)
+    suitable = [each for each in found if each.version in versions]
     if not suitable:
-        others = ", ".join(f"{e.version} ({e.python})" for e in installed_toolkits())
+        others = ", ".join(f"{each.version} ({each.python})" for each in found)
         unsuitable = f"; found only {others}, which cannot convert this" if others else ""
         raise RuntimeMissingError(
             f"{toolkit.name}: not found on this machine{unsuitable}.",
@@ -141,8 +126,3 @@ def next_steps(toolkit: Toolkit, converting: tuple[ToolkitVersion, ...], python:
         f"Rerun with --toolkit {python}; or with --prepare-only, without a toolkit.",
     ]
     return "\n    ".join(steps)
-
-
-def _stub(interpreter: Interpreter) -> str:
-    stub = interpreter.packages["rkllm"]
-    return "" if stub is None else f"; rkllm {stub} is another package, from PyPI"

@@ -12,11 +12,13 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from gemquant.core.json_document import Record
 from gemquant.core.resources import peak_resident_bytes, process_status
 from gemquant.errors import GemquantError
-from gemquant.measure.bench.document import Figures, Speed, Spread
+from gemquant.measure.bench.document import Figures, Row, Speed, Spread
+from gemquant.measure.bench.subject import Subject
 from gemquant.runtimes.runtime import LoadOptions, SpeedRuntime, Timing, speed_runtime
 
 _SECONDS_BETWEEN_SAMPLES = 0.01
@@ -44,7 +46,22 @@ class Answer(Record):
     software: str | None = None
     figures: Figures | None = None
     failed: str | None = None
-    exit_code: int = 1
+
+    def row(
+        self, subject: Subject, runtime: str, mode: str, *, tokens_as_first_mode: int | None
+    ) -> Row:
+        """The row of what was measured."""
+        return Row(
+            artifact=subject.name,
+            container=subject.container,
+            size_bytes=subject.size_bytes,
+            runtime=runtime,
+            mode=mode,
+            software=self.software,
+            tokens_as_first_mode=tokens_as_first_mode,
+            figures=self.figures,
+            not_run=self.failed,
+        )
 
 
 def main() -> int:
@@ -55,7 +72,7 @@ def main() -> int:
     try:
         answer = run_job(job)
     except GemquantError as error:
-        answer = Answer(failed=str(error), exit_code=error.exit_code)
+        answer = Answer(failed=str(error))
     except MemoryError:
         answer = Answer(failed="out of memory")
     except Exception as error:  # noqa: BLE001 - libraries raise anything; it is reported
@@ -82,17 +99,14 @@ def run_job(job: Job) -> Answer:
     load_seconds = time.perf_counter() - started
     warm_up = _runs(runtime, job, job.warm_up_runs)
     measured = _runs(runtime, job, job.repetitions)
-    first, *others = [tuple(run.tokens) for run in (*warm_up, *measured)]
-    figures = Figures(
+    figures = figures_of(
+        warm_up,
+        measured,
+        prompt_tokens=len(job.prompt),
         load_seconds=load_seconds,
-        measured=speed(measured, prompt_tokens=len(job.prompt)),
-        warm_up=speed(warm_up, prompt_tokens=len(job.prompt)) if warm_up else None,
         baseline_anonymous_bytes=baseline,
-        peak_anonymous_bytes=None,
         peak_resident_bytes=peak_resident_bytes(),
         peak_device_bytes=runtime.peak_device_bytes(),
-        greedy_tokens=first,
-        repeatable=all(tokens == first for tokens in others),
     )
     return Answer(software=runtime.software, figures=figures)
 
@@ -103,6 +117,21 @@ def _runs(runtime: SpeedRuntime, job: Job, count: int) -> Sequence[Timing]:
         if len(run.tokens) != job.new_tokens:
             raise ValueError(f"{len(run.tokens)} tokens were generated, not {job.new_tokens}")
     return runs
+
+
+def figures_of(
+    warm_up: Sequence[Timing], measured: Sequence[Timing], *, prompt_tokens: int, **others: Any
+) -> Figures:
+    """The figures of some runs. others: fields of Figures; those of memory are None by default."""
+    first, *rest = [tuple(run.tokens) for run in (*warm_up, *measured)]
+    memory = dict.fromkeys(name for name in Figures.model_fields if name.endswith("_bytes"))
+    return Figures(
+        measured=speed(measured, prompt_tokens=prompt_tokens),
+        warm_up=speed(warm_up, prompt_tokens=prompt_tokens) if warm_up else None,
+        greedy_tokens=first,
+        repeatable=all(tokens == first for tokens in rest),
+        **{**memory, **others},
+    )
 
 
 def speed(runs: Sequence[Timing], *, prompt_tokens: int) -> Speed:

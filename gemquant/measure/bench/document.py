@@ -5,6 +5,8 @@ The JSON Schema in ``docs/bench.schema.json`` is generated from these models.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -157,6 +159,14 @@ class Machine(Record):
     memory_gib: int | None = Field(description="Memory in GiB, rounded.")
     accelerators: tuple[Accelerator, ...] = Field(description="GPUs that the system reports.")
     fingerprint: str = Field(description="SHA-256 over all of the above but driver versions.")
+
+    @classmethod
+    def of(cls, accelerators: Sequence[Accelerator], **facts: str | int | None) -> Self:
+        """A machine with its fingerprint. facts: the other fields."""
+        gpus = [gpu.model_dump(exclude={"driver"}) for gpu in accelerators]
+        text = json.dumps({**facts, "accelerators": gpus}, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        return cls.model_validate({**facts, "accelerators": accelerators, "fingerprint": digest})
 
 
 class Conditions(Record):

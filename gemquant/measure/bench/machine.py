@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import platform
 import subprocess
@@ -32,19 +30,15 @@ def environment(packages: Sequence[str]) -> Environment:
 
 def machine() -> Machine:
     """What does not change between runs."""
-    accelerators = (*nvidia_accelerators(), *_apple())
     memory = machine_memory_bytes()
-    facts = {
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": processor(),
-        "physical_cores": default_threads(),
-        "logical_processors": len(usable_cpus()),
-        "memory_gib": None if memory is None else round(memory / _GIB),
-    }
-    gpus = [gpu.model_dump(exclude={"driver"}) for gpu in accelerators]
-    text = json.dumps({**facts, "accelerators": gpus}, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return Machine.model_validate({**facts, "accelerators": accelerators, "fingerprint": digest})
+    return Machine.of(
+        (*nvidia_accelerators(), *_apple()),
+        system=f"{platform.system()} {platform.machine()}",
+        processor=processor(),
+        physical_cores=default_threads(),
+        logical_processors=len(usable_cpus()),
+        memory_gib=None if memory is None else round(memory / _GIB),
+    )
 
 
 def conditions() -> Conditions:

@@ -198,17 +198,7 @@ def _row(each: Measurement, answer: Answer, earlier: Sequence[Row]) -> Row:
     if figures is not None and firsts:
         pairs = zip(figures.greedy_tokens, firsts[0], strict=True)
         same = next((n for n, (a, b) in enumerate(pairs) if a != b), len(firsts[0]))
-    return Row(
-        artifact=each.subject.name,
-        container=each.subject.container,
-        size_bytes=each.subject.size_bytes,
-        runtime=each.runtime,
-        mode=each.mode,
-        software=answer.software,
-        tokens_as_first_mode=same,
-        figures=figures,
-        not_run=answer.failed,
-    )
+    return answer.row(each.subject, each.runtime, each.mode, tokens_as_first_mode=same)
 
 
 def digest_of(ids: Sequence[int]) -> str:
