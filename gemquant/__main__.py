@@ -10,6 +10,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from difflib import SequenceMatcher
 from types import FrameType
 from typing import NoReturn
 
@@ -22,6 +23,8 @@ from gemquant.errors import OutputError, echo
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
 # 128 + SIGINT, 128 + SIGTERM, as shells report them.
 ENDINGS = {False: ("interrupted", 130), True: ("terminated", 143)}
+LEAST_ALIKE = 0.65
+"""Ratio of difflib, from 0 to 1."""
 BROKEN_PIPE = 1  # what Click answers when it notices first
 
 
@@ -42,6 +45,10 @@ def main(args: Sequence[str] | None = None) -> int:
         return stop.exit_code
     except click.ClickException as error:
         _trace_if_debugging()
+        if isinstance(error, click.NoSuchOption):  # Click offers what is hardly alike
+            name = error.option_name
+            alike = [each for each in error.possibilities or () if _alike(name, each)]
+            error = click.NoSuchOption(name, possibilities=alike, ctx=error.ctx)
         shown = io.StringIO()
         error.show(shown)
         echo(shown.getvalue(), err=True, nl=False)
@@ -57,6 +64,11 @@ def main(args: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the last place where it can be explained
         return _internal_error(error)
     return code if isinstance(code, int) else 0
+
+
+def _alike(wrong: str, known: str) -> bool:
+    """Whether a flag may be meant by one that does not exist."""
+    return SequenceMatcher(None, wrong.strip("-"), known.strip("-")).ratio() > LEAST_ALIKE
 
 
 class Terminated(BaseException):

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import shlex
+from collections.abc import Sequence
 
 import click
 
 from gemquant import __version__
 from gemquant.convert.plugins import first_line, plugins
+from gemquant.errors import echo
 
-COMMANDS = (
-    *("bench", "card", "chat", "doctor", "eval", "gate", "llamafile", "imatrix", "onnx", "plan"),
-    *("push", "quantizers", "report", "rkllm", "rknn-sim", "serve", "show", "sign", "targets"),
-    *("tasks", "verify"),
-)
+MAKING = ("imatrix", "onnx", "rkllm")
+"""Commands that make files, beside the quantizers."""
+
+GROUPS = {
+    "Start": ("doctor", "plan", "targets", "quantizers"),
+    "Make": MAKING,
+    "Measure": ("eval", "bench", "tasks", "report", "gate", "rknn-sim"),
+    "Run": ("chat", "serve", "llamafile"),
+    "Publish": ("show", "verify", "card", "sign", "push"),
+}
+COMMANDS = tuple(name for names in GROUPS.values() for name in names)
 """Commands that are no quantizers; each is ``command`` in the module of its name."""
 
 WITH_MORE = ("awq", "gguf")
@@ -45,23 +54,39 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command; name the closest ones where there is none."""
-        name = args[0]
+        """Find the command; say what was probably meant where there is none."""
+        name, *rest = args
+        if name == "help":
+            if not rest:
+                echo(ctx.get_help())
+                ctx.exit()
+            return super().resolve_command(ctx, [rest[0], "--help"])
         known = self.list_commands(ctx)
         if name not in known and not name.startswith("-") and not ctx.resilient_parsing:
-            close = difflib.get_close_matches(name, known, n=2)
-            hint = f" Did you mean {' or '.join(close)}?" if close else ""
-            raise click.UsageError(f"No such command {name!r}.{hint}", ctx)
+            raise click.UsageError(f"No such command {name!r}.{_meant(name, rest, known)}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List quantizers and other commands apart."""
-        with formatter.section("Quantizers"):
-            formatter.write_dl(
-                [(each.name, each.summary) for each in plugins("quantizer").values()]
-            )
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, _summary(name)) for name in COMMANDS])
+        """List the commands by what they are for."""
+        for group, names in GROUPS.items():
+            with formatter.section(group):
+                rows = [(name, _summary(name)) for name in names]
+                if names is MAKING:
+                    rows = [(e.name, e.summary) for e in plugins("quantizer").values()] + rows
+                formatter.write_dl(rows)
+
+
+def _meant(name: str, rest: Sequence[str], known: Sequence[str]) -> str:
+    """What may have been meant by a word that is no command."""
+    command = next((word for word in rest if word in known), None)
+    if command is not None:
+        others = [word for word in rest if word != command]
+        return f" The command comes first: {shlex.join(['gemquant', command, name, *others])}"
+    if name in {"quantize", "quantise", "convert"}:
+        words = shlex.join(["gemquant", "awq", *rest])
+        return f" Quantizers are commands: {words}. All of them: gemquant quantizers"
+    close = difflib.get_close_matches(name, known, n=2)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
 
 
 def _module(name: str) -> str:

@@ -10,6 +10,7 @@ import click
 from gemquant.cli.board import bench_on_board, bench_problems, bench_subjects, board_flags
 from gemquant.cli.flags import (
     CommaList,
+    complete_model,
     document_flag,
     flag,
     flags,
@@ -52,23 +53,37 @@ Examples:
   gemquant bench gemma-2-2b-it-rkllm --board ssh://rock@rock-5b.local""",
 )
 @flags(
-    click.Argument(["artifacts"], nargs=-1, required=True, metavar="ARTIFACT..."),
+    click.Argument(
+        ["artifacts"],
+        nargs=-1,
+        required=True,
+        metavar="ARTIFACT...",
+        shell_complete=complete_model,
+    ),
     click.Option(
         ["--compare"],
         metavar="BEFORE.json",
         help="Print what changed since an earlier benchmark of the same machine.",
     ),
     setting(
-        "--prompt-tokens", type=int, default=128, metavar="N", help="Prompt length with <bos>."
+        "--prompt-tokens",
+        "-p",
+        type=int,
+        default=128,
+        metavar="N",
+        help="Prompt length with <bos>.",
     ),
     setting(
         "--new-tokens",
+        "-n",
         type=int,
         default=64,
         metavar="N",
         help="Tokens to generate, greedily, even past the end of the text.",
     ),
-    setting("--repetitions", type=int, default=5, metavar="N", help="Runs that count."),
+    setting(
+        "--repetitions", "--runs", "-r", type=int, default=5, metavar="N", help="Runs that count."
+    ),
     setting(
         "--warm-up-runs",
         type=int,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gemquant.cli.flags import flags, output_flags, threads_flag
+from gemquant.cli.flags import complete_model, complete_template, flags, output_flags, threads_flag
 from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting, threads_of
 from gemquant.errors import GemquantError, UsageError, echo, refuse
@@ -47,7 +47,7 @@ def chat_request(params: Mapping[str, Any], threads: int) -> ChatRequest:
 def model_flags(preset_help: str, *, template: str) -> list[click.Parameter]:
     """What ``chat`` and ``serve`` load, and how. template: the default template, in words."""
     return [
-        click.Argument(["artifact"], metavar="ARTIFACT|FILE.gguf"),
+        click.Argument(["artifact"], metavar="ARTIFACT|FILE.gguf", shell_complete=complete_model),
         click.Option(
             ["--preset"],
             type=click.Choice(PRESETS),
@@ -60,6 +60,7 @@ def model_flags(preset_help: str, *, template: str) -> list[click.Parameter]:
             metavar="NAME|FILE",
             instead=template,
             help="Chat template: stock, system, system-in-user, systemgemma2, or a file.",
+            complete=complete_template,
         ),
         click.Option(
             ["--context"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,35 +58,68 @@ class Size(click.ParamType[int]):
         return value if isinstance(value, int) else parse_size(str(value), flag=flag)
 
 
-def complete_target(
-    ctx: click.Context, param: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
-    """Offer the names of the shipped targets."""
+# ---------------------------------------------------------------- completion
+
+Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+
+
+def offering(names: Callable[[], Iterable[str]], *, files: bool = False) -> Completer:
+    """Complete one of some names, also after a comma, in any case. files: or a path."""
+
+    def complete(
+        ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        before, comma, last = incomplete.rpartition(",")
+        found = [name for name in names() if name.lower().startswith(last.lower())]
+        offered = [CompletionItem(before + comma + name) for name in found]
+        return [*offered, *([CompletionItem(incomplete, type="file")] if files else [])]
+
+    return complete
+
+
+def _targets() -> Iterable[str]:
     from gemquant.core.targets import target_files
 
-    return [CompletionItem(name) for name in target_files() if name.startswith(incomplete)]
+    return target_files()
 
 
-def complete_exporter(
-    ctx: click.Context, param: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
-    """Offer the names of the exporters."""
+def _exporters() -> Iterable[str]:
     from gemquant.convert.plugins import plugins
 
-    return [CompletionItem(name) for name in plugins("exporter") if name.startswith(incomplete)]
+    return plugins("exporter")
 
 
-def complete_suite(
-    ctx: click.Context, param: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
-    """Offer the names of the evaluation suites, and files."""
-    import tomllib  # not calibration.suites, which imports torch: too slow for a key press
+def _file_types() -> Iterable[str]:
+    from gemquant.formats.gguf.mixtures import FILE_TYPES
+
+    return FILE_TYPES
+
+
+def _texts(file: str, key: str) -> Iterable[Any]:
+    import tomllib  # not gemquant.calibration, which imports torch: too slow for a key press
 
     from gemquant.core.resources import data_folder
 
-    text = (data_folder("calib_data") / "suites.toml").read_text(encoding="utf-8")
-    names = [name for name in tomllib.loads(text)["suites"] if name.startswith(incomplete)]
-    return [*map(CompletionItem, names), CompletionItem(incomplete, type="file")]
+    text = (data_folder("calib_data") / file).read_text(encoding="utf-8")
+    entries: Iterable[Any] = tomllib.loads(text)[key]
+    return entries
+
+
+def _slices() -> Iterable[str]:
+    files = _texts("index.toml", "files")
+    return dict.fromkeys(each["kind"] for each in files if each["split"] == "evaluation")
+
+
+complete_target = offering(_targets)
+complete_exporter = offering(_exporters)
+complete_type = offering(_file_types)
+complete_suite = offering(lambda: _texts("suites.toml", "suites"), files=True)
+complete_calibration = offering(lambda: _texts("index.toml", "mixtures"), files=True)
+complete_slices = offering(_slices)
+complete_template = offering(
+    lambda: ("stock", "system", "system-in-user", "systemgemma2"), files=True
+)
+complete_model = offering(lambda: ("sample:gemma-3-270m",), files=True)
 
 
 # ---------------------------------------------------------------- shared by all commands
@@ -205,7 +238,12 @@ def target_folder_flag() -> click.Parameter:
 def model_argument() -> click.Parameter:
     """MODEL; it may come from a recipe instead, so that its absence is reported with the rest."""
     return click.Argument(
-        ["model"], required=False, envvar="GEMQUANT_MODEL", metavar="[MODEL]", type=str
+        ["model"],
+        required=False,
+        envvar="GEMQUANT_MODEL",
+        metavar="[MODEL]",
+        type=str,
+        shell_complete=complete_model,
     )
 
 
@@ -241,7 +279,7 @@ def machine_flags(
 
 def threads_flag(help: str = "Processor threads.") -> click.Parameter:
     """``--threads``."""
-    return setting("--threads", type=int, instead="physical cores", metavar="N", help=help)
+    return setting("--threads", "-t", type=int, instead="physical cores", metavar="N", help=help)
 
 
 def runtime_flags(dtypes: Sequence[str], *, default: str, help: str) -> list[click.Parameter]:
@@ -278,6 +316,7 @@ def evaluation_flags(inherited: str | None = None) -> list[click.Parameter]:
             instead=inherited or "all",
             metavar="NAME,…",
             help="Evaluation slices.",
+            complete=complete_slices,
         ),
     ]
 
@@ -290,6 +329,7 @@ def calibration_flags() -> list[click.Parameter]:
             default=DEFAULTS.calib,
             metavar="NAME|FILE|hf:DATASET",
             help="Calibration text: a mixture's name, a .txt or .jsonl file, or a Hub dataset.",
+            complete=complete_calibration,
         ),
         setting(
             "--samples",

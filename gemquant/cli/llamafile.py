@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gemquant.cli.flags import flags, output_flags
+from gemquant.cli.flags import complete_model, flags, output_flags
 from gemquant.cli.progress import reporter
-from gemquant.errors import ProblemCollector
+from gemquant.errors import ProblemCollector, UsageError
 
 if TYPE_CHECKING:
     from gemquant.core.progress import Progress
@@ -27,11 +27,10 @@ Examples:
   gemquant llamafile gemma.gguf --runtime ./llamafile-0.10.1 --mode server --arg -c --arg 8192
   gemquant llamafile gemma.gguf --runtime ./llamafile-0.10.1 --external -o gemma.exe""",
 )
-@click.argument("model", metavar="ARTIFACT|FILE.gguf")
+@click.argument("model", metavar="ARTIFACT|FILE.gguf", shell_complete=complete_model)
 @click.option(
     "--runtime",
     metavar="PATH|URL",
-    required=True,
     help="The llamafile executable, from github.com/mozilla-ai/llamafile/releases.",
 )
 @click.option(
@@ -75,7 +74,7 @@ Examples:
 def command(
     model: str,
     *,
-    runtime: str,
+    runtime: str | None,
     sha256: str | None,
     args: tuple[str, ...],
     mode: Mode | None,
@@ -101,6 +100,12 @@ def command(
     )
     from gemquant.formats.llamafile.runtime import find_runtime
 
+    if runtime is None:
+        raise UsageError(
+            "--runtime: missing.",
+            hint="Download llamafile-X.Y.Z from https://github.com/mozilla-ai/llamafile/releases, "
+            f"then: gemquant llamafile {model} --runtime ./llamafile-X.Y.Z",
+        )
     with reporter(quiet=quiet) as progress:
         problems = ProblemCollector()
         weights = problems.attempt(lambda: find_gguf(model))

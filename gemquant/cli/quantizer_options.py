@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,11 @@ from gemquant.cli.flags import (
     calibration_flags,
     complete_exporter,
     complete_target,
+    complete_template,
+    complete_type,
     evaluation_flags,
     machine_flags,
+    offering,
     output_flags,
     recipe_flag,
     target_folder_flag,
@@ -86,13 +89,19 @@ def current_flags(quantizer: type[Any], args: Sequence[str]) -> list[str]:
         renamed |= {f"{dashes}{words[0]}": f"{dashes}{words[1]}" for dashes in ("--", "--no-")}
         if (variable := _variable(former)) in os.environ:
             note_renamed(variable, _variable(name))
+    return renamed_flags(args, renamed)
+
+
+def renamed_flags(args: Sequence[str], names: Mapping[str, str], *, note: bool = True) -> list[str]:
+    """Replace flags by those that they stand for. note: say so on stderr."""
     end = args.index("--") if "--" in args else len(args)
     current = list(args)
     for n, arg in enumerate(args[:end]):
         flag, equals, value = arg.partition("=")
-        if flag in renamed:
-            note_renamed(flag, renamed[flag])
-            current[n] = renamed[flag] + equals + value
+        if flag in names:
+            if note:
+                note_renamed(flag, names[flag])
+            current[n] = names[flag] + equals + value
     return current
 
 
@@ -118,6 +127,7 @@ def _option_flag(option: Option) -> click.Parameter:
             show_default=bool(default),
             help=spec.help,
             envvar=variables,
+            shell_complete=complete_type if spec.each else None,
         )
     if typing.get_origin(option.type) is tuple:
         return setting(
@@ -133,6 +143,7 @@ def _option_flag(option: Option) -> click.Parameter:
         default=option.default,
         metavar="|".join(map(str, spec.choices)) if spec.choices else _metavar(option),
         help=spec.help,
+        complete=offering(lambda: map(str, spec.choices or ())),
         envvar=variables,
     )
 
@@ -193,6 +204,7 @@ def common_flags(quantizer: type[Any]) -> list[click.Parameter]:
             instead="the checkpoint's",
             help="Chat template for chat text and for the artifact: stock, system, system-in-user, "
             "systemgemma2, or a file.",
+            complete=complete_template,
         ),
         *evaluation_flags(),
         click.Option(["--no-eval"], is_flag=True, help="Write no certificate."),

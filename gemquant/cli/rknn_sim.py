@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gemquant.cli.external import tool_flags, tool_settings
-from gemquant.cli.flags import complete_target, defaults_flag, flags, output_flags
+from gemquant.cli.flags import complete_target, defaults_flag, flags, model_argument, output_flags
 from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting
 
@@ -25,7 +25,7 @@ Examples:
   gemquant rknn-sim ./my-gemma --layers 0,1 --python ./rknn-venv/bin/python --json""",
 )
 @flags(
-    click.Argument(["model"], required=False, envvar="GEMQUANT_MODEL", metavar="[MODEL]"),
+    model_argument(),
     setting(
         "--target",
         default="rk3588",

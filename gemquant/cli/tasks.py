@@ -9,6 +9,7 @@ import click
 
 from gemquant.cli.flags import (
     CommaList,
+    complete_model,
     document_flag,
     flag,
     flags,
@@ -40,7 +41,7 @@ Examples:
   gemquant tasks gemma-2-2b-awq --tasks my_task --task-folder ./tasks -o tasks.json""",
 )
 @flags(
-    click.Argument(["artifact"], metavar="ARTIFACT"),
+    click.Argument(["artifact"], metavar="ARTIFACT", shell_complete=complete_model),
     setting(
         "--tasks",
         type=CommaList(),

@@ -226,7 +226,7 @@ def _parse(parse: Callable[[str], T], flag: str, name: str, known: Collection[st
         return parse(name)
     except UsageError as error:
         close = difflib.get_close_matches(name.upper(), known, n=3, cutoff=0.5)
-        hint = f"Did you mean {' or '.join(close)}?" if close else error.hint
+        hint = error.hint or (f"Did you mean {' or '.join(close)}?" if close else None)
         raise UsageError(f"{flag} {name}: {error.message}", hint=hint) from None
 
 

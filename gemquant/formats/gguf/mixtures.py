@@ -34,6 +34,14 @@ _NUMBERS = {
     "Q4_K_S": 14, "Q4_K_M": 15, "Q5_K_S": 16, "Q5_K_M": 17, "Q6_K": 18,
     "IQ4_NL": 25, "IQ4_XS": 30,
 }  # fmt: skip
+NOT_MADE = {
+    "IQ1_S": (1.56, "Q2_K_S"), "IQ1_M": (1.75, "Q2_K_S"), "IQ2_XXS": (2.06, "Q2_K_S"),
+    "IQ2_XS": (2.31, "Q2_K_S"), "IQ2_S": (2.5, "Q2_K_S"), "IQ2_M": (2.7, "Q2_K_S"),
+    "IQ3_XXS": (3.06, "Q2_K"), "IQ3_XS": (3.3, "Q2_K"), "IQ3_S": (3.44, "Q3_K_S"),
+    "IQ3_M": (3.66, "Q3_K_S"), "TQ1_0": (1.69, "Q2_K_S"), "TQ2_0": (2.06, "Q2_K_S"),
+    "MXFP4": (4.25, "IQ4_XS"), "MXFP4_MOE": (4.25, "IQ4_XS"), "Q8_K": (9.1, "Q8_0"),
+}  # fmt: skip
+"""File types of llama.cpp's that gemquant does not make: bits, and the nearest that it makes."""
 _ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 
@@ -56,6 +64,12 @@ def file_type(name: str) -> FileType:
     """
     upper = name.upper()
     known = FILE_TYPES.get(_ALIASES.get(upper, upper))
+    if known is None and upper in NOT_MADE:
+        bits, nearest = NOT_MADE[upper]
+        raise UsageError(
+            f"GGUF type {upper}: gemquant does not make it ({bits} bits per weight).",
+            hint=f"The nearest in size: {nearest}.",
+        )
     if known is None:
         raise UsageError(f"GGUF type {name!r}: known are {', '.join(FILE_TYPES)}.")
     return known

@@ -32,16 +32,35 @@ def test_every_help_has_examples(run: Run, name: str) -> None:
     assert (result.code, "Examples:" in result.out) == (0, True)
 
 
-def test_help_lists_quantizers_apart_from_commands(run: Run) -> None:
+def test_help_lists_commands_by_what_they_are_for(run: Run) -> None:
     out = run("--help").out
-    assert out.index("Quantizers:") < out.index("  awq ") < out.index("Commands:")
-    assert out.index("Commands:") < out.index("  verify ")
+    order = ["Start:", "doctor", "Make:", "awq", "rkllm", "Measure:", "eval", "Run:", "chat"]
+    places = [out.index(f"\n  {word} " if word[-1] != ":" else word) for word in order]
+    assert places == sorted(places)
+    assert out.index("Publish:") < out.index("\n  verify ")
 
 
-def test_an_unknown_command_is_answered_with_the_closest(run: Run) -> None:
-    result = run("trgets")
+@pytest.mark.parametrize(
+    ("typed", "answer"),
+    [
+        ("trgets", "No such command 'trgets'. Did you mean targets?"),
+        ("models/x awq --bits 4", "The command comes first: gemquant awq models/x --bits 4"),
+        ("quantize X", "Quantizers are commands: gemquant awq X. All of them: gemquant quantizers"),
+        ("awq X --grop-size 64", "No such option '--grop-size'. Did you mean '--group-size'?"),
+        ("awq X --outfile y", "No such option '--outfile'.\n"),
+        ("awq X --q-bits 4", "No such option '--q-bits'. Did you mean '--bits'?"),
+        ("awq X --w_bit 4", "No such option '--w_bit'. Did you mean '--bits'?"),
+    ],
+)
+def test_a_wrong_word_is_answered_with_what_is_alike(run: Run, typed: str, answer: str) -> None:
+    result = run(*typed.split())
     assert result.code == 2
-    assert "No such command 'trgets'. Did you mean targets?" in result.err
+    assert answer in result.err
+
+
+def test_help_is_a_command_too(run: Run) -> None:
+    assert run("help").out == run("--help").out
+    assert run("help", "awq").out == run("awq", "--help").out
 
 
 def test_targets_are_listed(run: Run) -> None:

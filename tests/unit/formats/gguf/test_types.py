@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gemquant.errors import UsageError
-from gemquant.formats.gguf.mixtures import FILE_TYPES, file_type, tensor_type
+from gemquant.formats.gguf.mixtures import FILE_TYPES, NOT_MADE, file_type, tensor_type
 from gemquant.formats.gguf.types import (
     TensorType,
     TypePlan,
@@ -194,8 +194,18 @@ def test_a_file_type_has_an_alias_and_any_case(name: str) -> None:
 
 
 def test_an_unknown_file_type_lists_the_known() -> None:
-    with pytest.raises(UsageError, match=r"'IQ1_S': known are F32, F16, BF16, Q8_0"):
-        file_type("IQ1_S")
+    with pytest.raises(UsageError, match=r"'Q9_K': known are F32, F16, BF16, Q8_0"):
+        file_type("Q9_K")
+
+
+def test_a_file_type_of_llamacpps_that_is_not_made_names_the_nearest() -> None:
+    with pytest.raises(
+        UsageError, match=r"IQ2_XXS: gemquant does not make it \(2.06 bits"
+    ) as error:
+        file_type("iq2_xxs")
+    assert error.value.hint == "The nearest in size: Q2_K_S."
+    assert {nearest for _, nearest in NOT_MADE.values()} <= FILE_TYPES.keys()
+    assert not NOT_MADE.keys() & FILE_TYPES.keys()
 
 
 # ---------------------------------------------------------------- rows of 640, which fit no K-quant
