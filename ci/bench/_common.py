@@ -14,7 +14,12 @@ from pathlib import Path
 
 import torch
 
-from gemquant.calibration.windows import TokenWindows, calibration_windows, evaluation_windows
+from gemquant.calibration.windows import (
+    Packer,
+    TokenWindows,
+    calibration_windows,
+    evaluation_windows,
+)
 from gemquant.convert.plan import Job
 from gemquant.convert.prepare import calibration_dtype
 from gemquant.core.options import options_of
@@ -23,7 +28,8 @@ from gemquant.core.recipe import DEFAULT_CALIBRATION, Recipe
 from gemquant.core.resources import default_threads
 from gemquant.formats.checkpoint import Checkpoint
 from gemquant.formats.compressed_tensors import CompressedTensors
-from gemquant.models.chat import choose_template
+from gemquant.models.architecture import architecture_of
+from gemquant.models.chat import ChatTemplate, choose_template
 
 SAMPLE = "sample:gemma-3-270m"
 LIBRARIES = ("gemquant", "torch", "transformers", "tokenizers")
@@ -77,27 +83,13 @@ class Text:
 
 def read_text(args: argparse.Namespace, checkpoint: Checkpoint) -> Text:
     """Tokenize the default calibration mixture and the evaluation slices."""
-    tokenizer, bos = checkpoint.tokenizer(), checkpoint.config["bos_token_id"]
-    template = choose_template(None, checkpoint.chat_template())
+    chat = architecture_of(checkpoint.config).chat
+    template = ChatTemplate(choose_template(None, checkpoint.chat_template(), chat))
+    bos = checkpoint.config["bos_token_id"]
+    packer = Packer(checkpoint.tokenizer(), args.seq_len, bos, template, args.seed)
     return Text(
-        calibration=calibration_windows(
-            tokenizer,
-            source=DEFAULT_CALIBRATION,
-            samples=args.samples,
-            seq_len=args.seq_len,
-            seed=args.seed,
-            bos=bos,
-            chat_template=template,
-        ),
-        evaluation=evaluation_windows(
-            tokenizer,
-            slices=args.eval_slices,
-            windows=args.eval_windows,
-            seq_len=args.seq_len,
-            seed=args.seed,
-            bos=bos,
-            chat_template=template,
-        ),
+        calibration=calibration_windows(packer, DEFAULT_CALIBRATION, args.samples),
+        evaluation=evaluation_windows(packer, args.eval_slices, args.eval_windows),
     )
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from gemquant.calibration.documents import read_user_file
 from gemquant.calibration.text import REINSTALL, Library, TextFile
@@ -48,20 +46,19 @@ class Suite(Record):
     slices: tuple[SuiteSlice, ...] = Field(min_length=1)
 
 
-@dataclass(frozen=True)
-class SuiteText:
+class _Suites(Record):
+    version: Literal[1]
+    suites: dict[str, Suite]
+
+
+class SuiteText(Suite):
     """The requested text: a suite, or a user's file.
 
-    name, version: for the record. own: the user's file; its windows are as many as fit, at most
-    ``windows``, unless ``strict``.
+    name: for the record. own: the user's file; its windows are as many as fit, at most ``windows``,
+    unless ``strict``.
     """
 
     name: str
-    version: int
-    seq_len: int
-    windows: int
-    order: Literal["shuffled", "stored"]
-    slices: Sequence[SuiteSlice]
     own: Path | None = None
     strict: bool = True
 
@@ -70,8 +67,7 @@ class SuiteText:
         """A suite by its name, or a user's FILE.txt or FILE.jsonl; UsageError if it is neither."""
         suites = read_suites()
         if name in suites:
-            suite = suites[name]
-            return cls(name, suite.version, suite.seq_len, suite.windows, suite.order, suite.slices)
+            return cls(name=name, **dict(suites[name]))
         path = Path(name).expanduser()
         if not path.suffix and not path.is_file():
             raise UsageError(
@@ -79,12 +75,12 @@ class SuiteText:
                 hint="--suite default, or --suite FILE.txt or FILE.jsonl with text of your own",
             )
         return cls(
-            path.name,
-            1,
-            OWN_SEQ_LEN,
-            OWN_WINDOWS,
-            "stored",
-            (SuiteSlice(name=path.stem),),
+            name=path.name,
+            version=1,
+            seq_len=OWN_SEQ_LEN,
+            windows=OWN_WINDOWS,
+            order="stored",
+            slices=(SuiteSlice(name=path.stem),),
             own=path,
             strict=False,
         )
@@ -115,37 +111,38 @@ class SuiteText:
         if seq_len is not None and seq_len < 2:
             problems.append(UsageError(f"--seq-len {seq_len}: must be at least 2, <bos> included."))
         refuse(problems)
-        return dataclasses.replace(
-            self,
-            slices=[each for each in self.slices if each.name in chosen],
-            windows=count,
-            seq_len=seq_len or self.seq_len,
-            strict=self.strict or windows is not None,
+        return self.model_copy(
+            update={
+                "slices": tuple(each for each in self.slices if each.name in chosen),
+                "windows": count,
+                "seq_len": seq_len or self.seq_len,
+                "strict": self.strict or windows is not None,
+            }
         )
 
     def token_windows(
         self, tokenizer: Tokenizer, *, seed: int, bos: int, chat_template: ChatTemplate | None
     ) -> list[TokenWindows]:
         """Tokenize: windows of every slice. CalibrationError where its text is too short."""
-        packer = Packer(tokenizer, self.seq_len, bos, chat_template)
+        packer = Packer(tokenizer, self.seq_len, bos, chat_template, seed)
         if self.own is not None:
-            documents = iter(read_user_file(self.own, flag="--suite"))
-            pack = packer.windows if self.strict else packer.fitting
-            return [pack(documents, self.slices[0].name, f"--suite {self.own}", self.windows)]
+            documents, what = iter(read_user_file(self.own, flag="--suite")), f"--suite {self.own}"
+            rows = packer.pack(documents, self.windows, what, strict=self.strict)
+            return [token_windows(rows, self.slices[0].name)]
         library = Library.open()
         return [
-            token_windows(list(self._windows(packer, library, each, seed)), each.name)
+            token_windows(list(self._windows(packer, library, each)), each.name)
             for each in self.slices
         ]
 
     def _windows(
-        self, packer: Packer, library: Library, suite_slice: SuiteSlice, seed: int
+        self, packer: Packer, library: Library, suite_slice: SuiteSlice
     ) -> Iterator[list[int]]:
         """The windows of one slice."""
         files = _files(library, suite_slice)
         what = f"suite {self.name}, slice {suite_slice.name}"
         if self.order == "shuffled":
-            documents = dealt_documents(library, files, seed, "evaluation", suite_slice.name)
+            documents = dealt_documents(library, files, packer.seed, "evaluation", suite_slice.name)
             yield from packer.pack(documents, self.windows, what)
             return
         for number, file in enumerate(files[: self.windows]):
@@ -156,17 +153,7 @@ class SuiteText:
 def read_suites(folder: Path | None = None) -> dict[str, Suite]:
     """All suites by name. CalibrationError if the file is missing or not valid."""
     path = (data_folder("calib_data") if folder is None else folder) / FILE
-    try:
-        content = UntrustedFile(path, MAX_TOML_BYTES, CalibrationError, REINSTALL).toml()
-        if content.get("version") != 1:
-            raise CalibrationError(f"{path}: not suites of version 1.", hint=REINSTALL)
-        return {name: Suite.model_validate(each) for name, each in content["suites"].items()}
-    except KeyError as error:
-        raise CalibrationError(f"{path}: cannot be read: {error}.", hint=REINSTALL) from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise CalibrationError(f"{path}: {where}: {first['msg']}.", hint=REINSTALL) from None
+    return UntrustedFile(path, MAX_TOML_BYTES, CalibrationError, REINSTALL).table(_Suites).suites
 
 
 def _files(library: Library, suite_slice: SuiteSlice) -> Sequence[TextFile]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 import torch
 
@@ -27,10 +27,14 @@ from gemquant.calibration.documents import (
 )
 from gemquant.calibration.text import Library, Split, TextFile, largest_remainder
 from gemquant.errors import CalibrationError, GemquantError, UsageError, refuse
-from gemquant.models.chat import ChatTemplate, render
+from gemquant.models.architecture import architecture_of
+from gemquant.models.chat import ChatTemplate, choose_template, render
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from gemquant.core.recipe import Recipe
+    from gemquant.formats.checkpoint import Checkpoint
 
 BETWEEN_DOCUMENTS = "\n\n"
 
@@ -66,134 +70,59 @@ class TokenWindows:
     digest: str
 
 
-def calibration_windows(
-    tokenizer: Tokenizer,
-    *,
-    source: str,
-    samples: int,
-    seq_len: int,
-    seed: int,
-    bos: int,
-    chat_template: ChatTemplate | None,
-) -> TokenWindows:
-    """Windows of calibration text.
-
-    source: a mixture's name, FILE.txt, FILE.jsonl, or hf:DATASET[:SPLIT[:COLUMN]].
-    samples, seq_len: number of windows and tokens in each, BOS included. bos: its token id.
-    chat_template: for conversations; None where there are none.
-    Raises UsageError for an unknown source, CalibrationError if the text is too short or unusable.
-    """
-    _check(samples, seq_len, what="--samples")
-    packer = Packer(tokenizer, seq_len, bos, chat_template)
-    library = Library.open()
-    if source in library.mixtures:
-        counts = largest_remainder(library.mixtures[source], samples)
-        windows: list[list[int]] = []
-        for kind, count in counts.items():
-            stream = shipped_documents(library, kind, "calibration", seed)
-            share = library.mixtures[source][kind]
-            windows += packer.pack(stream, count, f"{source}, {kind} text", share=share)
-        _generator(seed, "windows", source).shuffle(windows)
-    else:
-        documents = own_documents(source, library)
-        _generator(seed, "documents").shuffle(documents)
-        windows = packer.pack(iter(documents), samples, f"--calib {source}")
-    return token_windows(windows, source)
-
-
-def evaluation_windows(
-    tokenizer: Tokenizer,
-    *,
-    slices: Sequence[str] | None,
-    windows: int,
-    seq_len: int,
-    seed: int,
-    bos: int,
-    chat_template: ChatTemplate | None,
-) -> list[TokenWindows]:
-    """Windows of the shipped evaluation text, ``windows`` for each slice.
-
-    slices: names from the index, such as english or code; None for all of them.
-    Raises UsageError for an unknown slice, CalibrationError if the text is too short or unusable.
-    """
-    _check(windows, seq_len, what="--eval-windows")
-    library = Library.open()
-    known = library.slices()
-    chosen = known if slices is None else tuple(dict.fromkeys(slices))
-    refuse(
-        [
-            UsageError(f"evaluation slice {name}: not one of {', '.join(known)}.")
-            for name in chosen
-            if name not in known
-        ]
-    )
-    packer = Packer(tokenizer, seq_len, bos, chat_template)
-    return [
-        token_windows(
-            packer.pack(
-                shipped_documents(library, name, "evaluation", seed), windows, f"slice {name}"
-            ),
-            name,
-        )
-        for name in chosen
-    ]
-
-
 @dataclass(frozen=True)
 class Packer:
-    """Turns documents into windows, tokenizing only what is needed."""
+    """Turns documents into windows, tokenizing only what is needed.
+
+    seq_len: tokens of a window, BOS included. bos: its token id. chat_template: for conversations;
+    None where there are none. seed: of every order.
+    """
 
     tokenizer: Tokenizer
     seq_len: int
     bos: int
     chat_template: ChatTemplate | None
+    seed: int = 0
+
+    @classmethod
+    def of(cls, recipe: Recipe, checkpoint: Checkpoint, template: ChatTemplate) -> Self:
+        """For the texts that a recipe names."""
+        bos = checkpoint.config["bos_token_id"]
+        return cls(checkpoint.tokenizer(), recipe.seq_len, bos, template, recipe.seed)
 
     def pack(
-        self, documents: Iterator[Document], count: int, what: str, *, share: float = 1.0
+        self,
+        documents: Iterator[Document],
+        count: int,
+        what: str,
+        *,
+        share: float = 1.0,
+        strict: bool = True,
     ) -> list[list[int]]:
-        """Return ``count`` windows, a ``share`` of all, from the start of the documents."""
-        stream = self._stream(documents, count)
-        if len(stream) < count * self._room:
+        """Return ``count`` windows, a ``share`` of all, from the start of the documents.
+
+        strict: refuse text that is too short for so many, instead of filling as many as it can.
+        """
+        stream: list[int] = []
+        while len(stream) < count * self._room and (document := next(documents, None)):
+            stream += self._tokens(document)
+        if len(stream) < self._room and not strict:
+            raise CalibrationError(
+                f"{what}: {len(stream)} tokens do not fill one window of {self.seq_len}.",
+                hint=_what_fits(len(stream), self.seq_len, share),
+            )
+        if len(stream) < count * self._room and strict:
             raise CalibrationError(
                 f"{what}: {len(stream)} tokens, but {count} windows of {self.seq_len} need "
                 f"{count * self._room}.",
                 hint=_what_fits(len(stream), self.seq_len, share),
             )
-        return self._cut(stream, count)
-
-    def windows(
-        self, documents: Iterator[Document], name: str, what: str, count: int
-    ) -> TokenWindows:
-        """Return ``count`` windows under a name; CalibrationError where the text is too short."""
-        return token_windows(self.pack(documents, count, what), name)
-
-    def fitting(
-        self, documents: Iterator[Document], name: str, what: str, most: int
-    ) -> TokenWindows:
-        """Return as many windows as the text fills, but no more than ``most``, and at least one."""
-        stream = self._stream(documents, most)
-        count = max(1, min(most, len(stream) // self._room))
-        if len(stream) < self._room:
-            raise CalibrationError(
-                f"{what}: {len(stream)} tokens do not fill one window of {self.seq_len}.",
-                hint=_what_fits(len(stream), self.seq_len, 1.0),
-            )
-        return token_windows(self._cut(stream, count), name)
+        room, count = self._room, min(count, len(stream) // self._room)
+        return [[self.bos, *stream[n * room : (n + 1) * room]] for n in range(count)]
 
     @property
     def _room(self) -> int:
         return self.seq_len - 1
-
-    def _stream(self, documents: Iterator[Document], count: int) -> list[int]:
-        """Tokens of as many documents as ``count`` windows need, if there are so many."""
-        stream: list[int] = []
-        while len(stream) < count * self._room and (document := next(documents, None)):
-            stream += self._tokens(document)
-        return stream
-
-    def _cut(self, stream: Sequence[int], count: int) -> list[list[int]]:
-        room = self._room
-        return [[self.bos, *stream[n * room : (n + 1) * room]] for n in range(count)]
 
     def _tokens(self, document: Document) -> list[int]:
         if isinstance(document, Conversation):
@@ -207,6 +136,69 @@ class Packer:
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         # A template may contain <bos>, and so may a user's text.
         return [token for token in ids if token != self.bos]
+
+
+def calibration_windows(packer: Packer, source: str, samples: int) -> TokenWindows:
+    """So many windows of calibration text.
+
+    source: a mixture's name, FILE.txt, FILE.jsonl, or hf:DATASET[:SPLIT[:COLUMN]].
+    Raises UsageError for an unknown source, CalibrationError if the text is too short or unusable.
+    """
+    _check(samples, packer.seq_len, what="--samples")
+    library, seed = Library.open(), packer.seed
+    if source in library.mixtures:
+        counts = largest_remainder(library.mixtures[source], samples)
+        windows: list[list[int]] = []
+        for kind, count in counts.items():
+            stream = shipped_documents(library, kind, "calibration", seed)
+            share = library.mixtures[source][kind]
+            windows += packer.pack(stream, count, f"{source}, {kind} text", share=share)
+        windows = shuffled(windows, seed, "windows", source)
+    else:
+        documents = shuffled(own_documents(source, library), seed, "documents")
+        windows = packer.pack(iter(documents), samples, f"--calib {source}")
+    return token_windows(windows, source)
+
+
+def evaluation_windows(
+    packer: Packer, slices: Sequence[str] | None, windows: int
+) -> list[TokenWindows]:
+    """So many windows of each slice of the shipped evaluation text.
+
+    slices: names from the index, such as english or code; None for all of them.
+    Raises UsageError for an unknown slice, CalibrationError if the text is too short or unusable.
+    """
+    _check(windows, packer.seq_len, what="--eval-windows")
+    library = Library.open()
+    known = library.slices()
+    chosen = known if slices is None else tuple(dict.fromkeys(slices))
+    refuse(
+        UsageError(f"evaluation slice {name}: not one of {', '.join(known)}.")
+        for name in chosen
+        if name not in known
+    )
+    texts = {name: shipped_documents(library, name, "evaluation", packer.seed) for name in chosen}
+    return [
+        token_windows(packer.pack(text, windows, f"slice {name}"), name)
+        for name, text in texts.items()
+    ]
+
+
+def chat_template(recipe: Recipe, checkpoint: Checkpoint) -> ChatTemplate:
+    """The template that was requested, by name or from a file, or else the checkpoint's."""
+    chat = architecture_of(checkpoint.config).chat
+    source = choose_template(recipe.chat_template, checkpoint.chat_template(), chat)
+    return ChatTemplate(source, checkpoint.special_tokens())
+
+
+def evaluation_text(
+    recipe: Recipe, checkpoint: Checkpoint, template: ChatTemplate
+) -> Sequence[TokenWindows]:
+    """Read the evaluation text that a recipe names; empty if it has no certificate."""
+    if recipe.eval_windows == 0:
+        return ()
+    packer = Packer.of(recipe, checkpoint, template)
+    return evaluation_windows(packer, recipe.eval_slices, recipe.eval_windows)
 
 
 def _what_fits(tokens: int, seq_len: int, share: float) -> str:
@@ -225,17 +217,13 @@ def dealt_documents(
     library: Library, of: Sequence[TextFile], seed: int, *labels: str
 ) -> Iterator[Document]:
     """Every document of some files: shuffled within its file, the files taking turns."""
-    files = list(of)
-    _generator(seed, *labels).shuffle(files)
-    shuffled = [_shuffled(library, file, seed) for file in files]
-    for deal in zip_longest(*shuffled):
+    files = shuffled(of, seed, *labels)
+    for deal in zip_longest(*(_documents(library, file, seed) for file in files)):
         yield from (document for document in deal if document is not None)
 
 
-def _shuffled(library: Library, file: TextFile, seed: int) -> Iterator[Document]:
-    documents = library.read(file)
-    _generator(seed, file.path).shuffle(documents)
-    yield from documents
+def _documents(library: Library, file: TextFile, seed: int) -> Iterator[Document]:
+    yield from shuffled(library.read(file), seed, file.path)  # read when the first is wanted
 
 
 def own_documents(source: str, library: Library) -> list[Document]:
@@ -252,15 +240,13 @@ def own_documents(source: str, library: Library) -> list[Document]:
 
 
 def shuffled(items: Sequence[T], seed: int, *labels: str) -> list[T]:
-    """Items in an order that the seed and the labels decide."""
+    """Items in an order that the seed and the labels decide.
+
+    Python hashes string seeds by sha512, on every machine.
+    """
     ordered = list(items)
-    _generator(seed, *labels).shuffle(ordered)
+    random.Random("/".join([str(seed), *labels])).shuffle(ordered)  # noqa: S311 - no secret
     return ordered
-
-
-def _generator(seed: int, *labels: str) -> random.Random:
-    """A generator for one purpose. Python hashes string seeds by sha512, on every machine."""
-    return random.Random("/".join([str(seed), *labels]))  # noqa: S311 - an order, not a secret
 
 
 def _check(count: int, seq_len: int, *, what: str) -> None:

@@ -10,8 +10,13 @@ from pathlib import Path
 
 import torch
 
-from gemquant.calibration.recipe_text import calibration_text, chat_template, evaluation_text
-from gemquant.calibration.windows import TokenWindows
+from gemquant.calibration.windows import (
+    Packer,
+    TokenWindows,
+    calibration_windows,
+    chat_template,
+    evaluation_text,
+)
 from gemquant.convert import pipeline
 from gemquant.convert.plan import Job, PlannedJob, linear_weights, plan
 from gemquant.convert.plugins import exporter
@@ -100,9 +105,9 @@ class OpenedModel(ProblemCollector):
     def calibration(self) -> Attempt[TokenWindows]:
         """The calibration text."""
         self._progress.start("reading the calibration text", 0)
-        return self.attempt(
-            lambda: calibration_text(self.recipe, self.checkpoint, self.template.value)
-        )
+        recipe = self.recipe
+        packer = self.attempt(lambda: Packer.of(recipe, self.checkpoint, self.template.value))
+        return self.attempt(lambda: calibration_windows(packer.value, recipe.calib, recipe.samples))
 
     def evaluation(self) -> Attempt[Sequence[TokenWindows]]:
         """The evaluation text; empty without a certificate."""

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemquant.calibration.prompts import calibration_prompts
-from gemquant.calibration.recipe_text import evaluation_text
-from gemquant.calibration.windows import TokenWindows
+from gemquant.calibration.windows import Packer, TokenWindows, evaluation_text
 from gemquant.convert.candidates import weight_count
 from gemquant.convert.prepare import OpenedModel, calibration_dtype
 from gemquant.core.artifact import output_problems
@@ -151,15 +150,8 @@ def _slices(model: OpenedModel, windows: int) -> Sequence[TokenWindows]:
 
 
 def _prompts(model: OpenedModel) -> Sequence[Mapping[str, str]]:
-    recipe = model.recipe
-    return calibration_prompts(
-        model.checkpoint.tokenizer(),
-        source=recipe.calib,
-        samples=recipe.samples,
-        seq_len=recipe.seq_len,
-        seed=recipe.seed,
-        chat_template=model.template.value,
-    )
+    packer = Packer.of(model.recipe, model.checkpoint, model.template.value)
+    return calibration_prompts(packer, model.recipe.calib, model.recipe.samples)
 
 
 def _release(

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from gemquant.calibration.stream import embed_windows, stream_layers
-from gemquant.calibration.windows import calibration_windows, evaluation_windows
+from gemquant.calibration.windows import Packer, calibration_windows, evaluation_windows
 from gemquant.core.json_document import Record
 from gemquant.core.progress import Progress
 from gemquant.core.recipe import DEFAULT_CALIBRATION
@@ -164,18 +164,11 @@ def _open(model: str | None) -> Checkpoint:
 
 def _windows(request: SimulationRequest, checkpoint: Checkpoint) -> tuple[Tensor, Tensor]:
     """Calibration windows, and one window of another text to compare."""
-    tokenizer, bos = checkpoint.tokenizer(), checkpoint.config["bos_token_id"]
     stock = ChatTemplate(architecture_of(checkpoint.config).chat.template("stock"))
-    common: dict[str, Any] = {
-        "seq_len": request.tokens,
-        "seed": 0,
-        "bos": bos,
-        "chat_template": stock,
-    }
-    (compared,) = evaluation_windows(tokenizer, slices=("english",), windows=1, **common)
-    calibration = calibration_windows(
-        tokenizer, source=DEFAULT_CALIBRATION, samples=request.samples, **common
-    )
+    bos = checkpoint.config["bos_token_id"]
+    packer = Packer(checkpoint.tokenizer(), request.tokens, bos, stock)
+    (compared,) = evaluation_windows(packer, ("english",), 1)
+    calibration = calibration_windows(packer, DEFAULT_CALIBRATION, request.samples)
     return calibration.ids, compared.ids
 
 

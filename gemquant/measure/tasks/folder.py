@@ -81,34 +81,26 @@ def folder_problems(
     """
     if not folder.is_dir():
         return [UsageError(f"--task-folder {folder}: not a folder.")]
-    files = _task_files(folder)
-    if not files:
-        return [
-            UsageError(
-                f"--task-folder {folder}: contains no .yaml file.", hint="docs/tasks.md shows one."
-            )
-        ]
+    if not _task_files(folder):
+        hint = "docs/tasks.md shows one."
+        return [UsageError(f"--task-folder {folder}: contains no .yaml file.", hint=hint)]
     problems = ProblemCollector()
-    seen: set[Path] = set()
-    while files:
-        path = files.pop(0)
-        if path.resolve() in seen:
-            continue
-        seen.add(path.resolve())
-        attempt = problems.attempt(partial(_read, path, folder))
-        if not attempt.succeeded:
-            continue
-        file = attempt.value
-        files += _included(file)
+    for path, file in _with_included(folder, problems):
         if not code_allowed:
             problems += [_refused(path, code) for code in _code(file, knows_metric)]
-            problems += [_remote(path, url) for url in _urls(file)]
+            problems += [
+                UnsupportedError(
+                    f"{path}: {url}: a task file may not fetch data from an address.",
+                    hint=f"Download the file and name its path, or pass {ALLOW}.",
+                )
+                for url in _urls(file)
+            ]
     return problems
 
 
 def is_local(folder: Path) -> bool:
     """Whether all data of a folder of readable task files is in local files."""
-    files = [file for path in _task_files(folder) for file in _with_included(path, folder)]
+    files = [file for _, file in _with_included(folder, ProblemCollector())]
     if any(url for file in files for url in _urls(file)):
         return False
     tables = [table for file in files for table in _tables(file.content)]
@@ -133,14 +125,17 @@ def _task_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*.yaml") if "__pycache__" not in path.parts)
 
 
-def _with_included(path: Path, folder: Path) -> Iterator[_TaskFile]:
-    waiting, seen = [path], set[Path]()
+def _with_included(folder: Path, problems: ProblemCollector) -> Iterator[tuple[Path, _TaskFile]]:
+    """Yield a folder's files and those that they include, each once, if they can be read."""
+    waiting, seen = _task_files(folder), set[Path]()
     while waiting:
-        file = _read(waiting.pop(), folder)
-        if file.path not in seen:
-            seen.add(file.path)
-            yield file
-            waiting += _included(file)
+        path = waiting.pop(0)
+        if path.resolve() not in seen:
+            seen.add(path.resolve())
+            attempt = problems.attempt(partial(_read, path, folder))
+            if attempt.succeeded:
+                yield path, attempt.value
+                waiting += _included(attempt.value)
 
 
 def _read(path: Path, folder: Path) -> _TaskFile:
@@ -218,13 +213,6 @@ def _refused(path: Path | str, what: str) -> GemquantError:
     return UnsupportedError(
         f"{path}: {what}: would run Python that comes with the task.",
         hint=f"Read it, then pass {ALLOW}.",
-    )
-
-
-def _remote(path: Path, url: str) -> GemquantError:
-    return UnsupportedError(
-        f"{path}: {url}: a task file may not fetch data from an address.",
-        hint=f"Download the file and name its path, or pass {ALLOW}.",
     )
 
 

@@ -15,13 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gemquant.core.progress import Progress
-from gemquant.errors import (
-    CalibrationError,
-    GemquantError,
-    RuntimeMissingError,
-    UsageError,
-    refuse,
-)
+from gemquant.errors import CalibrationError, GemquantError, RuntimeMissingError, UsageError, refuse
 from gemquant.measure.tasks.document import Settings
 from gemquant.measure.tasks.folder import data_loader, folder_problems, is_local, task_names
 from gemquant.models.template_process import RenderingError, shared_renderer
@@ -75,13 +69,8 @@ def load(
 
         names_in_folder: set[str] = set()
         if folder is not None:
-            refuse(
-                folder_problems(
-                    folder,
-                    code_allowed=code_allowed,
-                    knows_metric=lambda name: name in METRIC_REGISTRY,
-                )
-            )
+            known = METRIC_REGISTRY.__contains__
+            refuse(folder_problems(folder, code_allowed=code_allowed, knows_metric=known))
             names_in_folder = task_names(folder)
         progress.start("reading lm-eval's list of tasks", 0)
         all_in_folder = folder is not None and names_in_folder.issuperset(names)
@@ -229,20 +218,15 @@ def _repeated(
     return [UsageError(message)] if repeated else []
 
 
-def _unknown(names: Sequence[str], known: Sequence[str]) -> list[GemquantError]:
-    problems: list[GemquantError] = []
+def _unknown(names: Sequence[str], known: Sequence[str]) -> Iterator[GemquantError]:
     for name in names:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=3)
-            problems.append(
-                UsageError(
-                    f"--tasks {name}: lm-eval has no task of that name.",
-                    hint=f"Did you mean {' or '.join(close)}?"
-                    if close
-                    else "lm-eval ls tasks lists them; --task-folder adds your own.",
-                )
+            close = " or ".join(difflib.get_close_matches(name, known, n=3))
+            others = "lm-eval ls tasks lists them; --task-folder adds your own."
+            yield UsageError(
+                f"--tasks {name}: lm-eval has no task of that name.",
+                hint=f"Did you mean {close}?" if close else others,
             )
-    return problems
 
 
 def _is_network_error(error: Exception) -> bool:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from gemquant.core.json_document import Record
 from gemquant.core.untrusted import UntrustedFile
-from gemquant.errors import UsageError
 from gemquant.measure.tasks.document import PublishedFigure
 
 _LIMIT_BYTES = 4_000_000
@@ -52,26 +49,13 @@ class PublishedFile(Record):
 
 def shipped_figures() -> tuple[Figure, ...]:
     """Return the figures of Google's model cards."""
-    text = files("gemquant.measure.tasks").joinpath("published.toml").read_text(encoding="utf-8")
-    return _figures(tomllib.loads(text))
+    return read_figures(Path(__file__).with_name("published.toml"))
 
 
 def read_figures(path: Path) -> tuple[Figure, ...]:
     """Read a user's TOML or JSON file; UsageError names the file and what is wrong."""
-    label = f"--published {path}"
-    content = UntrustedFile(path, _LIMIT_BYTES, label=label).json_or_toml()
-    try:
-        return _figures(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise UsageError(
-            f"{label}: {where}: {first['msg']}.", hint="docs/tasks.md shows a file."
-        ) from None
-
-
-def _figures(content: Any) -> tuple[Figure, ...]:
-    file = PublishedFile.model_validate(content)
+    hint, label = "docs/tasks.md shows a file.", f"--published {path}"
+    file = UntrustedFile(path, _LIMIT_BYTES, hint=hint, label=label).table(PublishedFile)
     return tuple(
         each.model_copy(update={"source": file.sources.get(each.source, each.source)})
         for each in file.figure

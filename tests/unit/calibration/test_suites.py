@@ -121,8 +121,8 @@ def test_nothing_to_measure_on_is_an_error(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("version = 2\n", "not suites of version 1"),
-        ("version = 1\n", "cannot be read: 'suites'"),
+        ("version = 2\n", "version: Input should be 1"),
+        ("version = 1\n", "suites: Field required"),
         (
             "version = 1\n[suites.a]\nversion = 1\nseq_len = 9\nwindows = 1\n",
             "order: Field required",

@@ -8,7 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gemquant.calibration.windows import TokenWindows, calibration_windows, evaluation_windows
+from gemquant.calibration.windows import (
+    Packer,
+    TokenWindows,
+    calibration_windows,
+    evaluation_windows,
+)
 from gemquant.errors import CalibrationError, Problems, UsageError
 from gemquant.models.chat import ChatTemplate
 from gemquant.models.chat_templates import STOCK
@@ -38,11 +43,12 @@ class WordTokenizer:
 def _calibrate(
     source: str = "general", *, tokenizer=None, template=None, **changes
 ) -> TokenWindows:
-    settings = {"samples": 4, "seq_len": 6, "seed": 0, "bos": BOS} | changes
+    settings = {"samples": 4, "seq_len": 6, "seed": 0} | changes
     template = template or ChatTemplate(STOCK)
-    return calibration_windows(
-        tokenizer or WordTokenizer(), source=source, chat_template=template, **settings
+    packer = Packer(
+        tokenizer or WordTokenizer(), settings["seq_len"], BOS, template, settings["seed"]
     )
+    return calibration_windows(packer, source, settings["samples"])
 
 
 def _file(folder: Path, name: str, text: str) -> str:
@@ -104,15 +110,7 @@ def test_a_mixture_keeps_its_shares(small_library):
 
 def test_the_files_of_a_kind_take_turns(small_library):
     words = WordTokenizer()
-    calibration_windows(
-        words,
-        source="general",
-        samples=4,
-        seq_len=6,
-        seed=0,
-        bos=BOS,
-        chat_template=ChatTemplate(STOCK),
-    )
+    calibration_windows(Packer(words, 6, BOS, ChatTemplate(STOCK)), "general", 4)
     seen = [word[:2] for word in words.words if word.startswith("e")]
     assert sorted(seen[:2]) == ["ea", "eb"]
 
@@ -176,15 +174,8 @@ def test_bad_counts_are_reported_together(small_library):
 
 
 def _evaluate(slices, *, tokenizer=None, windows=2, seed=0) -> list[TokenWindows]:
-    return evaluation_windows(
-        tokenizer or WordTokenizer(),
-        slices=slices,
-        windows=windows,
-        seq_len=4,
-        seed=seed,
-        bos=BOS,
-        chat_template=ChatTemplate(STOCK),
-    )
+    packer = Packer(tokenizer or WordTokenizer(), 4, BOS, ChatTemplate(STOCK), seed)
+    return evaluation_windows(packer, slices, windows)
 
 
 def test_all_slices_are_evaluated_by_default(small_library):
