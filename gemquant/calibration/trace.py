@@ -9,17 +9,17 @@ from torch import Tensor
 
 from gemquant.calibration.statistics import ActivationRanges, StatisticsGatherer
 from gemquant.calibration.stream import (
-    ROWS_AT_ONCE,
     RowsOf,
     Stream,
     UnheldWeights,
     embed_windows,
     layer_weights,
+    runs_of_rows,
 )
 from gemquant.calibration.windows import TokenWindows
 from gemquant.core.progress import Progress
 from gemquant.core.protocols import ActivationRange, Block, Statistics, Weights
-from gemquant.errors import CalibrationError
+from gemquant.errors import CalibrationError, UnsupportedError
 from gemquant.formats.gguf.imatrix import ImportanceEntry, ImportanceMatrix
 from gemquant.formats.gguf.names import to_gguf
 from gemquant.models.architecture import layer_structure
@@ -28,9 +28,10 @@ from gemquant.models.structure import (
     EMBEDDING,
     FINAL_NORM,
     HEAD,
-    embedding_structure,
+    LayerStructure,
     head_structure,
     layer_prefix,
+    table_structure,
 )
 from gemquant.numerics.precision import fast_products
 
@@ -72,23 +73,20 @@ class Trace:
         return self._skeleton.layers
 
     @property
-    def hidden(self) -> Tensor | None:
-        """Output of the last block, (windows, tokens, hidden); None without calibration."""
-        return None if self._stream is None else self._stream.hidden
+    def stream(self) -> Stream | None:
+        """The calibration windows; None without calibration."""
+        if self._stream is None and self._calibration is not None:
+            self._stream = embed_windows(self._skeleton, self._weights, self._calibration.ids)
+        return self._stream
 
-    def go_on(
-        self, finished: int, hidden: Tensor | None, ranges: Mapping[int, ActivationRange]
-    ) -> None:
+    def go_on(self, finished: int, ranges: Mapping[int, ActivationRange]) -> None:
         """Leave out the first layers, of which an earlier run has told this much."""
         self._first = finished
         self.activation_ranges.layers |= ranges
-        if hidden is not None:
-            self._stream = Stream(self._skeleton, hidden.to(self._skeleton.device))
 
     def blocks(self) -> Iterator[Block]:
         """Yield every decoder layer that is not left out with the statistics of its inputs."""
-        if self._calibration is not None and self._stream is None:
-            self._stream = embed_windows(self._skeleton, self._weights, self._calibration.ids)
+        stream = self.stream
         for index in range(self._first, self._skeleton.layers):
             structure = layer_structure(self._weights.config, index)
             prefix, names = layer_prefix(index), list(structure.shapes)
@@ -98,25 +96,22 @@ class Trace:
                 weights = layer_weights(self._weights, prefix, names, self._skeleton)
             statistics: dict[str, Statistics] = {}
             activation_range: ActivationRange | None = None
-            if self._stream is not None:
-                gatherers = {
-                    group.linears[0]: StatisticsGatherer(
-                        weights[f"{group.linears[0]}.weight"].shape[1],
-                        gram=self._gram,
-                        device=self._skeleton.device,
-                        every=self._every,
+            if stream is not None:
+                if structure.stacks:
+                    raise UnsupportedError(
+                        "statistics of experts are not gathered yet.",
+                        hint="Quantize without calibration: gemquant rtn",
                     )
-                    for group in structure.groups
-                }
+                gatherers = self._gatherers(structure)
                 observer = self.activation_ranges.observer(index, prefix)
                 with self._skeleton.observing(index, inputs=gatherers, outputs=observer):
-                    self._stream.advance(index, weights)
+                    stream.advance(index, weights)
                 self._require_finite(prefix)
                 for group in structure.groups:
-                    shared = gatherers[group.linears[0]].result()
-                    statistics |= dict.fromkeys(group.linears, shared)
+                    shared = gatherers.pop(group.reader).result()
+                    statistics |= dict.fromkeys((group.reader, *group.linears), shared)
                     # What gate and up produce together is the output of no module.
-                    observer(f"{group.linears[0]} (input)", shared.max_abs)
+                    observer(f"{group.reader} (input)", shared.max_abs)
                 activation_range = observer.close()
                 del gatherers, observer, shared
             yield Block(
@@ -131,22 +126,36 @@ class Trace:
             )
             del weights, statistics
 
+    def _gatherers(self, structure: LayerStructure) -> dict[str, StatisticsGatherer]:
+        """One for every input of a layer's linears, by what reads it."""
+        shapes = structure.linear_shapes
+        return {
+            group.reader: StatisticsGatherer(
+                shapes[group.linears[0]][1],
+                gram=self._gram,
+                device=self._skeleton.device,
+                every=self._every,
+            )
+            for group in structure.groups
+        }
+
     def table_runs(self, name: str) -> int:
         """How many blocks ``table`` will yield."""
-        return -(-self._weights.shape(self._source(name))[0] // ROWS_AT_ONCE)
+        rows, columns = self._weights.shape(self._source(name))
+        return sum(1 for _ in runs_of_rows(rows, columns))
 
     def table(self, name: str) -> Iterator[Block]:
-        """Yield the embedding or, after the last block, the head in runs of rows.
+        """Yield a table or, after the last block, the head in runs of rows.
 
         A tied head is made of the embedding's rows.
         """
         source, head = self._source(name), name == HEAD
-        structure = head_structure() if head else embedding_structure()
+        structure = head_structure() if head else table_structure(name)
         statistics = self.head_statistics() if head else {}
         index = self._skeleton.layers if head else -1
-        rows = self._weights.shape(source)[0]
-        for start in range(0, rows, ROWS_AT_ONCE):
-            part = {name: RowsOf(source, start, min(start + ROWS_AT_ONCE, rows))}
+        rows, columns = self._weights.shape(source)
+        for start, stop in runs_of_rows(rows, columns):
+            part = {name: RowsOf(source, start, stop)}
             unheld = UnheldWeights(self._weights, part, self._skeleton.device)
             weights = {name: unheld[name]} if self._held else unheld
             yield Block(

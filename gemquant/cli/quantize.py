@@ -130,7 +130,7 @@ def print_plan(planned: Sequence[PlannedJob], *, as_json: bool) -> None:
 def _fallbacks(planned: PlannedJob) -> dict[tuple[str, str], list[str]]:
     """Modules by what they are stored as and why."""
     groups: dict[tuple[str, str], list[str]] = {}
-    for each in planned.job.quantizer.fallbacks:
+    for each in planned.fallbacks:
         groups.setdefault((each.stored, each.reason), []).append(each.module)
     return groups
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from gemquant.calibration.statistics import ActivationRanges
-from gemquant.calibration.stream import ROWS_AT_ONCE
+from gemquant.calibration.stream import runs_of_rows
 from gemquant.calibration.windows import TokenWindows
 from gemquant.convert.finalize import ArtifactFacts, write_config
 from gemquant.convert.plan import SMALL_FILES_BYTES, PlannedJob
@@ -23,7 +22,6 @@ from gemquant.core.protocols import (
     QuantizedSpec,
     QuantizedWeight,
     RowChunks,
-    RowSource,
     Writer,
 )
 from gemquant.core.weights import ChunkedWeight, QuantizedRows, Stackable
@@ -31,7 +29,7 @@ from gemquant.formats.checkpoint import Checkpoint
 from gemquant.measure.quality.divergence import Table
 from gemquant.measure.quality.streams import head_name, reference_runtime
 from gemquant.models.skeleton import Skeleton
-from gemquant.models.structure import EMBEDDING, FINAL_NORM, layer_prefix
+from gemquant.models.structure import FINAL_NORM, PER_LAYER_NORM, layer_prefix
 from gemquant.numerics import native
 from gemquant.numerics.precision import narrowed
 
@@ -72,6 +70,26 @@ def _writer(planned: PlannedJob, folder: Path, finished: int) -> AbstractContext
             path.unlink()
     prefixes = tuple(map(layer_prefix, range(finished)))
     return create(folder, header, [name for name in header.layout if name.startswith(prefixes)])
+
+
+class _Decoded(Mapping[str, Tensor]):
+    """Tensors that are decoded at each access, so that none stays in memory."""
+
+    def __init__(
+        self,
+        stored: Mapping[str, Tensor | QuantizedWeight],
+        decode: Callable[[Tensor | QuantizedWeight], Tensor],
+    ) -> None:
+        self._stored, self._decode = stored, decode
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._decode(self._stored[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
 
 
 class JobWriter:
@@ -122,50 +140,54 @@ class JobWriter:
             self._tables.setdefault(name, ChunkedWeight(spec.shape)).append(run)
 
     def quantize(self, block: Block) -> Mapping[str, Tensor | QuantizedWeight]:
-        """Write a layer; return its parameters by short name, as they are stored."""
+        """Write a layer; return its parameters by short name, as they are stored.
+
+        Without a certificate nothing is returned: then they need not stay in memory.
+        """
         decided = self._quantizer.quantize(block, self._container)
-        stored = {
-            name: decided[name]
-            if name in decided
-            else narrowed(block.prefix + name, block.weights[name], self._float)
-            for name in block.weights
-        }
-        self._writer.write({block.prefix + name: value for name, value in stored.items()})
+        stored: dict[str, Tensor | QuantizedWeight] = {}
+        for name in block.weights:
+            value = decided.get(name)
+            if value is None:
+                value = narrowed(block.prefix + name, block.weights[name], self._float)
+            self._writer.write({block.prefix + name: value})
+            if self._certified:
+                stored[name] = value
         return stored
 
-    def decoded(self, stored: Mapping[str, Tensor | QuantizedWeight]) -> dict[str, Tensor]:
-        """A layer's parameters as a loader will see them, in the compute type."""
-        return {name: self._decoded(value) for name, value in stored.items()}
+    def decoded(self, stored: Mapping[str, Tensor | QuantizedWeight]) -> Mapping[str, Tensor]:
+        """A layer's parameters as a loader will see them, in the compute type, each when read."""
+        return _Decoded(stored, self._decoded)
 
     def flush(self) -> None:
         """Make every layer that was written durable."""
         self._writer.flush()
 
-    def write_final_norm(self) -> None:
-        """Write the norm before the head."""
-        self._writer.write({FINAL_NORM: self._norm()})
+    def write_outer_norms(self) -> None:
+        """Write the norms that belong to no layer."""
+        for name in (PER_LAYER_NORM, FINAL_NORM):
+            if name in self.layout:
+                tensor = narrowed(name, self._checkpoint.tensor(name), self._float)
+                self._writer.write({name: tensor})
 
-    def embedding(self) -> tuple[RowSource, torch.dtype | None]:
-        """The embedding as stored, and the type to round its rows to where they come unrounded."""
-        if EMBEDDING in self._tables:
-            return self._tables[EMBEDDING], None
-        return self._checkpoint, self._float
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor outside the layers."""
+        return self.layout[name].shape
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows of a tensor outside the layers as stored, decoded: a ``RowSource``."""
+        if name in self._tables:
+            return self._tables[name].rows(name, start, stop)
+        return self._checkpoint.rows(name, start, stop, self._float)
 
     def final_norm(self) -> Tensor:
         """The final norm's weight as stored, in the compute type."""
-        return self._decoded(self._norm())
+        return self._decoded(self.rows(FINAL_NORM, 0, self.shape(FINAL_NORM)[0]))
 
     def head_table(self) -> Table:
         """The head as stored, decoded run by run."""
         name = head_name(self._planned.header.config)
-        held = self._tables.get(name)
-
-        def rows(start: int, stop: int) -> Tensor:
-            if held is not None:
-                return self._decoded(held.rows(name, start, stop))
-            return self._decoded(self._checkpoint.rows(name, start, stop, self._float))
-
-        return rows
+        return lambda start, stop: self._decoded(self.rows(name, start, stop))
 
     def close(
         self,
@@ -196,7 +218,7 @@ class JobWriter:
             calibration=calibration if job.quantizer.needs else None,
             certificates=(certificate,) if slices else (),
             libraries={"gemquant-kernels": native.version()},
-            fallbacks=job.quantizer.fallbacks,
+            fallbacks=self._planned.fallbacks,
             activation_range=_activation_range(ranges) if job.quantizer.needs else None,
         ).finalize(self._folder)
 
@@ -204,15 +226,11 @@ class JobWriter:
         tensor = value if isinstance(value, Tensor) else value.dequantize()
         return tensor.to(self._skeleton.device, self._skeleton.dtype)
 
-    def _norm(self) -> Tensor:
-        return narrowed(FINAL_NORM, self._checkpoint.tensor(FINAL_NORM), self._float)
-
     def _table(self, name: str) -> RowChunks:
         rows, columns = self._checkpoint.shape(name)
 
         def chunks() -> Iterator[Tensor]:
-            for start in range(0, rows, ROWS_AT_ONCE):
-                stop = min(start + ROWS_AT_ONCE, rows)
+            for start, stop in runs_of_rows(rows, columns):
                 yield narrowed(name, self._checkpoint.rows(name, start, stop), self._float)
 
         return RowChunks((rows, columns), self._float, chunks)

@@ -12,7 +12,9 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from gemquant.calibration.stream import Stream
 from gemquant.calibration.trace import Trace
 from gemquant.calibration.windows import TokenWindows
 from gemquant.convert.job import JobWriter, open_job
@@ -31,12 +33,18 @@ from gemquant.errors import CalibrationError
 from gemquant.formats.checkpoint import Checkpoint
 from gemquant.measure.quality.streams import EvaluationStreams, final_norm, head_table
 from gemquant.models.skeleton import Skeleton
-from gemquant.models.structure import EMBEDDING, HEAD
+from gemquant.models.structure import EMBEDDING, HEAD, PER_LAYER_PROJECTION, PER_LAYER_TABLE
 from gemquant.numerics.precision import fast_products
 
 CALIBRATION, ORIGINAL, CANDIDATE = "calibration", "original", "candidate."
 SEALING = "writing and hashing files"
-TABLES = {EMBEDDING: "quantizing the embedding", HEAD: "quantizing the head"}
+FIRST_TABLES = (EMBEDDING, PER_LAYER_TABLE, PER_LAYER_PROJECTION)
+TABLES = {
+    EMBEDDING: "quantizing the embedding",
+    PER_LAYER_TABLE: "quantizing the per-layer embedding",
+    PER_LAYER_PROJECTION: "quantizing the per-layer projection",
+    HEAD: "quantizing the head",
+}
 
 
 @fast_products()
@@ -86,7 +94,7 @@ def run(
             )
             for job in planned
         ]
-        _write_table(EMBEDDING, writers, trace, progress)
+        _write_tables(FIRST_TABLES, writers, trace, progress)
         streams = EvaluationStreams(skeleton, evaluation) if evaluation else None
         first = _start_streams(saved, checkpoint, trace, streams, writers, progress)
 
@@ -108,8 +116,8 @@ def run(
             _save(saved, finished, trace, streams, writers)
 
         for writer in writers:
-            writer.write_final_norm()
-        _write_table(HEAD, writers, trace, progress)
+            writer.write_outer_norms()
+        _write_tables([HEAD], writers, trace, progress)
         results: list[tuple[SliceEvaluation, ...]] = [() for _ in writers]
         if streams is not None:
             original, *candidates = streams.predictors(
@@ -157,16 +165,24 @@ def _start_streams(
     Returns the index of the first layer to quantize.
     """
     state = None if saved is None else saved.state
-    if state is None:
-        if streams is not None:
-            progress.start("embedding the text", 0)
-            streams.embed(checkpoint, [writer.embedding() for writer in writers])
-        return 0
-    trace.go_on(state.layers, state.hidden.get(CALIBRATION), state.reach)
     if streams is not None:
-        candidates = [state.hidden[f"{CANDIDATE}{n}"] for n in range(len(writers))]
-        streams.resume(state.hidden[ORIGINAL], candidates)
+        progress.start("embedding the text", 0)
+        streams.embed(checkpoint, [(writer, None) for writer in writers])
+    if state is None:
+        return 0
+    trace.go_on(state.layers, state.reach)
+    for name, stream in _named_streams(trace, streams).items():
+        stream.restore(name, state.hidden)
     return state.layers
+
+
+def _named_streams(trace: Trace, streams: EvaluationStreams | None) -> dict[str, Stream]:
+    """Every stream by the name under which it is saved."""
+    named = {CALIBRATION: trace.stream} if trace.stream is not None else {}
+    if streams is not None:
+        named[ORIGINAL] = streams.original
+        named |= {f"{CANDIDATE}{n}": each for n, each in enumerate(streams.candidates)}
+    return named
 
 
 def _save(
@@ -179,16 +195,22 @@ def _save(
     """Save all that crosses from the finished layers to the next, if it is time."""
     if saved is None or not saved.due():
         return
-    hidden = {CALIBRATION: trace.hidden} if trace.hidden is not None else {}
-    if streams is not None:
-        hidden[ORIGINAL] = streams.original.hidden
-        hidden |= {f"{CANDIDATE}{n}": each.hidden for n, each in enumerate(streams.candidates)}
+    hidden: dict[str, Tensor] = {}
+    for name, stream in _named_streams(trace, streams).items():
+        hidden |= stream.state(name)
     for writer in writers:
         writer.flush()
     saved.save(RunState(finished, hidden, trace.activation_ranges.layers))
 
 
 # ---------------------------------------------------------------- tables, statistics
+
+
+def _write_tables(
+    names: Sequence[str], writers: Sequence[JobWriter], trace: Trace, progress: Progress
+) -> None:
+    for name in names:
+        _write_table(name, writers, trace, progress)
 
 
 def _write_table(name: str, writers: Sequence[JobWriter], trace: Trace, progress: Progress) -> None:

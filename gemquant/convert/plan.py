@@ -10,6 +10,7 @@ from math import prod
 from pathlib import Path
 
 from gemquant.convert.resume import interrupted_at_the_end
+from gemquant.core.artifact import Fallback
 from gemquant.core.artifact.staging import interrupted_bytes, output_problems
 from gemquant.core.options import problems_with
 from gemquant.core.protocols import (
@@ -25,7 +26,12 @@ from gemquant.core.scheme import Scheme
 from gemquant.errors import GemquantError, OutputError, refuse
 from gemquant.formats.checkpoint import Checkpoint
 from gemquant.formats.source_model import Origin
-from gemquant.models.architecture import linear_shapes, tensor_shapes
+from gemquant.models.architecture import (
+    container_problems,
+    kept_reason,
+    linear_shapes,
+    tensor_shapes,
+)
 from gemquant.models.structure import EMBEDDING, HEAD
 
 # Tokenizer, card, configuration and manifest: a generous guess.
@@ -84,6 +90,24 @@ class PlannedJob:
             if isinstance(spec, PlainSpec) and len(spec.shape) == 2
         ]
 
+    @property
+    def fallbacks(self) -> Sequence[Fallback]:
+        """Weights not stored as requested: the quantizer's, and what is kept in 16 bits."""
+        kept = {name: kept_reason(name) for name in self.kept if self.quantized}
+        stored = str(self.job.exporter.container(self.header.config).float_dtype)
+        return [
+            *self.job.quantizer.fallbacks,
+            *(
+                Fallback(
+                    module=name.removesuffix(".weight"),
+                    stored=stored.removeprefix("torch."),
+                    reason=reason,
+                )
+                for name, reason in kept.items()
+                if reason is not None
+            ),
+        ]
+
 
 def linear_weights(weights: Weights) -> dict[str, tuple[int, int]]:
     """Full names and shapes (out, in) of all decoder linears."""
@@ -98,7 +122,11 @@ def plan(jobs: Sequence[Job], checkpoint: Checkpoint) -> list[PlannedJob]:
     # Some of the folders may stand already; whether they are this run's is checked when it runs.
     ending = interrupted_at_the_end(jobs[0].out)
     for job in jobs:
-        job_problems = [*problems_with(job.quantizer), *job.quantizer.problems(linears)]
+        job_problems = [
+            *container_problems(checkpoint.config["model_type"], job.exporter.name),
+            *problems_with(job.quantizer),
+            *job.quantizer.problems(linears),
+        ]
         header = _header(job, checkpoint)
         # Sizes of an impossible layout mean nothing, and its problems would come twice.
         if not job_problems:
@@ -127,18 +155,18 @@ def _header(job: Job, checkpoint: Checkpoint) -> ArtifactHeader:
     config = dict(checkpoint.config)
     container = job.exporter.container(config)
     rows, columns = checkpoint.shape(EMBEDDING)
-    matrices = {EMBEDDING: (rows, columns), **linear_weights(checkpoint)}
     layout: dict[str, PlainSpec | QuantizedSpec] = {}
     for name, shape in tensor_shapes(config).items():
         layout[name] = PlainSpec(shape, container.float_dtype)
-        if name in matrices:
-            scheme = job.quantizer.scheme_for(name, matrices[name])
+        if len(shape) == 2 and name != HEAD:
+            matrix = (shape[0], shape[1])
+            scheme = job.quantizer.scheme_for(name, matrix)
             if scheme is not None:
-                layout[name] = QuantizedSpec(matrices[name], scheme)
-    head_scheme = job.quantizer.scheme_for(HEAD, matrices[EMBEDDING])
+                layout[name] = QuantizedSpec(matrix, scheme)
+    head_scheme = job.quantizer.scheme_for(HEAD, (rows, columns))
     if head_scheme is not None:
         config["tie_word_embeddings"] = False
-        layout[HEAD] = QuantizedSpec(matrices[EMBEDDING], head_scheme)
+        layout[HEAD] = QuantizedSpec((rows, columns), head_scheme)
     origin = Origin(checkpoint, job.recipe.chat_template)
     facts = job.quantizer.facts(job.recipe)
     return ArtifactHeader(config, layout, origin, job.quantizer.label, facts)

@@ -39,6 +39,7 @@ from gemquant.errors import ArtifactError, GemquantError, UnsupportedError, list
 from gemquant.formats.packed import PackedFolder, mixed, plain_linears
 from gemquant.formats.packed_weights import PackedLinear, module_of
 from gemquant.formats.safetensors.reader import MappedSafetensors
+from gemquant.models.experts import expert_number
 from gemquant.numerics.bitsandbytes import (
     NESTED_BLOCK,
     codebook,
@@ -210,6 +211,15 @@ class BitsAndBytes(PackedFolder):
             )
             return problems
         problems += mixed(map(describe, schemes), self.name)
+        if any(expert_number(name) is not None for name in quantized):
+            problems.append(
+                UnsupportedError(
+                    f"{self.name} holds no experts: transformers loads them as one tensor, which "
+                    "bitsandbytes leaves as it is.",
+                    hint="Use gemquant rtn or awq, whose container vLLM reads, or leave the "
+                    "experts in bfloat16: --skip '*.experts.*'",
+                )
+            )
         odd = [
             f"{module_of(name)} {spec.shape}"
             for name, spec in quantized.items()

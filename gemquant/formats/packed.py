@@ -27,13 +27,18 @@ from gemquant.formats.packed_weights import (
     PackedLinear,
     PackedWeights,
     module_of,
+    plain_stacks,
     stored_specs,
 )
 from gemquant.formats.safetensors.reader import MappedSafetensors
 from gemquant.formats.safetensors.writer import MAX_SHARD_BYTES, SafetensorsWriter, file_sizes
 from gemquant.formats.transformers_config import runtime_config
-from gemquant.models.structure import EMBEDDING, HEAD
+from gemquant.models.architecture import places_in_stacks
+from gemquant.models.structure import EMBEDDING, HEAD, PER_LAYER_TABLE
 from gemquant.numerics.precision import narrowed
+
+TABLES = (EMBEDDING, PER_LAYER_TABLE, HEAD)
+"""Matrices that are no decoder's linears."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,8 @@ class PackedFolder(Exporter):
 
     def file_sizes(self, header: ArtifactHeader) -> Mapping[str, int]:
         """Exact bytes of every file."""
-        specs = stored_specs(header.layout, self.packing)
+        stacks = plain_stacks(header.config, header.layout)
+        specs = stored_specs(header.layout, self.packing, stacks)
         return file_sizes(specs, max_shard_bytes=self.max_shard_bytes)
 
     @contextmanager
@@ -96,16 +102,18 @@ class PackedFolder(Exporter):
     ) -> Iterator[PackedWriter]:
         """Open a writer in a scratch folder, new or with the tensors of an interrupted run."""
         layout, packing = header.layout, self.packing
+        stacks = plain_stacks(header.config, layout)
         stored = None
         if finished is not None:
-            stored = stored_specs({name: layout[name] for name in finished}, packing)
+            stored = stored_specs({name: layout[name] for name in finished}, packing, stacks)
         with SafetensorsWriter(
             folder,
-            stored_specs(layout, packing),
+            stored_specs(layout, packing, stacks),
             max_shard_bytes=self.max_shard_bytes,
             finished=stored,
         ) as files:
-            yield PackedWriter(files, layout, packing, self.config(header))
+            places = places_in_stacks(stacks, {name: spec.shape for name, spec in layout.items()})
+            yield PackedWriter(files, layout, packing, self.config(header), places)
 
     def open(self, folder: Path) -> PackedWeights:
         """Read a finished folder back; ArtifactError if its structure is not this container's."""
@@ -130,7 +138,7 @@ def plain_linears(layout: Layout) -> list[str]:
     return [
         module_of(name)
         for name, spec in layout.items()
-        if isinstance(spec, PlainSpec) and len(spec.shape) == 2 and name not in (EMBEDDING, HEAD)
+        if isinstance(spec, PlainSpec) and len(spec.shape) == 2 and name not in TABLES
     ]
 
 
@@ -148,8 +156,10 @@ class PackedWriter:
         layout: Layout,
         packing: PackedLinear | None,
         config: Mapping[str, Any],
+        places: Mapping[str, tuple[str, int]],
     ) -> None:
         self._files = files
+        self._places = places
         self._layout = layout
         self._packing = packing
         self._config = config
@@ -170,10 +180,13 @@ class PackedWriter:
                 self._write_quantized(name, value, spec)
             elif isinstance(value, RowChunks):
                 self._files.write_chunks(name, _narrowed_chunks(name, value, spec))
+            elif isinstance(value, Tensor) and name in self._places:
+                stack, first = self._places[name]
+                self._files.write_rows(stack, first, narrowed(name, value, spec.dtype))
             elif isinstance(value, Tensor):
                 self._files.write(name, narrowed(name, value, spec.dtype))
             else:
-                raise ValueError(f"{name} came quantized, announced as {spec.dtype}.")  # noqa: TRY004
+                raise ValueError(f"{name} came quantized, announced as {spec.dtype}.")
 
     def flush(self) -> None:
         """Make what has been stored durable."""

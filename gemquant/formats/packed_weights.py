@@ -16,8 +16,9 @@ from gemquant.core.scheme import Scheme
 from gemquant.errors import ArtifactError, GemquantError, Problems, listed, refuse
 from gemquant.formats.checkpoint.files import read_json_object
 from gemquant.formats.safetensors.reader import MappedSafetensors
-from gemquant.models.architecture import tensor_shapes
+from gemquant.models.architecture import places_in_stacks, stacked_tensors, tensor_shapes
 from gemquant.models.config import text_config
+from gemquant.models.structure import Stack
 
 
 class PackedLinear(Protocol):
@@ -43,14 +44,29 @@ def module_of(name: str) -> str:
     return name.removesuffix(".weight")
 
 
-def stored_specs(layout: Layout, packing: PackedLinear | None) -> dict[str, PlainSpec]:
+def plain_stacks(config: Mapping[str, Any], layout: Layout) -> dict[str, Stack]:
+    """Stacks of matrices that stay in floating point, which loaders read as one tensor."""
+    return {
+        name: stack
+        for name, stack in stacked_tensors(config).items()
+        if all(isinstance(layout.get(part), PlainSpec) for part in stack.parts)
+    }
+
+
+def stored_specs(
+    layout: Layout, packing: PackedLinear | None, stacks: Mapping[str, Stack]
+) -> dict[str, PlainSpec]:
     """Return every tensor that a layout becomes in the file, by its full name there.
 
-    packing: None where nothing in the layout is quantized.
+    packing: None where nothing in the layout is quantized. stacks: matrices stored as one tensor.
     """
     stored: dict[str, PlainSpec] = {}
+    stack_of = {part: name for name, stack in stacks.items() for part in stack.parts}
     for name, spec in layout.items():
-        if isinstance(spec, PlainSpec):
+        if name in stack_of:
+            stack = stack_of[name]
+            stored[stack] = PlainSpec(stacks[stack].shape, spec.dtype)  # type: ignore[union-attr]
+        elif isinstance(spec, PlainSpec):
             stored[name] = spec
         else:
             assert packing is not None, name
@@ -95,10 +111,12 @@ class PackedWeights(StoredWeights):
         layout: Layout,
         packing: PackedLinear | None,
         stored: MappedSafetensors,
+        places: Mapping[str, tuple[str, int]],
     ) -> None:
         super().__init__(config, layout)
         self._packing = packing
         self._stored = stored
+        self._places = places
 
     @classmethod
     def open(
@@ -116,7 +134,13 @@ class PackedWeights(StoredWeights):
             config = text_config(runtime)
             stored = MappedSafetensors(sorted(folder.glob("*.safetensors")))
         layout: dict[str, PlainSpec | QuantizedSpec] = {}
-        for name, shape in tensor_shapes(config).items():
+        shapes = tensor_shapes(config)
+        stacks = {n: s for n, s in stacked_tensors(config).items() if n in stored.shapes}
+        places = places_in_stacks(stacks, shapes)
+        for name, shape in shapes.items():
+            if name in places:
+                layout[name] = PlainSpec(shape, stored.stored_dtype(places[name][0]))
+                continue
             dtype = stored.stored_dtype(name) if name in stored.shapes else None
             # Packed codes may have the weight's name, with another shape or as integers.
             packed = dtype is None or not dtype.is_floating_point or stored.shapes[name] != shape
@@ -128,11 +152,11 @@ class PackedWeights(StoredWeights):
                     scheme = scheme_of(table, stored, module_of(name))
                 layout[name] = QuantizedSpec((shape[0], shape[1]), scheme)
         with _valid_values(folder):
-            specs = stored_specs(layout, packing)
+            specs = stored_specs(layout, packing, stacks)
         refuse(_differences(folder, specs, stored))
         if (folder / MANIFEST_FILE).exists():
             refuse(structure_problems(read_manifest(folder), layout))
-        return cls(config, layout, packing, stored)
+        return cls(config, layout, packing, stored, places)
 
     def stored_dtype(self, name: str) -> torch.dtype:
         """The stored type; float32 for quantized weights."""
@@ -155,6 +179,8 @@ class PackedWeights(StoredWeights):
 
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """Return the tensor, decoded."""
+        if name in self._places:
+            return self.rows(name, 0, self.shape(name)[0], dtype)
         if isinstance(self.layout[name], QuantizedSpec):
             tensor = self.quantized(name).dequantize()
         else:
@@ -166,7 +192,12 @@ class PackedWeights(StoredWeights):
         if isinstance(self.layout[name], QuantizedSpec):
             rows = self.quantized(name, start, stop).dequantize()
             return rows if dtype is None else rows.to(dtype)
-        return self._stored.read(name, start, stop, dtype or self.stored_dtype(name))
+        dtype = dtype or self.stored_dtype(name)
+        if name in self._places:
+            stack, first = self._places[name]
+            last = first + min(stop, self.shape(name)[0])
+            return self._stored.rows(stack, first + start, last, dtype)
+        return self._stored.read(name, start, stop, dtype)
 
 
 def _mapping(folder: Path, quantization: Any) -> Mapping[str, Any]:

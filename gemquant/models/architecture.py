@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from gemquant.errors import GemquantError, UnsupportedError
 from gemquant.models.gemma1 import GEMMA1
 from gemquant.models.gemma2 import GEMMA2
 from gemquant.models.gemma3 import GEMMA3
+from gemquant.models.gemma4 import GEMMA4, GEMMA4_UNIFIED
 from gemquant.models.structure import (
     EMBEDDING,
     FINAL_NORM,
@@ -19,11 +21,13 @@ from gemquant.models.structure import (
     HEAD,
     Architecture,
     LayerStructure,
+    Stack,
     layer_prefix,
 )
 
 ARCHITECTURES: dict[str, Architecture] = {
-    architecture.model_type: architecture for architecture in (GEMMA1, GEMMA2, GEMMA3)
+    architecture.model_type: architecture
+    for architecture in (GEMMA1, GEMMA2, GEMMA3, GEMMA4, GEMMA4_UNIFIED)
 }
 """Every supported generation by the ``model_type`` of its text model."""
 
@@ -59,8 +63,25 @@ def model_types() -> dict[str, Architecture]:
 
 
 def gguf_architectures() -> dict[str, Architecture]:
-    """Map llama.cpp's ``general.architecture`` to architectures."""
-    return {architecture.gguf.architecture: architecture for architecture in ARCHITECTURES.values()}
+    """Map llama.cpp's ``general.architecture`` to architectures; of several to the first."""
+    first: dict[str, Architecture] = {}
+    for architecture in ARCHITECTURES.values():
+        first.setdefault(architecture.gguf.architecture, architecture)
+    return first
+
+
+def container_problems(model_type: str, container: str) -> list[GemquantError]:
+    """Refuse a container that does not hold a generation yet."""
+    architecture = ARCHITECTURES[model_type]
+    if architecture.containers is None or container in architecture.containers:
+        return []
+    held = ", ".join(architecture.containers)
+    return [
+        UnsupportedError(
+            f"{container} does not hold a {architecture.name} yet.",
+            hint=f"These do: {held}. See: gemquant targets",
+        )
+    ]
 
 
 def text_prefixes() -> dict[str, str]:
@@ -93,18 +114,53 @@ def layer_parameters(config: Mapping[str, Any], index: int) -> list[str]:
 
 
 def linear_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """Full names and shapes (out, in) of the linears of all decoder layers."""
+    """Full names and shapes (out, in) of the linears of all decoder layers, but those kept."""
     return {
         f"{layer_prefix(index)}{name}.weight": shape
         for index in range(config["num_hidden_layers"])
         for name, shape in layer_structure(config, index).linear_shapes.items()
+        if kept_reason(name) is None
     }
+
+
+def kept_reason(name: str) -> str | None:
+    """Why a module or weight stays in 16 bits, where some generation says so of its name."""
+    module = name.removesuffix(".weight")
+    for architecture in ARCHITECTURES.values():
+        for end, reason in architecture.kept.items():
+            if module.endswith(end):
+                return reason
+    return None
+
+
+def stacked_tensors(config: Mapping[str, Any]) -> dict[str, Stack]:
+    """Tensors that the library stores for several of ours, with full names."""
+    return {
+        prefix + name: Stack(stack.shape, tuple(prefix + part for part in stack.parts))
+        for index in range(config["num_hidden_layers"])
+        for prefix in [layer_prefix(index)]
+        for name, stack in layer_structure(config, index).stacks.items()
+    }
+
+
+def places_in_stacks(
+    stacks: Mapping[str, Stack], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[str, int]]:
+    """Where matrices of stacks are: name → the stack, and the first row among all its rows."""
+    places: dict[str, tuple[str, int]] = {}
+    for name, stack in stacks.items():
+        first = 0
+        for part in stack.parts:
+            places[part] = (name, first)
+            first += shapes[part][0]
+    return places
 
 
 def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Every tensor of a text-only Gemma with its shape, in the order of the forward pass."""
     hidden = config["hidden_size"]
     shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (config["vocab_size"], hidden)}
+    shapes |= architecture_of(config).outside(config)
     for index in range(config["num_hidden_layers"]):
         prefix = layer_prefix(index)
         for name, shape in layer_structure(config, index).shapes.items():

@@ -6,7 +6,7 @@ that opening a checkpoint needs no import of several seconds and reports every p
 test compares the two.
 
 Source: transformers ``configuration_gemma.py``, ``configuration_gemma2.py``,
-``configuration_gemma3.py`` and the configurations on the Hub.
+``configuration_gemma3.py``, ``configuration_gemma4.py`` and the configurations on the Hub.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _LARGEST_WIDTH = 2**20
 _DTYPES = ("bfloat16", "float16", "float32")
 _SPECIAL_TOKENS: Mapping[str, int] = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
 _LOCAL_THETA = 10_000.0
-_ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+_ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
 
 
 def text_config(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,6 +60,7 @@ def text_config(raw: Mapping[str, Any]) -> dict[str, Any]:
         layers = config["num_hidden_layers"]
         config["layer_types"] = _layer_types(architecture, text, layers, problems)
     config["rope_parameters"] = _rope_parameters(architecture, text, problems)
+    config |= architecture.settings(text, config, problems)
     problems += _unsupported(architecture, raw, text)
     config[architecture.activation_key] = ACTIVATION
     config |= {"attention_bias": False, "attention_dropout": 0.0, "use_cache": True}
@@ -204,11 +205,12 @@ def _unsupported(
         )
     if text.get("attention_bias"):
         problems.append(UnsupportedError("config.json: attention_bias true is not supported."))
-    if text.get("use_bidirectional_attention"):
+    bidirectional = text.get("use_bidirectional_attention")
+    if bidirectional and bidirectional != "vision":  # of images' tokens alone
         problems.append(
             UnsupportedError(
-                "config.json: use_bidirectional_attention true: this is an embedding model, "
-                "not a causal language model."
+                f"config.json: use_bidirectional_attention {bidirectional!r}: this is an "
+                "embedding model, not a causal language model."
             )
         )
     for key in ("hidden_act", "hidden_activation"):
@@ -275,7 +277,7 @@ def _rope_parameters(
                 f"{SLIDING}, not {', '.join(stray)}."
             )
         )
-    full = {**_table(listed, FULL, problems), **scaling}
+    full = {**(_table(listed, FULL, problems) or architecture.rope_full), **scaling}
     sliding = _table(listed, SLIDING, problems)
     local = text.get("rope_local_base_freq", _LOCAL_THETA)
     return {
@@ -305,7 +307,7 @@ def _rope_table(
                 f"{', '.join(_ROPE_TYPES)}."
             )
         )
-    for key in ("rope_theta", "factor"):
+    for key in ("rope_theta", "factor", "partial_rotary_factor"):
         value = table.get(key, 1.0)
         if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
             problems.append(

@@ -39,3 +39,17 @@ passes them on must pass on these terms and the `NOTICE` file with them.""",
     "usage license. To do this, please ensure you’re logged in to Hugging Face and click "
     "below. Requests are processed immediately.",
 )
+
+APACHE = Licence(
+    name="apache-2.0",
+    link="https://www.apache.org/licenses/LICENSE-2.0",
+    # Section 4(b) asks changed files to say so.
+    notice="Gemma 4 is licensed under the Apache License, Version 2.0, found at "
+    "www.apache.org/licenses/LICENSE-2.0\nThe weights were changed: they were converted.\n",
+    card="""\
+Gemma 4 is licensed under the [Apache License, Version
+2.0](https://www.apache.org/licenses/LICENSE-2.0). The weights in this folder were modified, as
+described above. Whoever passes them on must pass on this license and the `NOTICE` file.""",
+    links=("www.apache.org/licenses/LICENSE-2.0",),
+)
+"""Of Gemma 4."""

@@ -18,8 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from gemquant.models.architecture import architecture_of
+from gemquant.models.experts import expert_number, run_experts
 
 Observer = Callable[[Tensor], None]
+SharedStates = dict[str, tuple[Tensor, Tensor]]
+"""Keys and values that later layers read, by kind of attention: (windows, heads, tokens, size)."""
+_SHARED = "shared_kv_states"
 
 
 class _Recorder(nn.Module):
@@ -29,7 +33,7 @@ class _Recorder(nn.Module):
         super().__init__()
         self.arguments: dict[str, Any] = {}
 
-    def forward(self, hidden: Tensor, **arguments: Any) -> Tensor:
+    def forward(self, hidden: Tensor, *_: Any, **arguments: Any) -> Tensor:
         self.arguments = {name: value for name, value in arguments.items() if value is not None}
         return hidden
 
@@ -47,14 +51,14 @@ class _Emptied:
 class Skeleton:
     """A Gemma without weights, whose layers run one at a time.
 
-    config: flat text configuration. Computation is in ``dtype`` on ``device``. The library is
+    text_config: flat text configuration. Computation is in ``dtype`` on ``device``. The library is
     imported when it is first asked to compute. eager: attention of plain operations with an
     additive mask, as is fit for tracing.
     """
 
     def __init__(
         self,
-        config: Mapping[str, Any],
+        text_config: Mapping[str, Any],
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
@@ -63,10 +67,11 @@ class Skeleton:
         self._eager = eager
         self.device = torch.device(device)
         self.dtype = dtype
-        self.layers: int = config["num_hidden_layers"]
-        self.architecture = architecture_of(config)
-        self._text_config = config
+        self.layers: int = text_config["num_hidden_layers"]
+        self.architecture = architecture_of(text_config)
+        self.text_config = text_config
         self._arguments: dict[int, list[dict[str, Any]]] = {}
+        self._expert_observers: Mapping[str, Observer] = {}
 
     @cached_property
     def config(self) -> Any:
@@ -76,7 +81,7 @@ class Skeleton:
     @cached_property
     def _emptied(self) -> _Emptied:
         config_class, model_class = self.architecture.library()
-        config = config_class(**self._text_config)
+        config = config_class(**self.text_config)
         eager = self._eager or self.architecture.eager_attention
         config._attn_implementation = "eager" if eager else "sdpa"
         config.use_cache = False
@@ -86,6 +91,7 @@ class Skeleton:
         model.layers = nn.ModuleList(_Recorder() for _ in layers)
         model.norm = nn.Identity()
         model.rotary_emb = type(model.rotary_emb)(config=config).to(self.device)
+        self.architecture.without_inputs(model)
         return _Emptied(config, model, layers, norm)
 
     @property
@@ -99,15 +105,62 @@ class Skeleton:
         return rows.to(self.device, self.dtype) * scale.to(self.dtype).to(self.device)
 
     @torch.no_grad()
-    def layer(self, index: int, weights: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
+    def per_layer_input(
+        self, embedded: Tensor, rows: Tensor, projection: Tensor, norm: Tensor
+    ) -> Tensor:
+        """One layer's own input of some tokens, (tokens, narrow), as the library computes it.
+
+        embedded: their embeddings, scaled. rows: their rows of the second table, the layer's part.
+        projection, norm: the weights that make the layer's part of the embeddings.
+        """
+        width = rows.shape[-1]
+        projected = torch.nn.functional.linear(embedded, projection) * embedded.shape[-1] ** -0.5
+        projected = torch.func.functional_call(
+            self._emptied.model.per_layer_projection_norm, {"weight": norm}, (projected,)
+        )
+        scale = torch.tensor(width**0.5, dtype=torch.float32).to(rows.dtype)
+        own: Tensor = (projected + rows * scale) * 2.0**-0.5
+        return own
+
+    @torch.no_grad()
+    def layer(
+        self,
+        index: int,
+        weights: Mapping[str, Tensor],
+        hidden: Tensor,
+        *,
+        own: Tensor | None = None,
+        shared: SharedStates | None = None,
+        experts: Callable[[str], Tensor] | None = None,
+    ) -> Tensor:
         """Run decoder layer ``index`` on hidden states (windows, tokens, hidden).
 
-        weights: every parameter of the layer by short name, in the compute type.
+        weights: every parameter of the layer by short name, in the compute type. own: its input
+        beside hidden states, where it has one. shared: what layers share of keys and values, which
+        this one reads or adds to. experts: gives the weights of experts, where it has some.
         """
+        layer: Any = self._emptied.layers[index]
         arguments = self._layer_arguments(hidden.shape[1])[index]
-        output: Tensor = torch.func.functional_call(
-            self._emptied.layers[index], dict(weights), (hidden,), arguments
-        )
+        if _SHARED in arguments:
+            states = type(arguments[_SHARED])(shared)
+            arguments = {**arguments, _SHARED: states}
+        if experts is not None:
+            layer.experts.forward = lambda inputs, chosen, shares: run_experts(
+                inputs,
+                chosen,
+                shares,
+                weights=experts,
+                activation=layer.experts.act_fn,
+                observers=self._expert_observers,
+            )
+        positional = (hidden,) if own is None else (hidden, own)
+        try:
+            output: Tensor = torch.func.functional_call(layer, dict(weights), positional, arguments)
+        finally:
+            if experts is not None:
+                del layer.experts.forward  # and with it the weights
+        if shared is not None and _SHARED in arguments:
+            shared.update(states)
         return output
 
     def module(self, index: int) -> nn.Module:
@@ -136,12 +189,15 @@ class Skeleton:
     ) -> Iterator[None]:
         """Show a layer's activations to observers while the context is open.
 
-        inputs: short module name → observer of its first argument.
+        inputs: short name of a module, or of an expert's linear → observer of its first argument.
         outputs: called with (short module name, output) of every module inside the layer.
         """
         layer = self._emptied.layers[index]
         handles = []
+        self._expert_observers = {n: o for n, o in inputs.items() if expert_number(n) is not None}
         for name, observe in inputs.items():
+            if name in self._expert_observers:
+                continue
             module = layer.get_submodule(name)
             handles.append(
                 module.register_forward_pre_hook(
@@ -160,6 +216,7 @@ class Skeleton:
         try:
             yield
         finally:
+            self._expert_observers = {}
             for handle in handles:
                 handle.remove()
 

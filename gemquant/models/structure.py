@@ -11,12 +11,17 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from gemquant.errors import GemquantError
 from gemquant.models.chat_templates import ChatFormat
 from gemquant.models.licences import GEMMA_TERMS, Licence
 
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
 HEAD = "lm_head.weight"
+PER_LAYER_TABLE = "model.embed_tokens_per_layer.weight"
+"""A second embedding: of every token, an input for every layer."""
+PER_LAYER_PROJECTION = "model.per_layer_model_projection.weight"
+PER_LAYER_NORM = "model.per_layer_projection_norm.weight"
 
 FAMILY = "gemma"
 """The Hub's tag of every Gemma, and how the name of its architecture begins in a GGUF."""
@@ -55,11 +60,31 @@ class RowFold:
 
 @dataclass(frozen=True)
 class InputGroup:
-    """Linears that read the same input, and what their common scale folds into, if anything."""
+    """Linears that read the same input, and what their common scale folds into, if anything.
+
+    observed: the module whose input that is, where it is not the linears' own.
+    """
 
     name: str
     linears: tuple[str, ...]
     fold: NormFold | RowFold | None
+    observed: str = ""
+
+    @property
+    def reader(self) -> str:
+        """The module that reads the input: the key of its statistics."""
+        return self.observed or self.linears[0]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Matrices that a library stores as one tensor, the rows of one after those of another.
+
+    shape: (experts, rows, columns). parts: short names of the matrices, in the order of their rows.
+    """
+
+    shape: tuple[int, int, int]
+    parts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -70,12 +95,14 @@ class LayerStructure:
     shapes: every parameter (``mlp.up_proj.weight``) with its shape, in the order of storage.
     attention: ``full_attention`` or ``sliding_attention``.
     cache_values: keys and values that the layer caches for each token.
+    stacks: tensors that the library stores for several matrices of ``shapes``, by short name.
     """
 
     groups: tuple[InputGroup, ...]
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     attention: str = FULL
     cache_values: int = 0
+    stacks: Mapping[str, Stack] = field(default_factory=dict)
 
     @property
     def linears(self) -> tuple[str, ...]:
@@ -94,9 +121,9 @@ def head_structure() -> LayerStructure:
     return LayerStructure((InputGroup("head", ("lm_head",), None),))
 
 
-def embedding_structure() -> LayerStructure:
-    """The embedding as a layer of one linear, which reads no activations."""
-    return LayerStructure((InputGroup("embedding", ("model.embed_tokens",), None),))
+def table_structure(name: str) -> LayerStructure:
+    """A table as a layer of one linear, which reads no activations."""
+    return LayerStructure((InputGroup("embedding", (name.removesuffix(".weight"),), None),))
 
 
 def layer_prefix(index: int) -> str:
@@ -225,6 +252,10 @@ class MlxFacts:
     regular_layer_types: bool = False
 
 
+Settings = Callable[[Mapping[str, Any], Mapping[str, Any], list[GemquantError]], dict[str, Any]]
+"""Of a file's text part and what was read of it: further keys; appends what is wrong."""
+
+
 @dataclass(frozen=True)
 class Architecture:
     """All that is true of one generation of Gemma.
@@ -238,14 +269,19 @@ class Architecture:
     full_attention_every: every n-th layer attends to everything, the others to a window; None
     where there is no window. reads_window_pattern: ``sliding_window_pattern`` replaces that n.
     rope_theta: the base that the library assumes. rope_by_layer_type: full and sliding layers have
-    rotary tables of their own.
+    rotary tables of their own. rope_full: of full layers, where the file says nothing.
     activation_key, activations: where the activation's name stands, and the spellings accepted.
     heads_divide_hidden: hidden_size must be a multiple of num_attention_heads.
     layer: describes decoder layer ``index`` of a configuration.
+    outside: shapes of the tensors that come before the layers, beside the embedding.
+    settings: reads and checks the keys of the configuration that this generation alone has.
+    unused: whether a tensor of a checkpoint is one that the library ignores.
+    without_inputs: prepares the library's model for a call with ``inputs_embeds`` alone.
+    kept: modules that stay in 16 bits, by the end of their names, with the reason.
     norm_offset: norms multiply by norm_offset + w.
     eager_attention: the library computes it with no other implementation than ``eager``.
     overflows_float16: activations exceed float16. vllm_float16: vLLM accepts float16 for it.
-    autoawq: AutoAWQ quantizes it.
+    autoawq: AutoAWQ quantizes it. containers: those that hold it; None for all.
     text_prefixes: how a multimodal checkpoint's tensors of the text model begin → how the text
     model's own do. towers: how its other tensors begin, after an optional ``model.``.
     licence: its terms. chat: its chat format.
@@ -265,14 +301,21 @@ class Architecture:
     reads_window_pattern: bool = False
     rope_theta: float = 10_000.0
     rope_by_layer_type: bool = False
+    rope_full: Mapping[str, Any] = field(default_factory=dict)
     activation_key: str = "hidden_activation"
     activations: tuple[str, ...] = (ACTIVATION,)
     heads_divide_hidden: bool = True
+    outside: Callable[[Mapping[str, Any]], Mapping[str, tuple[int, ...]]] = lambda _: {}
+    settings: Settings = lambda *_: {}
+    unused: Callable[[Mapping[str, Any], str], bool] = lambda *_: False
+    without_inputs: Callable[[Any], None] = lambda _: None
+    kept: Mapping[str, str] = field(default_factory=dict)
     norm_offset: float = 1.0
     eager_attention: bool = False
     overflows_float16: bool = False
     vllm_float16: bool = False
     autoawq: bool = False
+    containers: tuple[str, ...] | None = None
     text_prefixes: Mapping[str, str] = field(default_factory=dict)
     towers: tuple[str, ...] = ()
     licence: Licence = GEMMA_TERMS

@@ -29,7 +29,7 @@ from gemquant.models.structure import (
     InputGroup,
     NormFold,
     RowFold,
-    embedding_structure,
+    table_structure,
 )
 from gemquant.quantizers.options import AffineOptions
 from gemquant.quantizers.rtn import round_to_nearest
@@ -71,7 +71,7 @@ class AWQ(AffineOptions):
 
     def quantize(self, block: Block, container: Container) -> Mapping[str, Tensor | AffineWeight]:
         """Quantize a layer's linears, and the norms that scales fold into, by short name."""
-        if block.structure == embedding_structure():
+        if block.structure == table_structure(EMBEDDING):
             # No activations multiply the embedding, so that nothing is salient.
             return {EMBEDDING: round_to_nearest(block.weights[EMBEDDING], self.scheme, container)}
         if self.gptq and block.index == 0:

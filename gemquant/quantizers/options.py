@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from gemquant.core.options import option
 from gemquant.core.protocols import PER_CHANNEL, AffineScheme, Quantizer
 from gemquant.errors import GemquantError, UnsupportedError, UsageError
+from gemquant.models.architecture import kept_reason
 from gemquant.models.structure import EMBEDDING, HEAD
 
 BITS = (2, 3, 4, 6, 8)
@@ -21,7 +22,7 @@ def patterns(skip: str) -> tuple[str, ...]:
 
 
 def is_skipped(name: str, skip: str) -> bool:
-    """Whether a pattern matches this weight's module.
+    """Whether a pattern matches this weight's module, or its architecture keeps it in 16 bits.
 
     >>> is_skipped("model.layers.0.mlp.down_proj.weight", "*.down_proj, layers.3.*")
     True
@@ -30,7 +31,7 @@ def is_skipped(name: str, skip: str) -> bool:
     """
     module = name.removesuffix(".weight")
     short = module.removeprefix("model.")
-    return any(
+    return kept_reason(name) is not None or any(
         fnmatchcase(module, pattern) or fnmatchcase(short, pattern) for pattern in patterns(skip)
     )
 

@@ -19,12 +19,25 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
-from gemquant.models.architecture import tensor_shapes
-from gemquant.models.structure import EMBEDDING, HEAD
+from gemquant.models.architecture import architecture_of, stacked_tensors, tensor_shapes
+from gemquant.models.config import text_config
+from gemquant.models.structure import EMBEDDING, HEAD, PER_LAYER_TABLE
 
-Kind = Literal["gemma", "gemma2", "gemma3_text", "gemma3"]
+Kind = Literal[
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "gemma3",
+    "gemma4_e",
+    "gemma4_text",
+    "gemma4_moe",
+    "gemma4_unified",
+]
 GENERATIONS: tuple[Kind, ...] = ("gemma", "gemma2", "gemma3_text")
 KINDS: tuple[Kind, ...] = (*GENERATIONS, "gemma3")
+GEMMA4: tuple[Kind, ...] = ("gemma4_e", "gemma4_text", "gemma4_moe", "gemma4_unified")
+"""Per-layer inputs and shared keys; values from keys; experts; without towers. All but the second
+as published, in a multimodal model."""
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -108,7 +121,43 @@ _COMMON: dict[str, Any] = {
     "torch_dtype": "bfloat16",
 }
 
+_SLIDING, _FULL = "sliding_attention", "full_attention"
+_GEMMA4: dict[str, Any] = {
+    "model_type": "gemma4_text",
+    "hidden_activation": "gelu_pytorch_tanh",
+    "head_dim": 32,
+    "global_head_dim": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "sliding_window": 8,
+    "final_logit_softcapping": 3.0,
+    "hidden_size_per_layer_input": 0,
+    "num_hidden_layers": 4,
+    "layer_types": [_SLIDING, _FULL, _SLIDING, _FULL],
+}
+_VALUES_FROM_KEYS: dict[str, Any] = {"attention_k_eq_v": True, "num_global_key_value_heads": 1}
+
 _OWN: dict[str, dict[str, Any]] = {
+    "gemma4_e": {
+        **_GEMMA4,
+        "num_key_value_heads": 1,
+        "num_hidden_layers": 7,
+        "layer_types": [_SLIDING, _FULL, _SLIDING, _FULL, _SLIDING, _SLIDING, _FULL],
+        "num_kv_shared_layers": 3,
+        "use_double_wide_mlp": True,
+        "hidden_size_per_layer_input": 32,
+        "vocab_size_per_layer_input": 0,  # as many as the vocabulary
+    },
+    "gemma4_text": {**_GEMMA4, **_VALUES_FROM_KEYS, "architectures": ["Gemma4ForCausalLM"]},
+    "gemma4_moe": {
+        **_GEMMA4,
+        **_VALUES_FROM_KEYS,
+        "enable_moe_block": True,
+        "num_experts": 8,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 64,
+    },
+    "gemma4_unified": {**_GEMMA4, **_VALUES_FROM_KEYS, "model_type": "gemma4_unified_text"},
     "gemma": {
         "architectures": ["GemmaForCausalLM"],
         "model_type": "gemma",
@@ -150,13 +199,31 @@ _OWN: dict[str, dict[str, Any]] = {
 }
 
 
+NESTED: Mapping[Kind, tuple[str, str]] = {
+    "gemma3": ("Gemma3ForConditionalGeneration", "gemma3"),
+    "gemma4_e": ("Gemma4ForConditionalGeneration", "gemma4"),
+    "gemma4_moe": ("Gemma4ForConditionalGeneration", "gemma4"),
+    "gemma4_unified": ("Gemma4UnifiedForConditionalGeneration", "gemma4_unified"),
+}
+"""Multimodal models: their class and ``model_type``."""
+
+
 def tiny_config(kind: Kind) -> dict[str, Any]:
     """Return a ``config.json`` as published: the flat, older spelling, or nested for "gemma3"."""
     own = _OWN["gemma3_text" if kind == "gemma3" else kind]
     text = copy.deepcopy({**_COMMON, **own, "vocab_size": tiny_tokenizer().get_vocab_size()})
-    if kind != "gemma3":
+    if kind == "gemma4_unified":
+        del text["hidden_size_per_layer_input"]
+    if "vocab_size_per_layer_input" in text:
+        text["vocab_size_per_layer_input"] = text["vocab_size"]
+    if kind not in NESTED:
         return text
-    del text["architectures"], text["torch_dtype"]
+    text.pop("architectures", None)
+    del text["torch_dtype"]
+    if kind != "gemma3":
+        name, model_type = NESTED[kind]
+        outer = {"architectures": [name], "model_type": model_type, "text_config": text}
+        return {**outer, "torch_dtype": "bfloat16"}
     return {
         "architectures": ["Gemma3ForConditionalGeneration"],
         "model_type": "gemma3",
@@ -189,20 +256,47 @@ def tiny_tensors(
     some input channels matter much more than others; linears have heavier tails than a normal.
     """
     generator = torch.Generator().manual_seed(seed)
-    shapes = tensor_shapes({**config, "tie_word_embeddings": tied})
+    config = {**text_config(config), "tie_word_embeddings": tied}
+    shapes = tensor_shapes(config)
+    offset = architecture_of(config).norm_offset
     tensors = {}
     for name, shape in shapes.items():
         values = torch.randn(shape, generator=generator)
         if name in (EMBEDDING, HEAD):
             values /= shape[1] ** 0.5
+        elif name == PER_LAYER_TABLE:
+            values /= config["hidden_size_per_layer_input"] ** 0.5
+        elif name.endswith("layer_scalar"):
+            values = values.abs() / 4 + 0.7
         elif len(shape) == 2:
             values *= (1 + values.square()) / (3.9 * shape[1] ** 0.5)
         else:
             values = torch.exp(0.5 * values)
             values[:: max(shape[0] // 4, 1)] *= 6
-            values -= 1
+            values -= offset
+            if offset == 0 and name.endswith("q_norm.weight"):
+                values /= 16  # nothing else scales the scores of attention
         tensors[name] = values.to(dtype)
     return tensors
+
+
+def stacked(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as a library stores them: experts in two tensors a layer."""
+    result = dict(tensors)
+    for name, stack in stacked_tensors(config).items():
+        result[name] = torch.cat([result.pop(part) for part in stack.parts]).view(stack.shape)
+    return result
+
+
+def _published(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Named as in Google's multimodal files, with what the text model leaves unread."""
+    head, count = "model.language_model.", config["num_hidden_layers"]
+    named = {name.replace("model.", head, 1): tensor for name, tensor in tensors.items()}
+    for index in range(count - config["num_kv_shared_layers"], count):
+        for part in ("k_proj", "v_proj", "k_norm"):
+            named[f"{head}layers.{index}.self_attn.{part}.weight"] = torch.ones(1)
+    towers = ("vision_tower.a", "audio_tower.b", "embed_vision.c", "embed_audio.d")
+    return {**named, **{f"model.{tower}.weight": torch.ones(2) for tower in towers}}
 
 
 def _vision_tensors(seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -237,13 +331,17 @@ def write_tiny_gemma(
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = tiny_config(kind)
-    text = config["text_config"] if kind == "gemma3" else config
+    text = config["text_config"] if kind in NESTED else config
     text.update(overrides or {})
     if not tied:
         config["tie_word_embeddings"] = text["tie_word_embeddings"] = False
     _write_json(folder / "config.json", config)
     tensors = tiny_tensors(text, seed=seed, dtype=dtype, tied=tied)
-    if kind == "gemma3":
+    read = text_config(config)
+    tensors = stacked(read, tensors)
+    if kind in NESTED and kind != "gemma3":
+        tensors = _published(read, tensors)
+    elif kind == "gemma3":
         tensors = {f"language_model.{name}": tensor for name, tensor in tensors.items()}
         tensors |= _vision_tensors(seed, dtype)
     write_shards(folder, tensors, shards)

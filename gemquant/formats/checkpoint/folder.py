@@ -23,8 +23,13 @@ from gemquant.errors import (
 from gemquant.formats.checkpoint.files import contained, read_json_object
 from gemquant.formats.checkpoint.source import text_name
 from gemquant.formats.safetensors.reader import MappedSafetensors
-from gemquant.models.architecture import tensor_shapes
-from gemquant.models.structure import EMBEDDING, HEAD
+from gemquant.models.architecture import (
+    architecture_of,
+    places_in_stacks,
+    stacked_tensors,
+    tensor_shapes,
+)
+from gemquant.models.structure import EMBEDDING, HEAD, Stack
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -59,12 +64,18 @@ class FolderTensors:
         """Read all headers; raise everything that does not fit the configuration at once."""
         files, promised = _weight_files(folder)
         self._mapped = MappedSafetensors(files)
-        self._stored_names, problems = _text_names(self._mapped)
+        self._stored_names, problems = _text_names(self._mapped, config)
         tied = _tie(self._mapped, self._stored_names)
         self.config: Mapping[str, Any] = {**config, "tie_word_embeddings": tied}
         problems += _promise_problems(self._mapped, promised, tied=tied)
-        problems += _shape_problems(self._mapped, self._stored_names, self.config)
+        stacks = {
+            name: stack
+            for name, stack in stacked_tensors(config).items()
+            if not any(part in self._stored_names for part in stack.parts)
+        }
+        problems += _shape_problems(self._mapped, self._stored_names, self.config, stacks)
         refuse(problems)
+        self._places = places_in_stacks(stacks, tensor_shapes(config))
 
     @property
     def files(self) -> Sequence[Path]:
@@ -78,11 +89,15 @@ class FolderTensors:
 
     def stored_dtype(self, name: str) -> torch.dtype:
         """The type in the file."""
-        return self._mapped.stored_dtype(self._stored_names[name])
+        stack, _ = self._places.get(name, (name, 0))
+        return self._mapped.stored_dtype(self._stored_names[stack])
 
     def read(self, name: str, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """Rows ``start`` to ``stop`` in ``dtype``."""
-        return self._mapped.read(self._stored_names[name], start, stop, dtype)
+        if name not in self._places:
+            return self._mapped.read(self._stored_names[name], start, stop, dtype)
+        stack, first = self._places[name]
+        return self._mapped.rows(self._stored_names[stack], first + start, first + stop, dtype)
 
 
 def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
@@ -116,13 +131,16 @@ def _no_weights(folder: Path) -> GemquantError:
     )
 
 
-def _text_names(mapped: MappedSafetensors) -> tuple[dict[str, str], list[GemquantError]]:
+def _text_names(
+    mapped: MappedSafetensors, config: Mapping[str, Any]
+) -> tuple[dict[str, str], list[GemquantError]]:
     """Map text-only names to stored names."""
     names: dict[str, str] = {}
     problems: list[GemquantError] = []
+    unused = architecture_of(config).unused
     for stored in mapped.shapes:
         name = text_name(stored)
-        if name is None:
+        if name is None or unused(config, name):
             continue
         if name in names:
             problems.append(CheckpointError(f"{names[name]} and {stored} are the same tensor."))
@@ -185,9 +203,16 @@ def _promise_problems(
 
 
 def _shape_problems(
-    mapped: MappedSafetensors, names: Mapping[str, str], config: Mapping[str, Any]
+    mapped: MappedSafetensors,
+    names: Mapping[str, str],
+    config: Mapping[str, Any],
+    stacks: Mapping[str, Stack],
 ) -> list[GemquantError]:
-    expected = tensor_shapes(config)
+    parts = {part for stack in stacks.values() for part in stack.parts}
+    expected: dict[str, tuple[int, ...]] = {
+        name: shape for name, shape in tensor_shapes(config).items() if name not in parts
+    }
+    expected |= {name: stack.shape for name, stack in stacks.items()}
     problems: list[GemquantError] = []
     missing = [name for name in expected if name not in names]
     if missing:

@@ -19,7 +19,7 @@ from typing import Any
 
 from gemquant.errors import CheckpointError, GemquantError, UnsupportedError, refuse
 from gemquant.formats.gguf.values import GgufValue, booleans, float32, string, uint32
-from gemquant.models.architecture import architecture_of, gguf_architectures
+from gemquant.models.architecture import architecture_of, container_problems, gguf_architectures
 from gemquant.models.config import text_config
 from gemquant.models.structure import FULL, SLIDING, Architecture
 
@@ -63,7 +63,12 @@ def gguf_architecture(metadata: Mapping[str, Any]) -> Architecture:
     if isinstance(kind, str) and kind in _OTHER_KINDS:
         what, hint = _OTHER_KINDS[kind]
         raise UnsupportedError(f"This GGUF is no model but {what}.", hint=hint)
-    name, supported = metadata.get("general.architecture"), gguf_architectures()
+    name = metadata.get("general.architecture")
+    supported = {
+        theirs: architecture
+        for theirs, architecture in gguf_architectures().items()
+        if not container_problems(architecture.model_type, "gguf")
+    }
     if not isinstance(name, str) or name not in supported:
         raise UnsupportedError(
             f"GGUF architecture {name!r}: supported are {', '.join(supported)}.",

@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from gemquant.models.architecture import ARCHITECTURES
+from gemquant.errors import refuse
+from gemquant.models.architecture import ARCHITECTURES, container_problems
 from gemquant.models.structure import EMBEDDING, FINAL_NORM, HEAD
 
 _LAYER_NUMBER = re.compile(r"blk\.(\d+)\.")
@@ -44,6 +45,7 @@ def to_gguf(name: str, model_type: str) -> str:
     >>> to_gguf("model.layers.3.pre_feedforward_layernorm.weight", "gemma2")
     'blk.3.ffn_norm.weight'
     """
+    refuse(container_problems(model_type, "gguf"))
     if name in _FROM_OUTSIDE:
         return _FROM_OUTSIDE[name]
     _, _, index, module = name.removesuffix(".weight").split(".", 3)

@@ -220,6 +220,14 @@ class MappedSafetensors:
         width = math.prod(entry.shape[1:]) * stored.itemsize
         return file.converted(entry.begin + start * width, shape, stored, dtype)
 
+    def rows(self, name: str, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Rows ``start`` to ``stop`` of a stack of matrices, counted through all of them."""
+        file, entry = self._entries[name]
+        stored, width = self.stored_dtype(name), entry.shape[-1]
+        begin = entry.begin + start * width * stored.itemsize
+        rows = max(0, min(stop, math.prod(entry.shape[:-1])) - start)
+        return file.converted(begin, (rows, width), stored, dtype)
+
     def tensor(self, name: str) -> Tensor:
         """The whole tensor in its stored type, also where it is a scalar."""
         file, entry = self._entries[name]

@@ -143,6 +143,14 @@ class SafetensorsWriter:
         self._store(name, tensor, 0)
         self._complete.add(name)
 
+    def write_rows(self, name: str, first: int, rows: Tensor) -> None:
+        """Store some rows of a stack of matrices, counted through all of them, each once."""
+        spec = self._expect(name, rows.dtype)
+        self._store(name, rows, first * spec.shape[-1] * spec.dtype.itemsize)
+        self._rows_written[name] += rows.shape[0]
+        if self._rows_written[name] == math.prod(spec.shape[:-1]):
+            self._complete.add(name)
+
     def write_chunks(self, name: str, chunks: RowChunks) -> None:
         """Store a matrix run of rows by run of rows."""
         spec = self._expect(name, chunks.dtype)

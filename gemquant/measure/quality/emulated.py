@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from gemquant.calibration.stream import Stream, layer_weights
+from gemquant.calibration.stream import layer_weights
 from gemquant.calibration.windows import TokenWindows
 from gemquant.core.artifact.evaluation import Emulation, LevelEvaluation
 from gemquant.core.progress import Progress, Silence
@@ -76,9 +76,7 @@ def emulate(
     streams.embed(original, [(model.weights, torch.float16) for model in models])
     # One for each granularity; both begin alike.
     streams.candidates = [
-        Stream(skeleton, stream.hidden.clone())
-        for stream in streams.candidates
-        for _ in GRANULARITIES
+        stream.copy(stream.hidden.clone()) for stream in streams.candidates for _ in GRANULARITIES
     ]
     for index in streams.layers(original, progress, "emulating layers"):
         prefix, names = layer_prefix(index), layer_parameters(original.config, index)

@@ -10,7 +10,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from gemquant.calibration.stream import Stream, layer_weights
+from gemquant.calibration.stream import layer_weights
 from gemquant.calibration.windows import TokenWindows
 from gemquant.core.artifact.evaluation import LevelEvaluation
 from gemquant.core.progress import Progress, Silence
@@ -131,7 +131,7 @@ def measure(
             track.stream.advance(index, weights)
             track.observe()
             if inputs is not None:
-                alone = Stream(skeleton, inputs.clone())
+                alone = streams.original.copy(inputs.clone())
                 alone.advance(index, weights)
                 track.observe_own(alone.hidden)
         refuse(chain.from_iterable(each.problems(index) for each in tracks.values()))

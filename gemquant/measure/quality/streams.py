@@ -57,13 +57,6 @@ class EvaluationStreams:
             for weights, dtype in candidates
         ]
 
-    def resume(self, original: Tensor, candidates: Sequence[Tensor]) -> None:
-        """Begin all streams with the hidden states that an interrupted run saved."""
-        self._original, *self.candidates = (
-            Stream(self._skeleton, hidden.to(self._skeleton.device))
-            for hidden in (original, *candidates)
-        )
-
     def layers(
         self, original: Weights, progress: Progress, task: str = "evaluating layers"
     ) -> Iterator[int]:
@@ -111,10 +104,8 @@ class EvaluationStreams:
                 for ids, windows in zip(cut, self._slices, strict=True)
             ],
         )
-        shorter._original = Stream(self._skeleton, self.original.hidden[firsts, :length])
-        shorter.candidates = [
-            Stream(self._skeleton, stream.hidden[firsts, :length]) for stream in self.candidates
-        ]
+        shorter._original = self.original.beginnings(firsts, length)
+        shorter.candidates = [stream.beginnings(firsts, length) for stream in self.candidates]
         return shorter
 
     def only(self, number: int | None) -> EvaluationStreams:

@@ -385,13 +385,13 @@ def test_a_disk_that_was_full_keeps_what_is_done(
 
     with monkeypatch.context() as filling:
         # The files have their size from the start: what can fail is to flush them at the end.
-        norm = JobWriter.write_final_norm
+        norm = JobWriter.write_outer_norms
 
         def writing(writer: JobWriter) -> None:
             norm(writer)
             filling.setattr(os, "fsync", full)
 
-        filling.setattr(JobWriter, "write_final_norm", writing)
+        filling.setattr(JobWriter, "write_outer_norms", writing)
         failed = run(*rtn(model))
     assert failed.code == 7
     assert "No space left on device" in failed.err

@@ -124,7 +124,7 @@ def test_a_head_quantized_in_runs_is_the_head_quantized_whole(
 ) -> None:
     job = tiny_job(checkpoint, RoundToNearest(quantize_head=True), tmp_path / "whole")
     run_tiny(checkpoint, [job])
-    monkeypatch.setattr("gemquant.calibration.trace.ROWS_AT_ONCE", 100)
+    monkeypatch.setattr("gemquant.calibration.stream.ROWS_AT_ONCE", 100)
     run_tiny(checkpoint, [dataclasses.replace(job, out=tmp_path / "runs")])
     assert contents(tmp_path / "whole") == contents(tmp_path / "runs")
 
@@ -157,7 +157,7 @@ def test_an_embedding_quantized_in_runs_is_the_embedding_quantized_whole(
 ) -> None:
     job = tiny_job(checkpoint, _WithEmbedding(group_size=32), tmp_path / "whole", MLX())
     run_tiny(checkpoint, [job])
-    monkeypatch.setattr("gemquant.calibration.trace.ROWS_AT_ONCE", 100)
+    monkeypatch.setattr("gemquant.calibration.stream.ROWS_AT_ONCE", 100)
     run_tiny(checkpoint, [dataclasses.replace(job, out=tmp_path / "runs")])
     assert contents(tmp_path / "whole") == contents(tmp_path / "runs")
 

@@ -67,7 +67,9 @@ def test_another_architecture_lists_the_supported(single: Path) -> None:
     assert isinstance(error, UnsupportedError)
     assert error.message == (
         "architecture LlamaForCausalLM: supported are GemmaForCausalLM, Gemma2ForCausalLM, "
-        "Gemma3ForCausalLM, Gemma3ForConditionalGeneration."
+        "Gemma3ForCausalLM, Gemma3ForConditionalGeneration, Gemma4ForCausalLM, "
+        "Gemma4ForConditionalGeneration, Gemma4UnifiedForCausalLM, "
+        "Gemma4UnifiedForConditionalGeneration."
     )
 
 

@@ -178,7 +178,7 @@ def test_a_file_is_the_same_alone_and_among_others_and_in_any_runs(
 ) -> None:
     checkpoint = checkpoints["gemma3_text"]
     run_tiny(checkpoint, jobs(checkpoint, tmp_path / "a", "Q4_K_M", "Q2_K"))
-    monkeypatch.setattr("gemquant.calibration.trace.ROWS_AT_ONCE", 100)
+    monkeypatch.setattr("gemquant.calibration.stream.ROWS_AT_ONCE", 100)
     monkeypatch.setattr("gemquant.quantizers.gguf.VALUES_AT_ONCE", 1000)
     run_tiny(checkpoint, jobs(checkpoint, tmp_path / "b", "Q4_K_M"), evaluation=())
     name = "Q4_K_M/gemma3_text-Q4_K_M.gguf"
