@@ -16,8 +16,13 @@ from gemquant.cli import cli
 
 CI = Path(__file__).parents[2] / "ci"
 GITHUB = CI / "github" / "gemquant.yml"
+WHEELS = CI / "github" / "wheels.yml"
 GITLAB = CI / "gitlab" / "gemquant.yml"
-SCHEMAS = {GITHUB: "vendor.github-workflows", GITLAB: "vendor.gitlab-ci"}
+SCHEMAS = {
+    GITHUB: "vendor.github-workflows",
+    WHEELS: "vendor.github-workflows",
+    GITLAB: "vendor.gitlab-ci",
+}
 
 
 def loaded(file: Path) -> dict[Any, Any]:
@@ -25,8 +30,8 @@ def loaded(file: Path) -> dict[Any, Any]:
     return found
 
 
-def github_steps() -> list[dict[str, Any]]:
-    return [step for job in loaded(GITHUB)["jobs"].values() for step in job["steps"]]
+def github_steps(file: Path = GITHUB) -> list[dict[str, Any]]:
+    return [step for job in loaded(file)["jobs"].values() for step in job["steps"]]
 
 
 def test_no_input_is_pasted_into_a_script() -> None:
@@ -41,15 +46,17 @@ def test_every_input_is_declared_and_used() -> None:
     assert set(re.findall(r"inputs\.([a-z-]+)", GITHUB.read_text())) == declared
 
 
-def test_actions_are_pinned_to_a_major_version_or_a_commit() -> None:
-    used = [step["uses"] for step in github_steps() if "uses" in step]
+@pytest.mark.parametrize("file", [GITHUB, WHEELS], ids=["gemquant", "wheels"])
+def test_actions_are_pinned_to_a_major_version_or_a_commit(file: Path) -> None:
+    used = [step["uses"] for step in github_steps(file) if "uses" in step]
     assert [
         each for each in used if not re.fullmatch(r"actions/[a-z-]+@(v\d+|[0-9a-f]{40})", each)
     ] == []
 
 
-def test_the_workflow_may_only_read() -> None:
-    assert loaded(GITHUB)["permissions"] == {"contents": "read"}
+@pytest.mark.parametrize("file", [GITHUB, WHEELS], ids=["gemquant", "wheels"])
+def test_the_workflow_may_only_read(file: Path) -> None:
+    assert loaded(file)["permissions"] == {"contents": "read"}
 
 
 @pytest.mark.parametrize("file", [GITHUB, GITLAB], ids=["github", "gitlab"])
@@ -65,7 +72,7 @@ def test_flags_that_are_used_exist(file: Path) -> None:
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("file", [GITHUB, GITLAB], ids=["github", "gitlab"])
+@pytest.mark.parametrize("file", SCHEMAS, ids=["github", "wheels", "gitlab"])
 def test_the_schemas_of_schemastore_accept_it(file: Path) -> None:
     if shutil.which("check-jsonschema") is None:
         pytest.skip("check-jsonschema is not installed")
@@ -75,8 +82,9 @@ def test_the_schemas_of_schemastore_accept_it(file: Path) -> None:
 
 
 @pytest.mark.peer
-def test_actionlint_accepts_the_workflow() -> None:
+@pytest.mark.parametrize("file", [GITHUB, WHEELS], ids=["gemquant", "wheels"])
+def test_actionlint_accepts_the_workflow(file: Path) -> None:
     if shutil.which("actionlint") is None:
         pytest.skip("actionlint is not installed")
-    done = subprocess.run(["actionlint", str(GITHUB)], capture_output=True, text=True, check=False)
+    done = subprocess.run(["actionlint", str(file)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
