@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from gemquant.cli.artifacts import only_folder
 from gemquant.cli.flags import output_flags
 from gemquant.errors import UsageError, echo
 
@@ -31,6 +32,7 @@ def _card(
             "--check compares the card that is there: it goes with no other file.",
             hint=f"gemquant card {artifact} --check",
         )
+    artifact = only_folder(artifact, "gemquant card ARTIFACT")
     card = make_card(artifact, evaluation=evaluation, tasks=tasks)
     place = artifact / "README.md" if output is None else output
     if check:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gemquant.cli.artifacts import folders_at
 from gemquant.cli.board import board_flags, board_problems, connect
 from gemquant.cli.flags import (
+    artifacts_argument,
     complete_suite,
     document_flag,
     evaluation_flags,
@@ -48,19 +50,21 @@ class EvalCommand(click.Command):
             EvaluationRequest,
             name_problems,
         )
-        from gemquant.rockchip.board_rkllm import prepared_problems
         from gemquant.rockchip.evaluate import measure_on_board
 
         flags = ctx.params
         output: Path | None = flags["output"]
         threads = threads_of(flags, problems_of(ctx))
         refuse(problems_of(ctx))
-        refuse(prepared_problems(flags["artifacts"]))
         problems = ProblemCollector()
-        opened = [problems.attempt(partial(Artifact.open, path)) for path in flags["artifacts"]]
+        found = [problems.attempt(partial(folders_at, path)) for path in flags["artifacts"]]
+        folders = [folder for each in found if each.succeeded for folder in each.value]
+        opened = [problems.attempt(partial(Artifact.open, path)) for path in dict.fromkeys(folders)]
         problems += document_problems(output, EvaluationDocument)
         suite = problems.attempt(lambda: _suite(flags))
         artifacts = [each.value for each in opened if each.succeeded]
+        if not artifacts:
+            problems.refuse()
         problems += [*name_problems(artifacts), *board_problems(artifacts, flags)]
         request = EvaluationRequest(
             suite=suite.value if suite.succeeded else None,
@@ -104,13 +108,7 @@ def _suite(flags: Mapping[str, Any]) -> SuiteText | None:
 command = EvalCommand(
     "eval",
     params=[
-        click.Argument(
-            ["artifacts"],
-            metavar="ARTIFACT...",
-            nargs=-1,
-            required=True,
-            type=click.Path(path_type=Path),
-        ),
+        artifacts_argument(),
         setting(
             "--against",
             metavar="MODEL",
@@ -147,6 +145,7 @@ command = EvalCommand(
     ],
     help="""Compare quantized artifacts with the original model.
 
+    ARTIFACT is a folder that gemquant wrote, a file inside, or a folder of several artifacts.
     Streams the original and all artifacts made from it through the same evaluation windows in one
     pass and prints perplexity, KL divergence and top-1 agreement with 95 % intervals: level
     reference. The windows are those of the artifacts' own certificates, or a suite's. Then loads

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gemquant.cli.render import losses, print_json, print_tables, table
+from gemquant.cli.render import losses, print_json, print_tables, table, verbose
 from gemquant.core.resources import human_bytes
 
 if TYPE_CHECKING:
@@ -23,14 +23,21 @@ if TYPE_CHECKING:
 
 
 def print_document(document: EvaluationDocument) -> None:
-    """Print every artifact, level by level."""
+    """Print each slice of one artifact, or of several with ``-v``; last, all artifacts together."""
+    from gemquant.core.artifact.losses import OVERALL, comparisons
+
     suite = document.suite
     own = suite.name == "recipe"
     text = "the text of its recipe" if own else f"suite {suite.name}, version {suite.version}"
     print_tables(f"Against {document.original.ref}, on {text}.")
     for artifact in document.artifacts:
         for level in artifact.levels:
-            print_tables("", *_level(artifact, level))
+            if len(document.artifacts) == 1 or verbose() or level.not_run or level.layers_own:
+                print_tables("", *_level(artifact, level))
+    for name, rows in comparisons(document.artifacts):
+        rows.title = f"Level {name}"
+        print_tables("", rows)
+    print_tables(OVERALL if len(document.artifacts) == 1 else f"{OVERALL} Each slice: -v.")
 
 
 def _level(artifact: ArtifactEvaluation, level: LevelEvaluation) -> Sequence[Table | str]:

@@ -225,6 +225,17 @@ def defaults_flag() -> click.Parameter:
     )
 
 
+def artifacts_argument() -> click.Argument:
+    """ARTIFACT…, which ``cli.artifacts`` finds."""
+    return click.Argument(
+        ["artifacts"],
+        metavar="ARTIFACT...",
+        nargs=-1,
+        required=True,
+        type=click.Path(path_type=Path),
+    )
+
+
 def target_folder_flag() -> click.Parameter:
     """``--target-folder``: targets of the user's own."""
     return setting(

@@ -6,22 +6,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemquant.cli import render
-from gemquant.core.resources import human_bytes
-from gemquant.core.tables import counted, number, percent, visible
+from gemquant.core.artifact.losses import OVERALL, comparisons
+from gemquant.core.tables import counted, visible
 from gemquant.measure.gate.reasons import layer_words
-from gemquant.measure.report import tables
+from gemquant.measure.report import tables, wording
+from gemquant.measure.report.wording import METRICS
 
 if TYPE_CHECKING:
     from gemquant.measure.gate.baseline import Baseline
-    from gemquant.measure.gate.verdict import ArtifactVerdict, Verdict
+    from gemquant.measure.gate.verdict import ArtifactVerdict, Check, Verdict
 
 LONGEST = 400
 
 
 def verdict(verdict: Verdict) -> None:
-    """Print every check of every artifact, then the verdict."""
+    """Print a line for what passed, the checks of what did not, with ``-v`` all; the verdict."""
     for artifact in verdict.artifacts:
-        _artifact(artifact)
+        if artifact.outcome == "pass" and not render.verbose():
+            render.print_tables(_passed(artifact))
+        else:
+            _artifact(artifact)
     for note in verdict.notes:
         render.print_tables(f"note: {visible(note, longest=LONGEST)}")
     baseline = verdict.baseline
@@ -30,6 +34,28 @@ def verdict(verdict: Verdict) -> None:
         f"{verdict.outcome} against {visible(baseline.name)} "
         f"({counted(baseline.updates, 'update')}{reason})"
     )
+
+
+def _passed(artifact: ArtifactVerdict) -> str:
+    """How many checks passed, and which is closest to its budget."""
+    line = f"{visible(artifact.name)}: pass, {counted(len(artifact.checks), 'check')}"
+    judged = [(used, check) for check in artifact.checks if (used := _used(check)) is not None]
+    if not judged:
+        return line
+    used, check = max(judged, key=lambda pair: pair[0])
+    if used <= 0:
+        return f"{line}; nothing is worse"
+    metric = METRICS[check.metric].partition(",")[0]
+    bounds = "" if check.high is None else f" (at most {wording.increase(check, check.high)})"
+    increase, budget = wording.increase(check, check.increase), wording.budget(check)
+    place = visible(wording.place(check))
+    return f"{line}; closest to its budget: {place}, {metric} {increase}{bounds} of {budget}"
+
+
+def _used(check: Check) -> float | None:
+    """The share of its budget that a check's increase takes, by its upper bound if it has one."""
+    worst = check.increase if check.high is None else check.high
+    return worst / check.budget if worst is not None and check.budget else None
 
 
 def _artifact(artifact: ArtifactVerdict) -> None:
@@ -47,20 +73,13 @@ def _artifact(artifact: ArtifactVerdict) -> None:
 def update(baseline: Baseline, path: Path) -> None:
     """Print what was written."""
     entry = baseline.history[-1]
-    numbers = ("size", "bits", "NLL increase", "KL mean", "top-1")
-    rows = render.table("artifact", "level", *numbers, numbers=numbers)
-    for each in entry.artifacts:
-        rows.add_row(
-            visible(each.name),
-            each.level,
-            human_bytes(each.size_bytes),
-            f"{each.bits_per_weight:.2f}",
-            number(each.nll_increase),
-            number(each.kl_mean),
-            percent(each.top1),
-        )
+    written = {each.name for each in entry.artifacts}
+    measured = [each.evaluation for each in baseline.artifacts if each.name in written]
+    for level, table in comparisons(measured):
+        table.title = f"Level {level}"
+        render.print_tables(table)
     render.print_tables(
-        rows,
+        OVERALL,
         f"{path}: {counted(len(baseline.artifacts), 'artifact')}, "
         f"{counted(len(baseline.history), 'update')}; {visible(entry.reason)}",
     )

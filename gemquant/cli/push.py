@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gemquant.cli.artifacts import artifact_folders
 from gemquant.cli.flags import flags, output_flags
 from gemquant.cli.progress import Lines
 from gemquant.core.progress import Silence
-from gemquant.errors import echo
+from gemquant.errors import UsageError, echo
 
 if TYPE_CHECKING:
     from gemquant.publish.push import Pushed, Upload
@@ -23,10 +24,19 @@ if TYPE_CHECKING:
 Examples:
   gemquant push gemma-2-2b-awq me/gemma-2-2b-awq --dry-run
   gemquant push gemma-2-2b-awq me/gemma-2-2b-awq
+  gemquant push gemma-2-2b-gguf me/gemma-2-2b-GGUF
+  gemquant push gemma-2-2b-gguf-IQ4_XS me/gemma-2-2b-GGUF --add
   gemquant push gemma-2-2b-awq me/gemma-2-2b --revision w4-g128 --public""",
 )
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument(
+    "artifacts", metavar="ARTIFACT...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
 @click.argument("repository", metavar="OWNER/NAME")
+@click.option(
+    "--add",
+    is_flag=True,
+    help="Add to the GGUF files of the repository, and renew its card and picture.",
+)
 @click.option(
     "--private/--public",
     default=True,
@@ -55,9 +65,10 @@ Examples:
 @click.option("--dry-run", is_flag=True, help="List the files to send, and send nothing.")
 @flags(*output_flags())
 def command(
-    artifact: Path,
+    artifacts: tuple[Path, ...],
     repository: str,
     *,
+    add: bool,
     private: bool,
     revision: str,
     message: str | None,
@@ -67,53 +78,68 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Upload an artifact to the Hugging Face Hub, in one commit.
+    """Upload artifacts to the Hugging Face Hub, in one commit.
 
     Verifies the artifact, then sends manifest.json and the files that it lists, nothing else;
-    refuses an artifact without the Gemma notice and terms. Rerun it after an interruption: files
-    that the Hub has are not sent twice. The token is that of `hf auth login`, or HF_TOKEN.
+    refuses an artifact without the Gemma notice and terms. Several GGUF artifacts of one model, or
+    a folder of them, go to one branch: all files flat, one card with a table and a picture, each
+    manifest in manifests/. Rerun it after an interruption: files that the Hub has are not sent
+    twice. The token is that of `hf auth login`, or HF_TOKEN.
     """
     import huggingface_hub
     from huggingface_hub import utils
 
     from gemquant.cli import render
-    from gemquant.publish.push import Destination, prepare_upload, push
+    from gemquant.publish.push import Destination, prepare_upload, present_set, push
 
+    folders = _folders(artifacts, repository)
     progress = Silence() if quiet else Lines()
-    progress.note(f"verifying {artifact}")
-    upload = prepare_upload(
-        artifact,
-        Destination(repository, revision, private=private),
-        message=f"Upload {artifact.name}" if message is None else message,
-        public_key=public_key,
-    )
-    pushed = None
-    if not dry_run:
-        # Without a terminal our lines replace the library's progress bars.
-        had_bars = not utils.are_progress_bars_disabled()
-        if quiet or not sys.stderr.isatty():
-            utils.disable_progress_bars()
-        try:
-            pushed = push(upload, huggingface_hub.HfApi(), replace=replace, progress=progress)
-        finally:
-            if had_bars:
-                utils.enable_progress_bars()
+    destination, api = Destination(repository, revision, private=private), huggingface_hub.HfApi()
+    named = artifacts[0].name if len(artifacts) == 1 else f"{len(folders)} artifacts"
+    # Without a terminal our lines replace the library's progress bars.
+    had_bars = not utils.are_progress_bars_disabled()
+    if quiet or not sys.stderr.isatty():
+        utils.disable_progress_bars()
+    try:
+        beside = present_set(destination, api) if add else None
+        progress.note(f"verifying {', '.join(map(str, folders))}")
+        upload = prepare_upload(
+            folders,
+            destination,
+            message=f"Upload {named}" if message is None else message,
+            public_key=public_key,
+            beside=beside,
+        )
+        pushed = None if dry_run else push(upload, api, replace=replace, progress=progress)
+    finally:
+        if had_bars:
+            utils.enable_progress_bars()
     if as_json:
         render.print_json(_document(upload, pushed))
     else:
         _print(upload, pushed)
 
 
+def _folders(artifacts: tuple[Path, ...], repository: str) -> list[Path]:
+    """The artifacts; UsageError where the two arguments are swapped."""
+    if Path(repository).is_dir() and not any(path.exists() for path in artifacts):
+        raise UsageError(
+            f"{repository} is a folder, and {artifacts[0]} is none.",
+            hint=f"The artifact comes first: gemquant push {repository} {artifacts[0]}",
+        )
+    return artifact_folders(artifacts)
+
+
 def _document(upload: Upload, pushed: Pushed | None) -> dict[str, object]:
     destination = upload.destination
     return {
-        "path": str(upload.artifact.path),
+        "paths": [str(each.path) for each in upload.artifacts],
         "repository": destination.repository,
         "revision": destination.revision,
         "private": destination.private,
         "message": upload.message,
         "files": [
-            {"name": file.name, "bytes": file.bytes, "sha256": file.sha256} for file in upload.files
+            {"name": file.name, "bytes": file.size, "sha256": file.sha256} for file in upload.files
         ],
         "pushed": None
         if pushed is None
@@ -140,11 +166,21 @@ def _print(upload: Upload, pushed: Pushed | None) -> None:
     destination = upload.destination
     listing = render.table("file", "bytes", "sha256", numbers=("bytes",))
     for file in upload.files:
-        listing.add_row(file.name, str(file.bytes), file.sha256)
+        listing.add_row(file.name, str(file.size), f"{file.sha256[:16]}…")
     visibility = "private" if destination.private else "public"
     render.print_tables(
         f"Would push to {destination.repository}, branch {destination.revision}, {visibility}: "
         f"{upload.message}",
         listing,
+        *_card(upload),
         f"{len(upload.files)} files, {human_bytes(upload.total_bytes)}. Nothing was sent.",
     )
+
+
+def _card(upload: Upload) -> list[str]:
+    """The card of a set, up to its commands; that of one artifact lies in its folder."""
+    if len(upload.artifacts) == 1 and upload.beside is None:
+        return []
+    card = next(file for file in upload.files if file.name == "README.md").content().decode()
+    body = card.partition("\n---\n")[2].partition("\n## What was lost")[0]
+    return ["", "README.md begins:", body]

@@ -100,9 +100,10 @@ class QuantizerCommand(click.Command):
 
 def next_commands(artifacts: Sequence[Artifact]) -> list[str]:
     """What to type when artifacts are finished; several lie in one folder."""
+    from gemquant.cli.render import push_command
+
     path = artifacts[0].path if len(artifacts) == 1 else artifacts[0].path.parent
-    words = shlex.quote(str(path))
-    return [f"gemquant show {words}", f"gemquant push {words} ME/{path.resolve().name}"]
+    return [f"gemquant show {shlex.quote(str(path))}", push_command(artifacts)]
 
 
 def help_of(quantizer: type[Any]) -> str:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+import operator
+import shlex
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-import click
-from rich import table as rich_table
-from rich.console import Console
+from rich.cells import cell_len
 
 from gemquant.core.resources import human_bytes
-from gemquant.core.scheme import describe
+from gemquant.core.scheme import INTEGER, describe
 from gemquant.core.tables import Column, Table, matrices
 from gemquant.core.tables import counted as counted  # noqa: PLC0414 - for the other tables
 from gemquant.errors import echo, inert
@@ -21,7 +25,7 @@ if TYPE_CHECKING:
     from gemquant.core.artifact import Artifact, LevelEvaluation, Manifest
 
 MATRICES_NAMED = 4
-WIDTH = 120
+_GAP = "  "
 
 
 def print_json(document: Any) -> None:
@@ -30,41 +34,52 @@ def print_json(document: Any) -> None:
 
 
 def print_tables(*parts: Table | str) -> None:
-    """Print tables and lines; 120 columns where stdout is no terminal."""
-    console = Console(highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
-        console.width = WIDTH
-    with console.capture() as printed:
-        for part in parts:
-            if isinstance(part, str):
-                console.print(inert(part), soft_wrap=True)
-            else:
-                console.print(_rich(part))
-    lines = "\n".join(line.rstrip() for line in printed.get().splitlines())
-    click.echo(lines)  # noqa: TID251 - the styles are rich's, and all text is inert
+    """Print tables and lines. Only a terminal's tables are wrapped, and never inside a word."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for part in parts:
+        echo(part if isinstance(part, str) else "\n".join(_lines(part, width)))
 
 
-def _rich(table: Table) -> rich_table.Table:
-    """A plain table; numbers are aligned to the right."""
-    drawn = rich_table.Table(
-        title=None if table.title is None else inert(table.title),
-        title_justify="left",
-        title_style="bold",
-        box=None,
-        pad_edge=False,
-        padding=(0, 2, 0, 0),
-        show_header=table.show_header,
-    )
-    for column in table.columns:
-        drawn.add_column(
-            column.name,
-            justify="right" if column.numeric else "left",
-            no_wrap=column.numeric,
-            overflow="fold",
-        )
-    for row in table.rows:
-        drawn.add_row(*(inert(cell.text) for cell in row))
-    return drawn
+def _lines(table: Table, width: int | None) -> Iterator[str]:
+    """Lay out a table; numbers are aligned to the right. width: None for any."""
+    head = [column.name for column in table.columns] if table.show_header else []
+    rows = [[inert(cell.text) for cell in row] for row in table.rows]
+    widths, least = [], []
+    for number, column in enumerate(table.columns):
+        texts = [row[number] for row in rows]
+        words = [word for text in (column.name, *texts) for word in text.split()]
+        shown = [*texts, *head[number : number + 1]]
+        widths.append(max(map(_width, shown), default=0))
+        least.append(max(map(_width, [*words, *(texts if column.numeric else ())]), default=0))
+    most = sys.maxsize if width is None else width - len(_GAP) * (len(widths) - 1)
+    while sum(widths) > most and any(map(operator.gt, widths, least)):
+        widest = max(range(len(widths)), key=lambda n: (widths[n] > least[n], widths[n]))
+        widths[widest] -= 1
+    if table.title:
+        yield table.title
+    for row in ([head] if head else []) + rows:
+        cells = [_wrapped(text, width) for text, width in zip(row, widths, strict=True)]
+        for parts in zip_longest(*cells, fillvalue=""):
+            padded = []
+            for text, room, column in zip(parts, widths, table.columns, strict=True):
+                blank = " " * (room - cell_len(text))
+                padded.append(blank + text if column.numeric else text + blank)
+            yield _GAP.join(padded).rstrip()
+
+
+def _width(text: str) -> int:
+    return max(map(cell_len, text.split("\n")))
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    if _width(text) <= width:
+        return text.split("\n")
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+
+
+def verbose() -> bool:
+    """Whether ``-v`` was given: print every row, not the summary alone."""
+    return logging.getLogger("gemquant").isEnabledFor(logging.INFO)
 
 
 def table(*names: str, title: str | None = None, numbers: Sequence[str] = ()) -> Table:
@@ -81,12 +96,48 @@ def fact_table() -> Table:
 
 
 def artifacts(finished: Sequence[Artifact], *, as_json: bool) -> None:
-    """Print finished artifacts; in JSON one is a document, several are a list of them."""
-    if as_json and len(finished) > 1:
+    """Print one artifact whole, or several in one table; in JSON several are a list."""
+    if len(finished) == 1:
+        artifact(finished[0], as_json=as_json)
+    elif as_json:
         print_json([_artifact_document(each) for each in finished])
-        return
-    for each in finished:
-        artifact(each, as_json=as_json)
+    else:
+        _print_set(finished)
+
+
+def push_command(finished: Sequence[Artifact]) -> str:
+    """What publishes one artifact, or a folder of several GGUF files of one model."""
+    from gemquant.core.artifact.manifest import model_name
+
+    if len(finished) == 1:
+        path = finished[0].path
+        return f"gemquant push {shlex.quote(str(path))} ME/{path.resolve().name}"
+    paths = " ".join(shlex.quote(str(path)) for path in {each.path.parent for each in finished})
+    return f"gemquant push {paths} ME/{model_name(finished[0].manifest)}-GGUF"
+
+
+def _print_set(several: Sequence[Artifact]) -> None:
+    """Print artifacts side by side, the largest first."""
+    from gemquant.core.artifact.losses import OVERALL, compared_cells, compared_columns, headline
+    from gemquant.core.artifact.manifest import artifact_label, model_name, original_bytes
+
+    ggufs = all(each.manifest.container == "gguf" for each in several)
+    last = "file" if ggufs else "folder"
+    rows = Table([Column("type" if ggufs else "quantizer"), *compared_columns(), Column(last)])
+    for each in sorted(several, key=lambda each: -each.content_bytes):
+        manifest = each.manifest
+        file = next((name for name in manifest.files if name.endswith(".gguf")), "")
+        bits = manifest.quantization.bits_per_weight
+        level = headline(manifest.certificates)
+        label = artifact_label(manifest)
+        rows.add_row(label, *compared_cells(each.content_bytes, bits, level), str(each.path / file))
+    names = dict.fromkeys(model_name(each.manifest) for each in several)
+    before = human_bytes(original_bytes(several[0].manifest))
+    size = f" (in bfloat16: {before})" if len(names) == 1 else ""
+    parents = {each.path.parent for each in several}
+    place = str(parents.pop()) if len(parents) == 1 else "."
+    count = counted(len(several), "file" if ggufs else "artifact")
+    print_tables(f"{place}: {count} of {', '.join(names)}{size}", rows, OVERALL)
 
 
 def _artifact_document(made: Artifact) -> dict[str, Any]:
@@ -135,10 +186,13 @@ def losses(levels: Sequence[LevelEvaluation], *, title: str) -> list[Table | str
 
 
 def _facts(manifest: Manifest) -> list[Table | str]:
+    from gemquant.core.artifact.manifest import scheme_label
+
     quantization = manifest.quantization
     facts = fact_table()
     facts.add_row("model", _origin(manifest))
-    facts.add_row("container", f"{manifest.container}, {quantization.float_dtype}")
+    stored = scheme_label(manifest) if manifest.container == "gguf" else quantization.float_dtype
+    facts.add_row("container", f"{manifest.container}, {stored}")
     for scheme in quantization.schemes:
         facts.add_row(
             quantization.quantizer,
@@ -153,7 +207,7 @@ def _facts(manifest: Manifest) -> list[Table | str]:
     facts.add_row(
         "size",
         f"{human_bytes(sum(file.bytes for file in manifest.files.values()))}, "
-        f"{quantization.bits_per_weight:.2f} bits per weight over all",
+        f"{quantization.bits_per_weight:.2f} bits per weight over all{_stored_bits(manifest)}",
     )
     if manifest.conversion is not None:
         conversion = manifest.conversion
@@ -189,6 +243,16 @@ def _facts(manifest: Manifest) -> list[Table | str]:
 
     groups = fallbacks_by_reason(manifest).items()
     return [*parts, *fallback_table((modules, *why) for why, modules in groups)]
+
+
+def _stored_bits(manifest: Manifest) -> str:
+    """Bits in the quantized matrices alone, where one scheme of integers tells them."""
+    match manifest.quantization.schemes:
+        case [scheme] if scheme.codes == INTEGER and scheme.group_size > 0:
+            beside = 16 if scheme.symmetric else 16 + scheme.bits
+            bits = scheme.bits + beside / scheme.group_size
+            return f" (about {bits:.1f} in the {matrices(scheme.modules)})"
+    return ""
 
 
 def fallback_table(groups: Iterable[tuple[Sequence[str], str, str]]) -> list[Table | str]:

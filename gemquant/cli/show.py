@@ -6,26 +6,32 @@ from pathlib import Path
 
 import click
 
-from gemquant.cli.flags import output_flags
+from gemquant.cli.flags import artifacts_argument, output_flags
+from gemquant.errors import echo
 
 
-def _show(artifact: Path, *, as_json: bool, quiet: bool) -> None:
+def _show(artifacts: tuple[Path, ...], *, as_json: bool, quiet: bool) -> None:
     from gemquant.cli import render
-    from gemquant.core.artifact import Artifact, read_manifest
+    from gemquant.cli.artifacts import opened
 
     del quiet  # there is no progress to silence
-    render.artifact(Artifact(artifact, read_manifest(artifact)), as_json=as_json)
+    found = opened(artifacts)
+    render.artifacts(found, as_json=as_json)
+    if len(found) > 1 and not as_json and all(e.manifest.container == "gguf" for e in found):
+        echo(f"next: {render.push_command(found)}")
 
 
 command = click.Command(
     "show",
     callback=_show,
-    params=[click.Argument(["artifact"], type=click.Path(path_type=Path)), *output_flags()],
-    help="""Print what an artifact is and what it lost.
+    params=[artifacts_argument(), *output_flags()],
+    help="""Print what an artifact is and what it lost, or compare several.
 
+    ARTIFACT is a folder that gemquant wrote, a file inside, or a folder of several artifacts.
     Reads manifest.json only; `gemquant verify` checks the files.""",
     epilog="""\b
 Examples:
   gemquant show gemma-2-2b-awq
+  gemquant show gemma-2-2b-gguf/Q4_K_M gemma-2-2b-awq
   gemquant show gemma-2-2b-awq --json | jq .manifest.certificates""",
 )

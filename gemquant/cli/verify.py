@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from gemquant.cli.flags import flags, output_flags
+from gemquant.cli.artifacts import folders_at
+from gemquant.cli.flags import artifacts_argument, flags, output_flags
 from gemquant.cli.progress import reporter
-from gemquant.errors import GemquantError, UsageError, echo, refuse
+from gemquant.errors import ArtifactError, GemquantError, UsageError, echo, refuse
 
 
 @click.command(
@@ -21,7 +22,6 @@ Examples:
   gemquant verify gemma-2-2b-awq --public-key signing.pub
   gemquant verify gemma.llamafile""",
 )
-@click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--public-key",
     metavar="FILE",
@@ -34,7 +34,7 @@ Examples:
     type=click.Path(path_type=Path),
     help="The signature.  [default: ARTIFACT/model.sig]",
 )
-@flags(*output_flags())
+@flags(artifacts_argument(), *output_flags())
 def command(
     artifacts: tuple[Path, ...],
     *,
@@ -45,6 +45,7 @@ def command(
 ) -> None:
     """Verify the hashes and structure of artifacts.
 
+    ARTIFACT is a folder that gemquant wrote, a folder of several, a set from the Hub, a llamafile.
     Every file must be the one that the manifest describes, and the container must hold every
     tensor of the model. A model.sig and the Hub's .gitattributes and .cache/huggingface may be in
     the folder too. With --public-key the signature must be valid for the manifest and all files
@@ -53,14 +54,15 @@ def command(
     from gemquant.cli import render
     from gemquant.publish.verify import artifact_problems, signature_problems
 
-    refuse(_usage_problems(artifacts, signature, public_key))
+    found = {folder: problems for path in artifacts for folder, problems in _found(path).items()}
+    refuse(_usage_problems(tuple(found), signature, public_key))
     all_problems: list[GemquantError] = []
     results: list[dict[str, Any]] = []
     with reporter(quiet=quiet) as progress:
-        for path in artifacts:
+        for path, missing in found.items():
             progress.note(f"verifying {path}")
-            problems = artifact_problems(path)
-            if public_key is not None:
+            problems = missing or artifact_problems(path)
+            if public_key is not None and not missing:
                 problems += signature_problems(path, signature, public_key)
             all_problems += problems
             texts = [str(problem) for problem in problems]
@@ -75,6 +77,18 @@ def command(
             signed = f", signed by {result['signed_by']}" if result.get("signed_by") else ""
             echo(f"{result['path']}: {'valid' if result['valid'] else 'not valid'}{signed}")
     refuse(all_problems)
+
+
+def _found(path: Path) -> dict[Path, list[GemquantError]]:
+    """The artifacts, llamafile or downloaded set at a path; else the path and what is wrong."""
+    from gemquant.publish.verify import MANIFESTS
+
+    if (path / MANIFESTS).is_dir():
+        return {path: []}
+    try:
+        return {folder: [] for folder in folders_at(path)}
+    except ArtifactError as error:
+        return {path: [] if path.is_file() else [error]}
 
 
 def _usage_problems(

@@ -10,10 +10,11 @@ from __future__ import annotations
 import datetime as dt
 import difflib
 import os
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import (
     AfterValidator,
@@ -28,8 +29,11 @@ from gemquant.core.json_document import Record
 from gemquant.core.resources import data_folder
 from gemquant.core.scheme import BLOCK_FORMATS, INTEGER, Scheme, describe, in_words
 from gemquant.core.untrusted import MAX_TOML_BYTES, UntrustedFile
-from gemquant.errors import ProblemCollector, UnsupportedError, UsageError
+from gemquant.errors import ArtifactError, ProblemCollector, UnsupportedError, UsageError
 from gemquant.models.architecture import registered
+
+if TYPE_CHECKING:
+    from gemquant.core.artifact import Manifest
 
 Generation = Annotated[str, AfterValidator(registered)]
 """A generation of Gemma, by its text model's ``model_type``."""
@@ -408,6 +412,36 @@ def load_toolkit(name: str) -> Toolkit:
     """Read a toolkit's file; UsageError if the file is missing or not valid."""
     file = data_folder("targets") / "toolkits" / f"{Path(name).name}.toml"
     return UntrustedFile(file, MAX_TOML_BYTES).table(Toolkit)
+
+
+def converted_problems(
+    path: Path, magic: str | None, bounds: tuple[int, int], dtype: str
+) -> Iterator[ArtifactError]:
+    """Compare a converted file's beginning and size with what its release writes."""
+    size, (least, most) = path.stat().st_size, bounds
+    with path.open("rb") as file:
+        first = file.read(4).hex()
+    if magic is not None and first != magic:
+        yield ArtifactError(f"{path.name} begins with {first}; RKLLM files begin with {magic}.")
+    if not least <= size <= most:
+        yield ArtifactError(
+            f"{path.name} has {size} bytes; expected for {dtype} are {least} to {most}."
+        )
+
+
+def conversion_problems(folder: Path, manifest: Manifest) -> Iterator[ArtifactError]:
+    """Compare a vendor's file, whose weights cannot be read back, with the manifest."""
+    record, suffix = manifest.conversion, f".{manifest.container}"
+    names = [name for name in manifest.files if name.endswith(suffix)]
+    if record is None:
+        yield ArtifactError(f"{folder}: the manifest has no conversion.")
+    elif len(names) != 1:
+        yield ArtifactError(f"{folder} has {len(names)} {suffix} files; it must have one.")
+    else:
+        release = load_toolkit(record.tool).version(record.version)
+        magic = None if release is None else release.magic
+        bounds = (record.least_bytes or 0, record.most_bytes or sys.maxsize)
+        yield from converted_problems(folder / names[0], magic, bounds, record.dtype)
 
 
 def version_key(text: str) -> tuple[int, ...]:

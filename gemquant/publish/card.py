@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemquant.core.artifact import MANIFEST_FILE, SIGNATURE_FILE, Manifest, read_manifest
-from gemquant.core.artifact.card import CARD_FILE, Later, inherited_again, render_card
+from gemquant.core.artifact.card import (
+    CARD_FILE,
+    Later,
+    inherited_again,
+    render_card,
+    repository_in,
+)
 from gemquant.core.artifact.finalize import (
     ABOUT_FILES,
     EVALUATION_FILE,
@@ -41,9 +47,16 @@ class Card:
         return not self.changed
 
 
-def make_card(artifact: Path, *, evaluation: Path | None = None, tasks: Path | None = None) -> Card:
+def make_card(
+    artifact: Path,
+    *,
+    evaluation: Path | None = None,
+    tasks: Path | None = None,
+    repository: str | None = None,
+) -> Card:
     """Render the card; writes nothing.
 
+    repository: on the Hub, by default the one that the card names already.
     evaluation, tasks: documents that measured this artifact; by default those in the artifact.
     ArtifactError if the artifact's card or documents differ from the manifest.
     """
@@ -64,10 +77,12 @@ def make_card(artifact: Path, *, evaluation: Path | None = None, tasks: Path | N
         later.append(section)
         if document is not None and with_updated_files(manifest, {name: content}) != manifest:
             changed[name] = content
+    before = old.decode(errors="replace")
     text = render_card(
         with_updated_files(manifest, changed),
-        inherited=inherited_again(old.decode(errors="replace")),
+        inherited=inherited_again(before),
         later=later,
+        repository=repository or repository_in(before),
     )
     if text.encode() != old:
         changed[CARD_FILE] = text.encode()

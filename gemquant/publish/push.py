@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
@@ -20,14 +21,35 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, R
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
-from gemquant.core.artifact import MANIFEST_FILE, SIGNATURE_FILE, Artifact, read_manifest
+from gemquant.core.artifact import (
+    MANIFEST_FILE,
+    SIGNATURE_FILE,
+    Artifact,
+    Manifest,
+    read_manifest,
+)
 from gemquant.core.artifact.card import CARD_FILE
 from gemquant.core.artifact.finalize import HUB_ATTRIBUTES, NOTICE_FILE
 from gemquant.core.progress import Progress
 from gemquant.core.resources import human_bytes
-from gemquant.errors import ArtifactError, GemquantError, OutputError, ProblemCollector, UsageError
+from gemquant.errors import (
+    ArtifactError,
+    GemquantError,
+    OutputError,
+    ProblemCollector,
+    UsageError,
+    refuse,
+)
 from gemquant.models.architecture import ARCHITECTURES
-from gemquant.publish.verify import artifact_problems, signature_path, signature_problems
+from gemquant.publish.card import make_card
+from gemquant.publish.gguf_set import set_files, set_problems, shared
+from gemquant.publish.verify import (
+    MANIFESTS,
+    PICTURE,
+    artifact_problems,
+    signature_path,
+    signature_problems,
+)
 
 MAIN = "main"
 _REVISION = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)*")
@@ -47,81 +69,157 @@ class Destination:
 
 @dataclass(frozen=True)
 class UploadFile:
-    """One file. name: in the repository, as in the artifact."""
+    """One file. name: in the repository. source: where it lies, or its content."""
 
     name: str
-    path: Path
-    bytes: int
+    source: Path | bytes
+    size: int
     sha256: str
+
+    @classmethod
+    def made(cls, name: str, content: bytes) -> UploadFile:
+        """A file that is written for the repository."""
+        return cls(name, content, len(content), hashlib.sha256(content).hexdigest())
+
+    def content(self) -> bytes:
+        """The bytes; ArtifactError if they changed since they were verified."""
+        if not isinstance(self.source, Path):
+            return self.source
+        try:
+            content = self.source.read_bytes()
+        except OSError as error:
+            raise ArtifactError(f"{self.source} cannot be read: {error.strerror}.") from error
+        _refuse_changed(self, hashlib.sha256(content).hexdigest())
+        return content
+
+
+@dataclass(frozen=True)
+class Present:
+    """A set of GGUF files that a branch holds already. head: the commit that was read."""
+
+    head: str
+    manifests: Sequence[Manifest]
 
 
 @dataclass(frozen=True)
 class Upload:
-    """An artifact to upload, with the hashes of all files."""
+    """Artifacts to upload, with the hashes of all files. beside: what they are added to."""
 
-    artifact: Artifact
+    artifacts: Sequence[Artifact]
     destination: Destination
     message: str
     files: tuple[UploadFile, ...]
+    beside: Present | None = None
 
     @property
     def total_bytes(self) -> int:
         """Bytes of all files."""
-        return sum(file.bytes for file in self.files)
+        return sum(file.size for file in self.files)
 
 
 def prepare_upload(
-    artifact: Path, destination: Destination, *, message: str, public_key: Path | None = None
+    artifacts: Sequence[Path],
+    destination: Destination,
+    *,
+    message: str,
+    public_key: Path | None = None,
+    beside: Present | None = None,
 ) -> Upload:
     """Check everything without the network and list the files to send.
 
-    public_key: include the artifact's signature, which must be from this key's private half. Raises
-    for an invalid destination, artifact or signature, and for missing licence files.
+    artifacts: one, or GGUF files that share the branch. public_key: include the artifact's
+    signature, which must be from this key's private half. beside: a set to add them to. Raises for
+    an invalid destination, artifact or signature, and for missing licence files.
     """
-    problems = ProblemCollector()
-    problems += [*_destination_problems(destination), *artifact_problems(artifact)]
+    together = len(artifacts) > 1 or beside is not None
+    problems = ProblemCollector(_destination_problems(destination))
+    for each in artifacts:
+        problems += artifact_problems(each)
     problems.refuse()
-    opened = Artifact(artifact, read_manifest(artifact))
-    problems += _licence_problems(opened)
+    opened = [Artifact(each, read_manifest(each)) for each in artifacts]
+    for artifact in opened:
+        problems += _licence_problems(artifact)
     if not message.strip():
         problems.append(UsageError("The commit message is empty."))
-    signature = signature_path(artifact)
-    if public_key is not None:
-        problems += signature_problems(artifact, signature, public_key)
+    if together:
+        problems += set_problems(opened, () if beside is None else beside.manifests)
+        if public_key is not None:
+            problems.append(
+                UsageError(
+                    "--public-key: a signature is of one artifact with its own card.",
+                    hint="Push signed artifacts one by one, each to its own repository or branch.",
+                )
+            )
+    elif public_key is not None:
+        problems += signature_problems(artifacts[0], signature_path(artifacts[0]), public_key)
     problems.refuse()
+    if together:
+        files = _set_files(opened, destination, beside)
+    else:
+        files = _artifact_files(opened[0], destination, signed=public_key is not None)
+    return Upload(opened, destination, message.strip(), tuple(files), beside)
+
+
+def _artifact_files(
+    artifact: Artifact, destination: Destination, *, signed: bool
+) -> list[UploadFile]:
+    """The manifest's files and itself; unless signed, with the repository's name on the card."""
+    path, changed = artifact.path, dict[str, bytes]()
+    if destination.revision == MAIN and not signed:
+        changed |= make_card(path, repository=destination.repository).changed
     files = [
-        UploadFile(name, artifact / name, record.bytes, record.sha256)
-        for name, record in opened.manifest.files.items()
+        UploadFile(name, path / name, record.bytes, record.sha256)
+        for name, record in artifact.manifest.files.items()
+        if name not in changed
     ]
-    files.append(_hashed(MANIFEST_FILE, artifact / MANIFEST_FILE))
-    if public_key is not None:
-        files.append(_hashed(SIGNATURE_FILE, signature))
-    return Upload(opened, destination, message.strip(), tuple(files))
+    whole = {MANIFEST_FILE: path / MANIFEST_FILE}
+    if signed:
+        whole[SIGNATURE_FILE] = signature_path(path)
+    changed = {name: file.read_bytes() for name, file in whole.items()} | changed
+    return [*files, *(UploadFile.made(*each) for each in changed.items())]
 
 
-def _content(file: UploadFile) -> bytes:
-    """A file's bytes; ArtifactError if they changed since they were verified."""
-    try:
-        content = file.path.read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"{file.path} cannot be read: {error.strerror}.") from error
-    _refuse_changed(file, hashlib.sha256(content).hexdigest())
-    return content
+def _set_files(
+    artifacts: Sequence[Artifact], destination: Destination, beside: Present | None
+) -> list[UploadFile]:
+    """The files of all artifacts, flat, and those that are made for the set."""
+    files = {
+        name: UploadFile(name, each.path / name, record.bytes, record.sha256)
+        for each in artifacts
+        for name, record in shared(each.manifest).files.items()
+    }
+    known = beside.manifests if beside is not None else ()
+    made = set_files(artifacts, known, destination.repository)
+    return [*files.values(), *(UploadFile.made(*each) for each in made.items())]
+
+
+def present_set(destination: Destination, api: HfApi) -> Present:
+    """Read the manifests of a set on the Hub; OutputError where the branch holds none."""
+    name = destination.repository
+    refuse(_destination_problems(destination))
+    with _explained(destination, api), TemporaryDirectory() as folder:
+        head = str(api.repo_info(name, revision=destination.revision).sha)
+        there = _files(api, name, head)
+        names = [n for n, file in there.items() if _MANIFEST.fullmatch(n) and file.size < LARGEST]
+        for file in names:
+            api.hf_hub_download(name, file, revision=head, local_dir=folder)
+        manifests = [read_manifest(Path(folder), file) for file in names]
+    if not manifests:
+        raise OutputError(
+            f"{name} has no {MANIFESTS}/ on {destination.revision}: it is no set of gemquant's.",
+            hint="Push a whole set first: gemquant push FOLDER OWNER/NAME",
+        )
+    return Present(head, manifests)
 
 
 def _refuse_changed(file: UploadFile, sha256: str) -> None:
     """Raise ArtifactError if a file changed since it was verified."""
     if sha256 != file.sha256:
         raise ArtifactError(
-            f"{file.path} changed while it was uploaded: sha256 {sha256}, not {file.sha256}. "
+            f"{file.source!s} changed while it was uploaded: sha256 {sha256}, not {file.sha256}. "
             "Nothing was committed.",
             hint="gemquant verify ARTIFACT",
         )
-
-
-def _hashed(name: str, path: Path) -> UploadFile:
-    content = path.read_bytes()
-    return UploadFile(name, path, len(content), hashlib.sha256(content).hexdigest())
 
 
 def _destination_problems(destination: Destination) -> list[GemquantError]:
@@ -140,6 +238,9 @@ def _destination_problems(destination: Destination) -> list[GemquantError]:
     return problems
 
 
+_MANIFEST = re.compile(rf"{MANIFESTS}/[\w-][\w.-]*\.json")
+LARGEST = 64_000_000
+"""Bytes of a manifest that is read from the Hub."""
 HELD_BYTES = 10_000_000
 """Files up to this size are sent from memory; larger ones are streamed."""
 
@@ -178,6 +279,13 @@ def push(upload: Upload, api: HfApi, *, replace: bool, progress: Progress) -> Pu
         names = {file.name for file in upload.files}
         foreign = sorted(set(branch.files) - names - {HUB_ATTRIBUTES})
         differing = sorted(file.name for file in lacking if file.name in branch.files)
+        if upload.beside is not None:
+            if upload.beside.head != branch.head:
+                raise OutputError(
+                    f"{destination.repository} changed during the push.", hint="Rerun the command."
+                )
+            foreign = []
+            differing = [name for name in differing if name not in {CARD_FILE, PICTURE}]
         if not (replace or branch.created):
             _refuse_other_content(destination, foreign, differing)
         url = f"{api.endpoint}/{destination.repository}/tree/{destination.revision}"
@@ -234,11 +342,11 @@ def _files(api: HfApi, repository: str, revision: str) -> dict[str, RepoFile]:
 
 def _same(file: UploadFile, remote: RepoFile | None) -> bool:
     """Whether the Hub has this content: by SHA-256 for large files, else by git's hash."""
-    if remote is None or remote.size != file.bytes:
+    if remote is None or remote.size != file.size:
         return False
     if remote.lfs is not None:
         return remote.lfs.sha256 == file.sha256
-    return remote.blob_id == _git_hash(_content(file))
+    return remote.blob_id == _git_hash(file.content())
 
 
 def _git_hash(content: bytes) -> str:
@@ -258,8 +366,8 @@ def _refuse_other_content(
         raise OutputError(
             f"{destination.repository} has other content on {destination.revision} "
             f"({'; '.join(conflicts)}).",
-            hint="--replace makes the branch exactly this artifact and deletes all other files; "
-            "--revision chooses another branch.",
+            hint="--add adds a GGUF file to a set of them; --replace makes the branch exactly this "
+            "and deletes all other files; --revision chooses another branch.",
         )
 
 
@@ -268,9 +376,10 @@ def _send(
 ) -> list[CommitOperationAdd]:
     """Upload one by one, smallest first, so that a rerun sends as little as possible."""
     operations = []
-    for file in sorted(files, key=lambda each: each.bytes):
-        progress.note(f"uploading {file.name}, {human_bytes(file.bytes)}")
-        content = _content(file) if file.bytes <= HELD_BYTES else str(file.path)
+    for file in sorted(files, key=lambda each: each.size):
+        progress.note(f"uploading {file.name}, {human_bytes(file.size)}")
+        held = file.size <= HELD_BYTES or not isinstance(file.source, Path)
+        content = file.content() if held else str(file.source)
         operation = CommitOperationAdd(file.name, content)
         api.preupload_lfs_files(
             destination.repository,
@@ -289,7 +398,8 @@ def _compare(upload: Upload, api: HfApi, commit: str) -> None:
     """Raise OutputError unless the Hub has exactly the artifact's files."""
     remote = _files(api, upload.destination.repository, commit)
     wrong = [file.name for file in upload.files if not _same(file, remote.get(file.name))]
-    wrong += sorted(set(remote) - {file.name for file in upload.files} - {HUB_ATTRIBUTES})
+    if upload.beside is None:
+        wrong += sorted(set(remote) - {file.name for file in upload.files} - {HUB_ATTRIBUTES})
     if wrong:
         raise OutputError(
             f"{upload.destination.repository} at {commit} is not the artifact: "

@@ -12,12 +12,23 @@ import base64
 import contextlib
 import json
 import sys
+import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gemquant.convert.plugins import open_weights
-from gemquant.core.artifact import MANIFEST_FILE, SIGNATURE_FILE, Artifact, read_manifest
+from gemquant.core.artifact import (
+    MANIFEST_FILE,
+    SIGNATURE_FILE,
+    Artifact,
+    Manifest,
+    read_manifest,
+)
+from gemquant.core.artifact.card import CARD_FILE
+from gemquant.core.artifact.finalize import accompanies, file_problems, files_in
 from gemquant.core.progress import Silence
+from gemquant.core.targets import conversion_problems
 from gemquant.core.untrusted import UntrustedFile
 from gemquant.errors import (
     ArtifactError,
@@ -28,8 +39,11 @@ from gemquant.errors import (
     refuse,
 )
 from gemquant.formats.llamafile import record as llamafile
-from gemquant.rockchip import artifact as rkllm
 
+MANIFESTS = "manifests"
+"""Folder of a repository with several artifacts: a manifest each."""
+PICTURE = "size-and-loss.svg"
+"""Picture of such a repository's card."""
 INSTALL = "pip install 'gemquant[signing]'"
 CREATE_KEYS = (
     "openssl ecparam -genkey -name prime256v1 -noout -out signing.key && "
@@ -44,19 +58,51 @@ _KEY_LIMIT_BYTES = 100_000
 def artifact_problems(path: Path) -> list[GemquantError]:
     """Everything wrong with an artifact: hashes of all files, then the structure.
 
-    path: a folder, or a llamafile.
+    path: a folder, also one of several GGUF files from the Hub, or a llamafile.
     """
     try:
+        if (path / MANIFESTS).is_dir():
+            return _set_problems(path)
         if path.is_file():
             llamafile.verify(path, progress=Silence())
             return []
         artifact = Artifact.open(path)
         if artifact.manifest.conversion is not None:
-            return [*rkllm.artifact_problems(path, artifact.manifest)]
+            return [*conversion_problems(path, artifact.manifest)]
         open_weights(artifact)
     except GemquantError as error:
         return list(error.parts)
     return []
+
+
+def _set_problems(folder: Path) -> list[GemquantError]:
+    """Compare a downloaded set with its manifests; no file may be there that none lists."""
+    problems = ProblemCollector()
+    known = {CARD_FILE, PICTURE}
+    names = [f"{MANIFESTS}/{file.name}" for file in sorted((folder / MANIFESTS).glob("*.json"))]
+    for name in names:
+        read = problems.attempt(partial(read_manifest, folder, name))
+        if not read.succeeded:
+            continue
+        known |= {name, *read.value.files}
+        differing = file_problems(folder, read.value, read.value.files)
+        problems += differing
+        if not differing:
+            problems.attempt(partial(_open_alone, folder, read.value))
+    problems += [
+        ArtifactError(f"{name} is in {folder}, but in none of its manifests.")
+        for name in sorted(files_in(folder))
+        if name not in known and not accompanies(name)
+    ]
+    return [*dict.fromkeys(problems)]
+
+
+def _open_alone(folder: Path, manifest: Manifest) -> None:
+    """Open one artifact of a set, as if no other were there."""
+    with tempfile.TemporaryDirectory() as alone:
+        for name in manifest.files:
+            (Path(alone) / name).symlink_to((folder / name).resolve())
+        open_weights(Artifact(Path(alone), manifest))
 
 
 # ---------------------------------------------------------------- signatures

@@ -6,9 +6,8 @@ The file format is not published, so only the vendor's runtime on a board can re
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from sys import maxsize
 from typing import TYPE_CHECKING, Any
 
 from gemquant.convert.candidates import linear_bytes, stored_bytes, table_size
@@ -26,7 +25,7 @@ from gemquant.core.artifact.evaluation import LevelEvaluation
 from gemquant.core.json_document import Record
 from gemquant.core.protocols import Layout, PlainSpec, QuantizedSpec
 from gemquant.core.recipe import Recipe
-from gemquant.core.targets import load_toolkit
+from gemquant.core.targets import conversion_problems, converted_problems
 from gemquant.core.untrusted import UntrustedFile
 from gemquant.core.weights import AffineScheme
 from gemquant.errors import ArtifactError, UsageError, refuse
@@ -51,35 +50,7 @@ def file_problems(
 ) -> Iterator[ArtifactError]:
     """Compare a converted file with what its release writes for such a model."""
     bounds = size_range(conversion, config)
-    return _problems(path, conversion.release.magic, bounds, conversion.dtype.name)
-
-
-def artifact_problems(folder: Path, manifest: Manifest) -> Iterable[ArtifactError]:
-    """Compare a finished artifact's file with its manifest."""
-    record = manifest.conversion
-    if record is None:
-        return [ArtifactError(f"{folder}: the manifest has no conversion.")]
-    names = [name for name in manifest.files if name.endswith(SUFFIX)]
-    if len(names) != 1:
-        return [ArtifactError(f"{folder} has {len(names)} {SUFFIX} files; it must have one.")]
-    release = load_toolkit(record.tool).version(record.version)
-    magic = None if release is None else release.magic
-    bounds = (record.least_bytes or 0, record.most_bytes or maxsize)
-    return _problems(folder / names[0], magic, bounds, record.dtype)
-
-
-def _problems(
-    path: Path, magic: str | None, bounds: tuple[int, int], dtype: str
-) -> Iterator[ArtifactError]:
-    size, (least, most) = path.stat().st_size, bounds
-    with path.open("rb") as file:
-        first = file.read(4).hex()
-    if magic is not None and first != magic:
-        yield ArtifactError(f"{path.name} begins with {first}; RKLLM files begin with {magic}.")
-    if not least <= size <= most:
-        yield ArtifactError(
-            f"{path.name} has {size} bytes; expected for {dtype} are {least} to {most}."
-        )
+    return converted_problems(path, conversion.release.magic, bounds, conversion.dtype.name)
 
 
 def size_range(conversion: Conversion, config: Mapping[str, Any]) -> tuple[int, int]:
@@ -199,7 +170,7 @@ def seal(folder: Path, file: Path, out: Path | None, *, force: bool) -> Artifact
     with staged(out, force=force, needed_bytes=size) as scratch:
         shutil.copyfile(file, scratch / Path(record.file).name)
         complete = finalize(scratch, manifest, original_card=record.card)
-        refuse(artifact_problems(scratch, complete))
+        refuse(conversion_problems(scratch, complete))
     return Artifact.open(out)
 
 

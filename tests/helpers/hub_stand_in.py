@@ -172,6 +172,10 @@ class StandIn:
         oid = repository.commit(branch, files, header["value"]["summary"])
         return {"success": True, "commitOid": oid, "commitUrl": f"{self.url}/{name}/commit/{oid}"}
 
+    def resolve(self, body: bytes, name: str, revision: str, path: str) -> bytes:
+        repository = self._of(name)
+        return repository.commits[self._revision(repository, revision)][path].content
+
     # ------------------------------------------------------------ parts of answers
 
     def _of(self, name: str) -> Repository:
@@ -227,6 +231,8 @@ ROUTES: list[tuple[str, str, Callable[..., Any]]] = [
     ("POST", "/store/complete/([0-9a-f]{64})", StandIn.complete),
     ("POST", "/api/verify", StandIn.verify),
     ("POST", f"/api/models/{NAME}/commit/([^/]+)", StandIn.commit),
+    ("HEAD", f"/{NAME}/resolve/([^/]+)/(.+)", StandIn.resolve),
+    ("GET", f"/{NAME}/resolve/([^/]+)/(.+)", StandIn.resolve),
 ]
 
 
@@ -243,19 +249,23 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             answer = self.stand_in.answer(self.command, path, body, token)
             extra = answer if isinstance(answer, dict) and "ETag" in answer else {}
+            if isinstance(answer, bytes):
+                oid = hashlib.sha1(answer).hexdigest()
+                extra = {"ETag": f'"{oid}"', "X-Repo-Commit": path.split("/")[4]}
         except Refusal as refusal:
             status, answer = refusal.status, {"error": refusal.message}
             extra = {"X-Error-Message": refusal.message}
             if refusal.code:
                 extra["X-Error-Code"] = refusal.code
-        content = json.dumps(answer).encode()
+        content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         self.send_response(status)
         for key, value in extra.items():
             self.send_header(key, value)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content)
+        if self.command != "HEAD":
+            self.wfile.write(content)
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
@@ -267,7 +277,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return content
 
-    do_GET = do_POST = do_PUT = _serve  # noqa: N815
+    do_GET = do_HEAD = do_POST = do_PUT = _serve  # noqa: N815
 
     def log_message(self, *args: object) -> None:
         """Nothing: tests look at ``requests``."""

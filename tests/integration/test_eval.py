@@ -157,7 +157,12 @@ def test_everything_that_is_wrong_is_told_at_once(run: Run, rounded: str) -> Non
     result = run("eval", rounded, "none", "--suite", "klingon", "--seed", "-1", "-o", "taken.txt")
     assert result.code == 6
     assert result.err.startswith("error: 4 problems:")
-    for message in ("none is not an artifact", "taken.txt exists", "--suite klingon", "--seed -1"):
+    for message in (
+        "none: no such file or folder",
+        "taken.txt exists",
+        "--suite klingon",
+        "--seed -1",
+    ):
         assert message in result.err
 
 

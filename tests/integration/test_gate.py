@@ -31,7 +31,10 @@ def test_an_artifact_is_measured_on_what_its_baseline_names(
     assert run("gate", "eval.json", *BASELINE, *update).code == 0
 
     again = gate(run)
-    assert (again.code, again.out.splitlines()[0]) == (0, "gemma-rtn: pass"), again.err
+    assert (again.code, again.out.splitlines()[0]) == (
+        0,
+        "gemma-rtn: pass, 11 checks; nothing is worse",
+    ), again.err
 
     make(run, tiny_folders["gemma3_text"], 4)
     worse = gate(run)

@@ -17,11 +17,25 @@ from jinja2 import StrictUndefined
 from jinja2.sandbox import SandboxedEnvironment
 
 from gemquant.core.artifact.evaluation import LEVELS, LevelEvaluation, emulated_corners
-from gemquant.core.artifact.loading import loaders
-from gemquant.core.artifact.losses import eval_results, from_reference, legend, loss_table
-from gemquant.core.artifact.manifest import Manifest, fallbacks_by_reason
+from gemquant.core.artifact.loading import RUNTIMES, loaders
+from gemquant.core.artifact.losses import (
+    Overall,
+    eval_results,
+    from_reference,
+    headline,
+    legend,
+    loss_table,
+)
+from gemquant.core.artifact.manifest import (
+    Manifest,
+    fallbacks_by_reason,
+    model_name,
+    original_bytes,
+    scheme_label,
+)
+from gemquant.core.resources import human_bytes
 from gemquant.core.scheme import describe
-from gemquant.core.tables import escaped, markdown, matrices
+from gemquant.core.tables import escaped, markdown, matrices, number
 from gemquant.models.architecture import ARCHITECTURES
 from gemquant.models.structure import FAMILY
 
@@ -39,6 +53,7 @@ _ORIGINAL_FOLLOWS = re.compile(
     r"(?:quantization|conversion)\.\*\n\n",
     re.MULTILINE,
 )
+_DOWNLOAD = re.compile(r"^hf download ([\w.-]+/[\w.-]+) --local-dir ", re.MULTILINE)
 _LONGEST_TEXT = 10_000
 
 
@@ -70,39 +85,80 @@ def inherited_again(card: str) -> Inherited:
     return Inherited(_languages(card), rest[0].strip() if rest else "")
 
 
+def repository_in(card: str) -> str | None:
+    """Read from a card of ours for which repository of the Hub it was made, if for any."""
+    found = _DOWNLOAD.search(_ORIGINAL_FOLLOWS.split(card, maxsplit=1)[0])
+    return found[1] if found else None
+
+
 def render_card(
-    manifest: Manifest, *, inherited: Inherited | None = None, later: Sequence[Later] = ()
+    manifest: Manifest,
+    *,
+    inherited: Inherited | None = None,
+    later: Sequence[Later] = (),
+    repository: str | None = None,
 ) -> str:
     """Return the card's Markdown with its YAML front matter.
 
     manifest: its own record of the card is left out. inherited: the original's text is appended.
+    repository: on the Hub, where the card is to stand.
     Texts from outside are escaped, and nothing in them is taken for a template.
     """
     inherited = inherited or Inherited()
     files = {name: file for name, file in manifest.files.items() if name != CARD_FILE}
-    matter = _front_matter(manifest, inherited, later)
-    written = yaml.safe_dump(matter, sort_keys=False, allow_unicode=True, width=100)
-    template = card_environment().from_string(
-        card_template("gemquant.core.artifact", "card.md.jinja")
-    )
-    body = template.render(
+    title = f"{_name(manifest)}, for {RUNTIMES.get(manifest.container, 'transformers')}"
+    return card_text(
+        card_template("gemquant.core.artifact", "card.md.jinja"),
+        front_matter(manifest, inherited, later),
+        inherited,
         manifest=manifest,
         files=files,
-        title=_title(manifest),
-        origin=_origin(manifest),
+        title=title,
+        origin=origin(manifest),
+        label=scheme_label(manifest),
+        summary=summary(manifest),
+        stored=human_bytes(sum(file.bytes for file in files.values())),
+        before=human_bytes(original_bytes(manifest)),
         linears=sum(len(scheme.modules) for scheme in manifest.quantization.schemes),
-        adapters=_adapters(manifest),
+        adapters=adapters(manifest),
         fallbacks=fallbacks_by_reason(manifest),
         source_note=_source_note(manifest),
         levels=LEVELS,
         brackets=[corners] if (corners := emulated_corners(manifest.certificates)) else [],
         later=[each.section.strip() for each in later if each.section],
-        loaders=loaders(manifest),
-        recipe=json.dumps(dict(manifest.recipe), indent=2, ensure_ascii=False, allow_nan=False),
+        loaders=loaders(manifest, repository),
+        recipe=recipe_json(manifest),
         terms=ARCHITECTURES[manifest.architecture].licence.card,
-        original_body=inherited.body,
+    )
+
+
+def card_text(template: str, matter: Mapping[str, Any], inherited: Inherited, **facts: Any) -> str:
+    """Fill a template, and the parts that every card has: front matter, terms, the original."""
+    environment = card_environment()
+    written = yaml.safe_dump(dict(matter), sort_keys=False, allow_unicode=True, width=100)
+    end = card_template("gemquant.core.artifact", "end.md.jinja")
+    body = environment.from_string(f"{template.rstrip()}\n\n{end}").render(
+        **facts, original_body=inherited.body
     )
     return f"---\n{written}---\n\n{body.rstrip()}\n"
+
+
+def recipe_json(manifest: Manifest) -> str:
+    """The whole recipe, for a card."""
+    return json.dumps(dict(manifest.recipe), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def summary(manifest: Manifest) -> str:
+    """What was lost, in a sentence; empty where nothing was measured."""
+    level = headline(manifest.certificates)
+    if level is None:
+        return ""
+    overall = Overall.of(level)
+    return (
+        f"On our text it ranks the original's most likely token first {100 * overall.top1:.1f} % "
+        f"of the time; the mean KL divergence is {number(overall.kl_mean, 3)} nats per token "
+        f"(level {level.level})."
+    )
 
 
 def card_environment() -> SandboxedEnvironment:
@@ -118,10 +174,13 @@ def card_template(package: str, name: str) -> str:
     return files(package).joinpath(name).read_text(encoding="utf-8")
 
 
-def _front_matter(
-    manifest: Manifest, inherited: Inherited, later: Sequence[Later]
+def front_matter(
+    manifest: Manifest, inherited: Inherited, later: Sequence[Later] = (), *, index: bool = True
 ) -> Mapping[str, Any]:
-    """Metadata of the Hub, with the gating fields of Google's own Gemma cards."""
+    """Metadata of the Hub, with the gating fields of Google's own Gemma cards.
+
+    index: with all figures.
+    """
     from huggingface_hub.repocard_data import eval_results_to_model_index
 
     bits = sorted({scheme.bits for scheme in manifest.quantization.schemes})
@@ -156,8 +215,8 @@ def _front_matter(
         }
     results = list(eval_results(_own_levels(manifest)))
     results += [result for each in later for result in each.results]
-    if results:
-        matter["model-index"] = eval_results_to_model_index(_title(manifest), results)
+    if results and index:
+        matter["model-index"] = eval_results_to_model_index(_name(manifest), results)
     return matter
 
 
@@ -170,7 +229,7 @@ def _own_levels(manifest: Manifest) -> list[LevelEvaluation]:
     ]
 
 
-def _adapters(manifest: Manifest) -> list[str]:
+def adapters(manifest: Manifest) -> list[str]:
     """The merged adapters, as they were named."""
     named = manifest.recipe.get("lora") or []
     return list(map(str, named if isinstance(named, list) else [named]))
@@ -183,12 +242,12 @@ def _lineage(manifest: Manifest) -> dict[str, Any]:
     was merged is a parent too; unless something was quantized after it, the relation is ``merge``.
     A conversion to another type is ``quantized`` too: without it the Hub assumes a fine-tune.
     """
-    adapters = _adapters(manifest)
-    named = [manifest.base_model or "", *(re.split("[@=]", each)[0] for each in adapters)]
+    merged_in = adapters(manifest)
+    named = [manifest.base_model or "", *(re.split("[@=]", each)[0] for each in merged_in)]
     parents = [name for name in named if _HUB_ID.fullmatch(name)]
     if not parents or parents[0] != manifest.base_model:
         return {}
-    merged = bool(adapters) and not manifest.quantization.schemes
+    merged = bool(merged_in) and not manifest.quantization.schemes
     return {
         "base_model": parents[0] if len(parents) == 1 else parents,
         "base_model_relation": "merge" if merged else "quantized",
@@ -207,12 +266,18 @@ def _languages(card: str) -> tuple[str, ...]:
     return tuple(each for each in several if isinstance(each, str) and _LANGUAGE.fullmatch(each))
 
 
-def _title(manifest: Manifest) -> str:
-    name = (manifest.base_model or manifest.source.ref).rstrip("/").rsplit("/", 1)[-1]
-    return f"{name}, {manifest.quantization.quantizer}"
+def _name(manifest: Manifest) -> str:
+    quantization = manifest.quantization
+    label = scheme_label(manifest)
+    if manifest.container != "gguf":
+        widths = "/".join(str(n) for n in sorted({each.bits for each in quantization.schemes}))
+        label = (
+            f"{quantization.quantizer} {f'{widths}-bit' if widths else quantization.float_dtype}"
+        )
+    return f"{model_name(manifest)} {label}"
 
 
-def _origin(manifest: Manifest) -> str:
+def origin(manifest: Manifest) -> str:
     """Markdown that names the base model, with a link where the Hub has it."""
     name = manifest.base_model or manifest.source.ref
     if _HUB_ID.fullmatch(name):

@@ -40,6 +40,11 @@ class Artifact:
     path: Path
     manifest: Manifest
 
+    @property
+    def content_bytes(self) -> int:
+        """Size of all files but the card and what it shows."""
+        return sum(file.bytes for file in content_files(self.manifest).values())
+
     @classmethod
     def open(cls, path: Path) -> Self:
         """Check sizes and hashes of all files; ArtifactError lists every difference.
@@ -47,7 +52,7 @@ class Artifact:
         A signature may be in the folder, and the files that a download from the Hub adds.
         """
         manifest = read_manifest(path)
-        present = {name for name in _files(path) if not _accompanies(name)}
+        present = {name for name in files_in(path) if not accompanies(name)}
         problems: list[GemquantError] = [
             ArtifactError(f"{name} is in {path}, but not in its {MANIFEST_FILE}.")
             for name in sorted(present - set(manifest.files))
@@ -70,7 +75,7 @@ def finalize(folder: Path, manifest: Manifest, *, original_card: str | None = No
     try:
         notice = ARCHITECTURES[manifest.architecture].licence.notice
         (folder / NOTICE_FILE).write_text(notice, encoding="utf-8")
-        records = {name: _record(folder / name) for name in _files(folder)}
+        records = {name: _record(folder / name) for name in files_in(folder)}
         described = manifest.model_copy(update={"files": dict(sorted(records.items()))})
         card = render_card(described, inherited=inherited_from(original_card))
         (folder / CARD_FILE).write_text(card, encoding="utf-8")
@@ -114,10 +119,10 @@ def file_problems(path: Path, manifest: Manifest, names: Iterable[str]) -> list[
     ]
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path, name: str = MANIFEST_FILE) -> Manifest:
     """Read ``manifest.json`` without looking at the other files."""
-    file = path / MANIFEST_FILE
-    label = f"{path} is not an artifact: {MANIFEST_FILE}"
+    file = path / name
+    label = f"{path} is not an artifact: {name}"
     content = UntrustedFile(file, _MANIFEST_LIMIT_BYTES, ArtifactError, label=label).bytes()
     try:
         manifest = Manifest.model_validate_json(content)
@@ -128,7 +133,7 @@ def read_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def _accompanies(name: str) -> bool:
+def accompanies(name: str) -> bool:
     """Whether a file may be in an artifact that does not list it."""
     unlisted = {MANIFEST_FILE, SIGNATURE_FILE, HUB_ATTRIBUTES}
     return name in unlisted or name.startswith(f"{HUB_RECORDS}/")
@@ -158,7 +163,7 @@ def _differences(path: Path, name: str, record: FileRecord) -> Iterator[Artifact
         )
 
 
-def _files(folder: Path) -> Iterator[str]:
+def files_in(folder: Path) -> Iterator[str]:
     """Names of all that is not a folder, with forward slashes, links included."""
     for root, folders, files in os.walk(folder):
         base = Path(root)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from gemquant.core.artifact.manifest import Manifest
+from gemquant.core.artifact.manifest import Manifest, scheme_label
 from gemquant.models.architecture import ARCHITECTURES
 
 _VLLM_BITS = (4, 8)
@@ -21,8 +21,37 @@ class Loader:
     code: str = ""
 
 
-def loaders(manifest: Manifest) -> list[Loader]:
-    """Return what loads an artifact, and which likely candidates do not."""
+FOLDER = "path/to/this/folder"
+RUNTIMES = {
+    "gguf": "llama.cpp",
+    "mlx": "mlx-lm",
+    "onnx": "onnxruntime-genai",
+    "rkllm": "Rockchip's NPUs",
+}
+"""What a container is for, where that is not transformers."""
+_TAKE_FOLDERS = ("onnx", "rkllm")
+"""Containers whose runtimes take a folder; the others take the name of a repository too."""
+
+
+def loaders(manifest: Manifest, repository: str | None = None) -> list[Loader]:
+    """Return what loads an artifact, and which likely candidates do not.
+
+    repository: on the Hub, if it is known.
+    """
+    known = _loaders(manifest)
+    if repository is None:
+        return known
+    folder = repository.partition("/")[2]
+    download = Loader("To download:", "sh", f"hf download {repository} --local-dir {folder}")
+    if manifest.container == "gguf":
+        tagged = f"{repository}:{scheme_label(manifest)}"
+        code = f"llama-server -hf {tagged}\nollama run hf.co/{tagged}"
+        return [Loader("With llama.cpp or Ollama, which download it:", "sh", code), download]
+    place = folder if manifest.container in _TAKE_FOLDERS else repository
+    return [download, *(replace(each, code=each.code.replace(FOLDER, place)) for each in known)]
+
+
+def _loaders(manifest: Manifest) -> list[Loader]:
     known: Mapping[str, Callable[[Manifest], list[Loader]]] = {
         "awq-gemm": _awq_gemm,
         "bitsandbytes": _bitsandbytes,

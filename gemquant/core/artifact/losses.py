@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from gemquant.core.artifact.evaluation import LevelEvaluation, SliceEvaluation
+from gemquant.core.artifact.evaluation import (
+    ArtifactEvaluation,
+    Level,
+    LevelEvaluation,
+    SliceEvaluation,
+)
+from gemquant.core.resources import human_bytes
 from gemquant.core.tables import Cell, Column, Table, columns, interval, number
 
 if TYPE_CHECKING:
@@ -66,6 +73,74 @@ def loss_cells(measured: SliceEvaluation) -> list[Cell]:
 def loss_columns() -> list[Column]:
     """The columns of ``loss_cells``."""
     return columns("slice", _FIGURES)[1:]
+
+
+@dataclass(frozen=True)
+class Overall:
+    """Figures over the tokens of all slices; kl_p999: of the slice where it is highest."""
+
+    kl_mean: float
+    kl_p999: float
+    top1: float
+
+    @classmethod
+    def of(cls, level: LevelEvaluation) -> Overall:
+        """Weigh each slice by its tokens."""
+        total = sum(each.token_count for each in level.slices)
+        return cls(
+            sum(each.token_count * each.kl_mean.value for each in level.slices) / total,
+            max(each.kl_p999.value for each in level.slices),
+            sum(each.token_count * each.top1.value for each in level.slices) / total,
+        )
+
+    @property
+    def cells(self) -> list[Cell]:
+        """The figures, under the columns of ``compared_columns``."""
+        return [
+            Cell(number(self.kl_mean, 3), self.kl_mean),
+            Cell(number(self.kl_p999, 3), self.kl_p999),
+            Cell(f"{100 * self.top1:.1f} %", self.top1),
+        ]
+
+
+OVERALL = "Over all slices; KL in nats per token, KL 99.9 % that of the worst slice."
+
+
+def comparisons(artifacts: Iterable[ArtifactEvaluation]) -> Iterator[tuple[Level, Table]]:
+    """A row per artifact, over all slices, the largest first; one table for each level."""
+    measured = [
+        (artifact, level)
+        for artifact in artifacts
+        for level in artifact.levels
+        if level.slices and level.emulation is None
+    ]
+    for name in dict.fromkeys(level.level for _, level in measured):
+        table = Table([Column("artifact"), *compared_columns()])
+        for artifact, level in sorted(measured, key=lambda pair: -pair[0].size_bytes):
+            if level.level == name:
+                cells = compared_cells(artifact.size_bytes, artifact.bits_per_weight, level)
+                table.add_row(artifact.name, *cells)
+        yield name, table
+
+
+def compared_columns() -> list[Column]:
+    """The columns of ``compared_cells``."""
+    return columns("", "size; bits; KL mean; KL 99.9 %; top-1")[1:]
+
+
+def compared_cells(size: int, bits: float, level: LevelEvaluation | None) -> list[Cell]:
+    """Bytes, bits per weight and figures of one artifact; dashes where nothing was measured."""
+    return [
+        Cell(human_bytes(size), float(size)),
+        Cell(f"{bits:.2f}", bits),
+        *(Overall.of(level).cells if level is not None else [Cell("—")] * 3),
+    ]
+
+
+def headline(levels: Iterable[LevelEvaluation]) -> LevelEvaluation | None:
+    """The level that stands for an artifact: reference, or else the first that was measured."""
+    measured = [each for each in levels if each.slices and each.emulation is None]
+    return min(measured, key=lambda each: each.level != "reference", default=None)
 
 
 def legend(levels: Sequence[LevelEvaluation]) -> str:

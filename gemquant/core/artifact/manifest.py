@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, JsonValue, model_validator
 from gemquant.core.artifact.evaluation import LevelEvaluation
 from gemquant.core.artifact.manifest_v1 import read_certificates
 from gemquant.core.json_document import Document, Record
-from gemquant.core.scheme import INTEGER
+from gemquant.core.scheme import INTEGER, describe
 from gemquant.errors import ArtifactError
 from gemquant.models.architecture import ARCHITECTURES, registered
 from gemquant.models.licences import GEMMA_TERMS
@@ -220,6 +220,44 @@ class Manifest(Document):
             return document
         certificates = read_certificates(document.get("certificates", ()))
         return {**document, "schema_version": SCHEMA_VERSION, "certificates": certificates}
+
+
+_WEIGHTS = (".gguf", ".safetensors", ".rkllm", ".onnx", ".data")
+
+
+def original_bytes(manifest: Manifest) -> int:
+    """Size of the weights before, in bfloat16: two bytes for each."""
+    stored = sum(f.bytes for name, f in manifest.files.items() if name.endswith(_WEIGHTS))
+    return round(16 * stored / manifest.quantization.bits_per_weight)
+
+
+FORMAT_OPTION = "type"
+"""A quantizer's option that names a mixture of formats, as ``Q4_K_M``."""
+
+
+def scheme_label(manifest: Manifest) -> str:
+    """The mixture that was asked for where the quantizer makes one, else its layers' schemes."""
+    options = manifest.recipe.get("options")
+    mixture = options.get(FORMAT_OPTION) if isinstance(options, dict) else None
+    if isinstance(mixture, list) and mixture:
+        return ", ".join(map(str, mixture))
+    schemes = map(describe, manifest.quantization.schemes)
+    return " + ".join(dict.fromkeys(schemes)) or manifest.quantization.float_dtype
+
+
+def artifact_label(manifest: Manifest) -> str:
+    """A name in a few words: ``Q4_K_M``, ``awq, 4 bits, groups of 128, zero points``."""
+    words = scheme_label(manifest)
+    return words if manifest.container == "gguf" else f"{manifest.quantization.quantizer}, {words}"
+
+
+def model_name(manifest: Manifest) -> str:
+    """Name of the model that was quantized, as in the names of its files."""
+    for file in manifest.files:
+        name, found, _ = file.partition(f"-{scheme_label(manifest)}")
+        if found and file.endswith(".gguf"):
+            return name
+    return (manifest.base_model or manifest.source.ref).rstrip("/").rsplit("/", 1)[-1]
 
 
 def fallbacks_by_reason(manifest: Manifest) -> dict[tuple[str, str], list[str]]:

@@ -15,7 +15,7 @@ import gemquant
 from gemquant.calibration.suites import SuiteText
 from gemquant.calibration.text import VERSION
 from gemquant.calibration.windows import TokenWindows, chat_template, evaluation_text, stream_digest
-from gemquant.core.artifact import Artifact, Manifest
+from gemquant.core.artifact import Artifact
 from gemquant.core.artifact.evaluation import (
     ArtifactEvaluation,
     EvaluationDocument,
@@ -23,12 +23,12 @@ from gemquant.core.artifact.evaluation import (
     OriginalRecord,
     SuiteRecord,
 )
-from gemquant.core.artifact.finalize import content_digest, content_files
+from gemquant.core.artifact.finalize import content_digest
+from gemquant.core.artifact.manifest import scheme_label
 from gemquant.core.progress import Progress
 from gemquant.core.protocols import Weights
 from gemquant.core.recipe import DEFAULT_EVAL_WINDOWS, Recipe
 from gemquant.core.resources import require_device
-from gemquant.core.scheme import describe
 from gemquant.errors import GemquantError, UsageError, refuse
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemquant.measure.bench.machine import machine
@@ -43,8 +43,6 @@ SHARED = ("model", "lora", "chat_template", *MACHINE)
 
 RECIPE = "recipe"
 """Name of the suite that an artifact's own recipe describes."""
-FORMAT_OPTION = "type"
-"""A quantizer's option that names a mixture of formats, as ``Q4_K_M``."""
 PROMPT = "The capital of France is"
 
 
@@ -275,9 +273,9 @@ def artifact_evaluation(
         name=artifact_name(artifact),
         container=manifest.container,
         quantizer=manifest.quantization.quantizer,
-        scheme=_scheme(manifest),
+        scheme=scheme_label(manifest),
         digest=content_digest(manifest),
-        size_bytes=sum(file.bytes for file in content_files(manifest).values()),
+        size_bytes=artifact.content_bytes,
         bits_per_weight=manifest.quantization.bits_per_weight,
         libraries=manifest.libraries,
         levels=tuple(levels),
@@ -299,13 +297,3 @@ def original_record(original: Checkpoint) -> OriginalRecord:
         base_model=original.provenance.base_model,
         digest=f"sha256:{hashlib.sha256(hashes.encode()).hexdigest()}",
     )
-
-
-def _scheme(manifest: Manifest) -> str:
-    """The mixture that was asked for where the quantizer makes one, else its layers' schemes."""
-    options = manifest.recipe.get("options")
-    mixture = options.get(FORMAT_OPTION) if isinstance(options, dict) else None
-    if isinstance(mixture, list) and mixture:
-        return ", ".join(map(str, mixture))
-    schemes = map(describe, manifest.quantization.schemes)
-    return " + ".join(dict.fromkeys(schemes)) or manifest.quantization.float_dtype

@@ -43,6 +43,7 @@ def to_html(report: Report) -> str:
     """Return the page."""
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     environment.filters |= {"visible": _visible, "rows": _rows, "layers": tables.layers_words}
+    environment.filters["counted"] = counted
     template = environment.from_string(_file("page.html.jinja"))
     style = _file("page.css")
     script = "\n".join(_file(f"{name}.js") for name in SCRIPTS)
@@ -61,7 +62,9 @@ def to_html(report: Report) -> str:
         sign=sign,
         failed=[] if verdict is None else _failed(verdict.artifacts),
         failed_shown=FAILED_SHOWN,
-        checks=[] if verdict is None else list(tables.all_checks(verdict)),
+        checks=[] if verdict is None else list(tables.all_checks(verdict, passed=False)),
+        passed=[] if verdict is None else list(tables.all_checks(verdict, passed=True)),
+        overall_tables=[list(tables.overall(each)) for each in report.comparisons],
         artifact_tables=[tables.artifacts(each) for each in report.comparisons],
         figure_tables=[list(tables.by_level_figures(each)) for each in report.comparisons],
         not_run=[list(tables.not_run(each)) for each in report.comparisons],

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gemquant.core.artifact.evaluation import LEVELS
+from gemquant.core.artifact.losses import OVERALL
 from gemquant.core.tables import Table, escaped, markdown, number
 from gemquant.measure.gate.verdict import SEVERITY, ArtifactVerdict, Check, Outcome, Verdict
 from gemquant.measure.report import tables
@@ -40,6 +41,8 @@ def to_markdown(report: Report, *, limit_bytes: int = SUMMARY_LIMIT_BYTES) -> st
     """
     page = _Page(limit_bytes)
     _verdict(page, report.verdict)
+    for comparison in report.comparisons:
+        _overall(page, comparison)
     for comparison in report.comparisons:
         _comparison(page, comparison)
     if report.benchmark is not None:
@@ -146,16 +149,33 @@ def _not_passed(checks: Sequence[Check]) -> list[Check]:
     )
 
 
-def _comparison(page: _Page, comparison: Comparison) -> None:
-    original, suite = comparison.original, comparison.suite
-    page.text(
-        f"### {escaped(original.ref)} on suite {escaped(suite.name)}, version {suite.version}"
-    )
-    for level, table in tables.by_level_figures(comparison):
+def _overall(page: _Page, comparison: Comparison) -> None:
+    page.text(f"### {_heading(comparison)}")
+    for level, table in tables.overall(comparison):
         page.text(f"**Level {level}.** {LEVELS[level]}")
+        page.table(table)
+    page.text(OVERALL)
+    _fronts(page, comparison)
+
+
+def _heading(comparison: Comparison) -> str:
+    suite = comparison.suite
+    return (
+        f"{escaped(comparison.original.ref)} on suite {escaped(suite.name)}, version "
+        f"{suite.version}"
+    )
+
+
+def _comparison(page: _Page, comparison: Comparison) -> None:
+    page.text(f"### Each slice: {_heading(comparison)}")
+    for level, table in tables.by_level_figures(comparison):
+        page.text(f"**Level {level}.**")
         page.table(table)
     for words in tables.not_run(comparison):
         page.text(f"- {escaped(words, longest=400)}")
+
+
+def _fronts(page: _Page, comparison: Comparison) -> None:
     fronts = [each for each in comparison.tradeoffs if each.slice is None]
     for front in fronts:
         if len(front.points) > 1:

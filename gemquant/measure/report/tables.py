@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from gemquant.core.artifact.evaluation import ArtifactEvaluation, Level
-from gemquant.core.artifact.losses import loss_cells, loss_columns
+from gemquant.core.artifact.losses import comparisons, loss_cells, loss_columns
 from gemquant.core.resources import human_bytes
 from gemquant.core.tables import Cell, Column, Table, columns, counted, number, percent
 from gemquant.measure.gate.baseline import Headline
@@ -48,9 +48,14 @@ def by_level(checks: Iterable[Check]) -> Iterator[tuple[Level | None, list[Check
         yield level, groups[level]
 
 
-def all_checks(verdict: Verdict) -> Iterator[tuple[Level | None, Table]]:
-    """Every check of all artifacts, the worst first; a table per level."""
-    pairs = [(artifact.name, check) for artifact in verdict.artifacts for check in artifact.checks]
+def all_checks(verdict: Verdict, *, passed: bool) -> Iterator[tuple[Level | None, Table]]:
+    """The checks of all artifacts that passed, or did not, the worst first; a table per level."""
+    pairs = [
+        (artifact.name, check)
+        for artifact in verdict.artifacts
+        for check in artifact.checks
+        if (SEVERITY[check.outcome] == 0) is passed
+    ]
     pairs.sort(key=lambda pair: -SEVERITY[pair[1].outcome])
     for level, _ in by_level(check for _, check in pairs):
         table = Table([Column("artifact"), *_CHECK_COLUMNS])
@@ -79,7 +84,7 @@ def _check_cells(check: Check) -> list[Cell]:
         Cell(wording.measured(check, check.value), check.value),
         Cell(wording.increase(check, check.increase), check.increase),
         Cell(wording.increase_interval(check), check.low),
-        Cell(wording.increase(check, check.budget), check.budget),
+        Cell(wording.budget(check), check.budget),
     ]
 
 
@@ -104,13 +109,19 @@ def by_level_figures(comparison: Comparison) -> Iterator[tuple[Level, Table]]:
         for level in artifact.evaluation.levels:
             if not level.slices:
                 continue
-            head = [*columns("artifact; slice", "size; bits"), *loss_columns()]
+            head = [*columns("artifact; slice"), *loss_columns()]
             table = tables.setdefault(level.level, Table(head))
             for each in level.slices:
-                table.add_row(
-                    artifact.label, each.slice, *_size(artifact.evaluation), *loss_cells(each)
-                )
+                table.add_row(artifact.label, each.slice, *loss_cells(each))
     yield from tables.items()
+
+
+def overall(comparison: Comparison) -> Iterator[tuple[Level, Table]]:
+    """All artifacts over all slices, a row each; one table per level."""
+    labelled = (
+        each.evaluation.model_copy(update={"name": each.label}) for each in comparison.artifacts
+    )
+    yield from comparisons(labelled)
 
 
 def _size(evaluation: ArtifactEvaluation | Headline) -> list[Cell]:

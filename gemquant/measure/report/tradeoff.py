@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gemquant.core.artifact.evaluation import ArtifactEvaluation, Level, LevelEvaluation
+from gemquant.core.artifact.losses import Overall
 from gemquant.errors import UsageError
 
 
@@ -66,15 +67,10 @@ def tradeoffs(artifacts: Mapping[str, ArtifactEvaluation]) -> list[Tradeoff]:
 
 def overall_kl(level: LevelEvaluation) -> float:
     """Mean divergence over the tokens of all slices, nats per token."""
-    windows = [each.windows for each in level.slices]
-    total = sum(
-        tokens * kl
-        for columns in windows
-        for tokens, kl in zip(columns.tokens, columns.kl_mean, strict=True)
-    )
-    if not math.isfinite(total):
-        raise UsageError(f"evaluation, level {level.level}: the KL means add up to {total}.")
-    return total / sum(tokens for columns in windows for tokens in columns.tokens)
+    mean = Overall.of(level).kl_mean
+    if not math.isfinite(mean):
+        raise UsageError(f"evaluation, level {level.level}: the KL means add up to {mean}.")
+    return mean
 
 
 def pareto_front(points: Iterable[tuple[float, float]]) -> set[tuple[float, float]]:

@@ -18,6 +18,8 @@ METRICS: Mapping[Metric, str] = {
     "peak_memory": "peak memory",
     "decode_speed": "decode speed, tokens/s",
 }
+NOTHING = 1e-5
+"""Nats per token; an increase below is shown as 0."""
 OUTCOMES: Mapping[Outcome, str] = {
     "pass": "pass",
     "regression": "regression",
@@ -43,7 +45,7 @@ def measured(check: Check, value: float | None) -> str:
 
 
 def increase(check: Check, value: float | None) -> str:
-    """An increase or a budget in the budget's unit."""
+    """An increase in the budget's unit."""
     if value is None:
         return "—"
     match check.metric:
@@ -53,12 +55,30 @@ def increase(check: Check, value: float | None) -> str:
             return f"{_signed(100 * value)} pp"
         case "bytes_changed":
             return "yes" if value else "no"
+        case _ if abs(value) < NOTHING:
+            return "0"
         case _:
             return f"{'+' if value >= 0 else '−'}{number(abs(value))}"
 
 
+def budget(check: Check) -> str:
+    """The budget, which somebody wrote down, in no more digits than that."""
+    match check.metric:
+        case _ if check.budget is None:
+            return "—"
+        case "size" | "peak_memory" | "decode_speed":
+            return f"{100 * check.budget:g} %"
+        case "top1":
+            return f"{100 * check.budget:g} pp"
+        case "bytes_changed":
+            return "yes" if check.budget else "no"
+        case _:
+            return f"{check.budget:g}"
+
+
 def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
+    text = f"{value:+z.2f}".replace("-", "−")
+    return "0" if text == "+0.00" else text
 
 
 def increase_interval(check: Check) -> str:

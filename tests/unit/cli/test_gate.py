@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from gemquant.cli import cli
+from gemquant.cli import cli, gate_tables
 from gemquant.core.artifact.evaluation import EvaluationDocument
 from gemquant.measure.gate.verdict import read_verdict
+from tests.helpers.tiny_evaluation import artifact, document
 from tests.helpers.tiny_gate import divergences, measured
+from tests.helpers.tiny_report import check, verdict
 
 
 def run(folder: Path, *documents: EvaluationDocument, flags: str = "") -> Result:
@@ -37,7 +39,26 @@ def worse() -> EvaluationDocument:
 def test_what_is_as_before_ends_with_0(folder: Path) -> None:
     result = run(folder, measured())
     assert result.exit_code == 0, result.output
-    assert "pass against base.json (1 update, first)" in result.stdout
+    first, last = result.stdout.splitlines()
+    assert first.startswith("gemma-awq: pass, ")
+    assert first.endswith(" checks; nothing is worse")
+    assert last == "pass against base.json (1 update, first)"
+
+
+def test_what_passes_names_the_check_that_is_closest_to_its_budget(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    checks = (check(slice="code"), check(slice="chat").model_copy(update={"high": 0.006}))
+    gate_tables.verdict(verdict(document(artifact("a", kl={"chat": [0.1]})), *checks))
+    assert capsys.readouterr().out.splitlines()[0] == (
+        "a: pass, 2 checks; closest to its budget: chat, KL mean 0 (at most +0.006000) of 0.01"
+    )
+
+
+def test_every_check_of_what_passed_is_printed_when_asked_for(folder: Path) -> None:
+    out = run(folder, measured(), flags="-v").stdout
+    assert "NLL increase, nats/token" in out
+    assert "level reference" in out
 
 
 def test_a_regression_ends_with_10_and_writes_its_verdict(folder: Path) -> None:
@@ -70,6 +91,7 @@ def test_an_update_makes_what_was_worse_the_baseline(folder: Path) -> None:
     updated = run(folder, worse(), flags="--update-baseline --reason accepted")
     assert updated.exit_code == 0
     assert "1 artifact, 2 updates; accepted" in updated.stdout
+    assert updated.stdout.splitlines()[1].split()[:3] == ["artifact", "size", "bits"]
     assert run(folder, worse()).exit_code == 0
 
 

@@ -84,7 +84,7 @@ def test_the_certificate_is_a_table_with_intervals(
         "container compressed-tensors, bfloat16",
         "awq 4 bits, groups of 128, zero points: 3 matrices",
         "remaining model.embed_tokens in bfloat16",
-        "size 400 MB, 11.83 bits per weight over all",
+        "size 400 MB, 11.83 bits per weight over all (about 4.2 in the 3 matrices)",
         "Certificate, level reference (torch 2.13.0)",
         "Certificate, level native (transformers): not run, accelerate is missing",
     ],
@@ -201,3 +201,37 @@ def test_terminal_sequences_of_a_manifest_are_visible(
 def test_tables_keep_the_letters_of_all_scripts(capsys: pytest.CaptureFixture[str]) -> None:
     render.print_tables("می‌خواهم 日本\u3000語 é 👩‍🚀")
     assert capsys.readouterr().out == "می‌خواهم 日本\u3000語 é 👩‍🚀\n"
+
+
+WIDE = (
+    "per channel symmetric",
+    "model.layers.0.self_attn.q_proj.weight",
+    "128 columns are no multiple of 256, so that no block of this format fits a row",
+)
+
+
+def drawn(width: int | None) -> list[str]:
+    made = render.table("scheme", "layer", "because", "size", numbers=["size"])
+    made.add_row(*WIDE, "1.10 MB")
+    return list(render._lines(made, width))
+
+
+def test_a_table_in_a_pipe_has_one_line_a_row() -> None:
+    head, row = drawn(None)
+    assert row == "  ".join([*WIDE, "1.10 MB"])
+    assert head.index("size") + len("size") == len(row)
+
+
+@pytest.mark.parametrize("width", [100, 80, 20])
+def test_no_word_of_a_table_is_broken(width: int) -> None:
+    lines = drawn(width)
+    words = [word for line in lines[1:] for word in line.split()]
+    assert sorted(words) == sorted([*" ".join(WIDE).split(), "1.10", "MB"])
+    assert max(map(len, lines)) <= max(width, 68)  # what the longest words need
+
+
+def test_wide_letters_take_two_columns() -> None:
+    made = render.table("name", "value")
+    made.add_row("日本", "a")
+    made.add_row("abcd", "b")
+    assert list(render._lines(made, None)) == ["name  value", "日本  a", "abcd  b"]

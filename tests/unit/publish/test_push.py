@@ -10,9 +10,10 @@ import pytest
 from huggingface_hub import HfApi, constants
 
 from gemquant.core.artifact import Artifact, Manifest
-from gemquant.core.artifact.finalize import finalize
+from gemquant.core.artifact.finalize import content_digest, finalize
 from gemquant.core.progress import Silence
 from gemquant.errors import ArtifactError, OutputError, UsageError
+from gemquant.publish.card import make_card, refuse_stale
 from gemquant.publish.push import Destination, Pushed, Upload, prepare_upload, push
 from tests.helpers.hub_stand_in import TOKEN, Refusal, StandIn, hub_stand_in
 
@@ -33,7 +34,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
 
 def prepared(artifact: Artifact, destination: Destination | None = None) -> Upload:
     return prepare_upload(
-        artifact.path, destination or Destination(REPOSITORY), message="Upload gemma"
+        [artifact.path], destination or Destination(REPOSITORY), message="Upload gemma"
     )
 
 
@@ -49,9 +50,8 @@ def pushed(
     return push(prepared(artifact, destination), api, replace=replace, progress=Silence())
 
 
-def contents(artifact: Artifact) -> dict[str, bytes]:
-    names = [*artifact.manifest.files, "manifest.json"]
-    return {name: (artifact.path / name).read_bytes() for name in names}
+def contents(artifact: Artifact, destination: Destination | None = None) -> dict[str, bytes]:
+    return {file.name: file.content() for file in prepared(artifact, destination).files}
 
 
 def without_attributes(files: dict[str, bytes]) -> dict[str, bytes]:
@@ -62,10 +62,25 @@ def test_what_arrives_is_the_manifests_files_to_the_byte(artifact: Artifact, hub
     pushed(artifact, hub)
     there = without_attributes(hub.repositories[REPOSITORY].files())
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in there.items()}
-    manifest = there.pop("manifest.json")
-    assert Manifest.model_validate_json(manifest) == artifact.manifest
+    manifest = Manifest.model_validate_json(there.pop("manifest.json"))
+    assert content_digest(manifest) == content_digest(artifact.manifest)
     del hashes["manifest.json"]
-    assert hashes == {name: record.sha256 for name, record in artifact.manifest.files.items()}
+    assert hashes == {name: record.sha256 for name, record in manifest.files.items()}
+
+
+def test_the_card_that_arrives_names_the_repository_and_the_own_one_stays(
+    artifact: Artifact, hub: StandIn, tmp_path: Path
+) -> None:
+    pushed(artifact, hub)
+    there = without_attributes(hub.repositories[REPOSITORY].files())
+    assert b"hf download me/gemma-awq --local-dir gemma-awq\n" in there["README.md"]
+    assert b"vllm serve me/gemma-awq\n" in there["README.md"]
+    assert b"path/to/this/folder" not in there["README.md"]
+    assert Artifact.open(artifact.path) == artifact
+    for name, content in there.items():
+        (tmp_path / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "copy" / name).write_bytes(content)
+    refuse_stale(make_card(tmp_path / "copy"))
 
 
 def test_a_repository_is_made_private(artifact: Artifact, hub: StandIn) -> None:
@@ -175,8 +190,9 @@ def test_replace_makes_the_branch_exactly_the_artifact(artifact: Artifact, hub: 
 
 def test_a_new_branch_holds_the_artifact_and_main_stays(artifact: Artifact, hub: StandIn) -> None:
     theirs = hub.repository(REPOSITORY, notes=b"mine")
-    pushed(artifact, hub, Destination(REPOSITORY, "w4-g128"))
-    assert without_attributes(theirs.files("w4-g128")) == contents(artifact)
+    branch = Destination(REPOSITORY, "w4-g128")
+    pushed(artifact, hub, branch)
+    assert without_attributes(theirs.files("w4-g128")) == contents(artifact, branch)
     assert without_attributes(theirs.files()) == {"notes": b"mine"}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 
@@ -10,6 +9,7 @@ import pytest
 from huggingface_hub import constants
 
 from gemquant.core.artifact import Artifact
+from gemquant.core.artifact.finalize import content_files
 from tests.helpers.hub_stand_in import TOKEN, StandIn, hub_stand_in
 from tests.unit.cli.conftest import Run, run  # noqa: F401 (a fixture)
 
@@ -35,9 +35,9 @@ def test_a_dry_run_lists_exactly_what_would_be_sent_and_asks_nobody(
 ) -> None:
     result = run("push", str(artifact.path), REPOSITORY, "--dry-run", "--json")
     listed = {file["name"]: file["sha256"] for file in json.loads(result.out)["files"]}
-    manifest = (artifact.path / "manifest.json").read_bytes()
-    expected = {name: record.sha256 for name, record in artifact.manifest.files.items()}
-    assert listed == expected | {"manifest.json": hashlib.sha256(manifest).hexdigest()}
+    content = content_files(artifact.manifest)
+    assert set(listed) == {*content, "README.md", "manifest.json"}
+    assert {name: listed[name] for name in content} == {n: r.sha256 for n, r in content.items()}
     assert (result.code, hub.requests) == (0, [])
 
 

@@ -8,11 +8,18 @@ from huggingface_hub import ModelCard
 
 from gemquant.core.artifact import (
     ActivationRangeRecord,
+    FileRecord,
     LevelEvaluation,
     Manifest,
     Source,
 )
-from gemquant.core.artifact.card import Inherited, inherited_again, inherited_from, render_card
+from gemquant.core.artifact.card import (
+    Inherited,
+    inherited_again,
+    inherited_from,
+    render_card,
+    repository_in,
+)
 from gemquant.core.artifact.evaluation import Interval, Level
 from gemquant.core.protocols import AffineScheme
 from gemquant.formats.compressed_tensors import CompressedTensors
@@ -69,7 +76,7 @@ def test_access_is_gated_as_on_googles_cards(manifest: Manifest) -> None:
 def test_a_folder_is_no_base_model_of_the_hub(manifest: Manifest) -> None:
     card = render_card(changed(manifest, base_model="my: folder"))
     assert "base_model" not in matter(card)
-    assert "# my: folder, rtn" in card
+    assert "# my: folder rtn 4-bit, for transformers" in card
 
 
 def test_the_notices_that_the_terms_require_are_there(manifest: Manifest) -> None:
@@ -122,11 +129,11 @@ def test_nothing_in_an_original_card_is_taken_for_a_template(manifest: Manifest)
 @pytest.mark.parametrize(
     ("name", "shown"),
     [
-        ("a|b", r"# a\|b, rtn"),
-        ("<script>", r"# \<script\>, rtn"),
-        ("x\n# y", r"# x \# y, rtn"),
-        ("[a](b)", r"# \[a\](b), rtn"),
-        ("{{ 7 * 7 }}", r"# {{ 7 \* 7 }}, rtn"),
+        ("a|b", r"# a\|b rtn 4-bit, for transformers"),
+        ("<script>", r"# \<script\> rtn 4-bit, for transformers"),
+        ("x\n# y", r"# x \# y rtn 4-bit, for transformers"),
+        ("[a](b)", r"# \[a\](b) rtn 4-bit, for transformers"),
+        ("{{ 7 * 7 }}", r"# {{ 7 \* 7 }} rtn 4-bit, for transformers"),
     ],
 )
 def test_names_from_outside_are_shown_as_they_are(
@@ -205,12 +212,66 @@ def test_a_merged_adapter_from_a_folder_is_not_named_as_a_parent(manifest: Manif
 def test_measurements_are_read_back_by_the_hubs_own_classes(manifest: Manifest) -> None:
     card = render_card(changed(manifest, certificates=(measured("reference"),)))
     read = ModelCard(card).data
-    assert (read.model_name, len(read.eval_results)) == ("gemma-2-2b, rtn", 5)
+    assert (read.model_name, len(read.eval_results)) == ("gemma-2-2b rtn 4-bit", 5)
     first = read.eval_results[0]
     assert (first.metric_type, first.metric_value) == ("perplexity", 21.118)
     assert first.metric_name == "Perplexity after quantization (level reference)"
     assert (first.dataset_config, first.dataset_args) == ("english", {"windows": 8, "tokens": 4088})
     assert first.metric_args == {"runtime": "torch", "interval_95": [20.4, 21.8]}
+
+
+def test_one_window_has_no_interval_in_the_metadata(manifest: Manifest) -> None:
+    alone = LevelEvaluation(
+        level="reference", runtime="torch", slices=(measured_slice("english", kl=[0.1]),)
+    )
+    card = render_card(changed(manifest, certificates=(alone,)))
+    (model,) = matter(card)["model-index"]
+    metrics = [metric for result in model["results"] for metric in result["metrics"]]
+    assert [metric["args"] for metric in metrics] == [{"runtime": "torch"}] * 5
+    assert "One window: no interval." in card
+
+
+def gguf(manifest: Manifest) -> Manifest:
+    return changed(
+        manifest,
+        container="gguf",
+        recipe={**manifest.recipe, "options": {"type": ["Q4_K_M"]}},
+        files={"my-gemma-Q4_K_M.gguf": FileRecord(sha256="0" * 64, bytes=1_102_000)},
+        certificates=(measured("reference"),),
+        quantization=manifest.quantization.model_copy(update={"bits_per_weight": 4.92}),
+    )
+
+
+def test_the_card_of_a_gguf_begins_with_its_type_its_size_and_what_was_lost(
+    manifest: Manifest,
+) -> None:
+    card = render_card(gguf(manifest))
+    _, _, body = card.partition("\n---\n")
+    assert body.startswith("\n# my-gemma Q4\\_K\\_M, for llama.cpp\n")
+    assert (
+        "On our text it ranks the original's most likely token first 90.0 % of the time; the mean "
+        "KL divergence is 0.123 nats per token (level reference)."
+    ) in body
+    assert "| Size | 1.10 MB (the original in bfloat16: 3.58 MB); 4.92 bits per weight" in body
+    assert "add_special_tokens" not in body
+    assert "<details><summary>The whole recipe, defaults included</summary>" in body
+
+
+def test_a_card_for_a_repository_has_the_commands_to_type(manifest: Manifest) -> None:
+    card = render_card(gguf(manifest), repository="me/my-gemma-GGUF")
+    for command in (
+        "llama-server -hf me/my-gemma-GGUF:Q4_K_M",
+        "ollama run hf.co/me/my-gemma-GGUF:Q4_K_M",
+        "hf download me/my-gemma-GGUF --local-dir my-gemma-GGUF",
+    ):
+        assert command in card.splitlines()
+    assert repository_in(card) == "me/my-gemma-GGUF"
+    assert repository_in(render_card(gguf(manifest))) is None
+
+
+def test_a_repository_in_the_originals_card_is_not_ours(manifest: Manifest) -> None:
+    theirs = inherited_from("hf download them/gemma --local-dir gemma")
+    assert repository_in(render_card(gguf(manifest), inherited=theirs)) is None
 
 
 def test_what_was_not_measured_is_no_result(manifest: Manifest) -> None:

@@ -129,3 +129,22 @@ def test_long_tables_stand_in_the_page_with_their_first_rows_only() -> None:
 
 def test_the_same_report_is_the_same_page() -> None:
     assert to_html(report(check())) == to_html(report(check()))
+
+
+def test_where_all_passed_size_and_loss_come_first_and_the_checks_are_folded() -> None:
+    page = to_html(report(check(), check(slice="code")))
+    folded = page.index("<summary>2 checks passed</summary>")
+    assert page.index('id="comparison-0"') < page.index('id="checks"') < folded
+
+
+def test_what_failed_comes_first_and_only_the_rest_is_folded() -> None:
+    page = to_html(report(check("regression"), check(slice="code")))
+    assert page.index('id="checks"') < page.index('id="comparison-0"')
+    assert "<summary>1 check passed</summary>" in page
+
+
+def test_an_increase_of_nothing_is_shown_as_0() -> None:
+    tiny = check().model_copy(update={"increase": -3.4e-7, "low": -9e-6, "high": 9e-6})
+    page = to_html(report(tiny))
+    assert ">0</td>" in page
+    assert ">0 to 0</td>" in page

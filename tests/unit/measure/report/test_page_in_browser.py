@@ -299,3 +299,19 @@ def test_a_picture_is_taken(browser: Browser, files: dict[str, Path], scheme: st
     opened.page.screenshot(path=picture, full_page=True)
     opened.page.close()
     assert picture.stat().st_size > 50_000
+
+
+def test_no_column_is_cut_off_on_a_laptop(browser: Browser, tmp_path: Path) -> None:
+    name = "gemma-3-270m-it-int8-calibrated"
+    of = document(artifact(name, kl={"english": [0.0251, 0.0312], "multilingual": [0.1, 0.12]}))
+    passed = verdict(of, check(slice="multilingual"), check())
+    file = tmp_path / "passed.html"
+    file.write_text(to_html(assemble([given("evaluation", of)], verdict=given("verdict", passed))))
+    opened = Opened(browser, file)
+    opened.page.set_viewport_size({"width": 1280, "height": 900})
+    opened.page.evaluate("document.querySelectorAll('details').forEach((each) => each.open = true)")
+    cut = opened.page.evaluate(
+        "[...document.querySelectorAll('.scroll')].filter((each) => "
+        "each.scrollWidth > each.clientWidth).map((each) => each.getAttribute('aria-label'))"
+    )
+    assert cut == []

@@ -1,0 +1,84 @@
+"""The artifacts that a user names: by folder, by a file inside, or by a folder of artifacts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gemquant.errors import ArtifactError, GemquantError, ProblemCollector, listed
+
+if TYPE_CHECKING:
+    from gemquant.core.artifact import Artifact
+
+
+def artifact_folders(paths: Sequence[Path]) -> list[Path]:
+    """Folders of the artifacts; all problems at once where a path leads to none."""
+    problems = ProblemCollector()
+    found = [problems.attempt(partial(folders_at, path)) for path in paths]
+    problems.refuse()
+    return list(dict.fromkeys(folder for each in found for folder in each.value))
+
+
+def folders_at(path: Path) -> list[Path]:
+    """The artifact at a path, the one that a file belongs to, or all in a folder.
+
+    ArtifactError that says what is there instead.
+    """
+    from gemquant.core.artifact import MANIFEST_FILE
+
+    if (path / MANIFEST_FILE).exists():
+        return [path]
+    if path.is_file() and (path.parent / MANIFEST_FILE).is_file():
+        return [path.parent]
+    inside = sorted(each.parent for each in path.glob(f"*/{MANIFEST_FILE}"))
+    if inside:
+        return inside
+    raise _no_artifact(path)
+
+
+def only_folder(path: Path, command: str) -> Path:
+    """The one artifact at a path. command: what to type for one of several."""
+    folders = folders_at(path)
+    if len(folders) > 1:
+        raise ArtifactError(
+            f"{path} holds {len(folders)} artifacts: {listed(folders)}.",
+            hint=f"One at a time: {command.replace('ARTIFACT', str(folders[0]))}",
+        )
+    return folders[0]
+
+
+def opened(paths: Sequence[Path]) -> list[Artifact]:
+    """Artifacts by their manifests alone; no other file is read."""
+    from gemquant.core.artifact import Artifact, read_manifest
+
+    return [Artifact(path, read_manifest(path)) for path in artifact_folders(paths)]
+
+
+def _no_artifact(path: Path) -> GemquantError:
+    """What a path leads to, and what to type."""
+    from gemquant.core.artifact import MANIFEST_FILE
+    from gemquant.rockchip.board_rkllm import prepared_problems
+
+    if not path.exists():
+        return ArtifactError(f"{path}: no such file or folder.")
+    for prepared in prepared_problems([path]):
+        return prepared
+    models = (".gguf", ".safetensors")
+    if path.suffix in models or (path / "config.json").is_file() or _holds(path, models):
+        return ArtifactError(
+            f"{path} is a model, not an artifact: it has no {MANIFEST_FILE}.",
+            hint=f"Make one: gemquant awq {path}; what fits a device: gemquant plan {path} "
+            "--target cpu",
+        )
+    if path.is_dir():
+        return ArtifactError(
+            f"{path} is not an artifact: it has no {MANIFEST_FILE}, nor has a folder in it.",
+            hint="Artifacts are the folders that gemquant awq, gguf and the like write.",
+        )
+    return ArtifactError(f"{path} is not an artifact, nor a file of one.")
+
+
+def _holds(path: Path, suffixes: Sequence[str]) -> bool:
+    return path.is_dir() and any(each.suffix in suffixes for each in path.iterdir())
