@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from gemquant.core.protocols import PlainSpec, RowChunks  # noqa: E402
-from gemquant.formats.safetensors.writer import SafetensorsWriter  # noqa: E402
+from gemquant.formats.safetensors_writer import SafetensorsWriter  # noqa: E402
 from gemquant.models.architecture import tensor_shapes  # noqa: E402
 from gemquant.models.config import text_config  # noqa: E402
 from tests.helpers.tiny_gemma import write_tiny_tokenizer  # noqa: E402

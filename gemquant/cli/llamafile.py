@@ -14,7 +14,7 @@ from gemquant.errors import ProblemCollector, UsageError
 
 if TYPE_CHECKING:
     from gemquant.core.progress import Progress
-    from gemquant.formats.llamafile.build import Llamafile, LlamafilePlan, Mode
+    from gemquant.formats.llamafile import Llamafile, LlamafilePlan, Mode
 
 MODES = ("chat", "server", "cli")
 
@@ -93,12 +93,12 @@ def command(
     FILE` compares the two.
     """
     from gemquant.formats.gguf.find import find_gguf
-    from gemquant.formats.llamafile.build import (
+    from gemquant.formats.llamafile import (
         LlamafileRequest,
         build_llamafile,
         plan_llamafile,
     )
-    from gemquant.formats.llamafile.runtime import find_runtime
+    from gemquant.formats.llamafile_runtime import find_runtime
 
     if runtime is None:
         raise UsageError(
@@ -129,7 +129,7 @@ def command(
 
 def _cautions(plan: LlamafilePlan, progress: Progress) -> None:
     from gemquant.core.resources import human_bytes
-    from gemquant.formats.llamafile.record import ARGUMENTS_ENTRY, is_plain
+    from gemquant.formats.llamafile_record import ARGUMENTS_ENTRY, is_plain
 
     if plan.too_large_for_windows:
         progress.note(
@@ -147,7 +147,7 @@ def _cautions(plan: LlamafilePlan, progress: Progress) -> None:
 def _print(plan: LlamafilePlan, llamafile: Llamafile | None, *, as_json: bool) -> None:
     from gemquant.cli.render import print_json, print_tables, table
     from gemquant.core.resources import human_bytes
-    from gemquant.formats.llamafile.record import record_path
+    from gemquant.formats.llamafile_record import record_path
 
     request = plan.request
     if as_json:

@@ -32,7 +32,7 @@ from gemquant.core.protocols import Layout
 from gemquant.core.recipe import Recipe
 from gemquant.errors import Attempt, WorkerError, refuse
 from gemquant.formats.checkpoint import Checkpoint
-from gemquant.formats.safetensors.plain import PlainSafetensors
+from gemquant.formats.plain_safetensors import PlainSafetensors
 from gemquant.formats.source_model import Origin
 from gemquant.measure.quality.measure import compare
 from gemquant.measure.quality.native import NativeRuntime

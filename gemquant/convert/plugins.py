@@ -77,7 +77,7 @@ OWN: Mapping[Kind, tuple[Plugin, ...]] = {
         Plugin("metal", "gemquant.formats.metal:Metal"),
         Plugin("mlx", "gemquant.formats.mlx:MLX"),
         Plugin("onnx", "gemquant.formats.onnx:Onnx"),
-        Plugin("safetensors", "gemquant.formats.safetensors.plain:PlainSafetensors"),
+        Plugin("safetensors", "gemquant.formats.plain_safetensors:PlainSafetensors"),
     ),
 }
 

@@ -38,7 +38,7 @@ from gemquant.core.weights import (
 from gemquant.errors import ArtifactError, GemquantError, UnsupportedError, listed
 from gemquant.formats.packed import PackedFolder, mixed, plain_linears
 from gemquant.formats.packed_weights import PackedLinear, module_of
-from gemquant.formats.safetensors.reader import MappedSafetensors
+from gemquant.formats.safetensors_reader import MappedSafetensors
 from gemquant.models.experts import expert_number
 from gemquant.numerics.bitsandbytes import (
     NESTED_BLOCK,

@@ -37,7 +37,7 @@ from gemquant.formats.affine import (
 )
 from gemquant.formats.packed import plain_linears
 from gemquant.formats.packed_weights import PackedLinear, module_of
-from gemquant.formats.safetensors.reader import MappedSafetensors
+from gemquant.formats.safetensors_reader import MappedSafetensors
 from gemquant.models.structure import EMBEDDING, HEAD
 from gemquant.numerics.packing import pack_bits, packed_width, unpack_bits
 

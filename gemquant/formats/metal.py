@@ -21,7 +21,7 @@ from gemquant.formats.affine import AffineFolder, affine_schemes
 from gemquant.formats.mlx import BiasLinear
 from gemquant.formats.packed import mixed, plain_linears
 from gemquant.formats.packed_weights import PackedLinear
-from gemquant.formats.safetensors.reader import MappedSafetensors
+from gemquant.formats.safetensors_reader import MappedSafetensors
 
 BITS = (2, 4, 8)
 GROUP_SIZES = (32, 64, 128)

@@ -37,7 +37,7 @@ from gemquant.formats.affine import (
     affine_weight,
 )
 from gemquant.formats.packed_weights import PackedLinear, module_of
-from gemquant.formats.safetensors.reader import MappedSafetensors
+from gemquant.formats.safetensors_reader import MappedSafetensors
 from gemquant.formats.transformers_config import runtime_config
 from gemquant.models.architecture import architecture_of
 from gemquant.numerics.mlx_affine import biases_of, zero_points_of

@@ -30,8 +30,8 @@ from gemquant.formats.packed_weights import (
     plain_stacks,
     stored_specs,
 )
-from gemquant.formats.safetensors.reader import MappedSafetensors
-from gemquant.formats.safetensors.writer import MAX_SHARD_BYTES, SafetensorsWriter, file_sizes
+from gemquant.formats.safetensors_reader import MappedSafetensors
+from gemquant.formats.safetensors_writer import MAX_SHARD_BYTES, SafetensorsWriter, file_sizes
 from gemquant.formats.transformers_config import runtime_config
 from gemquant.models.architecture import places_in_stacks
 from gemquant.models.structure import EMBEDDING, HEAD, PER_LAYER_TABLE

@@ -15,7 +15,7 @@ from gemquant.core.protocols import Layout, PlainSpec, QuantizedSpec, QuantizedW
 from gemquant.core.scheme import Scheme
 from gemquant.errors import ArtifactError, GemquantError, Problems, listed, refuse
 from gemquant.formats.checkpoint.files import read_json_object
-from gemquant.formats.safetensors.reader import MappedSafetensors
+from gemquant.formats.safetensors_reader import MappedSafetensors
 from gemquant.models.architecture import places_in_stacks, stacked_tensors, tensor_shapes
 from gemquant.models.config import text_config
 from gemquant.models.structure import Stack

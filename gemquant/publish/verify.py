@@ -38,7 +38,7 @@ from gemquant.errors import (
     UsageError,
     refuse,
 )
-from gemquant.formats.llamafile import record as llamafile
+from gemquant.formats import llamafile_record as llamafile
 
 MANIFESTS = "manifests"
 """Folder of a repository with several artifacts: a manifest each."""

@@ -33,7 +33,7 @@ from gemquant.errors import GemquantError, UnsupportedError, refuse
 from gemquant.formats.checkpoint import Checkpoint
 from gemquant.formats.checkpoint.tokenizer_files import with_chat_template
 from gemquant.formats.gptq import Gptq
-from gemquant.formats.safetensors.plain import PlainSafetensors
+from gemquant.formats.plain_safetensors import PlainSafetensors
 from gemquant.measure.quality.runtime_logits import RuntimeLogits
 from gemquant.models.architecture import architecture_of
 from gemquant.quantizers.awq import AWQ

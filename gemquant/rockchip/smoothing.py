@@ -18,7 +18,7 @@ from gemquant.core.artifact.evaluation import LevelEvaluation
 from gemquant.core.progress import Progress
 from gemquant.core.targets import NpuDtype
 from gemquant.formats.checkpoint import Checkpoint
-from gemquant.formats.safetensors.plain import PlainSafetensors
+from gemquant.formats.plain_safetensors import PlainSafetensors
 from gemquant.measure.quality.emulated import Emulated, emulate, not_emulated
 from gemquant.models.structure import InputGroup, RowFold
 from gemquant.quantizers.smoothquant import SmoothQuant

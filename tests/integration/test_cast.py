@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gemquant.formats.checkpoint import open_checkpoint
-from gemquant.formats.safetensors.plain import PlainSafetensors
+from gemquant.formats.plain_safetensors import PlainSafetensors
 from tests.helpers.tiny_gemma import Kind, write_tiny_gemma
 from tests.integration.test_pipeline import write_adapter
 from tests.unit.cli.conftest import Result, Run

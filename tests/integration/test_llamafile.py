@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from gemquant.core.progress import Silence
+from gemquant.formats import llamafile as build
 from gemquant.formats.gguf.find import find_gguf
-from gemquant.formats.llamafile import build
-from gemquant.formats.llamafile.runtime import open_runtime
+from gemquant.formats.llamafile_runtime import open_runtime
 from gemquant.runtimes import llamacpp_library
 from gemquant.runtimes.llamacpp import LlamaCpp
 from gemquant.runtimes.runtime import LoadOptions

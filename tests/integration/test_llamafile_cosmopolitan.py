@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from gemquant.core.progress import Silence
+from gemquant.formats import llamafile as build
+from gemquant.formats import llamafile_archive as archive
 from gemquant.formats.gguf.find import find_gguf
-from gemquant.formats.llamafile import archive, build
-from gemquant.formats.llamafile.archive import Entry
-from gemquant.formats.llamafile.runtime import open_runtime
+from gemquant.formats.llamafile_archive import Entry
+from gemquant.formats.llamafile_runtime import open_runtime
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
 pytestmark = [

@@ -22,7 +22,7 @@ from gemquant.errors import (
 )
 from gemquant.formats.checkpoint.files import contained, read_json_object
 from gemquant.formats.checkpoint.source import text_name
-from gemquant.formats.safetensors.reader import MappedSafetensors
+from gemquant.formats.safetensors_reader import MappedSafetensors
 from gemquant.models.architecture import (
     architecture_of,
     places_in_stacks,

@@ -42,7 +42,7 @@ from gemquant.formats.checkpoint.lora_config import (
     read_mlx_config,
 )
 from gemquant.formats.checkpoint.source import require_finite, text_name
-from gemquant.formats.safetensors.reader import MappedSafetensors
+from gemquant.formats.safetensors_reader import MappedSafetensors
 from gemquant.models.architecture import tensor_shapes
 from gemquant.models.structure import EMBEDDING, HEAD
 

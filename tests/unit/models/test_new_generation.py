@@ -20,7 +20,7 @@ from gemquant.errors import UnsupportedError
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemquant.formats.compressed_tensors import CompressedTensors
 from gemquant.formats.gguf.names import from_gguf, to_gguf
-from gemquant.formats.safetensors.plain import PlainSafetensors
+from gemquant.formats.plain_safetensors import PlainSafetensors
 from gemquant.models.architecture import ARCHITECTURES, layer_parameters, tensor_shapes
 from gemquant.models.config import text_config
 from gemquant.models.skeleton import Skeleton

@@ -5,7 +5,7 @@ import pytest
 from gemquant.core.options import problems_with
 from gemquant.core.protocols import ActivationRange, Block
 from gemquant.errors import UnsupportedError
-from gemquant.formats.safetensors.plain import PlainSafetensors
+from gemquant.formats.plain_safetensors import PlainSafetensors
 from gemquant.models.architecture import layer_structure
 from gemquant.quantizers.cast import Cast
 from tests.helpers.tiny_gemma import tiny_config

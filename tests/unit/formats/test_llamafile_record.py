@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemquant.errors import UsageError
-from gemquant.formats.llamafile.record import arguments_file, is_plain
+from gemquant.formats.llamafile_record import arguments_file, is_plain
 
 
 def test_plain_arguments_stand_one_to_a_line_before_the_users():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from gemquant.errors import CheckpointError, Problems
-from gemquant.formats.safetensors.reader import TensorEntry, read_header
+from gemquant.formats.safetensors_reader import TensorEntry, read_header
 
 
 def written(folder: Path, header: Any, data: bytes = b"", *, length: int | None = None) -> Path:
@@ -85,7 +85,7 @@ def test_a_header_longer_than_the_file_is_truncated(tmp_path: Path) -> None:
 def test_a_header_above_the_limit_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gemquant.formats.safetensors.reader.MAX_HEADER_BYTES", 1)
+    monkeypatch.setattr("gemquant.formats.safetensors_reader.MAX_HEADER_BYTES", 1)
     with pytest.raises(CheckpointError, match="the header claims 2 bytes; at most 1"):
         read_header(written(tmp_path, {}))
 

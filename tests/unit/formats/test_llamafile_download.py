@@ -16,8 +16,8 @@ import pytest
 
 from gemquant.core.progress import Silence
 from gemquant.errors import ArtifactError, RuntimeMissingError, UsageError
-from gemquant.formats.llamafile import runtime as module
-from gemquant.formats.llamafile.runtime import cached_runtime, download
+from gemquant.formats import llamafile_runtime as module
+from gemquant.formats.llamafile_runtime import cached_runtime, download
 
 CONTENT = b"#!/bin/sh\necho a runtime\n" * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -1,4 +1,17 @@
-"""Plan and write a llamafile from weights, a runtime and default arguments."""
+"""Plans and writes a llamafile: a runtime, default arguments and weights in one executable.
+
+    runtime, byte for byte      an executable, often with its own zip directory at its end
+    .args                       a zip entry: default arguments
+    NOTICE                      a zip entry: Gemma's notice, if the weights are Gemma's
+    zeros                       up to the alignment
+    NAME.gguf                   a zip entry, stored; its data begins at a multiple of 65536
+    zip directory               the runtime's entries, then ours
+
+The runtime finds the directory at the end of its own file and maps the weights from there.
+
+Source: docs/creating_llamafiles.md and llamafile/llamafile.c in
+https://github.com/mozilla-ai/llamafile
+"""
 
 from __future__ import annotations
 
@@ -14,8 +27,8 @@ from gemquant.core.artifact.staged_files import file_problems, staged_files
 from gemquant.core.progress import Progress
 from gemquant.errors import ArtifactError, GemquantError, OutputError, UnsupportedError, refuse
 from gemquant.formats.gguf.find import SUFFIX, GgufFile
-from gemquant.formats.llamafile.archive import ALIGNMENT, Entry, Layout, Member, lay_out, write
-from gemquant.formats.llamafile.record import (
+from gemquant.formats.llamafile_archive import ALIGNMENT, Entry, Layout, Member, lay_out, write
+from gemquant.formats.llamafile_record import (
     ARGUMENTS_ENTRY,
     LlamafileRecord,
     PartRecord,
@@ -26,7 +39,7 @@ from gemquant.formats.llamafile.record import (
     read_record,
     record_path,
 )
-from gemquant.formats.llamafile.runtime import (
+from gemquant.formats.llamafile_runtime import (
     Digests,
     Runtime,
     Trial,

@@ -13,10 +13,11 @@ import pytest
 
 from gemquant.core.progress import Silence
 from gemquant.errors import ArtifactError, OutputError, UnsupportedError
+from gemquant.formats import llamafile as build
+from gemquant.formats import llamafile_archive as archive
 from gemquant.formats.gguf.find import open_gguf
-from gemquant.formats.llamafile import archive, build
-from gemquant.formats.llamafile.build import Llamafile, LlamafileRequest, Mode
-from gemquant.formats.llamafile.record import (
+from gemquant.formats.llamafile import Llamafile, LlamafileRequest, Mode
+from gemquant.formats.llamafile_record import (
     LlamafileRecord,
     RuntimeRecord,
     WeightsRecord,
@@ -24,7 +25,7 @@ from gemquant.formats.llamafile.record import (
     read_record,
     verify,
 )
-from gemquant.formats.llamafile.runtime import open_runtime
+from gemquant.formats.llamafile_runtime import open_runtime
 from tests.helpers.tiny_gguf import write_tiny_gguf
 from tests.helpers.tiny_runtime import PAGE, write_script_runtime, write_zip_runtime
 
@@ -369,7 +370,7 @@ def test_a_compiled_program_still_starts(weights: Path, tmp_path: Path):
 
 
 def test_every_key_of_the_record_is_documented():
-    page = (Path(__file__).parents[4] / "docs" / "llamafile.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "llamafile.md").read_text(encoding="utf-8")
     for key in LlamafileRecord.model_fields:
         assert f"`{key}" in page
     for part, model in (("runtime", RuntimeRecord), ("weights", WeightsRecord)):

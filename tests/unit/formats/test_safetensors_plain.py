@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from gemquant.convert.plugins import exporter
 from gemquant.errors import ArtifactError, UnsupportedError
-from gemquant.formats.safetensors.plain import PlainSafetensors
+from gemquant.formats.plain_safetensors import PlainSafetensors
 from gemquant.models.structure import HEAD
 from tests.helpers.tiny_artifact import TinyArtifact, tiny_header, write_tiny_weights
 from tests.helpers.tiny_gemma import Kind

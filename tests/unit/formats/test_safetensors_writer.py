@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gemquant.core.protocols import PlainSpec, RowChunks
 from gemquant.errors import OutputError
-from gemquant.formats.safetensors.writer import SafetensorsWriter, file_sizes, shards
+from gemquant.formats.safetensors_writer import SafetensorsWriter, file_sizes, shards
 
 
 def sample() -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from gemquant.errors import CheckpointError
-from gemquant.formats.safetensors.reader import MappedSafetensors
+from gemquant.formats.safetensors_reader import MappedSafetensors
 
 
 @pytest.mark.parametrize(

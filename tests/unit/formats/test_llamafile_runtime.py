@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gemquant.errors import ArtifactError, UnsupportedError, UsageError
-from gemquant.formats.llamafile.runtime import (
+from gemquant.formats.llamafile_runtime import (
     ask_version,
     bundled_entries,
     checked_sha256,

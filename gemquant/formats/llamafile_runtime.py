@@ -32,7 +32,7 @@ from gemquant.errors import (
     UnsupportedError,
     UsageError,
 )
-from gemquant.formats.llamafile.archive import BundledEntry, entry_length, moved_entry
+from gemquant.formats.llamafile_archive import BundledEntry, entry_length, moved_entry
 
 _CHUNK = 1 << 22
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gemquant.formats.llamafile.archive import (
+from gemquant.formats.llamafile_archive import (
     ALIGNMENT,
     Entry,
     Member,
@@ -19,7 +19,7 @@ from gemquant.formats.llamafile.archive import (
     moved_entry,
     write,
 )
-from gemquant.formats.llamafile.record import entries_in
+from gemquant.formats.llamafile_record import entries_in
 
 GIB = 1 << 30
 

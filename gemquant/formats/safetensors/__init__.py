@@ -1,1 +1,0 @@
-"""Safetensors: headers, mapped reading, writing in one pass."""
