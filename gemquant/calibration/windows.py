@@ -26,6 +26,7 @@ from gemquant.calibration.documents import (
     read_user_file,
 )
 from gemquant.calibration.text import Library, Split, TextFile, largest_remainder
+from gemquant.core.resources import human_bytes
 from gemquant.errors import CalibrationError, GemquantError, UsageError, refuse
 from gemquant.models.architecture import architecture_of
 from gemquant.models.chat import ChatTemplate, choose_template, render
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
     from gemquant.formats.checkpoint import Checkpoint
 
 BETWEEN_DOCUMENTS = "\n\n"
+BYTES_PER_TOKEN = 4.3
+"""Of English in Gemma's vocabulary, roughly."""
+SHORTEST = 16
+"""Tokens of the shortest window that a recipe allows."""
 
 T = TypeVar("T")
 
@@ -109,13 +114,13 @@ class Packer:
         if len(stream) < self._room and not strict:
             raise CalibrationError(
                 f"{what}: {len(stream)} tokens do not fill one window of {self.seq_len}.",
-                hint=_what_fits(len(stream), self.seq_len, share),
+                hint=_what_fits(len(stream), 1, self.seq_len, share),
             )
         if len(stream) < count * self._room and strict:
             raise CalibrationError(
                 f"{what}: {len(stream)} tokens, but {count} windows of {self.seq_len} need "
                 f"{count * self._room}.",
-                hint=_what_fits(len(stream), self.seq_len, share),
+                hint=_what_fits(len(stream), count, self.seq_len, share),
             )
         room, count = self._room, min(count, len(stream) // self._room)
         return [[self.bos, *stream[n * room : (n + 1) * room]] for n in range(count)]
@@ -201,11 +206,13 @@ def evaluation_text(
     return evaluation_windows(packer, recipe.eval_slices, recipe.eval_windows)
 
 
-def _what_fits(tokens: int, seq_len: int, share: float) -> str:
+def _what_fits(tokens: int, count: int, seq_len: int, share: float) -> str:
     fit = int(tokens // (seq_len - 1) / share)
-    if fit == 0:
-        return f"Give more text, or --seq-len {tokens + 1} at most."
-    return f"Give more text, or at most {fit} windows of this length."
+    if fit:
+        return f"Give more text, or at most {fit} windows of this length."
+    needed = int(count * (seq_len - 1) / share)
+    hint = f"Give more text: {needed} tokens, about {human_bytes(int(BYTES_PER_TOKEN * needed))}"
+    return f"{hint}; or one window of {tokens + 1}." if tokens >= SHORTEST else f"{hint}."
 
 
 def shipped_documents(library: Library, kind: str, split: Split, seed: int) -> Iterator[Document]:

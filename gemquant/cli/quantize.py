@@ -23,6 +23,7 @@ from gemquant.convert.plugins import quantizer_type
 if TYPE_CHECKING:
     from gemquant.convert.plan import PlannedJob
     from gemquant.core.artifact import Artifact
+    from gemquant.core.recipe import Recipe
     from gemquant.core.tables import Table
     from gemquant.numerics.ggml_types import GgmlType
 
@@ -182,8 +183,18 @@ def _plan(planned: PlannedJob) -> list[Table | str]:
         f"{human_bytes(planned.total_bytes)} in {', '.join(planned.file_sizes)}; "
         f"{planned.bits_per_weight:.2f} bits per weight over all",
     )
+    facts.add_row("certificate", _certificate(job.recipe))
     groups = _fallbacks(planned).items()
     return [facts, *formats, *fallback_table((modules, *why) for why, modules in groups)]
+
+
+def _certificate(recipe: Recipe) -> str:
+    from gemquant.core.tables import counted
+
+    if recipe.eval_windows == 0:
+        return "none (--eval-windows 0, or --no-eval)"
+    slices = "all slices" if recipe.eval_slices is None else ", ".join(recipe.eval_slices)
+    return f"{counted(recipe.eval_windows, 'window')} of {recipe.seq_len} tokens of {slices}"
 
 
 def _formats(planned: PlannedJob) -> list[Table | str]:

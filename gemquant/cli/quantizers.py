@@ -24,9 +24,16 @@ def _quantizers(*, as_json: bool, quiet: bool) -> None:
     for quantizer in quantizers:
         options = render.table("option", "default", "what it is")
         for option in quantizer["options"]:
-            options.add_row(option["flag"], str(option["default"]), option["help"])
+            options.add_row(option["flag"], _written(option["default"]), option["help"])
         title = f"{quantizer['name']}: {quantizer['summary']} [{quantizer['package']}]"
         render.print_tables(title, options, "")
+
+
+def _written(default: Any) -> str:
+    """A default as it is typed."""
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    return ", ".join(default) if isinstance(default, tuple) else str(default)
 
 
 def _facts(name: str) -> dict[str, Any]:

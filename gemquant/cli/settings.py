@@ -5,6 +5,8 @@ The environment variable of ``--seq-len`` is ``GEMQUANT_SEQ_LEN``, and so on for
 
 from __future__ import annotations
 
+import difflib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,6 +36,13 @@ FOREIGN = ("onnx", "rkllm")
 
 COMPUTE_DTYPE = "compute_dtype"
 """The flag of a recipe's ``dtype``: the type that activations are computed in."""
+
+OTHER_VARIABLES = (
+    *("GEMQUANT_API_KEY", "GEMQUANT_CACHE", "GEMQUANT_DEBUG", "GEMQUANT_KEY_PASSWORD"),
+    *("GEMQUANT_MODEL", "GEMQUANT_NATIVE", "GEMQUANT_RECIPE", "GEMQUANT_TARGET"),
+    "GEMQUANT_TARGETS",
+)
+"""Variables beside those of a command's own flags."""
 
 FORMER = "gemquant.former"
 """Key of ``Context.meta`` for values that were given under a flag's former name."""
@@ -140,7 +149,12 @@ def load_defaults(ctx: click.Context, recipe: Path | None) -> None:
     values: dict[str, Any] = {}
     former = former_names(ctx.command.quantizer) if hasattr(ctx.command, "quantizer") else {}
     renamed = any(param.name == COMPUTE_DTYPE for param in ctx.command.params)
-    for read in (partial(_from_file, quantizer), partial(_from_recipe, recipe, quantizer)):
+    known = {param.name for param in ctx.command.params} | FILE_SETTINGS.keys()
+    table = f"{DEFAULTS_FILE}, [{quantizer}]"
+    for place, read in (
+        (table, partial(_from_file, quantizer)),
+        (str(recipe), partial(_from_recipe, recipe, quantizer)),
+    ):
         try:
             shared, own = read()
         except GemquantError as error:
@@ -151,16 +165,27 @@ def load_defaults(ctx: click.Context, recipe: Path | None) -> None:
         own = {former.get(key, key): value for key, value in own.items()}
         if renamed and "dtype" in shared:
             shared[COMPUTE_DTYPE] = shared.pop("dtype")
-        # A null in a manifest's recipe means: not given.
-        values |= {k: v for k, v in {**shared, **own}.items() if v is not None}
-    if quantizer:
-        known = {param.name for param in ctx.command.params}
-        for key in sorted(values.keys() - known - FILE_SETTINGS.keys()):
+        for key in sorted(own.keys() - known) if quantizer else ():
             options = [str(p.name) for p in ctx.command.params if p.name not in FILE_SETTINGS]
             problems_of(ctx).append(
-                UsageError(f"{quantizer} has no option {key}.", hint=suggest(key, options))
+                UsageError(f"{place}: {quantizer} has no option {key}.", hint=suggest(key, options))
             )
+        # A null in a manifest's recipe means: not given.
+        values |= {k: v for k, v in {**shared, **own}.items() if v is not None}
     ctx.default_map = values
+    _note_misspelt_variables(ctx.command)
+
+
+def _note_misspelt_variables(command: click.Command) -> None:
+    """Point out variables that nothing reads and that are almost the name of one."""
+    read = set(OTHER_VARIABLES)
+    for param in command.params:
+        names = param.envvar or ()
+        read |= {names} if isinstance(names, str) else set(names)
+    unread = {name for name in os.environ if name.startswith("GEMQUANT_")} - read
+    for name in sorted(unread):
+        if close := difflib.get_close_matches(name, read, 1, 0.85):
+            echo(f"note: ${name} is not read; did you mean ${close[0]}?", err=True)
 
 
 def _from_file(quantizer: str | None) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -125,6 +125,7 @@ def command(ctx: click.Context, /, **params: Any) -> None:
     refuse(problems)
     request = _request(params)
     harness.version()
+    refuse(harness.misspelt(request.tasks, request.folder))
     require_device(params["device"])
     import torch
 

@@ -29,7 +29,7 @@ from gemquant.core.recipe import Recipe
 from gemquant.core.resources import require_device
 from gemquant.core.scheme import Scheme, label
 from gemquant.core.targets import Target
-from gemquant.errors import Attempt, ProblemCollector, refuse
+from gemquant.errors import Attempt, ProblemCollector, UsageError, refuse
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemquant.formats.source_model import model_name
 from gemquant.models.chat import ChatTemplate
@@ -96,6 +96,14 @@ class OpenedModel(ProblemCollector):
         self.recipe, self._progress = recipe, progress
         self.checkpoint = open_checkpoint(recipe.model, lora=recipe.lora)
         self.attempt(lambda: require_device(recipe.device))
+        longest = self.checkpoint.config["max_position_embeddings"]
+        if recipe.seq_len > longest:
+            self.append(
+                UsageError(
+                    f"--seq-len {recipe.seq_len}: the model's context is {longest} tokens.",
+                    hint=f"--seq-len {longest} at most",
+                )
+            )
 
     @cached_property
     def template(self) -> Attempt[ChatTemplate]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import functools
+import importlib.util
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -24,6 +26,7 @@ INSTALL = "pip install 'gemquant[tasks]'"
 RESAMPLES = 1000
 """Of lm-eval's bootstrap, for the standard errors of metrics that are not means."""
 
+_NAME = re.compile(rb"^(?:task|group|tag): *['\"]?([\w.-]+)", re.MULTILINE)
 _HTTP_PACKAGES = {"aiohttp", "httpcore2", "httpx", "httpx2", "requests"}
 
 logger = logging.getLogger(__name__)
@@ -216,6 +219,24 @@ def _repeated(
     repeated = ", ".join(sorted(earlier & set(tasks))[:3])
     message = f"--tasks {name}: {repeated} was named before, alone or in a group."
     return [UsageError(message)] if repeated else []
+
+
+def misspelt(names: Sequence[str], folder: Path | None) -> Iterator[GemquantError]:
+    """Names that lm-eval's task files do not even mention, found in seconds.
+
+    Reading its list properly takes most of a minute.
+    """
+    spec = importlib.util.find_spec("lm_eval")
+    if folder is not None or spec is None or spec.origin is None:
+        return
+    missing, known = set(names), set[str]()
+    for path in (Path(spec.origin).parent / "tasks").rglob("*.yaml"):
+        text = path.read_bytes()
+        missing -= {name for name in missing if name.encode() in text}
+        if not missing:
+            return
+        known |= {found.decode() for found in _NAME.findall(text)}
+    yield from _unknown([name for name in names if name in missing], sorted(known))
 
 
 def _unknown(names: Sequence[str], known: Sequence[str]) -> Iterator[GemquantError]:

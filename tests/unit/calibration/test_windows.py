@@ -155,11 +155,20 @@ def test_too_little_text_says_how_much_there_is_and_what_fits(tmp_path: Path):
     assert raised.value.hint == "Give more text, or at most 2 windows of this length."
 
 
-def test_text_for_no_window_at_all_names_the_longest_length(tmp_path: Path):
-    source = _file(tmp_path, "a.txt", "a b")
+@pytest.mark.parametrize(
+    ("words", "samples", "hint"),
+    [
+        (13, 16, "Give more text: 8176 tokens, about 35.2 kB."),
+        (20, 1, "Give more text: 511 tokens, about 2.20 kB; or one window of 21."),
+    ],
+)
+def test_text_for_no_window_at_all_says_how_much_is_needed(
+    tmp_path: Path, words: int, samples: int, hint: str
+):
+    source = _file(tmp_path, "a.txt", "a " * words)
     with pytest.raises(CalibrationError) as raised:
-        _calibrate(source, samples=1, seq_len=4)
-    assert raised.value.hint == "Give more text, or --seq-len 3 at most."
+        _calibrate(source, samples=samples, seq_len=512)
+    assert raised.value.hint == hint
 
 
 def test_an_unknown_mixture_lists_the_mixtures(small_library):

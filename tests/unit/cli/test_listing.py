@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 
 import click
 import pytest
@@ -110,3 +111,11 @@ def test_quantizers_are_listed_with_their_options(run: Run) -> None:
         "formerly": None,
         "each": False,
     }
+
+
+def test_defaults_of_quantizers_are_written_as_they_are_typed(run: Run) -> None:
+    out = run("quantizers").out
+    assert re.search(r"--type +Q4_K_M ", out)
+    assert re.search(r"--scale +yes ", out)
+    assert " ()" not in out
+    assert "True" not in out

@@ -11,6 +11,8 @@ from gemquant.cli.quantize import QuantizerCommand
 from gemquant.cli.quantizer_options import QuantizerRequest, read_request
 from gemquant.core.recipe import Recipe
 from gemquant.errors import Problems, UsageError
+from tests.helpers.tiny_gemma import write_tiny_gemma
+from tests.unit.cli.conftest import Run
 
 
 @pytest.fixture(autouse=True)
@@ -136,11 +138,30 @@ def test_everything_wrong_with_files_and_flags_is_reported_together(folder: Path
         request_of("--recipe", "r.toml", "--target", "gpu", "--threads", "0")
     assert [problem.message for problem in raised.value.problems] == [
         "gemquant.toml: no such setting: sampels.",
-        "awq has no option bitz.",
+        "r.toml: awq has no option bitz.",
         "MODEL: missing.",
         "--threads 0: must be at least 1.",
         "--target gpu: no such target.",
     ]
+
+
+def test_a_wrong_key_of_a_table_names_file_and_table(folder: Path) -> None:
+    (folder / "gemquant.toml").write_text("[rtn]\ngrop_size = 64\n[awq]\ngrop_size = 64\n")
+    with pytest.raises(UsageError) as raised:
+        request_of("model")
+    assert raised.value.message == "gemquant.toml, [awq]: awq has no option grop_size."
+    assert raised.value.hint == "Did you mean group_size?"
+
+
+def test_a_misspelt_variable_is_noted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GEMQUANT_GRUOP_SIZE", "32")
+    monkeypatch.setenv("GEMQUANT_TARGETS_OF_MINE", "x")
+    request_of("model")
+    assert capsys.readouterr().err == (
+        "note: $GEMQUANT_GRUOP_SIZE is not read; did you mean $GEMQUANT_GROUP_SIZE?\n"
+    )
 
 
 def test_targets_of_the_users_own_come_from_the_environment(
@@ -190,3 +211,10 @@ def test_adapters_are_given_one_by_one_or_as_a_list(
     assert request_of("m").recipe.lora == ("a",)
     monkeypatch.setenv("GEMQUANT_LORA", "my folder/a,b=0.5")
     assert request_of("m").recipe.lora == ("my folder/a", "b=0.5")
+
+
+def test_a_window_longer_than_the_context_is_refused_as_such(run: Run, tmp_path: Path) -> None:
+    write_tiny_gemma(tmp_path / "model", "gemma2")
+    made = run("rtn", "model", "--seq-len", "100000")
+    assert made.code == 2
+    assert "--seq-len 100000: the model's context is 512 tokens." in made.err

@@ -142,6 +142,14 @@ class TestWithLmEval:
         assert "Did you mean hellaswag" in result.err
         assert "Did you mean tiny_choice" in result.err
 
+    def test_a_misspelt_task_is_answered_before_anything_is_loaded(
+        self, run: Run, gemma: str
+    ) -> None:
+        result = run("tasks", "nowhere", "--tasks", "hellaswag,helaswag")
+        assert result.code == 2
+        assert "--tasks helaswag: lm-eval has no task of that name." in result.err
+        assert "Did you mean hellaswag" in result.err
+
     def test_data_that_is_not_there_is_skipped_with_the_reason_and_no_score(
         self, run: Run, gemma: str, tasks: str
     ) -> None:
