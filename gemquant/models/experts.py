@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-
-import torch
-from torch import Tensor
-from torch.nn.functional import linear
+from typing import TYPE_CHECKING
 
 from gemquant.models.structure import InputGroup, NormFold, RowFold, Stack
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _EXPERT = re.compile(r"(?:.*\.)?experts\.(\d+)\.\w+?_proj(?:\.weight)?")
 
@@ -78,6 +78,9 @@ def run_experts(
     hidden: (tokens, hidden). chosen, shares: each token's experts and their weights, (tokens, k).
     weights: gives a weight by its short name. observers: of inputs, by linear.
     """
+    import torch  # here, since every command lists the architectures, and they name experts
+    from torch.nn.functional import linear
+
     total = torch.zeros_like(hidden)
     for expert in chosen.unique().tolist():
         # In the library's order: of equal tokens by their place among the chosen.
