@@ -160,6 +160,12 @@ class Problems(GemquantError):  # noqa: N818 - it holds errors
         return self.problems
 
 
+def command_with(arguments: str) -> str:
+    """The command that is running, with other arguments, for a hint."""
+    context = click.get_current_context(silent=True)
+    return f"gemquant {(context and context.info_name) or 'COMMAND'} {arguments}"
+
+
 def listed(values: Sequence[object], limit: int = 12) -> str:
     """Join values for a message; those beyond ``limit`` are counted."""
     rest = f" and {len(values) - limit} more" if len(values) > limit else ""

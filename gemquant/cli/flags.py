@@ -149,12 +149,14 @@ class StderrHandler(logging.Handler):
 def _set_verbosity(ctx: click.Context, param: click.Parameter, count: int) -> int:
     verbosity = 2 if os.environ.get("GEMQUANT_DEBUG") else min(count, 2)
     logger = logging.getLogger("gemquant")
-    logger.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[verbosity])
+    quiet = ctx.params.get("quiet") and not verbosity
+    levels = (logging.ERROR if quiet else logging.WARNING, logging.INFO, logging.DEBUG)
+    logger.setLevel(levels[verbosity])
     if not logger.handlers:
-        handler = StderrHandler()
-        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-        logger.addHandler(handler)
+        logger.addHandler(StderrHandler())
         logger.propagate = False
+    form = "%(levelname)s %(name)s: %(message)s" if verbosity else "note: %(message)s"
+    logger.handlers[0].setFormatter(logging.Formatter(form))
     return count
 
 

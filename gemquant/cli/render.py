@@ -224,6 +224,8 @@ def _facts(manifest: Manifest) -> list[Table | str]:
     if manifest.smoothing is not None:
         folds = counted(len(manifest.smoothing.folds), "scale")
         facts.add_row("smoothing", f"{folds} folded, in {manifest.smoothing.float_dtype}")
+    if manifest.tokens_without_row is not None:
+        facts.add_row("tokens", str(manifest.tokens_without_row))
     if manifest.calibration is not None:
         calibration = manifest.calibration
         facts.add_row(

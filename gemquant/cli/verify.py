@@ -52,6 +52,7 @@ def command(
     (extra signing). A llamafile is compared with its record. Exits with 6 if anything differs.
     """
     from gemquant.cli import render
+    from gemquant.core.artifact import read_manifest
     from gemquant.publish.verify import artifact_problems, signature_problems
 
     found = {folder: problems for path in artifacts for folder, problems in _found(path).items()}
@@ -66,7 +67,13 @@ def command(
                 problems += signature_problems(path, signature, public_key)
             all_problems += problems
             texts = [str(problem) for problem in problems]
-            result = {"path": str(path), "valid": not problems, "problems": texts}
+            result: dict[str, Any] = {"path": str(path), "valid": not problems, "problems": texts}
+            if (
+                not problems
+                and path.is_dir()
+                and (beyond := read_manifest(path).tokens_without_row)
+            ):
+                result["notes"] = [str(beyond)]
             if public_key is not None:
                 result["signed_by"] = None if problems else str(public_key)
             results.append(result)
@@ -75,7 +82,8 @@ def command(
     else:
         for result in results:
             signed = f", signed by {result['signed_by']}" if result.get("signed_by") else ""
-            echo(f"{result['path']}: {'valid' if result['valid'] else 'not valid'}{signed}")
+            notes = "".join(f"; note: {note}" for note in result.get("notes", ()))
+            echo(f"{result['path']}: {'valid' if result['valid'] else 'not valid'}{signed}{notes}")
     refuse(all_problems)
 
 

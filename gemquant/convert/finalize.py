@@ -18,6 +18,7 @@ from gemquant.core.artifact import (
     Manifest,
     SmoothingRecord,
     Source,
+    TokensWithoutRow,
     finalize,
     quantization_record,
 )
@@ -26,7 +27,9 @@ from gemquant.core.protocols import Layout
 from gemquant.core.recipe import Recipe
 from gemquant.errors import OutputError
 from gemquant.formats.checkpoint import Checkpoint
+from gemquant.models.structure import EMBEDDING
 
+_LISTED = 4
 LIBRARIES = ("gemquant", "torch", "transformers", "tokenizers", "safetensors")
 
 
@@ -81,11 +84,22 @@ class ArtifactFacts:
             activation_range=self.activation_range,
             conversion=self.conversion,
             smoothing=self.smoothing,
+            tokens_without_row=tokens_without_row(self.checkpoint),
         )
 
     def finalize(self, folder: Path) -> Manifest:
         """Write card, notice and manifest, and hash every file: the folder is an artifact."""
         return finalize(folder, self.manifest(), original_card=self.checkpoint.provenance.card)
+
+
+def tokens_without_row(checkpoint: Checkpoint) -> TokensWithoutRow | None:
+    """The tokens that lie beyond the embedding, as in some published models."""
+    rows = checkpoint.shape(EMBEDDING)[0]
+    beyond = {i: t[:50] for t, i in checkpoint.tokenizer().get_vocab().items() if i >= rows}
+    if not beyond:
+        return None
+    first = [beyond[index] for index in sorted(beyond)[:_LISTED]]
+    return TokensWithoutRow(count=len(beyond), first=tuple(first))
 
 
 def library_versions() -> dict[str, str]:

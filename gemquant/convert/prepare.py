@@ -18,6 +18,7 @@ from gemquant.calibration.windows import (
     evaluation_text,
 )
 from gemquant.convert import pipeline
+from gemquant.convert.finalize import tokens_without_row
 from gemquant.convert.plan import Job, PlannedJob, linear_weights, plan
 from gemquant.convert.plugins import exporter
 from gemquant.convert.resume import ResumePolicy, resumable_layers, run_identity
@@ -145,6 +146,8 @@ def prepare(request: ConversionRequest, progress: Progress) -> PreparedConversio
     calibration = model.calibration() if calibrated else None
     evaluation = model.evaluation()
     model.refuse()
+    if (beyond := tokens_without_row(checkpoint)) is not None:
+        progress.note(f"{beyond}.")
     for note in dict.fromkeys(note for each in quantizers for note in each.value.notes):
         progress.note(note)
     for each in planned.value:

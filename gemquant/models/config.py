@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gemquant.errors import CheckpointError, GemquantError, UnsupportedError, refuse
-from gemquant.models.architecture import library_classes, model_types
+from gemquant.models.architecture import ARCHITECTURES, library_classes, model_types
 from gemquant.models.structure import ACTIVATION, FULL, SLIDING, Architecture
 
 # Far above any Gemma (27B: hidden 5376, 62 layers), far below what a damaged file may claim.
@@ -71,6 +71,17 @@ def text_config(raw: Mapping[str, Any]) -> dict[str, Any]:
         config["dtype"] = known[0]
     refuse(problems)
     return config
+
+
+def corrections(config: Mapping[str, Any]) -> dict[str, str]:
+    """What to do about values that were published by mistake, by their keys."""
+    known = ARCHITECTURES[config["model_type"]].corrections
+    return {
+        key: f"config.json: {key} {wrong}: the publisher corrected it to {right}; set that, unless "
+        f"the model was trained with {wrong}."
+        for key, (wrong, right) in known.items()
+        if config.get(key) == wrong
+    }
 
 
 def architecture_of_file(raw: Mapping[str, Any]) -> Architecture:

@@ -65,6 +65,8 @@ GEMMA2 = Architecture(
     # The other implementations leave out the soft cap of attention scores.
     eager_attention=True,
     autoawq=True,
+    # Of the 9B, for two weeks: https://github.com/huggingface/transformers/issues/31891
+    corrections={"query_pre_attn_scalar": (224, 256)},
     gguf=GgufFacts(
         architecture="gemma2",
         tensors=IN_GGUF,

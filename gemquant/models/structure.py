@@ -284,7 +284,8 @@ class Architecture:
     autoawq: AutoAWQ quantizes it. containers: those that hold it; None for all.
     text_prefixes: how a multimodal checkpoint's tensors of the text model begin → how the text
     model's own do. towers: how its other tensors begin, after an optional ``model.``.
-    licence: its terms. chat: its chat format.
+    corrections: key of the configuration → a value that was published by mistake, and the right
+    one. licence: its terms. chat: its chat format.
     """
 
     name: str
@@ -318,5 +319,6 @@ class Architecture:
     containers: tuple[str, ...] | None = None
     text_prefixes: Mapping[str, str] = field(default_factory=dict)
     towers: tuple[str, ...] = ()
+    corrections: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     licence: Licence = GEMMA_TERMS
     chat: ChatFormat = field(default_factory=ChatFormat)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from gemquant.formats.checkpoint import open_checkpoint
 from gemquant.formats.plain_safetensors import PlainSafetensors
-from tests.helpers.tiny_gemma import Kind, write_tiny_gemma
+from tests.helpers.tiny_gemma import Kind, tiny_tokenizer, write_tiny_gemma
 from tests.integration.test_pipeline import write_adapter
 from tests.unit.cli.conftest import Result, Run
 
@@ -180,3 +180,58 @@ def test_a_shard_size_without_a_unit_is_refused(run: Run, tiny_folders: dict[Kin
     result = cast(run, tiny_folders["gemma2"], "float32", "--shard-size", "2", "--dry-run")
     assert result.code == 2
     assert "--shard-size 2: 2 what?\n  hint: As in: --shard-size 2GB" in result.err
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_tokens_without_a_row_are_named_everywhere_and_not_refused(
+    run: Run, tmp_path: Path, count: int
+) -> None:
+    folder = write_tiny_gemma(tmp_path / "model", "gemma3_text")
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens([f"<beyond{n}>" for n in range(count)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    made = cast(run, folder, "bfloat16", "-o", "out")
+    assert made.code == 0, made.err
+    first = [f"<beyond{n}>" for n in range(min(count, 4))]
+    words = "1 token has" if count == 1 else "6 tokens have"
+    note = f"{words} no row in the embedding and cannot be used: {', '.join(first)}"
+    note += "" if count == 1 else " and 2 more"
+    assert f"{note}." in made.err
+    manifest = json.loads(Path("out/manifest.json").read_text())
+    assert manifest["tokens_without_row"] == {"count": count, "first": first}
+    assert note in " ".join(run("show", "out").out.split())
+    assert run("verify", "out", "-q").out == f"out: valid; note: {note}\n"
+    assert json.loads(run("verify", "out", "-q", "--json").out)[0]["notes"] == [note]
+
+
+def test_a_tokenizer_that_fits_is_not_noted(run: Run, tiny_folder: Path) -> None:
+    assert cast(run, tiny_folder, "bfloat16", "-o", "out").code == 0
+    assert "tokens_without_row" not in json.loads(Path("out/manifest.json").read_text())
+    assert run("verify", "out", "-q").out == "out: valid\n"
+
+
+def test_the_corrected_scale_of_queries_is_named(run: Run, tmp_path: Path) -> None:
+    scale = {"query_pre_attn_scalar": 224}
+    folder = write_tiny_gemma(tmp_path / "model", "gemma2", overrides=scale)
+    words = "config.json: query_pre_attn_scalar 224: the publisher corrected it to 256; set that"
+    made = cast(run, folder, "bfloat16", "-o", "out")
+    assert made.code == 0, made.err
+    assert f"note: {folder}: {words}" in made.err
+    refused = run("gguf", str(folder), "--no-eval", "-o", "gguf")
+    assert refused.code == 4
+    assert f"hint: {words}" in refused.err
+
+
+def test_a_folder_without_padding_or_unknown_token_becomes_a_gguf(run: Run, tmp_path: Path) -> None:
+    scale = {"query_pre_attn_scalar": 32, "pad_token_id": None}
+    folder = write_tiny_gemma(tmp_path / "model", "gemma2", overrides=scale)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {"pad_token": None, "unk_token": None}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["unk_token"] = None
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    made = run("gguf", str(folder), "--type", "F16", "--no-eval", "-o", "out", "--threads", "1")
+    assert made.code == 0, made.err
+    again = run("cast", str(next(Path("out").glob("*.gguf"))), "--no-eval", "-o", "back")
+    assert again.code == 0, again.err

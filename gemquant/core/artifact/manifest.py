@@ -158,6 +158,18 @@ class SmoothingRecord(Record):
     float_dtype: str = Field(description="Type that the folded weights were handed over in.")
 
 
+class TokensWithoutRow(Record):
+    """Tokens of the tokenizer whose ids lie beyond the embedding's rows."""
+
+    count: int = Field(ge=1, description="How many there are.")
+    first: tuple[str, ...] = Field(description="The first of them.")
+
+    def __str__(self) -> str:
+        more = f" and {self.count - len(self.first)} more" if self.count > len(self.first) else ""
+        what = "1 token has" if self.count == 1 else f"{self.count} tokens have"
+        return f"{what} no row in the embedding and cannot be used: {', '.join(self.first)}{more}"
+
+
 class Manifest(Document):
     """All that is known of an artifact."""
 
@@ -199,6 +211,12 @@ class Manifest(Document):
         exclude_if=lambda record: record is None,
         description="Scales folded into the weights before they were converted; left out where "
         "there are none.",
+    )
+    tokens_without_row: TokensWithoutRow | None = Field(
+        default=None,
+        exclude_if=lambda record: record is None,
+        description="Tokens that no text may hold, since the embedding has no rows for them; left "
+        "out where there are none.",
     )
     certificates: tuple[LevelEvaluation, ...] = Field(
         default=(),

@@ -29,6 +29,7 @@ from gemquant.formats.checkpoint.provenance import (
     gguf_provenance,
     is_same_model,
 )
+from gemquant.formats.checkpoint.recognition import meant
 from gemquant.formats.checkpoint.sample import assembled, sample_named
 from gemquant.formats.checkpoint.source import TensorSource, require_finite
 from gemquant.formats.checkpoint.tokenizer_files import (
@@ -41,7 +42,7 @@ from gemquant.formats.gguf.tokenizer import GgufTokenizer
 from gemquant.formats.gguf.values import Metadata
 from gemquant.models.architecture import architecture_of, tensor_shapes
 from gemquant.models.chat import SpecialTokens
-from gemquant.models.config import text_config
+from gemquant.models.config import corrections, text_config
 from gemquant.models.structure import EMBEDDING, HEAD
 
 _SAMPLE = "sample:"
@@ -90,16 +91,23 @@ def _from_hub(ref: str, files: tuple[str, ...]) -> tuple[Path, str]:
     if reference is None or ref.lower().endswith(".gguf"):
         raise CheckpointError(
             f"{ref}: no such file or folder.",
-            hint="Give a folder, a FILE.gguf, a Hub id such as google/gemma-2-2b, or "
+            hint=meant(ref)
+            or "Give a folder, a FILE.gguf, a Hub id such as google/gemma-2-2b, or "
             "sample:gemma-3-270m.",
         )
-    folder = download(*reference, files=files)
+    try:
+        folder = download(*reference, files=files)
+    except CheckpointError as error:
+        hints = [hint for hint in (meant(ref), error.hint) if hint is not None]
+        raise CheckpointError(error.message, hint=". Otherwise: ".join(hints) or None) from error
     return folder, folder.name
 
 
 def _open_folder(folder: Path, ref: str, revision: str | None, lora: Sequence[str]) -> Checkpoint:
     raw = _without_leftover(folder, read_raw_config(folder))
     config: Mapping[str, Any] = text_config(raw)
+    for correction in corrections(config).values():
+        _log.warning("%s: %s", folder, correction)
     problems = ProblemCollector()
     provenance = folder_provenance(
         folder, raw, assumed_license=architecture_of(config).licence.name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from gemquant.errors import (
     refuse,
 )
 from gemquant.formats.checkpoint.files import contained, read_json_object
+from gemquant.formats.checkpoint.recognition import not_a_model
 from gemquant.formats.checkpoint.source import text_name
 from gemquant.formats.safetensors_reader import MappedSafetensors
 from gemquant.models.architecture import (
@@ -36,6 +38,8 @@ INDEX = "model.safetensors.index.json"
 
 _log = logging.getLogger(__name__)
 
+_SHARD = re.compile(r"(.+?)-(\d{5})-of-(\d{5})")
+_NOT_WEIGHTS = ("adapter_model.safetensors", "adapters.safetensors")
 _FLOATS = ("BF16", "F16", "F32")
 _CHUNK_VALUES = 1 << 22
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -44,6 +48,8 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 def read_raw_config(folder: Path) -> dict[str, Any]:
     """Return a folder's config.json as it is. Raises CheckpointError where there is none."""
     if not (folder / "config.json").exists():
+        if (other := not_a_model(folder, configured=False)) is not None:
+            raise other
         ggufs = sorted(folder.glob("*.gguf"))
         raise CheckpointError(
             f"{folder}: config.json is missing; this is not a model folder.",
@@ -51,7 +57,10 @@ def read_raw_config(folder: Path) -> dict[str, Any]:
             if ggufs
             else "Give a folder that holds config.json, model.safetensors and tokenizer.json.",
         )
-    return read_json_object(contained(folder, "config.json"))
+    raw = read_json_object(contained(folder, "config.json"))
+    if (other := not_a_model(folder, configured=True)) is not None:
+        raise other
+    return raw
 
 
 class FolderTensors:
@@ -65,7 +74,14 @@ class FolderTensors:
         files, promised = _weight_files(folder)
         self._mapped = MappedSafetensors(files)
         self._stored_names, problems = _text_names(self._mapped, config)
+        alone = len({HEAD, EMBEDDING} & self._stored_names.keys()) == 1
         tied = _tie(self._mapped, self._stored_names)
+        if alone and not config["tie_word_embeddings"]:
+            _log.warning(
+                "%s: config.json parts head and embedding, and only one of them is stored: it is "
+                "both.",
+                folder,
+            )
         self.config: Mapping[str, Any] = {**config, "tie_word_embeddings": tied}
         problems += _promise_problems(self._mapped, promised, tied=tied)
         stacks = {
@@ -105,6 +121,8 @@ def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
     if (folder / SINGLE).exists() or (folder / SINGLE).is_symlink():
         return [contained(folder, SINGLE)], {}
     if not (folder / INDEX).exists():
+        if names := _without_index(folder):
+            return [contained(folder, name) for name in names], {}
         raise _no_weights(folder)
     index = read_json_object(contained(folder, INDEX)).get("weight_map")
     if not isinstance(index, dict) or not index:
@@ -116,7 +134,38 @@ def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
     return [file.value for file in files], {tensor: str(name) for tensor, name in index.items()}
 
 
+def _without_index(folder: Path) -> list[str]:
+    """Names of the weight files of a folder without an index, if it is clear which they are."""
+    names = [path.name for path in sorted(folder.glob("*.safetensors"))]
+    models: dict[str, list[str]] = {}  # shards by what they have in common
+    for name in names:
+        if name not in _NOT_WEIGHTS:
+            models.setdefault(_SHARD.sub(r"\1-of-\3", name), []).append(name)
+    if len(models) > 1:
+        models = {each: files for each, files in models.items() if each.startswith("model")}
+    if not models:
+        return []
+    if len(models) > 1:
+        raise CheckpointError(
+            f"{folder}: neither {SINGLE} nor {INDEX} is there, and several other files are: "
+            f"{listed(names, 8)}.",
+            hint="Keep those of one model there.",
+        )
+    (files,) = models.values()
+    match = _SHARD.match(files[0])
+    if match and len(files) != int(match[3]):
+        raise CheckpointError(
+            f"{folder}: {int(match[3])} shards make the model, and {len(files)} are there: "
+            f"{listed(files, 4)}.",
+            hint="Download the checkpoint again.",
+        )
+    _log.warning("%s: there is no %s; read is: %s.", folder, INDEX, listed(files, 4))
+    return files
+
+
 def _no_weights(folder: Path) -> GemquantError:
+    if (other := not_a_model(folder, configured=False)) is not None:
+        return other
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickles:
         return UnsupportedError(

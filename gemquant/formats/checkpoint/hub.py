@@ -98,7 +98,8 @@ def hub_problem(error: Exception, repository: str, revision: str | None) -> Gemq
         return CheckpointError(
             f"{repository} is neither a local folder nor in the Hub cache, and the Hub cannot be "
             "reached.",
-            hint=f"Go online once: hf download {repository}",
+            hint=f"Go online once: hf download {repository}"
+            + (f" --revision {revision}" if revision else ""),
         )
     return CheckpointError(
         f"{repository}: the download failed: {str(error)[:300]}",

@@ -20,7 +20,7 @@ from typing import Any
 from gemquant.errors import CheckpointError, GemquantError, UnsupportedError, refuse
 from gemquant.formats.gguf.values import GgufValue, booleans, float32, string, uint32
 from gemquant.models.architecture import architecture_of, container_problems, gguf_architectures
-from gemquant.models.config import text_config
+from gemquant.models.config import corrections, text_config
 from gemquant.models.structure import FULL, SLIDING, Architecture
 
 _log = logging.getLogger(__name__)
@@ -195,12 +195,14 @@ def unrepresentable(config: Mapping[str, Any]) -> list[GemquantError]:
     architecture = architecture_of(config)
     gguf, gemma = architecture.gguf, architecture.name
     problems: list[GemquantError] = []
+    corrected = corrections(config)
 
     def refuse_key(key: str, value: object, rule: str) -> None:
         problems.append(
             UnsupportedError(
                 f"config.json: {key} {value!r}: {rule}.",
-                hint="Choose another container, for instance --target cpu --exporter "
+                hint=corrected.get(key)
+                or "Choose another container, for instance --target cpu --exporter "
                 "compressed-tensors.",
             )
         )

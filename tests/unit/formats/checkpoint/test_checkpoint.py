@@ -95,7 +95,7 @@ def test_a_different_head_is_untied_whatever_the_configuration_declares(
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("stored", ["lm_head.weight", "model.embed_tokens.weight"])
 def test_one_stored_matrix_of_head_and_embedding_is_both(
-    tmp_path: Path, stored: str, tied: bool
+    tmp_path: Path, stored: str, tied: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = write_tiny_gemma(
         tmp_path / "m", "gemma2", shards=2, overrides={"tie_word_embeddings": tied}
@@ -114,6 +114,7 @@ def test_one_stored_matrix_of_head_and_embedding_is_both(
     assert checkpoint.config["tie_word_embeddings"] is True
     assert "lm_head.weight" not in checkpoint.names()
     assert torch.equal(checkpoint.tensor("model.embed_tokens.weight"), matrix)
+    assert ("only one of them is stored: it is both" in caplog.text) is not tied
 
 
 def without_template(folder: Path) -> Path:

@@ -1,0 +1,145 @@
+"""What was given as MODEL where it is none, and the command to type instead."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import shlex
+from pathlib import Path
+
+from gemquant.errors import CheckpointError, GemquantError, command_with, listed
+from gemquant.formats.checkpoint.files import read_json_object
+
+ADAPTER = "adapter_config.json"
+
+_TRAINED = re.compile(r"checkpoint-(\d{1,9})")
+_PAGE = re.compile(r"https?://(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+).*")
+_HUB_FILE = re.compile(r"([\w-][\w.-]*/[\w.-]+)(?::|/(?=.*\.gguf$))([\w.-]+)", re.IGNORECASE)
+_MOST_LISTED = 1000
+
+
+def not_a_model(folder: Path, *, configured: bool) -> GemquantError | None:
+    """Say what a folder is that is no model; configured: it has a config.json and weights."""
+    checks = (_artifact,) if configured else (_artifact, _adapter, _training, _holder)
+    return next((error for check in checks if (error := check(folder)) is not None), None)
+
+
+def _artifact(folder: Path) -> GemquantError | None:
+    source = _source(folder)
+    if source is None:
+        return None
+    return CheckpointError(
+        f"{folder} is an artifact, which gemquant made from {source}.",
+        hint=f"Start from the original: {command_with(shlex.quote(source))}",
+    )
+
+
+def _adapter(folder: Path) -> GemquantError | None:
+    if not (folder / ADAPTER).exists():
+        return None
+    base = _base(folder)
+    return CheckpointError(
+        f"{folder} is an adapter of {base}, not a model.",
+        hint=command_with(f"{shlex.quote(base)} --lora {shlex.quote(str(folder))}"),
+    )
+
+
+def _training(folder: Path) -> GemquantError | None:
+    steps = {
+        int(match[1]): name
+        for name in _subfolders(folder)
+        if (match := _TRAINED.fullmatch(name)) is not None
+    }
+    if not steps:
+        return None
+    last = folder / steps[max(steps)]
+    model = shlex.quote(str(last))
+    if (last / ADAPTER).exists() and not (last / "config.json").exists():
+        model = f"{shlex.quote(_base(last))} --lora {model}"
+    return CheckpointError(
+        f"{folder} holds checkpoints of a training: "
+        f"{listed([steps[step] for step in sorted(steps)], 4)}.",
+        hint=f"Take one: {command_with(model)}",
+    )
+
+
+def _holder(folder: Path) -> GemquantError | None:
+    """The error for a folder of models, of artifacts, or of the Hub's cache."""
+    inside = [folder / name for name in _subfolders(folder)]
+    inside += [folder / "snapshots" / name for name in _subfolders(folder / "snapshots")]
+    sources = {path: source for path in inside if (source := _source(path)) is not None}
+    if sources:
+        names, source = [path.name for path in sources], next(iter(sources.values()))
+        return CheckpointError(
+            f"{folder} holds {len(sources)} artifacts, made from {source}: {listed(names, 4)}.",
+            hint=f"Start from the original: {command_with(shlex.quote(source))}",
+        )
+    models = [path for path in inside if (path / "config.json").exists()]
+    if not models:
+        return None
+    return CheckpointError(
+        f"{folder} is no model, but holds {listed([path.name for path in models], 4)}.",
+        hint=f"Take one: {command_with(shlex.quote(str(models[0])))}",
+    )
+
+
+def _source(folder: Path) -> str | None:
+    """The checkpoint that a quantized artifact was made from; None for other folders."""
+    try:
+        manifest = read_json_object(folder / "manifest.json")
+        source, revision = manifest["source"]["ref"], manifest["source"].get("revision")
+        quantized = manifest["quantization"]["schemes"] or not (folder / "config.json").exists()
+    except (GemquantError, OSError, KeyError, TypeError, AttributeError):
+        return None
+    if not isinstance(source, str) or not quantized:
+        return None
+    return f"{source}@{revision}" if revision and "@" not in source else source
+
+
+def _base(adapter: Path) -> str:
+    try:
+        config = read_json_object(adapter / ADAPTER)
+    except GemquantError:
+        return "BASE"
+    named = config.get("base_model_name_or_path") or config.get("model")
+    return named if isinstance(named, str) and named else "BASE"
+
+
+def _subfolders(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry, _ in zip(entries, range(_MOST_LISTED)) if entry.is_dir()]  # noqa: B905
+    except OSError:
+        return []
+    return sorted(names)
+
+
+# ---------------------------------------------------------------- names that lead nowhere
+
+
+def meant(ref: str) -> str | None:
+    """What was probably meant by a name that is neither a file nor a folder, as a hint."""
+    if page := _PAGE.fullmatch(ref):
+        return f"Give its name on the Hub: {command_with(page[1])}"
+    if file := _HUB_FILE.fullmatch(ref):
+        return f"Download it first: hf download {file[1]} --include '*{file[2]}*' --local-dir ."
+    close = _close_path(os.path.expanduser(ref.partition("@")[0]))  # noqa: PTH111
+    if close is None:
+        return None
+    return f"Did you mean {close}? Then type: {command_with(shlex.quote(close))}"
+
+
+def _close_path(path: str) -> str | None:
+    """An existing folder or GGUF whose name is much like that of ``path``, part by part."""
+    parent, name = os.path.split(path.rstrip("/"))
+    if parent and not os.path.isdir(parent):  # noqa: PTH112 - False for any text
+        close = _close_path(parent)
+        if close is None or not os.path.isdir(close):  # noqa: PTH112
+            return None
+        parent = close
+    folder = Path(parent or ".")
+    known = _subfolders(folder)
+    known += sorted(path.name for path in folder.glob("*.gguf"))[:_MOST_LISTED]
+    found = [name] if name in known else difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    return os.path.join(parent, found[0]) if found else None  # noqa: PTH118 - as it was typed
