@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, cast
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
 
 from gemquant.calibration.documents import LARGEST_FILE, Document, parse_lines
+from gemquant.core.json_document import Record
 from gemquant.core.resources import data_folder
 from gemquant.core.untrusted import UntrustedFile
 from gemquant.errors import CalibrationError, refuse
 
 INDEX = "index.toml"
-VERSION = 1
+VERSION: Literal[1] = 1
 _MAX_INDEX = 1_000_000
 REINSTALL = "Reinstall gemquant, or take the folder from its source again."
 
 Split = Literal["calibration", "evaluation"]
 
 
-@dataclass(frozen=True)
-class TextFile:
+class TextFile(Record):
     """One file of the index; package, package_path and attribution are its source.
 
     path: relative to the folder. license: an SPDX identifier or expression.
@@ -41,6 +43,28 @@ class TextFile:
     documents: int
     bytes: int
 
+    @field_validator("path")
+    @classmethod
+    def _within(cls, text: str) -> str:
+        path = PurePosixPath(text)
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"{text} leads out of the folder")
+        return text
+
+
+class _Index(Record):
+    version: Literal[1]
+    files: tuple[TextFile, ...]
+    mixtures: Mapping[str, Mapping[str, float]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        for name, shares in self.mixtures.items():
+            total = sum(shares.values())
+            if abs(total - 1) > 1e-9:
+                raise ValueError(f"the shares of mixture {name} add up to {total:g}, not 1")
+        return self
+
 
 @dataclass(frozen=True)
 class Library:
@@ -54,8 +78,9 @@ class Library:
     def open(cls, folder: Path | None = None) -> Library:
         """Read the index alone. Raises CalibrationError if it is missing or not valid."""
         folder = data_folder("calib_data") if folder is None else folder
-        index = UntrustedFile(folder / INDEX, _MAX_INDEX, CalibrationError, REINSTALL).toml()
-        return cls(folder, _files(index, folder), _mixtures(index, folder))
+        file = UntrustedFile(folder / INDEX, _MAX_INDEX, CalibrationError, REINSTALL)
+        index = file.table(_Index)
+        return cls(folder, index.files, index.mixtures)
 
     def of(self, kind: str, split: Split) -> tuple[TextFile, ...]:
         """The files of one kind in one split, in the order of the index."""
@@ -77,34 +102,6 @@ class Library:
         documents, problems = parse_lines(content, str(path))
         refuse(problems)
         return documents
-
-
-def _files(index: Mapping[str, Any], folder: Path) -> tuple[TextFile, ...]:
-    broken = CalibrationError(f"{folder / INDEX}: not an index of version {VERSION}.")
-    if index.get("version") != VERSION or not isinstance(index.get("files"), list):
-        raise broken
-    types = {field.name: field.type for field in fields(TextFile)}
-    files = []
-    for table in index["files"]:
-        strings = {key: table.get(key) for key in types if key not in ("documents", "bytes")}
-        if set(table) != set(types) or not all(isinstance(v, str) for v in strings.values()):
-            raise broken
-        path = PurePosixPath(table["path"])
-        if path.is_absolute() or ".." in path.parts:
-            raise CalibrationError(f"{folder / INDEX}: {path} leads out of the folder.")
-        files.append(TextFile(**table))
-    return tuple(files)
-
-
-def _mixtures(index: Mapping[str, Any], folder: Path) -> Mapping[str, Mapping[str, float]]:
-    mixtures = cast("Mapping[str, Mapping[str, float]]", index.get("mixtures", {}))
-    for name, shares in mixtures.items():
-        if abs(sum(shares.values()) - 1) > 1e-9:
-            raise CalibrationError(
-                f"{folder / INDEX}: the shares of mixture {name} add up to "
-                f"{sum(shares.values()):g}, not 1."
-            )
-    return mixtures
 
 
 def largest_remainder(shares: Mapping[str, float], total: int) -> dict[str, int]:

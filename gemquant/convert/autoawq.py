@@ -5,7 +5,7 @@ Its algorithm runs unchanged; its GEMM layout is read back, measured and finaliz
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gemquant.convert.external import ExternalTool
@@ -38,81 +38,61 @@ ENVIRONMENT = (
 )
 
 
-def interpreter_problems(interpreter: Interpreter) -> list[GemquantError]:
+def interpreter_problems(interpreter: Interpreter) -> Iterator[GemquantError]:
     """What the environment lacks, or has in another version."""
-    absent = interpreter.missing()
-    if absent:
-        return [
-            RuntimeMissingError(
-                f"{', '.join(absent)}: not installed for {interpreter.path}.",
-                hint=f"Make an environment for it: {ENVIRONMENT}",
-            )
-        ]
     found = interpreter.packages["autoawq"]
-    if found != VERSION:
-        return [
-            UnsupportedError(
-                f"AutoAWQ {found} at {interpreter.path}: {VERSION} is the one that was tested.",
-                hint=f"{interpreter.path} -m pip install autoawq=={VERSION}",
-            )
-        ]
-    return []
+    if absent := interpreter.missing():
+        yield RuntimeMissingError(
+            f"{', '.join(absent)}: not installed for {interpreter.path}.",
+            hint=f"Make an environment for it: {ENVIRONMENT}",
+        )
+    elif found != VERSION:
+        yield UnsupportedError(
+            f"AutoAWQ {found} at {interpreter.path}: {VERSION} is the one that was tested.",
+            hint=f"{interpreter.path} -m pip install autoawq=={VERSION}",
+        )
 
 
-def python_problems(python: str | None) -> list[GemquantError]:
+def _named(python: str | None) -> str:
     """AutoAWQ needs another environment: its pins conflict with this one's."""
-    if python is not None:
-        return []
-    return [
-        UsageError(
+    if python is None:
+        raise UsageError(
             "--engine autoawq: needs --python, an environment that has AutoAWQ.",
             hint=f"Make one: {ENVIRONMENT}",
         )
-    ]
+    return python
 
 
 def problems(
     config: Mapping[str, Any], linears: Mapping[str, tuple[int, int]], options: AutoAwqOptions
-) -> list[GemquantError]:
+) -> Iterator[GemquantError]:
     """What AutoAWQ would refuse."""
-    found: list[GemquantError] = []
     if not architecture_of(config).autoawq:
         supported = " and ".join(each.name for each in ARCHITECTURES.values() if each.autoawq)
-        found.append(
-            UnsupportedError(
-                f"{config['model_type']}: AutoAWQ {VERSION} quantizes {supported} only.",
-                hint="Leave --engine out: gemquant's own awq quantizes every Gemma.",
-            )
+        yield UnsupportedError(
+            f"{config['model_type']}: AutoAWQ {VERSION} quantizes {supported} only.",
+            hint="Leave --engine out: gemquant's own awq quantizes every Gemma.",
         )
-    return [*found, *_unclippable(linears, options), *indivisible(linears, options.group_size, "")]
-
-
-def _unclippable(
-    linears: Mapping[str, tuple[int, int]], options: AutoAwqOptions
-) -> list[GemquantError]:
-    """Layers whose outputs its search for ranges does not divide; q and k are never clipped."""
+    # Its search for ranges divides outputs into rows; q and k are never clipped.
     odd = {
         name.split(".")[-2]: out
         for name, (out, _) in linears.items()
         if out % CLIPPED_ROWS and not name.endswith(("q_proj.weight", "k_proj.weight"))
     }
-    if not options.clip or not odd:
-        return []
-    listed = ", ".join(f"{name} ({out})" for name, out in odd.items())
-    return [
-        UnsupportedError(
+    if options.clip and odd:
+        listed = ", ".join(f"{name} ({out})" for name, out in odd.items())
+        yield UnsupportedError(
             f"outputs of {listed}: AutoAWQ searches ranges for {CLIPPED_ROWS} rows at a time.",
             hint="Use --no-clip.",
         )
-    ]
+    yield from indivisible(linears, options.group_size, "")
 
 
 def check(request: ExternalRequest, model: OpenedModel) -> Attempt[ExternalTool]:
     """Check environment, model and options; AutoAWQ set up for this model."""
     options, tool, config = request.options, request.tool, model.checkpoint.config
     assert isinstance(options, AutoAwqOptions)
-    named = model.attempt(lambda: refuse(python_problems(tool.python)))
-    interpreter = model.attempt(lambda: (named.value, tool.interpreter(PACKAGES))[1])
+    interpreter = model.attempt(lambda: Interpreter.ask(_named(tool.python), PACKAGES))
     model.attempt(lambda: refuse(interpreter_problems(interpreter.value)))
     model += problems(config, linear_weights(model.checkpoint), options)
     calibration = model.calibration()

@@ -15,6 +15,7 @@ from gemquant.core.protocols import ArtifactHeader, Exporter, PlainSpec, Quantiz
 from gemquant.core.recipe import DEFAULT_TARGET
 from gemquant.core.scheme import BLOCK_FORMATS, INTEGER, Scheme, label
 from gemquant.core.targets import (
+    Npu,
     NpuDtype,
     Runtime,
     Schemes,
@@ -255,16 +256,11 @@ SCALE_BYTES = 4
 EMBEDDING_BYTES = 2
 
 
-def npu_candidates(
-    target: Target, config: Mapping[str, Any], *, optimization_level: int = 0
-) -> list[Candidate]:
-    """One candidate for each quantized dtype of the NPU."""
+def npu_candidates(target: Target, config: Mapping[str, Any]) -> list[Candidate]:
+    """One candidate for each quantized dtype of the NPU, at optimization level 0."""
     assert target.npu is not None
     toolkit = load_toolkit(target.npu.toolkit)
-    return [
-        _candidate(target, toolkit, dtype, config, optimization_level)
-        for dtype in target.npu.dtypes
-    ]
+    return [_candidate(target, target.npu, toolkit, each, config) for each in target.npu.dtypes]
 
 
 def stored_bytes(
@@ -306,41 +302,34 @@ def _matrix_bytes(shape: tuple[int, int], dtype: NpuDtype) -> int:
 
 
 def _candidate(
-    target: Target,
-    toolkit: Toolkit,
-    dtype: NpuDtype,
-    config: Mapping[str, Any],
-    optimization_level: int,
+    target: Target, npu: Npu, toolkit: Toolkit, dtype: NpuDtype, config: Mapping[str, Any]
 ) -> Candidate:
-    assert target.npu is not None
     command = f"gemquant rkllm MODEL --target {target.name} --quantized-dtype {dtype.name}"
-    made = Candidate("rkllm", dtype.name, command)
-    versions = toolkit.converting(target.npu.platform, config["model_type"], dtype.name)
+    versions = toolkit.converting(npu.platform, config["model_type"], dtype.name)
     refused = group_problem(config, dtype)
     if not versions:
         refused = f"no version of {toolkit.name} converts {config['model_type']} so"
     if refused is not None:
-        return Candidate(made.container, made.scheme, command, refused=refused)
+        return Candidate("rkllm", dtype.name, command, refused=refused)
     oldest = versions[0]
     # What the vendor's memory figures add up to: linears and a head in the dtype, no embedding.
     head_shape = tensor_shapes({**config, "tie_word_embeddings": False})[HEAD]
     resident = linear_bytes(config, dtype) + _matrix_bytes((head_shape[0], head_shape[1]), dtype)
     weights = weight_count(config)
-    seconds = toolkit.conversion.seconds_per_million[optimization_level] * weights / 1e6
     return Candidate(
-        made.container,
-        made.scheme,
+        "rkllm",
+        dtype.name,
         command,
         runtimes=("RKLLM",),
         requires=(
             f"{toolkit.name}>={oldest.version}",
             "librkllmrt of the toolkit's version",
-            f"NPU driver>={max(target.npu.driver, oldest.driver)}",
+            f"NPU driver>={max(npu.driver, oldest.driver)}",
         ),
         file_bytes=stored_bytes(config, dtype),
         resident_bytes=resident,
         token_bytes=resident,
         size="estimate",
         conversion_bytes=int(toolkit.conversion.bytes_per_weight * weights),
-        conversion_seconds=seconds,
+        conversion_seconds=toolkit.conversion.seconds_per_million[0] * weights / 1e6,
     )

@@ -28,7 +28,6 @@ from gemquant.core.artifact import Artifact, output_problems, staged
 from gemquant.core.artifact.evaluation import LevelEvaluation
 from gemquant.core.json_document import Record
 from gemquant.core.progress import Progress
-from gemquant.core.protocols import Layout
 from gemquant.core.recipe import Recipe
 from gemquant.errors import Attempt, WorkerError, refuse
 from gemquant.formats.checkpoint import Checkpoint
@@ -154,7 +153,7 @@ def build(prepared: PreparedExternal, progress: Progress) -> Artifact:
             recipe=prepared.recipe,
             container=tool.container,
             quantizer=tool.name,
-            layout=weights_layout(weights),
+            layout=weights.layout,  # type: ignore[attr-defined]  # which every reader here has
             float_dtype=tool.float_dtype,
             file_bytes=sum((folder / name).stat().st_size for name in weight_files),
             calibration=tool.calibration,
@@ -171,12 +170,6 @@ def plain_dtype(checkpoint: Checkpoint) -> str:
     """The narrowest type that holds every tensor without loss: bfloat16 or float32."""
     stored = {checkpoint.stored_dtype(name) for name in checkpoint.names()}
     return "bfloat16" if stored == {torch.bfloat16} else "float32"
-
-
-def weights_layout(weights: object) -> Layout:
-    """What each tensor is stored as, which every reader of an artifact has."""
-    layout: Layout = weights.layout  # type: ignore[attr-defined]
-    return layout
 
 
 def _plain_job(recipe: Recipe, dtype: str, out: Path) -> Job:

@@ -6,7 +6,7 @@ are tied; what it gets wrong for Gemma is put right in ``runtimes/programs/onnx_
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gemquant.convert.external import ExternalTool, plain_dtype
@@ -81,69 +81,46 @@ def problems(
     linears: Mapping[str, tuple[int, int]],
     options: OnnxOptions,
     provider: str,
-) -> list[GemquantError]:
+) -> Iterator[GemquantError]:
     """Everything that the builder or onnxruntime would get wrong or refuse, by name."""
-    found: list[GemquantError] = []
     if options.bits == 16 and provider == "cpu":
-        found.append(
-            UnsupportedError(
-                "--bits 16 for cpu: onnxruntime computes bfloat16 on GPUs only, and Gemma 2 and 3 "
-                "overflow in float16.",
-                hint="Use --bits 8 or 32, or --target cuda.",
-            )
+        yield UnsupportedError(
+            "--bits 16 for cpu: onnxruntime computes bfloat16 on GPUs only, and Gemma 2 and 3 "
+            "overflow in float16.",
+            hint="Use --bits 8 or 32, or --target cuda.",
         )
     if options.bits == 32 and provider == "cuda":
-        found.append(
-            UnsupportedError(
-                "--bits 32 for cuda: its attention has no float32 kernel there.",
-                hint="Use --bits 16, or --target cpu.",
-            )
+        yield UnsupportedError(
+            "--bits 32 for cuda: its attention has no float32 kernel there.",
+            hint="Use --bits 16, or --target cpu.",
         )
-    found += _shapes(config, linears, options) + _rope(config)
-    return found
-
-
-def _shapes(
-    config: Mapping[str, Any], linears: Mapping[str, tuple[int, int]], options: OnnxOptions
-) -> list[GemquantError]:
-    found: list[GemquantError] = []
     vocabulary = config["vocab_size"]
     alike = sorted({name.split(".")[-2] for name, (out, _) in linears.items() if out == vocabulary})
     if alike:
-        found.append(
-            UnsupportedError(
-                f"{vocabulary} tokens in the vocabulary, as many as outputs of {', '.join(alike)}: "
-                "the builder tells the head by that number and would wire another layer as it.",
-                hint="No option helps; use another container, such as compressed-tensors.",
-            )
+        yield UnsupportedError(
+            f"{vocabulary} tokens in the vocabulary, as many as outputs of {', '.join(alike)}: "
+            "the builder tells the head by that number and would wire another layer as it.",
+            hint="No option helps; use another container, such as compressed-tensors.",
         )
     widths = sorted({columns for _, columns in linears.values()} | {config["hidden_size"]})
     odd = [width for width in widths if options.quantized and width % options.group_size]
     if odd:
         fits = [str(n) for n in ONNX_GROUP_SIZES if all(width % n == 0 for width in widths)]
-        found.append(
-            UnsupportedError(
-                f"--group-size {options.group_size}: does not divide "
-                f"{' or '.join(map(str, odd))} input channels.",
-                hint=f"Use --group-size {' or '.join(fits)}." if fits else "Use --bits 32.",
-            )
+        yield UnsupportedError(
+            f"--group-size {options.group_size}: does not divide "
+            f"{' or '.join(map(str, odd))} input channels.",
+            hint=f"Use --group-size {' or '.join(fits)}." if fits else "Use --bits 32.",
         )
-    return found
-
-
-def _rope(config: Mapping[str, Any]) -> list[GemquantError]:
     rope = config["rope_parameters"]
     tables = {"": rope} if "rope_theta" in rope else {f" of {kind}": rope[kind] for kind in rope}
-    allowed = {" of full_attention": ("default", "linear")}
-    return [
-        UnsupportedError(
-            f"rotary scaling {kind!r}{where}: not tested with the builder for a "
-            f"{config['model_type']}.",
-            hint="Tested are: none at all, and linear scaling of Gemma 3's full attention.",
-        )
-        for where, table in tables.items()
-        if (kind := table.get("rope_type", "default")) not in allowed.get(where, ("default",))
-    ]
+    for where, table in tables.items():
+        kind = table.get("rope_type", "default")
+        if kind != "default" and (where, kind) != (" of full_attention", "linear"):
+            yield UnsupportedError(
+                f"rotary scaling {kind!r}{where}: not tested with the builder for a "
+                f"{config['model_type']}.",
+                hint="Tested are: none at all, and linear scaling of Gemma 3's full attention.",
+            )
 
 
 def missing(interpreter: Interpreter, python: str | None) -> list[GemquantError]:

@@ -59,52 +59,26 @@ _BEGINNING = (
 """
 )
 
-STOCK = (
-    _BEGINNING
-    + """\
+_SYSTEM = {
+    "stock": """\
     {{ raise_exception('the system role is not supported') }}
-{%- endif -%}
-"""
-    + _TURNS
-)
-
-SYSTEM = (
-    _BEGINNING
-    + """\
+""",
+    "system": """\
     {{ '<start_of_turn>system\\n' + words(messages[0]['content']) | trim + '<end_of_turn>\\n' }}
     {%- set turns = messages[1:] -%}
-{%- endif -%}
-"""
-    + _TURNS
-)
-
-SYSTEM_IN_USER = (
-    _BEGINNING
-    + """\
+""",
+    "system-in-user": """\
     {%- set prefix = words(messages[0]['content']) + '\\n\\n' -%}
     {%- set turns = messages[1:] -%}
-{%- endif -%}
-"""
-    + _TURNS
-)
-
-SYSTEMGEMMA2 = (
-    _BEGINNING
-    + """\
+""",
+    "systemgemma2": """\
     {{ words(messages[0]['content']) + '\\n' }}
     {%- set turns = messages[1:] -%}
-{%- endif -%}
-"""
-    + _TURNS
-)
+""",
+}
 
 VARIANTS: Mapping[str, str] = MappingProxyType(
-    {
-        "stock": STOCK,
-        "system": SYSTEM,
-        "system-in-user": SYSTEM_IN_USER,
-        "systemgemma2": SYSTEMGEMMA2,
-    }
+    {name: f"{_BEGINNING}{system}{{%- endif -%}}\n{_TURNS}" for name, system in _SYSTEM.items()}
 )
 """Templates that --chat-template knows by name.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gemquant.models.chat_templates import SYSTEM
+from gemquant.models.chat_templates import VARIANTS
 from tests.helpers.tiny_gemma import Kind
 from tests.unit.cli.conftest import Result, Run
 
@@ -132,4 +132,4 @@ def test_a_chat_template_chosen_by_name_is_written_where_both_readers_look(
     assert made.code == 0, made.err
     template = (tmp_path / "out" / "chat_template.jinja").read_text()
     config = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
-    assert config["chat_template"] == template == SYSTEM
+    assert config["chat_template"] == template == VARIANTS["system"]

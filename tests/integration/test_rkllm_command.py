@@ -26,14 +26,14 @@ from gemquant.core.targets import ToolkitVersion, load_toolkit
 from gemquant.formats.checkpoint import open_checkpoint
 from gemquant.formats.gptq import Gptq
 from gemquant.models.chat import ChatTemplate
-from gemquant.models.chat_templates import STOCK
+from gemquant.models.chat_templates import VARIANTS
 from tests.helpers.signature_checker import signature_checker
 from tests.helpers.tiny_gemma import write_tiny_gemma
 from tests.helpers.tiny_rkllm import write_npu_gemma
 from tests.helpers.tiny_sentencepiece import VOCABULARY
 from tests.unit.cli.conftest import Result, Run
 
-GEMMA = ChatTemplate(STOCK)
+GEMMA = ChatTemplate(VARIANTS["stock"])
 
 FEW = "--threads 1 --samples 2 --seq-len 32 --calib text.jsonl --no-smooth --emulate 0".split()
 SMOOTHED = "--threads 1 --samples 16 --seq-len 32 --calib long.txt --emulate 1".split()

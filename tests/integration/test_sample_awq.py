@@ -16,7 +16,7 @@ from gemquant.convert import pipeline
 from gemquant.convert.plan import plan
 from gemquant.formats.checkpoint import open_checkpoint
 from gemquant.models.chat import ChatTemplate
-from gemquant.models.chat_templates import STOCK
+from gemquant.models.chat_templates import VARIANTS
 from gemquant.quantizers.awq import AWQ
 from gemquant.quantizers.rtn import RoundToNearest
 from tests.helpers.tiny_job import tiny_job
@@ -42,7 +42,7 @@ def divergences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str,
     }
     jobs = [tiny_job(checkpoint, q, folder / name) for name, q in quantizers.items()]
     bos = checkpoint.config["bos_token_id"]
-    packer = Packer(checkpoint.tokenizer(), 512, bos, ChatTemplate(STOCK))
+    packer = Packer(checkpoint.tokenizer(), 512, bos, ChatTemplate(VARIANTS["stock"]))
     artifacts = pipeline.run(
         plan(jobs, checkpoint),
         checkpoint,

@@ -21,7 +21,7 @@ import openai
 import pytest
 
 from gemquant.models.chat import ChatTemplate, render
-from gemquant.models.chat_templates import SYSTEM_IN_USER
+from gemquant.models.chat_templates import VARIANTS
 from gemquant.runtimes import llamacpp_library
 from tests.helpers.tiny_gemma import tiny_tokenizer
 from tests.helpers.tiny_gguf import LLAMACPP, write_tiny_gguf
@@ -113,7 +113,7 @@ def test_the_prompt_has_bos_once_and_the_systems_words(
     answer = server.client().chat.completions.create(
         model=server.model, messages=messages, max_tokens=1
     )
-    text = render(ChatTemplate(SYSTEM_IN_USER), messages, add_generation_prompt=True)
+    text = render(ChatTemplate(VARIANTS["system-in-user"]), messages, add_generation_prompt=True)
     ids = tiny_tokenizer().encode(text, add_special_tokens=False).ids
     assert ids.count(2) == 1
     assert answer.usage is not None

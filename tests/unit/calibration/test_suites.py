@@ -11,14 +11,16 @@ from gemquant.calibration.text import Library
 from gemquant.calibration.windows import TokenWindows
 from gemquant.errors import CalibrationError, UsageError
 from gemquant.models.chat import ChatTemplate
-from gemquant.models.chat_templates import STOCK
+from gemquant.models.chat_templates import VARIANTS
 from tests.helpers.tiny_gemma import tiny_tokenizer
 
 BOS = 2
 
 
 def tokens(suite: SuiteText) -> list[TokenWindows]:
-    return suite.token_windows(tiny_tokenizer(), seed=0, bos=BOS, chat_template=ChatTemplate(STOCK))
+    return suite.token_windows(
+        tiny_tokenizer(), seed=0, bos=BOS, chat_template=ChatTemplate(VARIANTS["stock"])
+    )
 
 
 @pytest.mark.parametrize("name", ["default", "long", "multilingual", "chat", "code"])
@@ -73,7 +75,7 @@ def test_a_reduced_suite_is_the_beginning_of_the_whole() -> None:
 
 def test_the_seed_decides_the_order_of_shuffled_text() -> None:
     suite = SuiteText.named("chat").reduced(slices=["questions"], windows=2, seq_len=None)
-    given = {"bos": BOS, "chat_template": ChatTemplate(STOCK)}
+    given = {"bos": BOS, "chat_template": ChatTemplate(VARIANTS["stock"])}
     first, other = (suite.token_windows(tiny_tokenizer(), seed=seed, **given)[0] for seed in (0, 1))
     assert first.digest != other.digest
 

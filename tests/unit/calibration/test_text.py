@@ -47,9 +47,9 @@ def test_a_missing_index_is_an_error(tmp_path: Path):
 
 
 BROKEN = {
-    "version": ("version = 1", "version = 2", "not an index of version 1"),
+    "version": ("version = 1", "version = 2", "version: Input should be 1"),
     "shares": ("chat = 0.25", "chat = 0.5", "mixture general add up to 1.25, not 1"),
-    "key": ("package_path", "package_place", "not an index of version 1"),
+    "key": ("package_path", "package_place", "files.0.package_path: Field required"),
     "path": ('path = "evaluation/', 'path = "../', "leads out of the folder"),
 }
 

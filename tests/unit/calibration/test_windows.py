@@ -16,7 +16,7 @@ from gemquant.calibration.windows import (
 )
 from gemquant.errors import CalibrationError, Problems, UsageError
 from gemquant.models.chat import ChatTemplate
-from gemquant.models.chat_templates import STOCK
+from gemquant.models.chat_templates import VARIANTS
 from tests.helpers.tiny_gemma import tiny_tokenizer
 
 BOS = 2
@@ -44,7 +44,7 @@ def _calibrate(
     source: str = "general", *, tokenizer=None, template=None, **changes
 ) -> TokenWindows:
     settings = {"samples": 4, "seq_len": 6, "seed": 0} | changes
-    template = template or ChatTemplate(STOCK)
+    template = template or ChatTemplate(VARIANTS["stock"])
     packer = Packer(
         tokenizer or WordTokenizer(), settings["seq_len"], BOS, template, settings["seed"]
     )
@@ -110,7 +110,7 @@ def test_a_mixture_keeps_its_shares(small_library):
 
 def test_the_files_of_a_kind_take_turns(small_library):
     words = WordTokenizer()
-    calibration_windows(Packer(words, 6, BOS, ChatTemplate(STOCK)), "general", 4)
+    calibration_windows(Packer(words, 6, BOS, ChatTemplate(VARIANTS["stock"])), "general", 4)
     seen = [word[:2] for word in words.words if word.startswith("e")]
     assert sorted(seen[:2]) == ["ea", "eb"]
 
@@ -183,7 +183,7 @@ def test_bad_counts_are_reported_together(small_library):
 
 
 def _evaluate(slices, *, tokenizer=None, windows=2, seed=0) -> list[TokenWindows]:
-    packer = Packer(tokenizer or WordTokenizer(), 4, BOS, ChatTemplate(STOCK), seed)
+    packer = Packer(tokenizer or WordTokenizer(), 4, BOS, ChatTemplate(VARIANTS["stock"]), seed)
     return evaluation_windows(packer, slices, windows)
 
 

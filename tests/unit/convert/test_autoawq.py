@@ -29,7 +29,7 @@ def interpreter(**packages: str | None) -> Interpreter:
     ("kind", "refused"), [("gemma", False), ("gemma2", False), ("gemma3_text", True)]
 )
 def test_gemma_3_is_refused_as_autoawq_refuses_it(kind: Kind, refused: bool) -> None:
-    found = autoawq.problems(text_config(tiny_config(kind)), LINEARS, AutoAwqOptions())
+    found = list(autoawq.problems(text_config(tiny_config(kind)), LINEARS, AutoAwqOptions()))
     assert [type(problem) for problem in found] == [UnsupportedError] * refused
     if refused:
         assert found[0].message == "gemma3_text: AutoAWQ 0.2.9 quantizes Gemma 1 and Gemma 2 only."
@@ -49,11 +49,11 @@ def test_rows_that_autoawq_cannot_clip_are_refused_with_the_way_out() -> None:
         problem.message == "outputs of v_proj (32): AutoAWQ searches ranges for 64 rows at a time."
     )
     assert problem.hint == "Use --no-clip."
-    assert autoawq.problems(config, narrow, AutoAwqOptions(clip=False)) == []
+    assert not list(autoawq.problems(config, narrow, AutoAwqOptions(clip=False)))
 
 
 def test_an_environment_that_has_everything_is_accepted() -> None:
-    assert autoawq.interpreter_problems(interpreter()) == []
+    assert not list(autoawq.interpreter_problems(interpreter()))
 
 
 def test_an_environment_without_triton_is_told_how_to_be_made() -> None:

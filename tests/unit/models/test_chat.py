@@ -15,10 +15,13 @@ TALK = [
     {"role": "user", "content": "Bye"},
 ]
 WITH_SYSTEM = [{"role": "system", "content": "Be brief."}, *TALK]
+STOCK, SYSTEM, SYSTEM_IN_USER = (
+    templates.VARIANTS[name] for name in ("stock", "system", "system-in-user")
+)
 
 
 def test_the_stock_template_writes_gemmas_turns():
-    assert chat.render(chat.ChatTemplate(templates.STOCK), TALK, add_generation_prompt=True) == (
+    assert chat.render(chat.ChatTemplate(STOCK), TALK, add_generation_prompt=True) == (
         "<bos><start_of_turn>user\nHello<end_of_turn>\n"
         "<start_of_turn>model\nGood morning.<end_of_turn>\n"
         "<start_of_turn>user\nBye<end_of_turn>\n"
@@ -27,20 +30,20 @@ def test_the_stock_template_writes_gemmas_turns():
 
 
 def test_without_bos_the_text_begins_with_the_first_turn():
-    assert chat.render(chat.ChatTemplate(templates.STOCK, {"bos_token": ""}), TALK[:1]) == (
+    assert chat.render(chat.ChatTemplate(STOCK, {"bos_token": ""}), TALK[:1]) == (
         "<start_of_turn>user\nHello<end_of_turn>\n"
     )
 
 
 def test_the_system_variant_gives_the_system_a_turn():
-    assert chat.render(chat.ChatTemplate(templates.SYSTEM), WITH_SYSTEM[:2]) == (
+    assert chat.render(chat.ChatTemplate(SYSTEM), WITH_SYSTEM[:2]) == (
         "<bos><start_of_turn>system\nBe brief.<end_of_turn>\n"
         "<start_of_turn>user\nHello<end_of_turn>\n"
     )
 
 
 def test_system_in_user_opens_the_first_user_turn_only():
-    assert chat.render(chat.ChatTemplate(templates.SYSTEM_IN_USER), WITH_SYSTEM) == (
+    assert chat.render(chat.ChatTemplate(SYSTEM_IN_USER), WITH_SYSTEM) == (
         "<bos><start_of_turn>user\nBe brief.\n\nHello<end_of_turn>\n"
         "<start_of_turn>model\nGood morning.<end_of_turn>\n"
         "<start_of_turn>user\nBye<end_of_turn>\n"
@@ -49,7 +52,7 @@ def test_system_in_user_opens_the_first_user_turn_only():
 
 def test_the_stock_template_refuses_the_system_role():
     with pytest.raises(CalibrationError, match="system role is not supported") as refusal:
-        chat.render(chat.ChatTemplate(templates.STOCK), WITH_SYSTEM)
+        chat.render(chat.ChatTemplate(STOCK), WITH_SYSTEM)
     assert refusal.value.hint is not None
     assert "--chat-template system-in-user" in refusal.value.hint
 
@@ -87,14 +90,11 @@ def test_without_a_choice_the_checkpoints_template_is_used():
 
 
 def test_without_any_template_the_stock_one_is_used():
-    assert chat.choose_template(None, None, templates.ChatFormat()) == templates.STOCK
+    assert chat.choose_template(None, None, templates.ChatFormat()) == STOCK
 
 
 def test_a_variant_is_chosen_by_name():
-    assert (
-        chat.choose_template("system-in-user", "own", templates.ChatFormat())
-        == templates.SYSTEM_IN_USER
-    )
+    assert chat.choose_template("system-in-user", "own", templates.ChatFormat()) == SYSTEM_IN_USER
 
 
 def test_a_template_is_read_from_a_file(tmp_path: Path):
@@ -122,7 +122,7 @@ def test_a_file_that_is_not_jinja_is_refused_with_its_line(tmp_path: Path):
 
 def test_an_empty_conversation_is_refused():
     with pytest.raises(CalibrationError, match="no messages"):
-        chat.render(chat.ChatTemplate(templates.STOCK), [])
+        chat.render(chat.ChatTemplate(STOCK), [])
 
 
 HOSTILE = {
