@@ -75,11 +75,14 @@ def end(process: subprocess.Popen[bytes]) -> None:
         with suppress(subprocess.TimeoutExpired):
             process.wait(SECONDS_TO_END)
     # Its children may live even if the process itself has ended.
-    _signal(process, signal.SIGKILL)
+    _signal(process, getattr(signal, "SIGKILL", signal.SIGTERM))
     process.wait()
 
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    if not hasattr(os, "killpg"):  # Windows
+        process.kill()
+        return
     # macOS returns EPERM for a group with only zombies left.
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)

@@ -34,3 +34,34 @@ def test_help_imports_click_and_nothing_else(args: list[str]) -> None:
 
 def test_listing_quantizers_imports_rich_but_no_torch() -> None:
     assert modules_after("quantizers", "--json") & {"torch", "transformers", "pydantic"} == set()
+
+
+ON_WINDOWS = """
+import importlib, os, pkgutil, signal, sys
+import gemquant
+
+modules = pkgutil.walk_packages(gemquant.__path__, "gemquant.")
+names = [m.name for m in modules if "kernels-" not in m.name and not m.name.endswith("__main__")]
+for name in names:  # with all that they import from others
+    importlib.import_module(name)
+for name in [name for name in sys.modules if name.partition(".")[0] == "gemquant"]:
+    del sys.modules[name]
+sys.modules |= dict.fromkeys(["resource", "fcntl", "termios", "pwd", "grp", "pty", "readline"])
+for name in ["killpg", "getpgrp", "setsid", "fork", "getuid", "geteuid", "sysconf", "pread"]:
+    delattr(os, name)
+for name in ["O_NOFOLLOW", "O_DIRECTORY", "O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY"]:
+    delattr(os, name)
+del signal.SIGKILL, signal.SIGHUP
+sys.platform = "win32"
+for name in names:
+    importlib.import_module(name)
+print(len(names))
+"""
+
+
+def test_every_module_can_be_imported_where_only_windows_modules_exist() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ON_WINDOWS], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 200
