@@ -19,7 +19,7 @@ from gemquant.cli.flags import (
     too_small,
     unknown_place,
 )
-from gemquant.cli.progress import reporter
+from gemquant.cli.progress import print_end, reporter
 from gemquant.cli.settings import problems_of, setting
 from gemquant.core.resources import default_threads
 from gemquant.errors import GemquantError, UsageError, refuse
@@ -161,6 +161,7 @@ def command(ctx: click.Context, /, **params: Any) -> None:
         bench_tables.benchmark(result)
     else:
         bench_tables.comparison(result)
+    print_end(quiet=params["quiet"])
 
 
 def _problems(params: dict[str, Any]) -> list[GemquantError]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,17 +15,17 @@ from gemquant.cli.flags import (
     complete_suite,
     document_flag,
     evaluation_flags,
+    flags,
     machine_flags,
     output_flags,
     window_flags,
 )
-from gemquant.cli.progress import reporter
+from gemquant.cli.progress import print_end, reporter
 from gemquant.cli.settings import problems_of, setting, threads_of
 from gemquant.errors import ProblemCollector, refuse
 
 if TYPE_CHECKING:
     from gemquant.calibration.suites import SuiteText
-    from gemquant.rockchip.board_rkllm import Board
 
 SETTINGS = (
     *("against", "eval_windows", "eval_slices", "seq_len", "seed", "device", "dtype"),
@@ -35,11 +34,71 @@ SETTINGS = (
 """Flags that are fields of the request, by the same names."""
 
 
-class EvalCommand(click.Command):
-    """Measure, with the settings of the artifacts' recipe except where flags replace them."""
+@click.command(
+    "eval",
+    epilog="""\b
+Examples:
+  gemquant eval gemma-2-2b-awq
+  gemquant eval gemma-2-2b-awq gemma-2-2b-nf4 --suite default --output evaluation.json
+  gemquant eval gemma-2-2b-awq --against google/gemma-2-2b --suite long --no-native
+  gemquant eval gemma-2-2b-awq --suite long --dry-run
+  gemquant eval gemma-2-2b-awq --suite my-text.jsonl --by-layer
+  gemquant eval gemma-2-2b-awq --eval-slices english,code --json
+  gemquant eval gemma-2-2b-it-rkllm --board ssh://rock@rock-5b.local --seq-len 256""",
+)
+@flags(
+    artifacts_argument(),
+    setting(
+        "--against",
+        metavar="MODEL",
+        instead="the model the artifacts were made from",
+        help="The original.",
+    ),
+    setting(
+        "--suite",
+        metavar="default|long|multilingual|chat|code|FILE",
+        instead="the text of the artifacts' own recipe",
+        help="Text to measure on: a suite's name, or your own .txt or .jsonl file.",
+        complete=complete_suite,
+    ),
+    document_flag("all figures, window by window,"),
+    click.Option(
+        ["--dry-run"], is_flag=True, help="Print what would be measured; measure nothing."
+    ),
+    click.Option(
+        ["--by-layer"],
+        is_flag=True,
+        help="Also measure each layer's own error, given the original's hidden states.",
+    ),
+    click.Option(
+        ["--native/--no-native"],
+        default=True,
+        show_default=True,
+        help="Also run each artifact in the runtime it is made for, where that is installed.",
+    ),
+    *board_flags(),
+    *evaluation_flags(inherited="the suite's, or the artifacts'"),
+    *window_flags(inherited="the suite's, or the artifacts'"),
+    *machine_flags(inherited="the artifacts'"),
+    *output_flags(),
+)
+@click.pass_context
+def command(ctx: click.Context, /, **params: Any) -> None:
+    """Compare quantized artifacts with the original model.
 
-    def invoke(self, ctx: click.Context) -> None:
-        """Run the command."""
+    ARTIFACT is a folder that gemquant wrote, a file inside, or a folder of several artifacts.
+    Streams the original and all artifacts made from it through the same evaluation windows in one
+    pass and prints perplexity, KL divergence and top-1 agreement with 95 % intervals: level
+    reference. The windows are those of the artifacts' own certificates, or a suite's. Then loads
+    each artifact in the runtime it is made for and measures it on the same windows: level native.
+    RKLLM files run on a board only and cannot be read back, so they have level native alone.
+    """
+    threads, output = threads_of(params, problems_of(ctx)), params["output"]
+    refuse(problems_of(ctx))
+    quiet, as_json = params["quiet"], params["as_json"]
+    with reporter(quiet=quiet or params["dry_run"]) as progress:
+        progress.start("checking the artifacts", 0)
+
         from gemquant.cli import evaluation_tables, render
         from gemquant.convert.plugins import open_weights
         from gemquant.core.artifact import Artifact
@@ -52,112 +111,50 @@ class EvalCommand(click.Command):
         )
         from gemquant.rockchip.evaluate import measure_on_board
 
-        flags = ctx.params
-        output: Path | None = flags["output"]
-        threads = threads_of(flags, problems_of(ctx))
-        refuse(problems_of(ctx))
         problems = ProblemCollector()
-        found = [problems.attempt(partial(folders_at, path)) for path in flags["artifacts"]]
-        folders = [folder for each in found if each.succeeded for folder in each.value]
-        opened = [problems.attempt(partial(Artifact.open, path)) for path in dict.fromkeys(folders)]
+        found = [problems.attempt(partial(folders_at, path)) for path in params["artifacts"]]
+        folders = dict.fromkeys(folder for each in found if each.succeeded for folder in each.value)
+        opened = [problems.attempt(partial(Artifact.open, path)) for path in folders]
         problems += document_problems(output, EvaluationDocument)
-        suite = problems.attempt(lambda: _suite(flags))
+        suite = problems.attempt(lambda: _suite(params))
         artifacts = [each.value for each in opened if each.succeeded]
         if not artifacts:
             problems.refuse()
-        problems += [*name_problems(artifacts), *board_problems(artifacts, flags)]
+        problems += [*name_problems(artifacts), *board_problems(artifacts, params)]
         request = EvaluationRequest(
             suite=suite.value if suite.succeeded else None,
-            **{name: flags[name] for name in SETTINGS},
+            **{name: params[name] for name in SETTINGS},
         )
         recipe = problems.attempt(lambda: request.recipe(artifacts))
         problems.attempt(lambda: refuse(recipe.value.problems()))
         problems.refuse()
-        board: Board | None = None
-        with reporter(quiet=flags["quiet"] or flags["dry_run"]) as progress:
-            if flags["board"] is not None and not flags["dry_run"]:
-                board = connect(flags, progress)
-            evaluation = Evaluation.open(artifacts, request, recipe.value, threads, progress)
-            if flags["dry_run"]:
-                plan = evaluation_tables.plan(evaluation, flags["board"], output)
-                evaluation_tables.print_plan(plan, as_json=flags["as_json"])
-                return
-            if board is None:
-                document = evaluation.measure(open_weights, progress)
-            else:
-                document = measure_on_board(evaluation, board, progress)
-        if output is not None:
-            write_document(output, document)
-        if flags["as_json"]:
-            render.print_json(document.model_dump(mode="json"))
+        board = None
+        if params["board"] is not None and not params["dry_run"]:
+            board = connect(params, progress)
+        evaluation = Evaluation.open(artifacts, request, recipe.value, threads, progress)
+        if params["dry_run"]:
+            plan = evaluation_tables.plan(evaluation, params["board"], output)
+            evaluation_tables.print_plan(plan, as_json=as_json)
+            return
+        if board is None:
+            document = evaluation.measure(open_weights, progress)
         else:
-            evaluation_tables.print_document(document)
+            document = measure_on_board(evaluation, board, progress)
+    if output is not None:
+        write_document(output, document)
+    if as_json:
+        render.print_json(document.model_dump(mode="json"))
+    else:
+        evaluation_tables.print_document(document)
+    print_end(*([f"gemquant report {output} --html report.html"] if output else []), quiet=quiet)
 
 
-def _suite(flags: Mapping[str, Any]) -> SuiteText | None:
+def _suite(params: Mapping[str, Any]) -> SuiteText | None:
     """The suite asked for, with the slices, windows and length asked for; None for the recipe's."""
     from gemquant.calibration.suites import SuiteText
 
-    if flags["suite"] is None:
+    if params["suite"] is None:
         return None
-    return SuiteText.named(flags["suite"]).reduced(
-        slices=flags["eval_slices"], windows=flags["eval_windows"], seq_len=flags["seq_len"]
+    return SuiteText.named(params["suite"]).reduced(
+        slices=params["eval_slices"], windows=params["eval_windows"], seq_len=params["seq_len"]
     )
-
-
-command = EvalCommand(
-    "eval",
-    params=[
-        artifacts_argument(),
-        setting(
-            "--against",
-            metavar="MODEL",
-            instead="the model the artifacts were made from",
-            help="The original.",
-        ),
-        setting(
-            "--suite",
-            metavar="default|long|multilingual|chat|code|FILE",
-            instead="the text of the artifacts' own recipe",
-            help="Text to measure on: a suite's name, or your own .txt or .jsonl file.",
-            complete=complete_suite,
-        ),
-        document_flag("all figures, window by window,"),
-        click.Option(
-            ["--dry-run"], is_flag=True, help="Print what would be measured; measure nothing."
-        ),
-        click.Option(
-            ["--by-layer"],
-            is_flag=True,
-            help="Also measure each layer's own error, given the original's hidden states.",
-        ),
-        click.Option(
-            ["--native/--no-native"],
-            default=True,
-            show_default=True,
-            help="Also run each artifact in the runtime it is made for, where that is installed.",
-        ),
-        *board_flags(),
-        *evaluation_flags(inherited="the suite's, or the artifacts'"),
-        *window_flags(inherited="the suite's, or the artifacts'"),
-        *machine_flags(inherited="the artifacts'"),
-        *output_flags(),
-    ],
-    help="""Compare quantized artifacts with the original model.
-
-    ARTIFACT is a folder that gemquant wrote, a file inside, or a folder of several artifacts.
-    Streams the original and all artifacts made from it through the same evaluation windows in one
-    pass and prints perplexity, KL divergence and top-1 agreement with 95 % intervals: level
-    reference. The windows are those of the artifacts' own certificates, or a suite's. Then loads
-    each artifact in the runtime it is made for and measures it on the same windows: level native.
-    RKLLM files run on a board only and cannot be read back, so they have level native alone.""",
-    epilog="""\b
-Examples:
-  gemquant eval gemma-2-2b-awq
-  gemquant eval gemma-2-2b-awq gemma-2-2b-nf4 --suite default --output evaluation.json
-  gemquant eval gemma-2-2b-awq --against google/gemma-2-2b --suite long --no-native
-  gemquant eval gemma-2-2b-awq --suite long --dry-run
-  gemquant eval gemma-2-2b-awq --suite my-text.jsonl --by-layer
-  gemquant eval gemma-2-2b-awq --eval-slices english,code --json
-  gemquant eval gemma-2-2b-it-rkllm --board ssh://rock@rock-5b.local --seq-len 256""",
-)

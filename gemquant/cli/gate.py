@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gemquant.cli.flags import document_flag, output_flags
+from gemquant.cli.flags import document_flag, flags, output_flags
 from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting, threads_of
 from gemquant.errors import (
@@ -33,63 +33,115 @@ FIRST_SUITE = "default"
 """The suite of a baseline's first measurement."""
 
 
-class GateCommand(click.Command):
-    """Read everything, then judge or update; print, and exit with the verdict's code."""
+@click.command(
+    "gate",
+    epilog="""\b
+Examples:
+  gemquant gate gemma-awq --baseline ci/baselines/gemma.json
+  gemquant gate eval.json --baseline ci/baselines/gemma.json --budget ci/budgets.toml --json
+  gemquant gate eval.json --baseline ci/baselines/gemma.json --update-baseline --reason 'clip'""",
+)
+@flags(
+    click.Argument(
+        ["artifacts"],
+        nargs=-1,
+        required=True,
+        metavar="ARTIFACT|EVAL.json...",
+        type=click.Path(exists=True, path_type=Path),
+    ),
+    click.Option(
+        ["--baseline"],
+        required=True,
+        metavar="FILE",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="What to compare with; docs/baseline.md describes it.",
+    ),
+    click.Option(
+        ["--budget"],
+        metavar="FILE",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="Allowed losses, as TOML; docs/gate.md lists the keys and the defaults.",
+    ),
+    click.Option(
+        ["--bench"],
+        metavar="FILE",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="Output of `gemquant bench --json`: compare peak memory and speed too.",
+    ),
+    click.Option(
+        ["--update-baseline"],
+        is_flag=True,
+        help="Judge nothing; put the new figures into the baseline.",
+    ),
+    click.Option(["--reason"], metavar="TEXT", help="Why, for the baseline's history."),
+    document_flag("the verdict, for `gemquant report`,"),
+    setting(
+        "--threads",
+        type=int,
+        instead="physical cores",
+        metavar="N",
+        help="Processor threads, where artifacts are measured.",
+    ),
+    *output_flags(),
+)
+@click.pass_context
+def command(ctx: click.Context, /, **params: Any) -> None:
+    """Fail if artifacts are worse than their baseline.
 
-    def invoke(self, ctx: click.Context) -> None:
-        """Run the command."""
-        from gemquant.measure.bench.document import Benchmark
-        from gemquant.measure.gate.baseline import read_baseline
-        from gemquant.measure.gate.budget import Budgets, read_budgets
+    Compares the figures of `gemquant eval` with a baseline in the repository, window by window on
+    the same tokens: likelihood, divergence and agreement of every slice, size, bytes, and with
+    --bench memory and speed. An artifact's folder is measured first, as the baseline was. Exit code
+    10: a loss is significant and not shown to be within budget. Exit code 11: too few windows to
+    decide, or another original, other tokens or another level. The message names slice, metric and
+    layer.
+    """
+    from gemquant.measure.bench.document import Benchmark
+    from gemquant.measure.gate.baseline import read_baseline
+    from gemquant.measure.gate.budget import Budgets, read_budgets
 
-        flags = ctx.params
-        path: Path = flags["baseline"]
-        refuse(_problems(flags))
-        problems = ProblemCollector()
-        needs_baseline = path.exists() or not flags["update_baseline"]
-        read = problems.attempt(lambda: read_baseline(path) if needs_baseline else None)
-        allowed = problems.attempt(
-            lambda: read_budgets(flags["budget"]) if flags["budget"] else Budgets()
-        )
-        speeds = problems.attempt(
-            lambda: Benchmark.read(flags["bench"]) if flags["bench"] else None
-        )
-        baseline = read.value if read.succeeded else None
-        folders = [path for path in dict.fromkeys(flags["artifacts"]) if path.is_dir()]
-        files = [path for path in dict.fromkeys(flags["artifacts"]) if not path.is_dir()]
-        documents = _documents(files, problems)
-        if folders and not problems:
-            documents += _measured(folders, baseline, flags, problems_of(ctx))
-        problems += _name_problems(documents)
-        if not problems:
-            known = [each.evaluation for each in baseline.artifacts] if baseline else []
-            problems += allowed.value.problems(
-                [*known, *(a for d in documents for a in d.artifacts)]
-            )
-        problems.refuse()
-        budgets, benchmark = allowed.value, speeds.value
-        if flags["update_baseline"]:
-            _update(flags, documents, baseline, benchmark)
-            return
-        assert baseline is not None
-        _judge(flags, documents, baseline, budgets, benchmark)
+    path: Path = params["baseline"]
+    refuse(_problems(params))
+    problems = ProblemCollector()
+    needs_baseline = path.exists() or not params["update_baseline"]
+    read = problems.attempt(lambda: read_baseline(path) if needs_baseline else None)
+    allowed = problems.attempt(
+        lambda: read_budgets(params["budget"]) if params["budget"] else Budgets()
+    )
+    speeds = problems.attempt(lambda: Benchmark.read(params["bench"]) if params["bench"] else None)
+    baseline = read.value if read.succeeded else None
+    folders = [path for path in dict.fromkeys(params["artifacts"]) if path.is_dir()]
+    files = [path for path in dict.fromkeys(params["artifacts"]) if not path.is_dir()]
+    documents = _documents(files, problems)
+    if folders and not problems:
+        documents += _measured(folders, baseline, params, problems_of(ctx))
+    problems += _name_problems(documents)
+    if not problems:
+        known = [each.evaluation for each in baseline.artifacts] if baseline else []
+        problems += allowed.value.problems([*known, *(a for d in documents for a in d.artifacts)])
+    problems.refuse()
+    budgets, benchmark = allowed.value, speeds.value
+    if params["update_baseline"]:
+        _update(params, documents, baseline, benchmark)
+        return
+    assert baseline is not None
+    _judge(params, documents, baseline, budgets, benchmark)
 
 
-def _problems(flags: dict[str, Any]) -> list[GemquantError]:
+def _problems(params: dict[str, Any]) -> list[GemquantError]:
     problems: list[GemquantError] = []
-    reason = (flags["reason"] or "").strip()
-    if flags["update_baseline"] and not reason:
+    reason = (params["reason"] or "").strip()
+    if params["update_baseline"] and not reason:
         problems.append(
             UsageError(
                 "--update-baseline needs --reason TEXT.",
                 hint="Write why the figures may change; the baseline's history records it.",
             )
         )
-    if flags["reason"] is not None and not flags["update_baseline"]:
+    if params["reason"] is not None and not params["update_baseline"]:
         problems.append(
             UsageError("--reason is for --update-baseline; without it nothing is written.")
         )
-    if flags["update_baseline"] and flags["output"]:
+    if params["update_baseline"] and params["output"]:
         problems.append(UsageError("--output: an update judges nothing, so there is no verdict."))
     return problems
 
@@ -104,7 +156,7 @@ def _documents(paths: list[Path], problems: ProblemCollector) -> list[Evaluation
 def _measured(
     folders: list[Path],
     baseline: Baseline | None,
-    flags: dict[str, Any],
+    params: dict[str, Any],
     problems: list[GemquantError],
 ) -> list[EvaluationDocument]:
     """Measure artifacts as `gemquant eval` does, on what the baseline names."""
@@ -112,14 +164,14 @@ def _measured(
     from gemquant.core.artifact import Artifact
     from gemquant.measure.quality.evaluation import Evaluation, name_problems
 
-    threads = threads_of(flags, problems)
+    threads = threads_of(params, problems)
     refuse(problems)
     artifacts = [Artifact.open(path) for path in folders]
     refuse(name_problems(artifacts))
     request = _request(baseline, [path.resolve().name for path in folders])
     recipe = request.recipe(artifacts)
     refuse(recipe.problems())
-    with reporter(quiet=flags["quiet"]) as progress:
+    with reporter(quiet=params["quiet"]) as progress:
         evaluation = Evaluation.open(artifacts, request, recipe, threads, progress)
         return [evaluation.measure(open_weights, progress)]
 
@@ -174,7 +226,7 @@ def _name_problems(documents: list[EvaluationDocument]) -> list[GemquantError]:
 
 
 def _update(
-    flags: dict[str, Any],
+    params: dict[str, Any],
     documents: list[EvaluationDocument],
     before: Baseline | None,
     benchmark: Any,
@@ -182,23 +234,23 @@ def _update(
     from gemquant.cli import gate_tables, render
     from gemquant.measure.gate.update import head_commit, updated, write_baseline
 
-    path: Path = flags["baseline"]
+    path: Path = params["baseline"]
     baseline = updated(
         documents,
         before,
-        reason=flags["reason"].strip(),
+        reason=params["reason"].strip(),
         commit=head_commit(path.absolute().parent),
         benchmark=benchmark,
     )
     write_baseline(path, baseline)
-    if flags["as_json"]:
+    if params["as_json"]:
         render.print_json(baseline.history[-1].model_dump(mode="json"))
     else:
         gate_tables.update(baseline, path)
 
 
 def _judge(
-    flags: dict[str, Any],
+    params: dict[str, Any],
     documents: list[EvaluationDocument],
     baseline: Baseline,
     budgets: Budgets,
@@ -209,12 +261,12 @@ def _judge(
     from gemquant.measure.gate.gate import judge
     from gemquant.measure.gate.verdict import Verdict
 
-    output: Path | None = flags["output"]
+    output: Path | None = params["output"]
     refuse(document_problems(output, Verdict))
-    verdict = judge(documents, baseline, budgets, file=str(flags["baseline"]), benchmark=benchmark)
+    verdict = judge(documents, baseline, budgets, file=str(params["baseline"]), benchmark=benchmark)
     if output is not None:
         write_document(output, verdict)
-    if flags["as_json"]:
+    if params["as_json"]:
         render.print_json(verdict.model_dump(mode="json"))
     else:
         gate_tables.verdict(verdict)
@@ -235,64 +287,3 @@ def _end(verdict: Verdict) -> None:
         for reason in artifact.reasons
     ]
     raise kind("\n  ".join(reasons))
-
-
-command = GateCommand(
-    "gate",
-    params=[
-        click.Argument(
-            ["artifacts"],
-            nargs=-1,
-            required=True,
-            metavar="ARTIFACT|EVAL.json...",
-            type=click.Path(exists=True, path_type=Path),
-        ),
-        click.Option(
-            ["--baseline"],
-            required=True,
-            metavar="FILE",
-            type=click.Path(dir_okay=False, path_type=Path),
-            help="What to compare with; docs/baseline.md describes it.",
-        ),
-        click.Option(
-            ["--budget"],
-            metavar="FILE",
-            type=click.Path(dir_okay=False, path_type=Path),
-            help="Allowed losses, as TOML; docs/gate.md lists the keys and the defaults.",
-        ),
-        click.Option(
-            ["--bench"],
-            metavar="FILE",
-            type=click.Path(dir_okay=False, path_type=Path),
-            help="Output of `gemquant bench --json`: compare peak memory and speed too.",
-        ),
-        click.Option(
-            ["--update-baseline"],
-            is_flag=True,
-            help="Judge nothing; put the new figures into the baseline.",
-        ),
-        click.Option(["--reason"], metavar="TEXT", help="Why, for the baseline's history."),
-        document_flag("the verdict, for `gemquant report`,"),
-        setting(
-            "--threads",
-            type=int,
-            instead="physical cores",
-            metavar="N",
-            help="Processor threads, where artifacts are measured.",
-        ),
-        *output_flags(),
-    ],
-    help="""Fail if artifacts are worse than their baseline.
-
-    Compares the figures of `gemquant eval` with a baseline in the repository, window by window on
-    the same tokens: likelihood, divergence and agreement of every slice, size, bytes, and with
-    --bench memory and speed. An artifact's folder is measured first, as the baseline was. Exit code
-    10: a loss is significant and not shown to be within budget. Exit code 11: too few windows to
-    decide, or another original, other tokens or another level. The message names slice, metric and
-    layer.""",
-    epilog="""\b
-Examples:
-  gemquant gate gemma-awq --baseline ci/baselines/gemma.json
-  gemquant gate eval.json --baseline ci/baselines/gemma.json --budget ci/budgets.toml --json
-  gemquant gate eval.json --baseline ci/baselines/gemma.json --update-baseline --reason 'clip'""",
-)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from gemquant.cli.flags import output_flags
+from gemquant.cli.flags import flags, output_flags
 from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting
 from gemquant.errors import (
@@ -30,29 +30,67 @@ FORMS = ("markdown", "junit", "html")
 STDOUT = Path("-")
 
 
-class ReportCommand(click.Command):
-    """Read everything, make every form, then write them all."""
-
-    def invoke(self, ctx: click.Context) -> None:
-        """Run the command."""
-        from gemquant.core.artifact.staged_files import write_files
-
-        flags = ctx.params
-        outputs = {form: flags[form] for form in FORMS if flags[form] is not None}
-        with reporter(quiet=flags["quiet"]) as progress:
-            problems = problems_of(ctx)
-            problems += _problems(flags, outputs)
-            report = _report(flags, problems)
-            problems.refuse()
-            texts = {form: _text(form, report, flags["markdown_limit"]) for form in outputs}
-            written = {form: path for form, path in outputs.items() if path != STDOUT}
-            write_files({path: texts[form] for form, path in written.items()})
-            for form, path in written.items():
-                progress.note(f"{path}: {form}, {len(texts[form])} bytes")
-        _print(report, outputs, texts, as_json=flags["as_json"])
+def _file(flag: str, help: str) -> click.Parameter:
+    return setting(flag, type=click.Path(path_type=Path), metavar="FILE", help=help)
 
 
-def _report(flags: Mapping[str, Any], problems: ProblemCollector) -> Report:
+@click.command(
+    "report",
+    epilog="""\b
+Examples:
+  gemquant report evaluation.json --html report.html
+  gemquant report evaluation.json --verdict verdict.json --markdown - >> "$GITHUB_STEP_SUMMARY"
+  gemquant report evaluation.json --verdict verdict.json --baseline ci/baselines/gemma.json \\
+    --bench bench.json --junit junit.xml --html report.html""",
+)
+@flags(
+    click.Argument(
+        ["evaluations"],
+        nargs=-1,
+        metavar="[EVALUATION]...",
+        type=click.Path(path_type=Path),
+    ),
+    _file("--verdict", "Output of `gemquant gate --output`."),
+    _file("--bench", "Output of `gemquant bench --json`."),
+    _file("--baseline", "A baseline, whose history is shown."),
+    _file("--markdown", "Markdown, for a pull request and $GITHUB_STEP_SUMMARY; - for stdout."),
+    setting(
+        "--markdown-limit",
+        type=int,
+        instead="GitHub's limit of a step summary, 1048576",
+        metavar="BYTES",
+        help="Largest Markdown; 65536 for a pull request's comment.",
+    ),
+    _file("--junit", "JUnit XML of the verdict; - for stdout."),
+    _file("--html", "One page with everything in it; - for stdout."),
+    click.Option(["--force"], is_flag=True, help="Replace existing files."),
+    *output_flags(),
+)
+@click.pass_context
+def command(ctx: click.Context, /, **params: Any) -> None:
+    """Report evaluations and the gate's verdict as Markdown, JUnit XML and HTML.
+
+    EVALUATION is a file of `gemquant eval --output`; figures of several files are in one table only
+    where they may be compared. Exits with 0 when everything is written, whatever the verdict:
+    `gemquant gate` is the command that fails. docs/reports.md describes the forms.
+    """
+    from gemquant.core.artifact.staged_files import write_files
+
+    outputs = {form: params[form] for form in FORMS if params[form] is not None}
+    with reporter(quiet=params["quiet"]) as progress:
+        problems = problems_of(ctx)
+        problems += _problems(params, outputs)
+        report = _report(params, problems)
+        problems.refuse()
+        texts = {form: _text(form, report, params["markdown_limit"]) for form in outputs}
+        written = {form: path for form, path in outputs.items() if path != STDOUT}
+        write_files({path: texts[form] for form, path in written.items()})
+        for form, path in written.items():
+            progress.note(f"{path}: {form}, {len(texts[form])} bytes")
+    _print(report, outputs, texts, as_json=params["as_json"])
+
+
+def _report(params: Mapping[str, Any], problems: ProblemCollector) -> Report:
     from gemquant.core.artifact.evaluation import read_evaluation_document
     from gemquant.measure.bench.document import Benchmark
     from gemquant.measure.gate.baseline import read_baseline
@@ -66,11 +104,11 @@ def _report(flags: Mapping[str, Any], problems: ProblemCollector) -> Report:
         return attempt.value if attempt.succeeded else None
 
     evaluations = [
-        read("evaluation", path, read_evaluation_document) for path in flags["evaluations"]
+        read("evaluation", path, read_evaluation_document) for path in params["evaluations"]
     ]
-    verdict = read("verdict", flags["verdict"], read_verdict)
-    benchmark = read("benchmark", flags["bench"], Benchmark.read)
-    baseline = read("baseline", flags["baseline"], read_baseline)
+    verdict = read("verdict", params["verdict"], read_verdict)
+    benchmark = read("benchmark", params["bench"], Benchmark.read)
+    baseline = read("baseline", params["baseline"], read_baseline)
     problems.refuse()
     return assemble(
         [each for each in evaluations if each is not None],
@@ -80,13 +118,13 @@ def _report(flags: Mapping[str, Any], problems: ProblemCollector) -> Report:
     )
 
 
-def _problems(flags: Mapping[str, Any], outputs: Mapping[str, Path]) -> list[GemquantError]:
+def _problems(params: Mapping[str, Any], outputs: Mapping[str, Path]) -> list[GemquantError]:
     """Everything that forbids the outputs, or that is missing for them."""
     from gemquant.core.artifact.staging import place_problems
     from gemquant.measure.report.markdown import SMALLEST_LIMIT_BYTES
 
     problems: list[GemquantError] = []
-    if not flags["evaluations"]:
+    if not params["evaluations"]:
         problems.append(
             UsageError(
                 "EVALUATION: missing.",
@@ -100,26 +138,26 @@ def _problems(flags: Mapping[str, Any], outputs: Mapping[str, Path]) -> list[Gem
                 hint="Try: --markdown -",
             )
         )
-    if flags["junit"] is not None and flags["verdict"] is None:
+    if params["junit"] is not None and params["verdict"] is None:
         problems.append(
             UsageError(
                 "--junit: needs --verdict; without one nothing could pass or fail.",
                 hint="gemquant gate … --output verdict.json",
             )
         )
-    limit = flags["markdown_limit"]
+    limit = params["markdown_limit"]
     if limit is not None and limit < SMALLEST_LIMIT_BYTES:
         problems.append(
             UsageError(f"--markdown-limit {limit}: must be at least {SMALLEST_LIMIT_BYTES}.")
         )
     on_stdout = [form for form, path in outputs.items() if path == STDOUT]
-    if len(on_stdout) + flags["as_json"] > 1:
+    if len(on_stdout) + params["as_json"] > 1:
         problems.append(UsageError("-: only one thing can go to stdout.", hint="Name files."))
     files = [path.absolute() for path in outputs.values() if path != STDOUT]
     for path in dict.fromkeys(files):
         if files.count(path) > 1:
             problems.append(UsageError(f"{path}: named for two reports."))
-        problems += _replacement_problems(path, force=flags["force"])
+        problems += _replacement_problems(path, force=params["force"])
         problems += place_problems(path, needed_bytes=0)
     return problems
 
@@ -178,46 +216,3 @@ def _print(
         f"{counted(artifacts, 'artifact')}; verdict: {outcome or 'none given'}. "
         f"Written: {', '.join(str(path) for path in outputs.values())}."
     )
-
-
-def _file(flag: str, help: str) -> click.Parameter:
-    return setting(flag, type=click.Path(path_type=Path), metavar="FILE", help=help)
-
-
-command = ReportCommand(
-    "report",
-    params=[
-        click.Argument(
-            ["evaluations"],
-            nargs=-1,
-            metavar="[EVALUATION]...",
-            type=click.Path(path_type=Path),
-        ),
-        _file("--verdict", "Output of `gemquant gate --output`."),
-        _file("--bench", "Output of `gemquant bench --json`."),
-        _file("--baseline", "A baseline, whose history is shown."),
-        _file("--markdown", "Markdown, for a pull request and $GITHUB_STEP_SUMMARY; - for stdout."),
-        setting(
-            "--markdown-limit",
-            type=int,
-            instead="GitHub's limit of a step summary, 1048576",
-            metavar="BYTES",
-            help="Largest Markdown; 65536 for a pull request's comment.",
-        ),
-        _file("--junit", "JUnit XML of the verdict; - for stdout."),
-        _file("--html", "One page with everything in it; - for stdout."),
-        click.Option(["--force"], is_flag=True, help="Replace existing files."),
-        *output_flags(),
-    ],
-    help="""Report evaluations and the gate's verdict as Markdown, JUnit XML and HTML.
-
-    EVALUATION is a file of `gemquant eval --output`; figures of several files are in one table only
-    where they may be compared. Exits with 0 when everything is written, whatever the verdict:
-    `gemquant gate` is the command that fails. docs/reports.md describes the forms.""",
-    epilog="""\b
-Examples:
-  gemquant report evaluation.json --html report.html
-  gemquant report evaluation.json --verdict verdict.json --markdown - >> "$GITHUB_STEP_SUMMARY"
-  gemquant report evaluation.json --verdict verdict.json --baseline ci/baselines/gemma.json \\
-    --bench bench.json --junit junit.xml --html report.html""",
-)

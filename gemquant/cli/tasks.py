@@ -18,7 +18,7 @@ from gemquant.cli.flags import (
     too_small,
     unknown_place,
 )
-from gemquant.cli.progress import reporter
+from gemquant.cli.progress import print_end, reporter
 from gemquant.cli.settings import problems_of, setting, threads_of
 from gemquant.core.resources import require_device
 from gemquant.errors import CalibrationError, GemquantError, UsageError, refuse
@@ -138,6 +138,7 @@ def command(ctx: click.Context, /, **params: Any) -> None:
         render.print_json(document.model_dump(mode="json"))
     else:
         tasks_tables.tasks(document)
+    print_end(quiet=params["quiet"])
     if document.artifact is None:
         raise CalibrationError(
             "No task could be run: the data of none could be read.",
