@@ -155,7 +155,7 @@ def _adapters(
     for each in lora:
         name, weight = weighted(each)
         folder = Path(name).expanduser()
-        if not folder.is_dir():
+        if not folder.exists():
             folder, _ = _from_hub(name, ADAPTER_FILES)
         is_base = partial(is_same_model, ref=ref, provenance=provenance)
         merged.append(open_lora(folder, config, is_base=is_base, weight=weight))

@@ -41,6 +41,7 @@ from gemquant.formats.checkpoint.lora_config import (
     read_lora_config,
     read_mlx_config,
 )
+from gemquant.formats.checkpoint.recognition import not_an_adapter
 from gemquant.formats.checkpoint.source import require_finite, text_name
 from gemquant.formats.safetensors_reader import MappedSafetensors
 from gemquant.models.architecture import tensor_shapes
@@ -315,6 +316,8 @@ def _same_rows(first: Mapping[int, Tensor], second: Mapping[int, Tensor]) -> boo
 def _weights_file(folder: Path) -> str:
     """The name of an adapter's weights; the error for a folder that is none, or pickled."""
     if not (folder / CONFIG).exists():
+        if (other := not_an_adapter(folder)) is not None:
+            raise other
         raise CheckpointError(
             f"{folder}: {CONFIG} is missing; this is not a PEFT adapter.",
             hint="Give the folder or Hub id of an adapter saved by peft's save_pretrained.",

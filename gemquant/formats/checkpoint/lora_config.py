@@ -33,6 +33,11 @@ _REFUSED: Mapping[str, str] = {
     "alora_invocation_tokens": "an activated LoRA applies to part of the text only",
 }
 _CHANGES_THE_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
+_REPEATABLE = ("pissa", "olora")
+_WHILE_TRAINED = (
+    "Loading would start from other factors. Merge it in the program that trained it: "
+    'model.merge_and_unload().save_pretrained("FOLDER"); copy the tokenizer files too.'
+)
 _TOKENS_ALONE = "TRAINABLE_TOKENS"
 _NO_WEIGHTS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING",
                "ADAPTION_PROMPT", "CARTRIDGE", "CPT", "POLY", "XLORA")  # fmt: skip
@@ -118,7 +123,8 @@ def read_lora_config(raw: Mapping[str, Any], where: str) -> LoraConfig:
     if isinstance(start, str) and start.lower().startswith(_CHANGES_THE_BASE):
         problems.append(
             UnsupportedError(
-                f"{where}: init_lora_weights {start!r} also changes the base weights.", hint=hint
+                f"{where}: init_lora_weights {start!r} also changes the base weights.",
+                hint=hint if start.lower() in _REPEATABLE else _WHILE_TRAINED,
             )
         )
     if raw.get("fan_in_fan_out"):

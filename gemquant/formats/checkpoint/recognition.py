@@ -25,6 +25,27 @@ def not_a_model(folder: Path, *, configured: bool) -> GemquantError | None:
     return next((error for check in checks if (error := check(folder)) is not None), None)
 
 
+def not_an_adapter(path: Path) -> GemquantError | None:
+    """Say what was given as an adapter where it is none."""
+    if path.is_file():
+        hint = "llama.cpp applies such a file itself; to merge it, give the folder that it is from."
+        if path.suffix.lower() != ".gguf":
+            hint = f"Give its folder: --lora {shlex.quote(str(path.parent))}"
+        return CheckpointError(f"{path} is a file, and an adapter is a folder.", hint=hint)
+    steps = [name for name in _subfolders(path) if (path / name / ADAPTER).exists()]
+    if steps:
+        last = max(steps, key=lambda name: (len(name), name))  # checkpoint-1000 after -500
+        return CheckpointError(
+            f"{path} is no adapter, but holds {listed(steps, 4)}.",
+            hint=f"Give one: --lora {shlex.quote(str(path / last))}",
+        )
+    if (path / "config.json").exists():
+        return CheckpointError(
+            f"{path} is a model, not an adapter.", hint=command_with(shlex.quote(str(path)))
+        )
+    return None
+
+
 def _artifact(folder: Path) -> GemquantError | None:
     source = _source(folder)
     if source is None:

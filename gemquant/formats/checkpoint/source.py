@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -12,8 +13,12 @@ from torch import Tensor
 from gemquant.errors import CheckpointError
 from gemquant.models.architecture import text_prefixes, tower_prefixes
 
-# What torch.compile, DataParallel and peft put before the names of what they wrap.
-_WRAPPERS = ("_orig_mod.", "module.", "base_model.model.")
+# What DataParallel and peft put before the names of what they wrap.
+_WRAPPERS = ("module.", "base_model.model.")
+# And torch.compile, FSDP and activation checkpointing, also before those of modules inside.
+_INNER_WRAPPERS = re.compile(
+    r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
 # The decoder alone, as saved without its head.
 _BARE = ("embed_tokens.", "layers.", "norm.")
 # A buffer that early checkpoints saved with the weights; it follows from the configuration.
@@ -27,7 +32,7 @@ def text_name(name: str) -> str | None:
     'model.layers.0.mlp.up_proj.weight'
     >>> text_name("vision_tower.vision_model.embeddings.patch_embedding.weight")
     """
-    name = name.replace("._orig_mod.", ".")
+    name = _INNER_WRAPPERS.sub("", name)
     while name.startswith(_WRAPPERS):
         name = next(name.removeprefix(w) for w in _WRAPPERS if name.startswith(w))
     if name.startswith(_BARE):

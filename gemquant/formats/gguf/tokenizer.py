@@ -40,6 +40,11 @@ _log = logging.getLogger(__name__)
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
 _NAMED = {"bos": "bos_token", "eos": "eos_token", "padding": "pad_token", "unknown": "unk_token"}
 _USUAL = {"padding": "<pad>", "unknown": "<unk>"}
+_UNMARKED = {
+    _NORMAL: "ordinary tokens, not control tokens: chat will not work with it",
+    _USER_DEFINED: "user-defined tokens, not control tokens: chat will not work with it as it "
+    "should, since any text can begin or end a turn",
+}
 _TOKEN_IN_TEMPLATE = re.compile(r"<[^<>\s'\"{}%]{1,40}>")
 
 
@@ -61,7 +66,8 @@ class GgufTokenizer:
         self._metadata = metadata
         self._pieces, self._scores, self._types = _vocabulary(metadata, where)
         self._named = _named_tokens(metadata, self._pieces, where)
-        self._note_turns_without_control_tokens(where)
+        if (note := unmarked_turns(metadata)) is not None:
+            _log.warning("%s: %s", where, note)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -81,27 +87,6 @@ class GgufTokenizer:
         named = {key.removeprefix(f"{TEMPLATE}."): value for key, value in self._metadata.items()
                  if key.startswith(f"{TEMPLATE}.") and isinstance(value, str)}  # fmt: skip
         return dict(list(named.items())[:MAX_NAMED_TEMPLATES])
-
-    def _note_turns_without_control_tokens(self, where: str) -> None:
-        """Note tokens of the chat template that llama.cpp would not find in a text, or not end."""
-        known = gguf_architectures().get(str(self._metadata.get("general.architecture")))
-        usual = [known.chat.start, known.chat.end] if known else []
-        literals = {*usual, *_TOKEN_IN_TEMPLATE.findall(self.chat_template or "")}
-        for kind, effect in (
-            (_NORMAL, "chat will not work with it"),
-            (_USER_DEFINED, "chat will not work with it as it should: any text can begin a turn"),
-        ):
-            wrong = [
-                piece
-                for piece, type_ in zip(self._pieces, self._types, strict=True)
-                if type_ == kind and piece in literals
-            ]
-            if wrong:
-                words = "ordinary" if kind == _NORMAL else "user-defined"
-                _log.warning(
-                    "%s: %s of the chat template are %s tokens, not control tokens: %s.",
-                    where, listed(wrong, 4), words, effect,
-                )  # fmt: skip
 
     @property
     def end_tokens(self) -> frozenset[int]:
@@ -134,6 +119,20 @@ class GgufTokenizer:
             "tokenizer_config.json": _json(config),
             "generation_config.json": _json(_generation(self._metadata)),
         }
+
+
+def unmarked_turns(metadata: Mapping[str, Any]) -> str | None:
+    """Say which tokens of the chat format llama.cpp would not find in a text, or not end."""
+    known = gguf_architectures().get(str(metadata.get("general.architecture")))
+    template = metadata.get(TEMPLATE)
+    literals = set(_TOKEN_IN_TEMPLATE.findall(template)) if isinstance(template, str) else set()
+    literals |= {known.chat.start, known.chat.end} if known else set()
+    tokens, types = (metadata.get(f"tokenizer.ggml.{key}", ()) for key in ("tokens", "token_type"))
+    found = {t: kind for t, kind in zip(tokens, types, strict=False) if t in literals}
+    for kind, words in _UNMARKED.items():
+        if wrong := [token for token, its in found.items() if its == kind]:
+            return f"{listed(wrong, 4)} of the chat format are {words}."
+    return None
 
 
 def _vocabulary(

@@ -111,6 +111,7 @@ def server_settings(
     progress: Progress | None = None,
 ) -> tuple[ServerSettings, Choice]:
     """Decide how llama.cpp holds a GGUF for ``parallel`` conversations at once."""
+    from gemquant.formats.gguf.tokenizer import unmarked_turns
     from gemquant.runtimes.chat.server import ServerSettings, free_gpu_bytes, require_llamacpp
     from gemquant.runtimes.text import GGUF_TEMPLATE, config_of_gguf
 
@@ -119,6 +120,8 @@ def server_settings(
     template = request.template(
         gguf.metadata.get(GGUF_TEMPLATE), opening, config, progress=progress
     )
+    if progress and (note := unmarked_turns(gguf.metadata)) is not None:
+        progress.note(f"caution: {request.model}: {note}")
     check_template(template)  # llama.cpp renders without limits
     gpu_bytes = None if request.device == "cpu" else free_gpu_bytes()
     if request.device not in {None, "cpu"} and gpu_bytes is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,18 @@ def test_prefixes_of_wrappers_are_stripped_with_a_note(
     checkpoint = open_checkpoint(str(folder))
     assert torch.equal(checkpoint.tensor(UP), tensors[UP])
     assert f"{prefix}model.embed_tokens.weight is model.embed_tokens.weight" in caplog.text
+
+
+@pytest.mark.parametrize("wrapper", ["_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
+def test_wrappers_inside_of_names_are_stripped(tmp_path: Path, wrapper: str) -> None:
+    folder = write_tiny_gemma(tmp_path / "m", "gemma2")
+    tensors = load_file(folder / "model.safetensors")
+    inside = {re.sub(r"(layers\.\d+)", rf"\1.{wrapper}", name): t for name, t in tensors.items()}
+    save_file(
+        {f"_fsdp_wrapped_module.{n}": t for n, t in inside.items()}, folder / "model.safetensors"
+    )
+    checkpoint = open_checkpoint(str(folder))
+    assert all(torch.equal(checkpoint.tensor(name), t) for name, t in tensors.items())
 
 
 def test_a_decoder_without_its_prefix_is_read(tmp_path: Path) -> None:

@@ -620,6 +620,41 @@ def test_paths_of_the_base_are_compared_resolved(
     assert ("as its base, not" in caplog.text) is warned
 
 
+@pytest.mark.parametrize(
+    ("start", "call"),
+    [
+        ("pissa", "PeftModel.from_pretrained(base, "),
+        ("olora", "PeftModel.from_pretrained(base, "),
+        ("pissa_niter_4", "Merge it in the program that trained it: model.merge_and_unload()"),
+        ("loftq", "Merge it in the program that trained it: model.merge_and_unload()"),
+    ],
+)
+def test_what_peft_cannot_repeat_is_merged_where_it_was_trained(
+    folder: str, tmp_path: Path, start: str, call: str
+) -> None:
+    adapter = write_adapter(tmp_path / "a", init_lora_weights=start)
+    assert call in str(refusal(folder, adapter).hint)
+
+
+def test_a_model_given_as_an_adapter_is_named(folder: str) -> None:
+    assert refusal(folder, folder).message == f"{folder} is a model, not an adapter."
+
+
+def test_checkpoints_of_a_training_name_the_last_adapter(folder: str, tmp_path: Path) -> None:
+    for step in (1000, 500):
+        write_adapter(tmp_path / f"checkpoint-{step}")
+    hint = f"Give one: --lora {tmp_path / 'checkpoint-1000'}"
+    assert refusal(folder, str(tmp_path)).hint == hint
+
+
+def test_a_file_given_as_an_adapter_names_its_folder(folder: str, tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "a")
+    error = refusal(folder, f"{adapter}/adapter_model.safetensors")
+    assert error.hint == f"Give its folder: --lora {adapter}"
+    (tmp_path / "a.gguf").touch()
+    assert "llama.cpp applies such a file" in str(refusal(folder, f"{tmp_path}/a.gguf").hint)
+
+
 @QUIET
 def test_the_call_of_peft_in_a_hint_makes_a_folder_that_opens(
     tmp_path: Path, tiny_folders: dict[Kind, Path], monkeypatch: pytest.MonkeyPatch

@@ -280,7 +280,7 @@ def test_turn_tokens_that_are_no_control_tokens_are_noted(
         metadata["tokenizer.ggml.token_type"][index] = kind
     with caplog.at_level(logging.WARNING):
         GgufTokenizer(metadata, "tiny.gguf").files  # noqa: B018
-    assert f"tiny.gguf: <start_of_turn>, <end_of_turn> of the chat template {words}" in caplog.text
+    assert f"tiny.gguf: <start_of_turn>, <end_of_turn> of the chat format {words}" in caplog.text
 
 
 def test_turn_tokens_that_are_control_tokens_are_not_noted(
