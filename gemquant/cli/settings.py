@@ -89,7 +89,8 @@ class Setting(click.Option):
             problems_of(ctx).append(UsageError(f"{flag}: {error.message}"))
         except GemquantError as error:
             problems_of(ctx).append(error)
-        except (TypeError, ValueError, OverflowError) as error:  # a recipe's value, of another type
+        # A recipe's value, of another type.
+        except (AttributeError, TypeError, ValueError, OverflowError) as error:
             problems_of(ctx).append(UsageError(f"{max(self.opts, key=len)}: {error}."))
         if self.expose_value and self.name:
             ctx.params[self.name] = None

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gemquant.core.artifact import MANIFEST_FILE, read_manifest, structure_problems
 from gemquant.core.protocols import Layout, PlainSpec, QuantizedSpec, QuantizedWeight
-from gemquant.core.scheme import Scheme
+from gemquant.core.scheme import PER_CHANNEL, Scheme
 from gemquant.errors import ArtifactError, GemquantError, Problems, listed, refuse
 from gemquant.formats.checkpoint.files import read_json_object
 from gemquant.formats.safetensors_reader import MappedSafetensors
@@ -102,6 +102,15 @@ class StoredWeights:
         return self.layout[name].shape
 
 
+def _checked(scheme: Scheme) -> Scheme:
+    """The scheme that a file describes; ValueError where its values have no meaning."""
+    bits, size = scheme.bits, scheme.group_size
+    whole = type(bits) is int and type(size) is int and type(scheme.symmetric) is bool
+    if not whole or not 1 <= bits <= 16 or size < PER_CHANNEL or size == 0:
+        raise ValueError(f"{scheme} is no scheme")
+    return scheme
+
+
 class PackedWeights(StoredWeights):
     """Satisfies ``protocols.Weights``; quantized weights decode as their runtime decodes them."""
 
@@ -149,7 +158,7 @@ class PackedWeights(StoredWeights):
             else:
                 table = _mapping(folder, quantization)
                 with _valid_values(folder):
-                    scheme = scheme_of(table, stored, module_of(name))
+                    scheme = _checked(scheme_of(table, stored, module_of(name)))
                 layout[name] = QuantizedSpec((shape[0], shape[1]), scheme)
         with _valid_values(folder):
             specs = stored_specs(layout, packing, stacks)

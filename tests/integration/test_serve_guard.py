@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from gemquant.models.chat_templates import SYSTEM_IN_USER
 from gemquant.runtimes import llamacpp_library
+from gemquant.runtimes.chat.engine import Engine
+from gemquant.runtimes.chat.server import ServerSettings
 from tests.helpers.tiny_gguf import LLAMACPP, write_tiny_gguf
 from tests.integration.test_serve import HELLO, KEY, Server, start
 
@@ -176,6 +180,67 @@ def test_a_crash_of_the_engine_is_an_error_and_then_it_answers_again(
         time.sleep(0.1)
     assert set(statuses) == {503, 200}
     assert server.process.poll() is None
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> ServerSettings:
+    """Of a tiny model, for an engine without a guard."""
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", overrides=LLAMACPP["gemma2"])
+    return ServerSettings(path, "tiny", SYSTEM_IN_USER, 64, 32, "f32", 1, gpu=False, metrics=True)
+
+
+def restarted(engine: Engine, pid: int | None) -> bool:
+    """Wait until another process answers."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        if engine.port is not None and engine.pid != pid:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize("path", ["/health", "/metrics"])
+def test_an_engine_that_hangs_is_started_again(settings: ServerSettings, path: str) -> None:
+    engine = Engine(settings, longest_silence={path: 1.0})
+    try:
+        time.sleep(2.5)  # it answers: nothing happens
+        hanging = engine.pid
+        assert engine.port is not None
+        assert hanging is not None
+        os.kill(hanging, signal.SIGSTOP)
+        assert restarted(engine, hanging)
+    finally:
+        engine.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux bounds this size")
+def test_a_request_that_takes_all_memory_ends_the_engine_or_fails(settings: ServerSettings) -> None:
+    engine = Engine(settings, more_bytes=100_000_000)
+    try:
+        pid, held = engine.pid, resident(engine.pid)
+        connection = http.client.HTTPConnection("127.0.0.1", engine.port or 0, timeout=60)
+        body = {"prompt": "x", "json_schema": {"type": "array", "minItems": 3_000_000}}
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {engine.key}"}
+        largest = held
+        with ThreadPoolExecutor(1) as pool:
+            connection.request("POST", "/completion", json.dumps(body), headers)
+            answer = pool.submit(connection.getresponse)
+            while not answer.done():
+                largest = max(largest, resident(pid))
+                time.sleep(0.01)
+        assert largest - held < 150_000_000
+        assert answer.exception() is not None or answer.result().status >= 400
+    finally:
+        engine.close()
+
+
+def resident(pid: int | None) -> int:
+    """Bytes that a process holds in memory; 0 where it is gone."""
+    try:
+        pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
+    except OSError:
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_a_crash_within_a_stream_is_told_in_the_stream(server: Server) -> None:

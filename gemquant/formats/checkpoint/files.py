@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -27,7 +28,7 @@ def contained(folder: Path, name: str) -> Path:
     ):
         raise CheckpointError(f"{folder}: {name!r} is not the name of a file in the folder.")
     path = folder / name
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110 - False for a name that no file can have
         raise CheckpointError(
             f"{folder}: {name} is missing.", hint="Download the checkpoint again."
         )

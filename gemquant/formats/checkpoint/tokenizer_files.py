@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -77,7 +79,8 @@ class TokenizerFiles:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, without truncation or padding. Raises CheckpointError if damaged."""
         try:
-            tokenizer = Tokenizer.from_str(self.files[_REQUIRED].decode())
+            with _silent_panics():
+                tokenizer = Tokenizer.from_str(self.files[_REQUIRED].decode())
         except BaseException as error:  # the library raises a bare Exception, or a Rust panic
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
@@ -132,6 +135,19 @@ class TokenizerFiles:
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{self.where}: {name}: not JSON: {str(error)[:200]}.") from None
         return content if isinstance(content, dict) else {}
+
+
+@contextmanager
+def _silent_panics() -> Iterator[None]:
+    """Keep Rust from printing a stack before its panic becomes an exception."""
+    stderr, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nothing)
 
 
 def read_tokenizer_files(folder: Path) -> TokenizerFiles:

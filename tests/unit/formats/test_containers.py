@@ -240,3 +240,23 @@ def test_a_truncated_file_is_an_artifact_error(tmp_path: Path, exporter: Exporte
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises((ArtifactError, Problems), match="truncated"):
         exporter.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("symmetric", value) for value in (None, [], "yes", 1)),
+        *(("num_bits", value) for value in (None, 0, -4, True, "4", 4.0, 2**70, [4])),
+        *(("group_size", value) for value in (None, 0, -2, "32", 0.5, 2**70, 7)),
+    ],
+)
+def test_a_damaged_scheme_is_no_artifact(tmp_path: Path, key: str, value: object) -> None:
+    exporter = CompressedTensors()
+    write_tiny_weights(tmp_path, exporter, tiny_header(exporter, scheme=W4_SYMMETRIC))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (group,) = config["quantization_config"]["config_groups"].values()
+    group["weights"][key] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(GemquantError) as caught:
+        exporter.open(tmp_path)
+    assert caught.value.exit_code == 6
