@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -71,6 +72,22 @@ class StatisticsGatherer:
             gram=self._gram,
             sample=torch.cat(self._sample) if self._sample else None,
         )
+
+
+def pooled(several: Sequence[Statistics]) -> Statistics:
+    """Statistics of all inputs of several linears of one width."""
+    tokens = sum(each.tokens for each in several)
+    grams = [each.gram for each in several if each.gram is not None]
+    samples = [each.sample for each in several if each.sample is not None]
+    weighted = torch.stack([each.mean_abs * each.tokens for each in several])
+    return Statistics(
+        tokens=tokens,
+        sum_squares=torch.stack([each.sum_squares for each in several]).sum(0),
+        mean_abs=weighted.sum(0) / max(tokens, 1),
+        max_abs=torch.stack([each.max_abs for each in several]).amax(0),
+        gram=sum(grams[1:], grams[0]) if grams else None,
+        sample=torch.cat(samples) if samples else None,
+    )
 
 
 @dataclass

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from gemquant.calibration.statistics import ActivationRanges, StatisticsGatherer
+from gemquant.calibration.statistics import ActivationRanges, StatisticsGatherer, pooled
 from gemquant.calibration.stream import (
     RowsOf,
     Stream,
@@ -18,8 +19,8 @@ from gemquant.calibration.stream import (
 )
 from gemquant.calibration.windows import TokenWindows
 from gemquant.core.progress import Progress
-from gemquant.core.protocols import ActivationRange, Block, Statistics, Weights
-from gemquant.errors import CalibrationError, UnsupportedError
+from gemquant.core.protocols import ActivationRange, Block, RoutedTokens, Statistics, Weights
+from gemquant.errors import CalibrationError
 from gemquant.formats.gguf.imatrix import ImportanceEntry, ImportanceMatrix
 from gemquant.formats.gguf.names import to_gguf
 from gemquant.models.architecture import layer_structure
@@ -66,6 +67,7 @@ class Trace:
         self._stream: Stream | None = None
         self._first = 0
         self.activation_ranges = ActivationRanges()
+        self.routed: dict[int, RoutedTokens] = {}
 
     @property
     def layers(self) -> int:
@@ -79,10 +81,16 @@ class Trace:
             self._stream = embed_windows(self._skeleton, self._weights, self._calibration.ids)
         return self._stream
 
-    def go_on(self, finished: int, ranges: Mapping[int, ActivationRange]) -> None:
+    def go_on(
+        self,
+        finished: int,
+        ranges: Mapping[int, ActivationRange],
+        routed: Mapping[int, RoutedTokens],
+    ) -> None:
         """Leave out the first layers, of which an earlier run has told this much."""
         self._first = finished
         self.activation_ranges.layers |= ranges
+        self.routed |= routed
 
     def blocks(self) -> Iterator[Block]:
         """Yield every decoder layer that is not left out with the statistics of its inputs."""
@@ -97,11 +105,6 @@ class Trace:
             statistics: dict[str, Statistics] = {}
             activation_range: ActivationRange | None = None
             if stream is not None:
-                if structure.stacks:
-                    raise UnsupportedError(
-                        "statistics of experts are not gathered yet.",
-                        hint="Quantize without calibration: gemquant rtn",
-                    )
                 gatherers = self._gatherers(structure)
                 observer = self.activation_ranges.observer(index, prefix)
                 with self._skeleton.observing(index, inputs=gatherers, outputs=observer):
@@ -113,6 +116,8 @@ class Trace:
                     # What gate and up produce together is the output of no module.
                     observer(f"{group.reader} (input)", shared.max_abs)
                 activation_range = observer.close()
+                if structure.stacks:
+                    self._divide_among_experts(index, statistics, gatherers)
                 del gatherers, observer, shared
             yield Block(
                 index,
@@ -127,17 +132,49 @@ class Trace:
             del weights, statistics
 
     def _gatherers(self, structure: LayerStructure) -> dict[str, StatisticsGatherer]:
-        """One for every input of a layer's linears, by what reads it."""
-        shapes = structure.linear_shapes
-        return {
-            group.reader: StatisticsGatherer(
-                shapes[group.linears[0]][1],
-                gram=self._gram,
-                device=self._skeleton.device,
-                every=self._every,
+        """One for every input of a layer's linears, by what reads it.
+
+        Of experts that read one input, each has one more for the tokens that reach it, without a
+        Gram matrix: so many would need more memory than the rest of the run.
+        """
+        shapes, device, every = structure.linear_shapes, self._skeleton.device, self._every
+        gatherers = {}
+        for group in structure.groups:
+            width = shapes[group.linears[0]][1]
+            gatherers[group.reader] = StatisticsGatherer(
+                width, gram=self._gram, device=device, every=every
             )
-            for group in structure.groups
-        }
+            if group.observed:
+                gatherers |= {
+                    linear: StatisticsGatherer(width, gram=False, device=device, every=every)
+                    for linear in group.linears
+                    if linear.endswith(".gate_proj")
+                }
+        return gatherers
+
+    def _divide_among_experts(
+        self,
+        index: int,
+        statistics: dict[str, Statistics],
+        gatherers: Mapping[str, StatisticsGatherer],
+    ) -> None:
+        """Give every expert's linears statistics of its own tokens, or its layer's.
+
+        gatherers: of what gate and up read, for the tokens that reach each expert.
+        """
+        downs = [name for name in statistics if name.endswith(".down_proj") and "experts." in name]
+        whole = pooled([statistics[name] for name in downs])
+        tokens = tuple(statistics[name].tokens for name in downs)
+        self.routed[index] = RoutedTokens(tokens, whole.max_abs.shape[0] // 2)
+        few = self.routed[index].few
+        for expert, down in enumerate(downs):
+            if expert in few:
+                statistics[down] = whole
+                continue
+            prefix = down.removesuffix("down_proj")
+            own = gatherers[f"{prefix}gate_proj"].result()
+            own = replace(own, gram=statistics[f"{prefix}gate_proj"].gram)
+            statistics |= {f"{prefix}gate_proj": own, f"{prefix}up_proj": own}
 
     def table_runs(self, name: str) -> int:
         """How many blocks ``table`` will yield."""

@@ -16,6 +16,7 @@ from gemquant.core.artifact import (
     ConversionRecord,
     Fallback,
     Manifest,
+    RoutedRecord,
     SmoothingRecord,
     Source,
     TokensWithoutRow,
@@ -54,6 +55,7 @@ class ArtifactFacts:
     libraries: Mapping[str, str]
     fallbacks: Sequence[Fallback] = ()
     activation_range: ActivationRangeRecord | None = None
+    routed: Sequence[RoutedRecord] = ()
     conversion: ConversionRecord | None = None
     smoothing: SmoothingRecord | None = None
 
@@ -82,6 +84,7 @@ class ArtifactFacts:
             libraries={**library_versions(), **self.libraries},
             fallbacks=tuple(self.fallbacks),
             activation_range=self.activation_range,
+            routed=tuple(self.routed),
             conversion=self.conversion,
             smoothing=self.smoothing,
             tokens_without_row=tokens_without_row(self.checkpoint),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -14,17 +14,18 @@ from gemquant.calibration.windows import TokenWindows
 from gemquant.convert.finalize import ArtifactFacts, write_config
 from gemquant.convert.plan import SMALL_FILES_BYTES, PlannedJob
 from gemquant.convert.resume import RunCheckpoint
-from gemquant.core.artifact import ActivationRangeRecord, staged
+from gemquant.core.artifact import ActivationRangeRecord, RoutedRecord, staged
 from gemquant.core.artifact.evaluation import LevelEvaluation, SliceEvaluation
 from gemquant.core.protocols import (
     FLOAT16_LIMIT,
     Block,
     QuantizedSpec,
     QuantizedWeight,
+    RoutedTokens,
     RowChunks,
     Writer,
 )
-from gemquant.core.weights import ChunkedWeight, QuantizedRows, Stackable
+from gemquant.core.weights import ChunkedWeight, QuantizedRows, ReadWeights, Stackable
 from gemquant.formats.checkpoint import Checkpoint
 from gemquant.measure.quality.divergence import Table
 from gemquant.measure.quality.streams import head_name, reference_runtime
@@ -70,26 +71,6 @@ def _writer(planned: PlannedJob, folder: Path, finished: int) -> AbstractContext
             path.unlink()
     prefixes = tuple(map(layer_prefix, range(finished)))
     return create(folder, header, [name for name in header.layout if name.startswith(prefixes)])
-
-
-class _Decoded(Mapping[str, Tensor]):
-    """Tensors that are decoded at each access, so that none stays in memory."""
-
-    def __init__(
-        self,
-        stored: Mapping[str, Tensor | QuantizedWeight],
-        decode: Callable[[Tensor | QuantizedWeight], Tensor],
-    ) -> None:
-        self._stored, self._decode = stored, decode
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._decode(self._stored[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._stored)
-
-    def __len__(self) -> int:
-        return len(self._stored)
 
 
 class JobWriter:
@@ -157,7 +138,7 @@ class JobWriter:
 
     def decoded(self, stored: Mapping[str, Tensor | QuantizedWeight]) -> Mapping[str, Tensor]:
         """A layer's parameters as a loader will see them, in the compute type, each when read."""
-        return _Decoded(stored, self._decoded)
+        return ReadWeights(stored, lambda name: self._decoded(stored[name]))
 
     def flush(self) -> None:
         """Make every layer that was written durable."""
@@ -195,6 +176,7 @@ class JobWriter:
         *,
         calibration: TokenWindows | None,
         ranges: ActivationRanges,
+        routed: Mapping[int, RoutedTokens],
     ) -> None:
         """Write what goes with the weights: configuration, tokenizer, manifest, card."""
         job, header = self._planned.job, self._planned.header
@@ -220,6 +202,10 @@ class JobWriter:
             libraries={"gemquant-kernels": native.version()},
             fallbacks=self._planned.fallbacks,
             activation_range=_activation_range(ranges) if job.quantizer.needs else None,
+            routed=[
+                RoutedRecord(layer=layer, tokens=each.tokens, least=each.least, few=each.few)
+                for layer, each in (routed.items() if job.quantizer.needs else ())
+            ],
         ).finalize(self._folder)
 
     def _decoded(self, value: Tensor | QuantizedWeight) -> Tensor:

@@ -7,7 +7,7 @@ checkpoint ──blocks──▶ trace (statistics) ──▶ quantizers ──�
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 
@@ -29,7 +29,8 @@ from gemquant.convert.resume import (
 from gemquant.core.artifact import Artifact, read_manifest
 from gemquant.core.artifact.evaluation import SliceEvaluation
 from gemquant.core.progress import Progress, Silence
-from gemquant.errors import CalibrationError
+from gemquant.core.protocols import RoutedTokens
+from gemquant.errors import CalibrationError, listed
 from gemquant.formats.checkpoint import Checkpoint
 from gemquant.measure.quality.streams import EvaluationStreams, final_norm, head_table
 from gemquant.models.skeleton import Skeleton
@@ -115,6 +116,7 @@ def run(
             del block  # before the next one is read
             _save(saved, finished, trace, streams, writers)
 
+        _note_routed(trace.routed, progress)
         for writer in writers:
             writer.write_outer_norms()
         _write_tables([HEAD], writers, trace, progress)
@@ -128,7 +130,12 @@ def run(
             results = streams.score(original, candidates, seed=seed, progress=progress)
         progress.start(SEALING, len(writers))
         for writer, slices in zip(writers, results, strict=True):
-            writer.close(slices, calibration=calibration, ranges=trace.activation_ranges)
+            writer.close(
+                slices,
+                calibration=calibration,
+                ranges=trace.activation_ranges,
+                routed=trace.routed,
+            )
             progress.advance(SEALING)
         if saved is not None:
             saved.complete(skeleton.layers, outs)
@@ -138,6 +145,21 @@ def run(
 def _finished(outs: Sequence[Path]) -> list[Artifact]:
     # Every file was hashed when it was finalized; only the manifest is read again.
     return [Artifact(out, read_manifest(out)) for out in outs]
+
+
+def _note_routed(routed: Mapping[int, RoutedTokens], progress: Progress) -> None:
+    """Note how many tokens reached experts, and which took their layer's statistics."""
+    if not routed:
+        return
+    experts = sum(len(each.tokens) for each in routed.values())
+    few = [f"{layer}.{expert}" for layer, each in routed.items() for expert in each.few]
+    least = min(each.least for each in routed.values())
+    progress.note(
+        f"{len(few)} of {experts} experts were reached by fewer than {least} calibration tokens "
+        f"and take their layer's statistics (layer.expert): {listed(few, 12)}"
+        if few
+        else f"each of {experts} experts was reached by at least {least} calibration tokens"
+    )
 
 
 # ---------------------------------------------------------------- resume
@@ -170,7 +192,7 @@ def _start_streams(
         streams.embed(checkpoint, [(writer, None) for writer in writers])
     if state is None:
         return 0
-    trace.go_on(state.layers, state.reach)
+    trace.go_on(state.layers, state.reach, state.routed)
     for name, stream in _named_streams(trace, streams).items():
         stream.restore(name, state.hidden)
     return state.layers
@@ -200,7 +222,7 @@ def _save(
         hidden |= stream.state(name)
     for writer in writers:
         writer.flush()
-    saved.save(RunState(finished, hidden, trace.activation_ranges.layers))
+    saved.save(RunState(finished, hidden, trace.activation_ranges.layers, trace.routed))
 
 
 # ---------------------------------------------------------------- tables, statistics

@@ -43,7 +43,7 @@ from gemquant.core.artifact.staging import (
     tree_bytes,
 )
 from gemquant.core.progress import Progress
-from gemquant.core.protocols import ActivationRange
+from gemquant.core.protocols import ActivationRange, RoutedTokens
 from gemquant.core.resources import human_bytes
 from gemquant.errors import GemquantError, OutputError, SourceLostError, refuse
 from gemquant.numerics import native
@@ -89,11 +89,13 @@ class RunState:
     """What a run carries after its first ``layers`` decoder layers.
 
     hidden: stream → its hidden states. reach: layer → how large its activations become.
+    routed: layer → how many tokens reached its experts.
     """
 
     layers: int
     hidden: Mapping[str, Tensor]
     reach: Mapping[int, ActivationRange] = field(default_factory=dict)
+    routed: Mapping[int, RoutedTokens] = field(default_factory=dict)
 
     def write(self, path: Path, identity: str) -> None:
         """Write a file that is whole or absent."""
@@ -101,6 +103,7 @@ class RunState:
             "identity": identity,
             "layers": str(self.layers),
             "reach": json.dumps({n: dataclasses.asdict(each) for n, each in self.reach.items()}),
+            "routed": json.dumps({n: dataclasses.asdict(each) for n, each in self.routed.items()}),
         }
         unnamed = path.with_suffix(".new")
         tensors = {name: hidden.cpu().contiguous() for name, hidden in self.hidden.items()}
@@ -117,11 +120,15 @@ class RunState:
                 facts = file.metadata() or {}
                 if facts.get("identity") != identity:
                     return None
-                reach = json.loads(facts["reach"])
+                reach, routed = json.loads(facts["reach"]), json.loads(facts["routed"])
                 return cls(
                     int(facts["layers"]),
                     {name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118
                     {int(n): ActivationRange(**each) for n, each in reach.items()},
+                    {
+                        int(n): RoutedTokens(tuple(each["tokens"]), each["least"])
+                        for n, each in routed.items()
+                    },
                 )
         except FileNotFoundError:
             return None

@@ -147,13 +147,30 @@ class ActivationRange:
 
 
 @dataclass(frozen=True)
+class RoutedTokens:
+    """How many calibration tokens reached each expert of a layer.
+
+    least: an expert that fewer reached is quantized with its layer's statistics.
+    """
+
+    tokens: tuple[int, ...]
+    least: int
+
+    @property
+    def few(self) -> tuple[int, ...]:
+        """The experts that too few reached."""
+        return tuple(n for n, tokens in enumerate(self.tokens) if tokens < self.least)
+
+
+@dataclass(frozen=True)
 class Block:
     """One decoder layer, with the statistics of its inputs; or some rows of embedding or head.
 
     prefix: ``model.layers.3.``; empty for the embedding and the head.
     weights: short name (``self_attn.q_proj.weight``) → float32 tensor. See ``streamed``.
     statistics: linear's short module name (``self_attn.q_proj``) → its input's statistics;
-        linears that read the same input share one object.
+        linears that read the same input share one object. Those of all experts' input stand under
+        ``InputGroup.reader`` too.
     activation_range: how large the layer's activations become; None without calibration.
     shared: results that another job may want of the same block; dropped with it.
     source: where the weights are read from.

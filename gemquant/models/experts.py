@@ -76,7 +76,7 @@ def run_experts(
     """What the library computes, one expert's weights at a time.
 
     hidden: (tokens, hidden). chosen, shares: each token's experts and their weights, (tokens, k).
-    weights: gives a weight by its short name. observers: of inputs, by linear.
+    weights: gives a weight by its short name. observers: of inputs, by linear; up's are gate's.
     """
     import torch  # here, since every command lists the architectures, and they name experts
     from torch.nn.functional import linear
@@ -90,10 +90,9 @@ def run_experts(
         fused = torch.cat([weights(f"{name}gate_proj.weight"), weights(f"{name}up_proj.weight")])
         gate, up = linear(inputs, fused).chunk(2, dim=-1)
         inner = activation(gate) * up
-        for linears, seen in ((("gate_proj", "up_proj"), inputs), (("down_proj",), inner)):
-            for each in linears:
-                if name + each in observers:
-                    observers[name + each](seen)
+        for part, seen in (("gate_proj", inputs), ("down_proj", inner)):
+            if name + part in observers:
+                observers[name + part](seen)
         output = linear(inner, weights(f"{name}down_proj.weight")) * shares[token, place, None]
         total.index_add_(0, token, output.to(total.dtype))
     return total

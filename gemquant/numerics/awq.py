@@ -37,12 +37,12 @@ FINE_RATIO_STEP = 0.05
 class ScaleProblem:
     """Linears that read the same input, and what an error at each input costs.
 
-    weights: (rows, in) each. salience: (in,) mean |x|.
+    rows: (rows, in) of all linears, or evenly spaced ones of them. salience: (in,) mean |x|.
     sensitivity: the metric of the loss Δ·sensitivity·Δᵀ, (in, in), or its diagonal, (in,).
     shared: (kv_heads, repeats, head_dim) where ``repeats`` inputs must share one scale.
     """
 
-    weights: tuple[Tensor, ...]
+    rows: Tensor
     salience: Tensor
     sensitivity: Tensor
     rounding: AffineRounding
@@ -55,7 +55,7 @@ def search_scale(problem: ScaleProblem) -> Tensor:
 
     A coarse grid of exponents, then steps around the best; the identity is always among them.
     """
-    rows = _sampled(problem.weights)
+    rows = problem.rows
     family = _family(rows, problem)
 
     def candidate(by_salience: float, by_weight: float) -> tuple[float, float, float]:
@@ -106,10 +106,9 @@ def _normalized(scale: Tensor) -> Tensor:
     return centred.clamp(SMALLEST, LARGEST)
 
 
-def _sampled(weights: tuple[Tensor, ...]) -> Tensor:
-    """Evenly spaced rows of all linears, about SAMPLED_ROWS in all."""
-    stride = max(1, sum(weight.shape[0] for weight in weights) // SAMPLED_ROWS)
-    return torch.cat([weight[::stride] for weight in weights])
+def sampling_stride(rows: int) -> int:
+    """The distance of evenly spaced rows, about SAMPLED_ROWS in all."""
+    return max(1, rows // SAMPLED_ROWS)
 
 
 def _scale_loss(rows: Tensor, scale: Tensor, problem: ScaleProblem) -> float:

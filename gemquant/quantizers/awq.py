@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from gemquant.core.options import option
 from gemquant.core.protocols import AffineWeight, Block, Container, Statistics
+from gemquant.core.weights import ReadWeights
 from gemquant.errors import UnsupportedError
 from gemquant.models.structure import (
     EMBEDDING,
@@ -111,7 +112,8 @@ def _warn_of_few_tokens(block: Block) -> None:
 class ScaledGroup:
     """Linears that read one input, ready to be rounded as weight · scale.
 
-    weights: linear → (out, in) float32, its rows already divided by the scales folded into them.
+    weights: linear → (out, in) float32, its rows already divided by the scales folded into them;
+        each is read when it is looked up, so that experts need not be in memory together.
     scale: (in,), what the preceding norm or linear really divides by.
     norms: name → its weight after folding, as stored; empty where nothing folds into a norm.
     gram: (in, in) of the unscaled input. cholesky: its factor, where GPTQ needs it.
@@ -133,14 +135,19 @@ def scaled_groups(options: AWQ, block: Block, container: Container) -> Iterator[
 
     from gemquant.numerics.gptq import damped_cholesky
 
-    weights = dict(block.weights)
+    divisors: dict[str, Tensor] = {}
+
+    def folded(linear: str) -> Tensor:
+        weight, divisor = block.weights[f"{linear}.weight"], divisors.get(linear)
+        return weight if divisor is None else weight / divisor[:, None]
+
     # o folds into v, and down into up: a consumer's scale must be known before its producer is
     # rounded.
     for group in reversed(block.structure.groups):
         linears = [linear for linear in group.linears if _is_quantized(linear, options, block)]
         if not linears:
             continue
-        statistics = block.statistics[linears[0]]
+        statistics = block.statistics[group.reader]
         gram = statistics.gram
         if gram is None:
             raise UnsupportedError(
@@ -152,14 +159,14 @@ def scaled_groups(options: AWQ, block: Block, container: Container) -> Iterator[
         if options.scale and group.fold is not None and _is_foldable(group, options, block):
             sensitivity = gram if cholesky is None else cholesky.residual_variance
             scale = _search(group, statistics, sensitivity, options, block, container)
-            stored = container.float_dtype
-            name, folded, scale = fold_scale(group.fold, scale, weights, dtype=stored)
             if isinstance(group.fold, RowFold):
-                weights[name] = folded
+                divisors[group.fold.linear] = row_divisor(group.fold, scale)
             else:
-                norms[name] = folded.to(stored)
+                stored = container.float_dtype
+                name, norm, scale = fold_scale(group.fold, scale, block.weights, dtype=stored)
+                norms[name] = norm.to(stored)
         yield ScaledGroup(
-            {linear: weights[f"{linear}.weight"] for linear in linears},
+            ReadWeights(linears, folded),
             scale,
             norms,
             gram,
@@ -169,7 +176,7 @@ def scaled_groups(options: AWQ, block: Block, container: Container) -> Iterator[
 
 def _is_quantized(linear: str, options: AWQ, block: Block) -> bool:
     name = f"{linear}.weight"
-    rows, columns = block.weights[name].shape
+    rows, columns = block.shape(name)
     return options.scheme_for(block.prefix + name, (rows, columns)) is not None
 
 
@@ -187,11 +194,15 @@ def _search(
     block: Block,
     container: Container,
 ) -> Tensor:
-    from gemquant.numerics.awq import ScaleProblem, search_scale
+    import torch
 
+    from gemquant.numerics.awq import ScaleProblem, sampling_stride, search_scale
+
+    names = [f"{linear}.weight" for linear in group.linears]
+    stride = sampling_stride(sum(block.shape(name)[0] for name in names))
     return search_scale(
         ScaleProblem(
-            weights=tuple(block.weights[f"{linear}.weight"] for linear in group.linears),
+            rows=torch.cat([block.weights[name][::stride].clone() for name in names]),
             salience=statistics.mean_abs,
             sensitivity=sensitivity,
             rounding=_rounding(options, container),
@@ -228,11 +239,15 @@ def fold_scale(
     if isinstance(fold, NormFold):
         name = f"{fold.norm}.weight"
         return name, *fold_into_norm(weights[name], scale, dtype=dtype, offset=fold.offset)
-    rows = scale
-    if fold.repeats > 1:
-        rows = scale.reshape(-1, fold.repeats, fold.head_dim)[:, 0].reshape(-1)
     name = f"{fold.linear}.weight"
-    return name, weights[name] / rows[:, None], scale
+    return name, weights[name] / row_divisor(fold, scale)[:, None], scale
+
+
+def row_divisor(fold: RowFold, scale: Tensor) -> Tensor:
+    """What each row of the producing linear is divided by."""
+    if fold.repeats == 1:
+        return scale
+    return scale.reshape(-1, fold.repeats, fold.head_dim)[:, 0].reshape(-1)
 
 
 # ---------------------------------------------------------------- rounding

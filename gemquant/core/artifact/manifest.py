@@ -100,6 +100,17 @@ class CalibrationRecord(Record):
     )
 
 
+class RoutedRecord(Record):
+    """How many calibration tokens reached each expert of a layer."""
+
+    layer: int = Field(ge=0, description="Number of the decoder layer.")
+    tokens: tuple[int, ...] = Field(description="Calibration tokens that reached each expert.")
+    least: int = Field(description="Fewest tokens for an expert to have statistics of its own.")
+    few: tuple[int, ...] = Field(
+        description="Experts that fewer reached: quantized with their layer's statistics."
+    )
+
+
 class ActivationRangeRecord(Record):
     """The largest activation seen, against what float16 can hold."""
 
@@ -197,6 +208,11 @@ class Manifest(Document):
     )
     calibration: CalibrationRecord | None = Field(
         default=None, description="The calibration text; null if none was used."
+    )
+    routed: tuple[RoutedRecord, ...] = Field(
+        default=(),
+        exclude_if=lambda records: not records,
+        description="Tokens that reached each layer's experts; left out where there are none.",
     )
     activation_range: ActivationRangeRecord | None = Field(
         default=None, description="Largest activation seen in the trace; null without a trace."

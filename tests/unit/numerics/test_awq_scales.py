@@ -10,6 +10,7 @@ from gemquant.numerics.awq import (
     LARGEST,
     SMALLEST,
     ScaleProblem,
+    sampling_stride,
     search_scale,
 )
 
@@ -29,7 +30,7 @@ def salient(channels: int, loud: int, factor: float) -> tuple[Tensor, Tensor]:
 
 def problem(weight: Tensor, mean: Tensor, squares: Tensor, **more: object) -> ScaleProblem:
     return ScaleProblem(
-        weights=(weight,),
+        rows=weight[:: sampling_stride(weight.shape[0])],
         salience=mean,
         sensitivity=squares,
         rounding=W4,
@@ -107,14 +108,6 @@ def test_heads_that_read_one_value_channel_share_its_scale() -> None:
     assert by_head[0, 0].argmax().item() == 3
     assert by_head[1, 0].argmax().item() == 6
     assert not torch.equal(by_head[0, 0], by_head[1, 0])
-
-
-def test_linears_that_share_an_input_are_weighed_together() -> None:
-    first, second = weights(64, 64), 10 * weights(48, 64)
-    mean, squares = salient(64, 17, 30.0)
-    together = ScaleProblem((first, second), mean, squares, W4, 32)
-    stacked = problem(torch.cat([first, second]), mean, squares)
-    assert torch.equal(search_scale(together), search_scale(stacked))
 
 
 def test_a_sample_of_rows_stands_for_a_tall_weight() -> None:
