@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemquant.errors import ArtifactError, GemquantError, ProblemCollector, listed
+from gemquant.errors import ArtifactError, GemquantError, ProblemCollector
 
 if TYPE_CHECKING:
     from gemquant.core.artifact import Artifact
@@ -38,22 +38,18 @@ def folders_at(path: Path) -> list[Path]:
     raise _no_artifact(path)
 
 
-def only_folder(path: Path, command: str) -> Path:
-    """The one artifact at a path. command: what to type for one of several."""
-    folders = folders_at(path)
-    if len(folders) > 1:
-        raise ArtifactError(
-            f"{path} holds {len(folders)} artifacts: {listed(folders)}.",
-            hint=f"One at a time: {command.replace('ARTIFACT', str(folders[0]))}",
-        )
-    return folders[0]
-
-
 def opened(paths: Sequence[Path]) -> list[Artifact]:
-    """Artifacts by their manifests alone; no other file is read."""
+    """Artifacts by their manifests alone; a set from the Hub has several in one folder."""
     from gemquant.core.artifact import Artifact, read_manifest
+    from gemquant.core.artifact.finalize import manifests_in
 
-    return [Artifact(path, read_manifest(path)) for path in artifact_folders(paths)]
+    found: list[Artifact] = []
+    for path in paths:
+        if names := manifests_in(path):
+            found += [Artifact(path, read_manifest(path, name)) for name in names]
+        else:
+            found += [Artifact(each, read_manifest(each)) for each in artifact_folders([path])]
+    return found
 
 
 def _no_artifact(path: Path) -> GemquantError:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from gemquant.cli.artifacts import only_folder
+from gemquant.cli.artifacts import folders_at
 from gemquant.cli.flags import output_flags
 from gemquant.errors import UsageError, echo
 
@@ -32,22 +32,29 @@ def _card(
             "--check compares the card that is there: it goes with no other file.",
             hint=f"gemquant card {artifact} --check",
         )
-    artifact = only_folder(artifact, "gemquant card ARTIFACT")
-    card = make_card(artifact, evaluation=evaluation, tasks=tasks)
-    place = artifact / "README.md" if output is None else output
-    if check:
-        refuse_stale(card)
-    elif output is None:
-        write_card(card)
-    else:
-        save_card(card, output, force=force)
-    changed = [] if check else sorted(card.changed) if output is None else [str(output)]
+    folders = folders_at(artifact)
+    if output is not None and len(folders) > 1:
+        raise UsageError(
+            f"--output: {artifact} holds {len(folders)} artifacts, each with its own card.",
+            hint=f"The card of all together: gemquant push {artifact} OWNER/NAME --dry-run",
+        )
+    cards = [make_card(each, evaluation=evaluation, tasks=tasks) for each in folders]
+    documents: list[dict[str, Any]] = []
+    for card in cards:
+        place = card.artifact / "README.md" if output is None else output
+        if check:
+            refuse_stale(card)
+        elif output is None:
+            write_card(card)
+        else:
+            save_card(card, output, force=force)
+        changed = [] if check else sorted(card.changed) if output is None else [str(output)]
+        documents.append({"path": str(card.artifact), "card": str(place), "changed": changed})
+        if not as_json:
+            state = "up to date" if not changed else f"written; changed: {', '.join(changed)}"
+            echo(f"{place}: {state}")
     if as_json:
-        document: dict[str, Any] = {"path": str(artifact), "card": str(place), "changed": changed}
-        render.print_json(document)
-    else:
-        state = "up to date" if not changed else f"written; changed: {', '.join(changed)}"
-        echo(f"{place}: {state}")
+        render.print_json(documents[0] if len(documents) == 1 else documents)
 
 
 command = click.Command(

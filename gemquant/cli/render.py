@@ -134,7 +134,8 @@ def _print_set(several: Sequence[Artifact]) -> None:
     names = dict.fromkeys(model_name(each.manifest) for each in several)
     before = human_bytes(original_bytes(several[0].manifest))
     size = f" (in bfloat16: {before})" if len(names) == 1 else ""
-    parents = {each.path.parent for each in several}
+    folders = {each.path for each in several}
+    parents = folders if len(folders) == 1 else {each.parent for each in folders}
     place = str(parents.pop()) if len(parents) == 1 else "."
     count = counted(len(several), "file" if ggufs else "artifact")
     print_tables(f"{place}: {count} of {', '.join(names)}{size}", rows, OVERALL)
@@ -248,10 +249,14 @@ def _facts(manifest: Manifest) -> list[Table | str]:
 
 
 def _stored_bits(manifest: Manifest) -> str:
-    """Bits in the quantized matrices alone, where one scheme of integers tells them."""
+    """Bits in the quantized matrices alone, where one scheme with groups tells them."""
+    options = manifest.recipe.get("options")
+    nested = isinstance(options, dict) and options.get("double_quantization")
     match manifest.quantization.schemes:
-        case [scheme] if scheme.codes == INTEGER and scheme.group_size > 0:
+        case [scheme] if scheme.group_size > 0 and scheme.codes in {INTEGER, "nf4", "fp4"}:
             beside = 16 if scheme.symmetric else 16 + scheme.bits
+            if scheme.codes != INTEGER:
+                beside = 8 if nested else 32
             bits = scheme.bits + beside / scheme.group_size
             return f" (about {bits:.1f} in the {matrices(scheme.modules)})"
     return ""

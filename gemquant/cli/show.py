@@ -17,7 +17,8 @@ def _show(artifacts: tuple[Path, ...], *, as_json: bool, quiet: bool) -> None:
     del quiet  # there is no progress to silence
     found = opened(artifacts)
     render.artifacts(found, as_json=as_json)
-    if len(found) > 1 and not as_json and all(e.manifest.container == "gguf" for e in found):
+    several = len({each.path for each in found}) > 1  # one folder: a set from the Hub
+    if several and not as_json and all(each.manifest.container == "gguf" for each in found):
         echo(f"next: {render.push_command(found)}")
 
 

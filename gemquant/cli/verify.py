@@ -89,7 +89,7 @@ def command(
 
 def _found(path: Path) -> dict[Path, list[GemquantError]]:
     """The artifacts, llamafile or downloaded set at a path; else the path and what is wrong."""
-    from gemquant.publish.verify import MANIFESTS
+    from gemquant.core.artifact.finalize import MANIFESTS
 
     if (path / MANIFESTS).is_dir():
         return {path: []}

@@ -9,6 +9,7 @@ from typing import ClassVar, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from gemquant.core.untrusted import UntrustedFile
+from gemquant.errors import GemquantError, UsageError
 
 _LIMIT_BYTES = 256_000_000
 """Largest document that is read; far above two hundred artifacts on a thousand windows each."""
@@ -21,9 +22,13 @@ class Record(BaseModel):
 
 
 class Document(Record):
-    """Base of the records that are files. noun: what a file of this kind is called."""
+    """Base of the records that are files.
+
+    noun: what a file of this kind is called. place: where commands take it.
+    """
 
     noun: ClassVar[str] = "document"
+    place: ClassVar[str] = ""
 
     def to_json(self) -> bytes:
         """Canonical bytes: keys in the order of this document, two spaces, a newline."""
@@ -38,4 +43,27 @@ D = TypeVar("D", bound=Document)
 
 def read_document(kind: type[D], path: Path, *, hint: str) -> D:
     """Read and check a user's file. UsageError names it and what is wrong in it; ``hint`` too."""
-    return UntrustedFile(path, _LIMIT_BYTES, hint=hint).record(kind)
+    file = UntrustedFile(path, _LIMIT_BYTES, hint=hint)
+    try:
+        return file.record(kind)
+    except UsageError:
+        if other := _other_kind(file, kind):
+            raise UsageError(
+                f"{path} is {_article(other)}, not {_article(kind)}.",
+                hint=f"Swapped? It is given {other.place}.",
+            ) from None
+        raise
+
+
+def _article(kind: type[Document]) -> str:
+    return f"an {kind.noun}" if kind.noun.startswith("e") else f"a {kind.noun}"
+
+
+def _other_kind(file: UntrustedFile, kind: type[Document]) -> type[Document] | None:
+    """The kind of document that a file is instead, by its keys."""
+    try:
+        keys = set(file.json())
+    except (GemquantError, TypeError):
+        return None
+    known = [each for each in Document.__subclasses__() if each is not kind and each.place]
+    return next((each for each in known if keys and keys <= set(each.model_fields)), None)

@@ -139,12 +139,8 @@ class Bounded(Protocol):
         """The figure."""
 
     @property
-    def low(self) -> float:
-        """Lower end of the interval."""
-
-    @property
-    def high(self) -> float:
-        """Upper end of the interval."""
+    def bounds(self) -> tuple[float, float]:
+        """Both ends of the interval; the value itself where there is none."""
 
 
 def number(value: float, digits: int = 4) -> str:
@@ -182,14 +178,13 @@ def interval(figure: Bounded, *, as_percent: bool = False) -> str:
     '0.0123 [0.0111, 0.0136]'
     >>> interval(Interval(value=0.8767, low=0.851, high=0.8999), as_percent=True)
     '87.7 % [85.1, 90.0]'
-    >>> interval(Interval(value=0.1, low=0.1, high=0.1))
+    >>> interval(Interval(value=0.1))
     '0.1000'
     """
-    if figure.low == figure.high:
+    low, high = figure.bounds
+    if low == high:
         return percent(figure.value) if as_percent else number(figure.value)
-    value, low, high = (
-        (100 if as_percent else 1) * x for x in (figure.value, figure.low, figure.high)
-    )
+    value, low, high = ((100 if as_percent else 1) * x for x in (figure.value, low, high))
     if max(abs(low), abs(high)) < 1e-4:
         return f"{value:z.2e} [{low:z.2e}, {high:z.2e}]"
     most = 2 if as_percent else 3 - _exponent(value or high - low)

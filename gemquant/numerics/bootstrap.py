@@ -25,11 +25,11 @@ _ELEMENTS_AT_ONCE = 1 << 22
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its interval."""
+    """A figure with its interval; one window has none."""
 
     value: float
-    low: float
-    high: float
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class WindowBootstrap:
 
     def _estimate(self, value: Tensor, resampled: Tensor) -> Estimate:
         if self.windows == 1:
-            return Estimate(float(value), float(value), float(value))
+            return Estimate(float(value))
         tail = expanded_tail(self.windows)
         low, high = torch.quantile(
             resampled, torch.tensor([tail, 1 - tail], dtype=torch.float64)

@@ -23,7 +23,7 @@ from gemquant.core.artifact.card import (
     recipe_json,
 )
 from gemquant.core.artifact.evaluation import LEVELS
-from gemquant.core.artifact.finalize import ABOUT_FILES
+from gemquant.core.artifact.finalize import ABOUT_FILES, MANIFESTS, PICTURE
 from gemquant.core.artifact.loading import loaders
 from gemquant.core.artifact.losses import (
     OVERALL,
@@ -37,7 +37,6 @@ from gemquant.core.resources import human_bytes
 from gemquant.core.tables import Column, Table, markdown, number
 from gemquant.errors import GemquantError, UsageError
 from gemquant.models.architecture import ARCHITECTURES
-from gemquant.publish.verify import MANIFESTS, PICTURE
 
 CONTAINER = "gguf"
 

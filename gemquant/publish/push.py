@@ -29,7 +29,7 @@ from gemquant.core.artifact import (
     read_manifest,
 )
 from gemquant.core.artifact.card import CARD_FILE
-from gemquant.core.artifact.finalize import HUB_ATTRIBUTES, NOTICE_FILE
+from gemquant.core.artifact.finalize import HUB_ATTRIBUTES, MANIFESTS, NOTICE_FILE, PICTURE
 from gemquant.core.progress import Progress
 from gemquant.core.resources import human_bytes
 from gemquant.errors import (
@@ -44,8 +44,6 @@ from gemquant.models.architecture import ARCHITECTURES
 from gemquant.publish.card import make_card
 from gemquant.publish.gguf_set import set_files, set_problems, shared
 from gemquant.publish.verify import (
-    MANIFESTS,
-    PICTURE,
     artifact_problems,
     signature_path,
     signature_problems,

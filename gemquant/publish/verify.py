@@ -26,7 +26,14 @@ from gemquant.core.artifact import (
     read_manifest,
 )
 from gemquant.core.artifact.card import CARD_FILE
-from gemquant.core.artifact.finalize import accompanies, file_problems, files_in
+from gemquant.core.artifact.finalize import (
+    MANIFESTS,
+    PICTURE,
+    accompanies,
+    file_problems,
+    files_in,
+    manifests_in,
+)
 from gemquant.core.progress import Silence
 from gemquant.core.targets import conversion_problems
 from gemquant.core.untrusted import UntrustedFile
@@ -40,10 +47,6 @@ from gemquant.errors import (
 )
 from gemquant.formats import llamafile_record as llamafile
 
-MANIFESTS = "manifests"
-"""Folder of a repository with several artifacts: a manifest each."""
-PICTURE = "size-and-loss.svg"
-"""Picture of such a repository's card."""
 INSTALL = "pip install 'gemquant[signing]'"
 CREATE_KEYS = (
     "openssl ecparam -genkey -name prime256v1 -noout -out signing.key && "
@@ -79,8 +82,7 @@ def _set_problems(folder: Path) -> list[GemquantError]:
     """Compare a downloaded set with its manifests; no file may be there that none lists."""
     problems = ProblemCollector()
     known = {CARD_FILE, PICTURE}
-    names = [f"{MANIFESTS}/{file.name}" for file in sorted((folder / MANIFESTS).glob("*.json"))]
-    for name in names:
+    for name in manifests_in(folder):
         read = problems.attempt(partial(read_manifest, folder, name))
         if not read.succeeded:
             continue

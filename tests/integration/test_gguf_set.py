@@ -89,6 +89,21 @@ def test_eval_of_a_folder_ends_with_a_line_each(run: Run, made: Path, ggufs: Pat
     assert [line.split()[0] for line in result.out.splitlines()[-4:-1]] == ["Q8_0", "Q5_0", "Q4_0"]
 
 
+def test_the_cards_of_a_folder_are_renewed_with_its_evaluation(
+    run: Run, made: Path, ggufs: Path
+) -> None:
+    options = ("--against", str(made / "tiny"), "--no-native", "--threads", "1", "-q")
+    assert run("eval", "ggufs", *options, "-o", "eval.json").code == 0
+    written = run("card", "ggufs", "--evaluation", "eval.json")
+    assert written.code == 0, written.err
+    assert written.out.splitlines() == [
+        f"ggufs/{each}/README.md: written; changed: README.md, evaluation.json, manifest.json"
+        for each in ("Q4_0", "Q5_0", "Q8_0")
+    ]
+    assert run("card", "ggufs", "--check").code == 0
+    assert run("card", "ggufs", "-o", "card.md").code == 2
+
+
 def test_a_set_is_pushed_flat_with_one_card_and_comes_back_valid(
     run: Run, ggufs: Path, hub: StandIn
 ) -> None:
@@ -105,6 +120,11 @@ def test_a_set_is_pushed_flat_with_one_card_and_comes_back_valid(
     assert "\n![Size against mean KL divergence, a point per file](size-and-loss.svg)\n" in card
     assert "\nllama-server -hf me/tiny-GGUF:Q4_0\n" in card
     assert run("verify", str(fetched(hub, Path("copy"))), "-q").out == "copy: valid\n"
+    shown = run("show", "copy").out.splitlines()
+    assert shown[0].startswith("copy: 3 files of tiny (in bfloat16: ")
+    assert [line.split()[-1] for line in shown[2:5]] == [
+        *("copy/tiny-Q8_0.gguf", "copy/tiny-Q5_0.gguf", "copy/tiny-Q4_0.gguf"),
+    ]
     assert run("push", "ggufs", REPOSITORY, "-q").out.split(": ")[1].startswith("unchanged")
 
 

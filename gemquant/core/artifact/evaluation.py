@@ -34,8 +34,15 @@ class Interval(Record):
     """A figure over all tokens of a slice with its 95 % interval over windows."""
 
     value: float = Field(description="Over all tokens.")
-    low: float = Field(description="Lower end; the value itself where there is one window.")
-    high: float = Field(description="Upper end; the value itself where there is one window.")
+    low: float | None = Field(default=None, description="Lower end; null from one window.")
+    high: float | None = Field(default=None, description="Upper end; null from one window.")
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Both ends; the value itself where there is no interval."""
+        if self.low is None or self.high is None:
+            return self.value, self.value
+        return self.low, self.high
 
 
 class WindowColumns(Record):
@@ -230,6 +237,7 @@ class EvaluationDocument(Document):
     """All that one run of ``gemquant eval`` measured."""
 
     noun: ClassVar[str] = "evaluation"
+    place: ClassVar[str] = "as an argument, without a flag"
 
     schema_version: Literal[1] = Field(
         default=SCHEMA_VERSION, description="Version of this document's layout."

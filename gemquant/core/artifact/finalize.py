@@ -27,6 +27,10 @@ HUB_RECORDS = ".cache/huggingface"
 _MANIFEST_LIMIT_BYTES = 64_000_000
 
 
+MANIFESTS = "manifests"
+"""Folder of a repository with several artifacts: a manifest each."""
+PICTURE = "size-and-loss.svg"
+"""Picture of such a repository's card."""
 EVALUATION_FILE = "evaluation.json"
 TASKS_FILE = "tasks.json"
 """What was measured later, as the card shows it."""
@@ -131,6 +135,11 @@ def read_manifest(path: Path, name: str = MANIFEST_FILE) -> Manifest:
         raise ArtifactError(f"{file} is not a manifest that this version reads: {wrong}.") from None
     refuse([problem for name in manifest.files for problem in _name_problems(file, name)])
     return manifest
+
+
+def manifests_in(folder: Path) -> list[str]:
+    """Names of the manifests of several artifacts in one folder; none in other folders."""
+    return [f"{MANIFESTS}/{file.name}" for file in sorted((folder / MANIFESTS).glob("*.json"))]
 
 
 def accompanies(name: str) -> bool:

@@ -182,7 +182,7 @@ def eval_results(levels: Sequence[LevelEvaluation], **dataset_args: Any) -> Iter
             }
             counts = {"windows": each.window_count, "tokens": each.token_count}
             for (metric, words), figure in figures.items():
-                bounds = [rounded(figure.low), rounded(figure.high)]
+                bounds = [rounded(end) for end in figure.bounds]
                 yield EvalResult(
                     task_type="text-generation",
                     task_name="Text generation",

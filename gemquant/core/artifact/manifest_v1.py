@@ -24,7 +24,9 @@ class _Mean(Record):
 
     def interval(self, windows: int, *, most: float | None = None) -> Interval:
         """The t interval of 95 % that the standard error over so many windows stands for."""
-        half = self.standard_error * quantile(0.975, windows - 1) if windows > 1 else 0.0
+        if windows == 1:
+            return Interval(value=self.value)
+        half = self.standard_error * quantile(0.975, windows - 1)
         high = self.value + half if most is None else min(self.value + half, most)
         return Interval(value=self.value, low=self.value - half, high=high)
 

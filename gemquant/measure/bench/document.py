@@ -222,6 +222,7 @@ class Benchmark(Document):
     """All that one call of `gemquant bench` measured."""
 
     noun: ClassVar[str] = "benchmark"
+    place: ClassVar[str] = "as --bench"
 
     schema_version: Literal[1] = Field(
         default=SCHEMA_VERSION, description="Version of this document's layout."

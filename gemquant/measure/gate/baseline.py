@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -94,6 +94,9 @@ class HistoryEntry(Record):
 
 class Baseline(Document):
     """What later artifacts of one original are compared with."""
+
+    noun: ClassVar[str] = "baseline"
+    place: ClassVar[str] = "as --baseline"
 
     schema_version: Literal[1] = Field(
         default=SCHEMA_VERSION, description="Version of this document's layout."

@@ -135,6 +135,7 @@ class Verdict(Document):
     """All that one run of ``gemquant gate`` decided."""
 
     noun: ClassVar[str] = "verdict"
+    place: ClassVar[str] = "to `gemquant report` as --verdict"
 
     schema_version: Literal[1] = Field(
         default=SCHEMA_VERSION, description="Version of this document's layout."

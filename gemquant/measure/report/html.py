@@ -183,7 +183,7 @@ def _level(level: LevelEvaluation) -> Mapping[str, Any]:
                 "kl_mean": each.kl_mean,
                 "kl_p999": each.kl_p999,
                 "nll_increase": each.nll_increase,
-                "changed": [1 - each.top1.value, 1 - each.top1.high, 1 - each.top1.low],
+                "changed": [1 - end for end in (each.top1.value, *reversed(each.top1.bounds))],
             }
             for each in level.slices
         ],
@@ -212,7 +212,7 @@ def _plain(value: Any) -> Any:
         case str():
             return visible(value, longest=400)
         case Interval():
-            return _plain([value.value, value.low, value.high])
+            return _plain([value.value, *value.bounds])
         case dict():
             return {name: _plain(each) for name, each in value.items()}
         case list() | tuple():

@@ -126,6 +126,7 @@ class TasksDocument(Document):
     """All that one run of ``gemquant tasks`` measured."""
 
     noun: ClassVar[str] = "tasks document"
+    place: ClassVar[str] = "to `gemquant card` as --tasks"
 
     schema_version: Literal[1] = Field(
         default=SCHEMA_VERSION, description="Version of this document's layout."

@@ -118,6 +118,25 @@ def test_all_unreadable_files_are_told_at_once(tmp_path: Path) -> None:
         assert name in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("gate", "base.json", "--baseline", "base.json"), "base.json is a baseline, not an eval"),
+        (("gate", "eval-0.json", "--baseline", "eval-0.json"), "is an evaluation, not a baseline."),
+        (("report", "base.json", "--markdown", "-"), "It is given as --baseline."),
+        (("report", "eval-0.json", "--verdict", "base.json", "--markdown", "-"), "not a verdict."),
+    ],
+)
+def test_a_document_in_anothers_place_is_called_by_its_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.chdir(folder)
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Extra inputs" not in result.stderr
+
+
 def test_an_artifact_measured_twice_is_refused(folder: Path) -> None:
     result = run(folder, measured(), worse())
     assert result.exit_code == 2

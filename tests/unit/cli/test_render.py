@@ -139,12 +139,13 @@ def test_a_plan_names_folder_container_and_size(capsys: pytest.CaptureFixture[st
     planned = PlannedJob(job, ArtifactHeader({}, layout), {"model.safetensors": 15_744})
     quantize.print_plan([planned], as_json=False)
     assert capsys.readouterr().out.splitlines() == [
-        "model      m",
-        "folder     made",
-        "container  compressed-tensors, for cpu",
-        "rtn        4 bits, groups of 64, symmetric: 1 matrix (1 layer)",
-        "remaining  model.embed_tokens",
-        "size       15.7 kB in model.safetensors; 12.00 bits per weight over all",
+        "model        m",
+        "folder       made",
+        "container    compressed-tensors, for cpu",
+        "rtn          4 bits, groups of 64, symmetric: 1 matrix (1 layer)",
+        "remaining    model.embed_tokens",
+        "size         15.7 kB in model.safetensors; 12.00 bits per weight over all",
+        "certificate  4 windows of 512 tokens of all slices",
         "",
         "Nothing was written (--dry-run).",
     ]
@@ -155,7 +156,7 @@ def test_one_window_has_no_interval(capsys: pytest.CaptureFixture[str]) -> None:
     alone = LOSS.model_copy(
         update={
             "windows": WindowColumns(tokens=(511,)),
-            **{name: Interval(value=x, low=x, high=x) for name, x in figures.items()},
+            **{name: Interval(value=x) for name, x in figures.items()},
         }
     )
     level = LevelEvaluation(level="reference", runtime="torch", slices=(alone,))

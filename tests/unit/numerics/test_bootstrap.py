@@ -77,11 +77,9 @@ def test_quantiles_and_their_intervals_are_those_of_the_tokens_written_out(
 def test_one_window_has_no_interval(values: torch.Tensor) -> None:
     alone = WindowBootstrap.seeded(1, 0)
     mean = float(values[:1].double().mean())
-    assert alone.mean(values[:1]) == Estimate(
-        pytest.approx(mean), pytest.approx(mean), pytest.approx(mean)
-    )
+    assert alone.mean(values[:1]) == Estimate(pytest.approx(mean))
     (median,) = alone.quantiles(values[:1], [0.5])
-    assert median.low == median.value == median.high
+    assert (median.low, median.high) == (None, None)
 
 
 def test_the_same_seed_gives_the_same_interval_and_another_another(values: torch.Tensor) -> None:

@@ -55,8 +55,8 @@ function barOf(one, label, metric, x, top, thick, which, frame) {
   const left = Math.min(x(0), x(value)), wide = Math.abs(x(value) - x(0));
   const group = make("g", {},
     make("rect", { class: `bar series-${which}`, x: left, y: top, width: Math.max(wide, 1), height: thick, rx: 2 }),
-    make("path", { class: "whisker", d: `M${x(low)},${middle}H${x(high)}M${x(low)},${middle - 4}V${middle + 4}M${x(high)},${middle - 4}V${middle + 4}` }));
+    low === high ? "" : make("path", { class: "whisker", d: `M${x(low)},${middle}H${x(high)}M${x(low)},${middle - 4}V${middle + 4}M${x(high)},${middle - 4}V${middle + 4}` }));
   group.append(make("text", { class: "quiet", x: Math.min(Math.max(x(high), x(value)) + 7, frame.right + 6), y: middle + 4, stroke: "none" }, metric.form(value)));
-  describe(group, `${label}, ${one.slice}`, [`${metric.name}: ${metric.form(value)}`, `95 % interval ${metric.form(low)} to ${metric.form(high)}`]);
+  describe(group, `${label}, ${one.slice}`, [`${metric.name}: ${metric.form(value)}`, low === high ? "one window: no interval" : `95 % interval ${metric.form(low)} to ${metric.form(high)}`]);
   return group;
 }

@@ -56,7 +56,7 @@ function comparison(section, { artifacts, tradeoffs, first }) {
     bars(find("bars"), pairs);
     find("bars-legend").replaceChildren(...(pairs.length < 2 ? [] : pairs).map((each, which) => make("li", {},
       make("svg", { viewBox: "0 0 16 16", "aria-hidden": "true" }, make("rect", { class: `bar series-${which}`, x: 1, y: 4, width: 14, height: 9, rx: 2 })), each.label)));
-    const spread = (each, form) => [`${form(each[0])} (${form(each[1])} to ${form(each[2])})`, each[0]];
+    const spread = (each, form) => [each[1] === each[2] ? form(each[0]) : `${form(each[0])} (${form(each[1])} to ${form(each[2])})`, each[0]];
     tabulate(find("bars-table"), `What was lost by slice, level ${level.value}; 95 % intervals`,
       [["slice", false], ["artifact", false], ["tokens", true], ...METRICS.map((each) => [each.name, true])],
       pairs.flatMap((each) => each.slices.map((row) => [[row.slice, null], [each.label, null], [row.tokens.toLocaleString("en"), row.tokens],
