@@ -34,7 +34,7 @@ from gemquant.formats.gguf.vocabulary import tokenizer_parts, vocabulary
 from gemquant.formats.safetensors_reader import MappedSafetensors
 from gemquant.measure.gate.budget import read_budgets
 from gemquant.models.chat import ChatTemplate, render
-from gemquant.models.chat_templates import SYSTEM_IN_USER
+from gemquant.models.chat_templates import VARIANTS
 from gemquant.models.config import text_config
 from gemquant.models.skeleton import Skeleton
 from tests.helpers.tiny_evaluation import artifact, document
@@ -435,7 +435,7 @@ PARSERS: Mapping[str, Parser] = {
         60,
     ),
     "template": Parser(
-        write({"t.jinja": SYSTEM_IN_USER}), {"t.jinja": "template"}, read_template, 3
+        write({"t.jinja": VARIANTS["system-in-user"]}), {"t.jinja": "template"}, read_template, 3
     ),
     "report": Parser(
         build_records,

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from gemquant.models.chat_templates import SYSTEM_IN_USER
+from gemquant.models.chat_templates import VARIANTS
 from gemquant.runtimes import llamacpp_library
 from gemquant.runtimes.chat.engine import Engine
 from gemquant.runtimes.chat.server import ServerSettings
@@ -186,7 +186,9 @@ def test_a_crash_of_the_engine_is_an_error_and_then_it_answers_again(
 def settings(tmp_path: Path) -> ServerSettings:
     """Of a tiny model, for an engine without a guard."""
     path = write_tiny_gguf(tmp_path / "tiny.gguf", overrides=LLAMACPP["gemma2"])
-    return ServerSettings(path, "tiny", SYSTEM_IN_USER, 64, 32, "f32", 1, gpu=False, metrics=True)
+    return ServerSettings(
+        path, "tiny", VARIANTS["system-in-user"], 64, 32, "f32", 1, gpu=False, metrics=True
+    )
 
 
 def restarted(engine: Engine, pid: int | None) -> bool:
