@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -51,9 +51,10 @@ def parse_lines(content: bytes, source: str) -> tuple[list[Document], list[Gemqu
     documents: list[Document] = []
     problems: list[GemquantError] = []
     bad = 0
-    for number, line in _lines(content):
+    for number, line in enumerate(content.split(b"\n"), 1):
         try:
-            documents.append(_document(line))
+            if line.strip():
+                documents.append(_document(line))
         except BadLineError as why:
             bad += 1
             if bad <= MOST_PROBLEMS:
@@ -61,12 +62,6 @@ def parse_lines(content: bytes, source: str) -> tuple[list[Document], list[Gemqu
     if bad > MOST_PROBLEMS:
         problems.append(CalibrationError(f"{source}: {bad - MOST_PROBLEMS} more bad lines."))
     return documents, problems
-
-
-def _lines(content: bytes) -> Iterator[tuple[int, bytes]]:
-    for number, line in enumerate(content.split(b"\n"), 1):
-        if line.strip():
-            yield number, line
 
 
 def _document(line: bytes) -> Document:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from gemquant.core.protocols import ActivationRange, Statistics
-from gemquant.numerics.native.gram import add_gram, has_bfloat16_products
+from gemquant.numerics import native
 from gemquant.numerics.precision import accumulator
 
 COLUMNS_AT_ONCE = 512
+PANEL = 64  # columns; WIDTH in numerics/native/source/gram.c
 
 
 class StatisticsGatherer:
@@ -137,3 +139,33 @@ class ActivationObserver:
         residual = float(self.seen.get("", torch.tensor(0.0)))
         self.ranges.layers[self.index] = ActivationRange(residual, largest, where)
         return self.ranges.layers[self.index]
+
+
+# ---------------------------------------------------------------- the kernel of source/gram.c
+
+
+@cache
+def has_bfloat16_products() -> bool:
+    """Whether this processor multiplies pairs of bfloat16 numbers, and the kernel was built."""
+    kernels = native.library()
+    return kernels is not None and bool(kernels.gq_has_bfloat16_products())
+
+
+def add_gram(gram: Tensor, inputs: Tensor) -> None:
+    """Add Σ x xᵀ to the upper half of ``gram``; values below its diagonal panels are undefined.
+
+    gram: (columns, columns) float32, contiguous. inputs: (tokens, columns) bfloat16, on the CPU.
+    """
+    inputs = inputs.contiguous()
+    tokens, columns = inputs.shape
+    panels, pairs, threads = -(-columns // PANEL), -(-tokens // 2), torch.get_num_threads()
+    packed = torch.empty(panels * pairs * PANEL, dtype=torch.int32)
+
+    def pack(first: int, last: int) -> None:
+        native.call("gq_gram_pack", inputs, tokens, columns, first, last, packed)
+
+    def add(first: int, last: int) -> None:
+        native.call("gq_gram_add", packed, pairs, columns, first, last, gram)
+
+    native.over_rows(pack, panels, threads=threads)
+    native.over_rows(add, panels * (panels + 1) // 2, threads=threads)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from gemquant.calibration.statistics import has_bfloat16_products
 from gemquant.calibration.windows import (
     Packer,
     TokenWindows,
@@ -35,7 +36,6 @@ from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemquant.formats.source_model import model_name
 from gemquant.models.chat import ChatTemplate
 from gemquant.models.structure import EMBEDDING
-from gemquant.numerics.native.gram import has_bfloat16_products
 
 
 @dataclass(frozen=True)

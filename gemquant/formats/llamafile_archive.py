@@ -34,6 +34,7 @@ _LOCATOR64_SIGNATURE = 0x07064B50
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 _VERSION, _VERSION_ZIP64 = 20, 45
 _UNIX = 3
+_MODE = 0o100644
 _UTF8_NAMES = 1 << 11
 _STORED = 0
 _FIRST_DAY = (1 << 5) | 1  # 1980-01-01
@@ -42,15 +43,11 @@ _ZIP64_EXTRA = 1
 
 @dataclass(frozen=True)
 class Entry:
-    """A file in the zip, stored uncompressed.
-
-    crc32: of the content. mode: Unix permissions.
-    """
+    """A file in the zip, stored uncompressed. crc32: of the content."""
 
     name: str
     size: int
     crc32: int
-    mode: int = 0o100644
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ def directory_entry(entry: Entry, offset: int) -> bytes:
     comment = disk = internal = 0  # internal attributes: binary
     head = _ENTRY.pack(
         *(ENTRY_SIGNATURE, (_UNIX << 8) | version, version, *_common_fields(entry, extra)),
-        *(comment, disk, internal, entry.mode << 16, min(offset, _FULL32)),
+        *(comment, disk, internal, _MODE << 16, min(offset, _FULL32)),
     )
     return head + entry.name.encode() + extra
 

@@ -301,8 +301,9 @@ class OnnxGraph:
                 f"{folder / MODEL_FILE} cannot be read: onnx is not installed.", hint=INSTALL
             ) from None
         path = folder / MODEL_FILE
+        file = UntrustedFile(path, MAX_GRAPH_BYTES, ArtifactError)
         try:
-            graph = onnx.load_from_string(_bounded(path)).graph
+            graph = onnx.load_from_string(file.bytes()).graph
         except OSError as error:
             raise ArtifactError(f"{path} cannot be read: {error.strerror}.") from error
         except Exception as error:
@@ -340,10 +341,6 @@ class OnnxGraph:
         if name not in self.stored:
             raise ArtifactError(f"{self._folder / MODEL_FILE} has no tensor {name}.")
         return self.stored[name]
-
-
-def _bounded(path: Path) -> bytes:
-    return UntrustedFile(path, MAX_GRAPH_BYTES, ArtifactError).bytes()
 
 
 def _node(node: Any) -> Node:

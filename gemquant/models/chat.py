@@ -92,15 +92,15 @@ def choose_template(choice: str | None, own: str | None, chat: ChatFormat) -> st
         raise UsageError(f"{option}: {_TOO_LONG}", hint=_HINT)
     try:
         shared_renderer("chat").render(source, None)
-    except InvalidError as error:
-        raise UsageError(
-            f"{option}: the chat template is not valid Jinja: {error}.", hint=_HINT
-        ) from None
     except RenderingError as error:
-        raise CheckpointError(
-            f"{option}: the chat template cannot be compiled: {error}.", hint=_HINT
-        ) from None
+        kind = UsageError if isinstance(error, InvalidError) else CheckpointError
+        raise kind(f"{option}: {_why(error, 'cannot be compiled')}", hint=_HINT) from None
     return source
+
+
+def _why(error: RenderingError, what: str) -> str:
+    invalid = "is not valid Jinja" if isinstance(error, InvalidError) else what
+    return f"the chat template {invalid}: {error}."
 
 
 def special_tokens(
@@ -170,14 +170,8 @@ def render(
             f"{', '.join(str(m.get('role')) for m in messages[:6])}: {refusal}.",
             hint="Give --chat-template system-in-user, or leave out what the template refuses.",
         ) from None
-    except InvalidError as error:
-        raise CheckpointError(
-            f"the chat template is not valid Jinja: {error}.", hint=_HINT
-        ) from None
     except RenderingError as error:
-        raise CheckpointError(
-            f"the chat template fails on a conversation: {error}.", hint=_HINT
-        ) from None
+        raise CheckpointError(_why(error, "fails on a conversation"), hint=_HINT) from None
 
 
 def _values(
@@ -221,9 +215,7 @@ def check_template(template: ChatTemplate) -> None:
         try:
             renderer.render(template.source, None)
         except RenderingError as error:
-            raise CheckpointError(
-                f"the chat template cannot be compiled: {error}.", hint=_HINT
-            ) from None
+            raise CheckpointError(_why(error, "cannot be compiled"), hint=_HINT) from None
         for values in _probes(template):
             try:
                 renderer.render(template.source, values)

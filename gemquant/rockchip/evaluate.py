@@ -23,7 +23,7 @@ from gemquant.measure.quality.evaluation import Evaluation, artifact_name
 from gemquant.measure.quality.measure import Subject
 from gemquant.measure.quality.native import GENERATED_TOKENS, NativeRuntime
 from gemquant.rockchip.bench import machine_of
-from gemquant.rockchip.board_events import Done, Loaded, Ran, Rows
+from gemquant.rockchip.board_events import Done, Loaded, Ran, Rows, Started
 from gemquant.rockchip.board_rkllm import (
     NOT_READABLE,
     Board,
@@ -73,10 +73,7 @@ def _runtime(
             new_tokens=GENERATED_TOKENS,
         )
         evaluation.note_continuation(runner.software, runner.beginning, progress)
-        if runner.not_run is not None:
-            yield NativeRuntime(runner.software, None, runner.not_run)
-        else:
-            yield NativeRuntime(runner.software, runner)
+        yield NativeRuntime(runner.software, None if runner.not_run else runner, runner.not_run)
 
 
 @dataclass(frozen=True)
@@ -158,9 +155,7 @@ class RkllmRunner:
 
 
 def _continue(model: RkllmOnBoard, prompt: Sequence[int], new_tokens: int) -> tuple[Loaded, Ran]:
-    events = list(model.generate(prompt, new_tokens=new_tokens))
-    loaded = [event for event in events if isinstance(event, Loaded)]
-    ran = [event for event in events if isinstance(event, Ran)]
-    if not loaded or not ran or not any(isinstance(event, Done) for event in events):
-        raise WorkerError("The board did not report what it generated.")
-    return loaded[-1], ran[-1]
+    match [*model.generate(prompt, new_tokens=new_tokens)]:
+        case [Started(), Loaded() as loaded, *_, Ran() as ran, Done()]:
+            return loaded, ran
+    raise WorkerError("The board did not report what it generated.")

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from gemquant.core.resources import process_status
 from gemquant.errors import WorkerError
 
 logger = logging.getLogger(__name__)
@@ -157,7 +158,7 @@ def group_memory(group: int) -> int:
     On Linux mapped files do not count: the system can drop them at any time. Elsewhere they do.
     """
     if platform.system() == "Linux":
-        return sum(_private_bytes(process) for process in _members(group))
+        return sum(process_status(pid, field) or 0 for pid in _members(group) for field in _PRIVATE)
     answer = subprocess.run(
         ["ps", "-A", "-o", "pgid=,rss="], capture_output=True, text=True, check=False
     )
@@ -165,25 +166,8 @@ def group_memory(group: int) -> int:
     return sum(int(row[1]) * 1024 for row in rows if len(row) == 2 and row[0] == str(group))
 
 
-def _members(group: int) -> list[Path]:
-    members = []
+def _members(group: int) -> Iterator[int]:
     for process in Path("/proc").iterdir():
-        if not process.name.isdigit():
-            continue
-        try:
-            # The name, in parentheses, may hold anything; the group is the third field after it.
-            fields = (process / "stat").read_text(errors="replace").rpartition(")")[2].split()
-        except OSError:
-            continue  # it has ended
-        if int(fields[2]) == group:
-            members.append(process)
-    return members
-
-
-def _private_bytes(process: Path) -> int:
-    try:
-        status = (process / "status").read_text(errors="replace")
-    except OSError:
-        return 0
-    lines = (line.split() for line in status.splitlines() if line.startswith(_PRIVATE))
-    return sum(int(line[1]) * 1024 for line in lines)
+        with suppress(ValueError, ProcessLookupError):  # not a process, or one that has ended
+            if os.getpgid(int(process.name)) == group:
+                yield int(process.name)

@@ -110,7 +110,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm-eval is not installe
         """
         targets: dict[tuple[int, ...], list[tuple[int, Target]]] = {}
         for number, (_, context, continuation) in enumerate(requests):
-            ids = self._fitting([*context, *continuation])
+            # The last token is not read, so one more fits.
+            ids = self._ending([*context, *continuation], self._longest + 1)
             first = len(ids) - 1 - len(continuation)
             if first < 0:
                 raise UnsupportedError(
@@ -142,13 +143,12 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm-eval is not installe
         if len(finished) != len(windows):
             raise ValueError(f"{len(windows) - len(finished)} windows were not answered")
 
-    def _fitting(self, ids: list[int]) -> list[int]:
-        """Cut what is too long, after the BOS; the last token is not read, so one more fits."""
-        over = len(ids) - (self._longest + 1)
-        if over <= 0:
+    def _ending(self, ids: list[int], room: int) -> list[int]:
+        """Cut what is too long, after the BOS."""
+        if len(ids) <= room:
             return ids
         self._cut += 1
-        return [self._text.bos, *ids[over + 1 :]]
+        return [self._text.bos, *ids[len(ids) - room + 1 :]]
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
         """Return log-likelihoods of whole texts; each window of a long one begins with BOS."""
@@ -205,10 +205,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm-eval is not installe
                 f"a task asks for {count} new tokens; windows have {self._longest}.",
                 hint="Raise --max-length.",
             )
-        ids = self.tok_encode(prompt)
-        if len(ids) > room:
-            self._cut += 1
-            ids = [self._text.bos, *ids[len(ids) - room + 1 :]]
+        ids = self._ending(self.tok_encode(prompt), room)
         generated: list[int] = []
         text = ""
         for token in self._runtime.tokens(ids, limit=count):

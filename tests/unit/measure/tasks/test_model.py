@@ -135,7 +135,7 @@ class TestBos:
     def test_a_prompt_that_is_cut_keeps_it(self, tiny_folder: Path) -> None:
         long, short = ours(tiny_folder), ours(tiny_folder, max_length=16)
         words = "the quick brown fox jumps over the lazy dog and with this from that model is it"
-        kept = short._fitting(short.tok_encode(words))
+        kept = short._ending(short.tok_encode(words), short.max_length + 1)
         assert len(kept) == 17
         assert kept == [2, *long.tok_encode(words)[-16:]]
         assert short.windows_cut == 1

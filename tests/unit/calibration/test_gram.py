@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gemquant.numerics.native.gram import add_gram, has_bfloat16_products
+from gemquant.calibration.statistics import add_gram, has_bfloat16_products
 
 pytestmark = pytest.mark.skipif(
     not has_bfloat16_products(), reason="no bfloat16 products: not this processor, or not built"
