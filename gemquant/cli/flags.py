@@ -139,11 +139,18 @@ def flags(*params: click.Parameter) -> Callable[[Function], Function]:
 
 
 class StderrHandler(logging.Handler):
-    """Writes to whatever stderr is at that moment."""
+    """Writes to whatever stderr is at that moment, every message once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._written: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
-        echo(self.format(record), err=True)
+        line = self.format(record)
+        if line not in self._written:
+            self._written.add(line)
+            echo(line, err=True)
 
 
 def _set_verbosity(ctx: click.Context, param: click.Parameter, count: int) -> int:
@@ -152,11 +159,10 @@ def _set_verbosity(ctx: click.Context, param: click.Parameter, count: int) -> in
     quiet = ctx.params.get("quiet") and not verbosity
     levels = (logging.ERROR if quiet else logging.WARNING, logging.INFO, logging.DEBUG)
     logger.setLevel(levels[verbosity])
-    if not logger.handlers:
-        logger.addHandler(StderrHandler())
-        logger.propagate = False
     form = "%(levelname)s %(name)s: %(message)s" if verbosity else "note: %(message)s"
-    logger.handlers[0].setFormatter(logging.Formatter(form))
+    handler = StderrHandler()
+    handler.setFormatter(logging.Formatter(form))
+    logger.handlers, logger.propagate = [handler], False
     return count
 
 

@@ -14,6 +14,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from gemquant.core.untrusted import open_regular
 from gemquant.errors import CheckpointError, GemquantError, ProblemCollector
 from gemquant.formats.checkpoint.folder import FolderTensors, read_raw_config
 from gemquant.formats.checkpoint.hub import (
@@ -76,7 +77,7 @@ def _open(ref: str, lora: Sequence[str]) -> Checkpoint:
     if path.is_dir():
         return _open_folder(path, ref, None, lora)
     if path.is_file():
-        if path.suffix.lower() == ".gguf":
+        if path.suffix.lower() == ".gguf" or _begins_as_gguf(path):
             return _open_gguf(path, ref, lora, None)
         raise CheckpointError(
             f"{ref} is a file, and not a .gguf.",
@@ -84,6 +85,12 @@ def _open(ref: str, lora: Sequence[str]) -> Checkpoint:
         )
     folder, revision = _from_hub(ref, MODEL_FILES)
     return _open_folder(folder, ref, revision, lora)
+
+
+def _begins_as_gguf(path: Path) -> bool:
+    """Whether a file of any name is a GGUF: ollama's are called sha256-…"""
+    with open_regular(path) as file:
+        return file.read(4) == b"GGUF"
 
 
 def _from_hub(ref: str, files: tuple[str, ...]) -> tuple[Path, str]:

@@ -16,6 +16,7 @@ _REFERENCE = re.compile(
 
 MODEL_FILES = (
     "config.json",
+    "adapter_config.json",
     "generation_config.json",
     "model.safetensors.index.json",
     "*.safetensors",

@@ -443,7 +443,7 @@ def _low_rank(
     match = _PART.fullmatch(pair["A"].removeprefix(_PREFIX))
     assert match is not None
     rank, mlx = lora.rank(match["module"]), match["mlx"] is not None
-    embedding = ".lora_embedding_" in pair["A"] or (mlx and name == EMBEDDING)
+    embedding = ".lora_embedding_" in pair["A"] or (mlx and ".embed_tokens" in name)
     rows, columns = shape[0], shape[-1]
     # peft adapts the embedding as the linear that it is transposed.
     a, b = ((rank, rows), (columns, rank)) if embedding else ((rank, columns), (rows, rank))

@@ -9,14 +9,15 @@ import shlex
 from pathlib import Path
 
 from gemquant.errors import CheckpointError, GemquantError, command_with, listed
-from gemquant.formats.checkpoint.files import read_json_object
+from gemquant.formats.checkpoint.files import hub_repository, read_json_object
 
 ADAPTER = "adapter_config.json"
 
 _TRAINED = re.compile(r"checkpoint-(\d{1,9})")
 _PAGE = re.compile(r"https?://(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+).*")
 _HUB_FILE = re.compile(r"([\w-][\w.-]*/[\w.-]+)(?::|/(?=.*\.gguf$))([\w.-]+)", re.IGNORECASE)
-_MOST_LISTED = 1000
+_OLLAMAS = re.compile(r"[\w.-]+:[\w.-]+")
+_MOST_LISTED, _LONGEST = 1000, 300
 
 
 def not_a_model(folder: Path, *, configured: bool) -> GemquantError | None:
@@ -40,8 +41,9 @@ def not_an_adapter(path: Path) -> GemquantError | None:
             hint=f"Give one: --lora {shlex.quote(str(path / last))}",
         )
     if (path / "config.json").exists():
+        named = hub_repository(path) or str(path)
         return CheckpointError(
-            f"{path} is a model, not an adapter.", hint=command_with(shlex.quote(str(path)))
+            f"{named} is a model, not an adapter.", hint=command_with(shlex.quote(named))
         )
     return None
 
@@ -59,10 +61,10 @@ def _artifact(folder: Path) -> GemquantError | None:
 def _adapter(folder: Path) -> GemquantError | None:
     if not (folder / ADAPTER).exists():
         return None
-    base = _base(folder)
+    base, named = _base(folder), hub_repository(folder) or str(folder)
     return CheckpointError(
-        f"{folder} is an adapter of {base}, not a model.",
-        hint=command_with(f"{shlex.quote(base)} --lora {shlex.quote(str(folder))}"),
+        f"{named} is an adapter of {base}, not a model.",
+        hint=command_with(f"{shlex.quote(base)} --lora {shlex.quote(named)}"),
     )
 
 
@@ -115,7 +117,7 @@ def _source(folder: Path) -> str | None:
         return None
     if not isinstance(source, str) or not quantized:
         return None
-    return f"{source}@{revision}" if revision and "@" not in source else source
+    return (f"{source}@{revision}" if revision and "@" not in source else source)[:_LONGEST]
 
 
 def _base(adapter: Path) -> str:
@@ -124,7 +126,7 @@ def _base(adapter: Path) -> str:
     except GemquantError:
         return "BASE"
     named = config.get("base_model_name_or_path") or config.get("model")
-    return named if isinstance(named, str) and named else "BASE"
+    return named[:_LONGEST] if isinstance(named, str) and named else "BASE"
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -145,6 +147,8 @@ def meant(ref: str) -> str | None:
         return f"Give its name on the Hub: {command_with(page[1])}"
     if file := _HUB_FILE.fullmatch(ref):
         return f"Download it first: hf download {file[1]} --include '*{file[2]}*' --local-dir ."
+    if _OLLAMAS.fullmatch(ref):
+        return f"If it is ollama's, give its file: ollama show --modelfile {ref} names it."
     close = _close_path(os.path.expanduser(ref.partition("@")[0]))  # noqa: PTH111
     if close is None:
         return None

@@ -134,6 +134,7 @@ def test_a_mistyped_path_names_what_is_there(
     [
         ("https://huggingface.co/google/gemma-2-2b/tree/main", "gemquant awq google/gemma-2-2b"),
         ("me/x-GGUF:Q4_K_M", "hf download me/x-GGUF --include '*Q4_K_M*' --local-dir ."),
+        ("gemma3:4b", "ollama show --modelfile gemma3:4b names it."),
         ("me/x-GGUF/x.gguf", "hf download me/x-GGUF --include '*x.gguf*' --local-dir ."),
     ],
 )

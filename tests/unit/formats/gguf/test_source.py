@@ -227,6 +227,11 @@ def test_the_text_model_is_taken_out_of_ollamas_gguf(
         assert torch.equal(checkpoint.tensor(name), expected), name
 
 
+def test_a_gguf_is_known_by_its_beginning(tmp_path: Path) -> None:
+    blob = write_ollamas_gguf(tmp_path / "m.gguf").rename(tmp_path / "sha256-0123")
+    assert open_checkpoint(str(blob)).config["model_type"] == "gemma3_text"
+
+
 def test_what_ollama_leaves_out_is_what_its_runner_assumes(tmp_path: Path) -> None:
     config = open_checkpoint(str(write_ollamas_gguf(tmp_path / "m.gguf"))).config
     assert config["rms_norm_eps"] == 1e-6
