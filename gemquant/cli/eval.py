@@ -15,6 +15,7 @@ from gemquant.cli.flags import (
     complete_suite,
     document_flag,
     evaluation_flags,
+    flag,
     flags,
     machine_flags,
     output_flags,
@@ -62,14 +63,8 @@ Examples:
         complete=complete_suite,
     ),
     document_flag("all figures, window by window,"),
-    click.Option(
-        ["--dry-run"], is_flag=True, help="Print what would be measured; measure nothing."
-    ),
-    click.Option(
-        ["--by-layer"],
-        is_flag=True,
-        help="Also measure each layer's own error, given the original's hidden states.",
-    ),
+    flag("--dry-run", "Print what would be measured; measure nothing."),
+    flag("--by-layer", "Also measure each layer's own error, given the original's hidden states."),
     click.Option(
         ["--native/--no-native"],
         default=True,

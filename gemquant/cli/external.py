@@ -78,12 +78,8 @@ def run_external(
     request = read_request(ctx, options, exporter=container)
 
     external = ExternalRequest(
-        recipe=request.recipe,
+        **request.common,
         options=request.quantizers[0],
-        target=request.target,
-        output=request.output,
-        threads=request.threads,
-        force=request.force,
         tool=tool,
     )
     quiet = ctx.params["quiet"]
@@ -117,8 +113,7 @@ def _print_plan(prepared: PreparedExternal, *, as_json: bool) -> None:
             }
         )
         return
-    listing = render.table("", "")
-    listing.show_header = False
+    listing = render.fact_table()
     listing.add_row("model", recipe.model)
     listing.add_row("folder", str(prepared.out))
     listing.add_row("container", f"{prepared.tool.container}, for {recipe.target}")

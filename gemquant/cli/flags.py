@@ -190,6 +190,11 @@ def flag(name: str, help: str) -> click.Option:
     return click.Option([name], is_flag=True, help=help)
 
 
+def path_flag(name: str, help: str, *, metavar: str = "FILE") -> click.Option:
+    """Make an option that names a file, or with ``metavar="DIR"`` a folder."""
+    return click.Option([name], type=click.Path(path_type=Path), metavar=metavar, help=help)
+
+
 def document_flag(contents: str) -> click.Parameter:
     """``-o``, ``--output``: save one JSON document, staged by ``write_document``.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gemquant.cli.flags import document_flag, flags, output_flags
+from gemquant.cli.flags import document_flag, flag, flags, output_flags, path_flag
 from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting, threads_of
 from gemquant.errors import (
@@ -56,23 +56,9 @@ Examples:
         type=click.Path(dir_okay=False, path_type=Path),
         help="What to compare with; docs/baseline.md describes it.",
     ),
-    click.Option(
-        ["--budget"],
-        metavar="FILE",
-        type=click.Path(dir_okay=False, path_type=Path),
-        help="Allowed losses, as TOML; docs/gate.md lists the keys and the defaults.",
-    ),
-    click.Option(
-        ["--bench"],
-        metavar="FILE",
-        type=click.Path(dir_okay=False, path_type=Path),
-        help="Output of `gemquant bench --json`: compare peak memory and speed too.",
-    ),
-    click.Option(
-        ["--update-baseline"],
-        is_flag=True,
-        help="Judge nothing; put the new figures into the baseline.",
-    ),
+    path_flag("--budget", "Allowed losses, as TOML; docs/gate.md lists the keys and the defaults."),
+    path_flag("--bench", "Output of `gemquant bench --json`: compare peak memory and speed too."),
+    flag("--update-baseline", "Judge nothing; put the new figures into the baseline."),
     click.Option(["--reason"], metavar="TEXT", help="Why, for the baseline's history."),
     document_flag("the verdict, for `gemquant report`,"),
     setting(

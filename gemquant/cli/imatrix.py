@@ -10,6 +10,7 @@ import click
 
 from gemquant.cli.flags import (
     calibration_flags,
+    flag,
     flags,
     machine_flags,
     model_argument,
@@ -46,7 +47,7 @@ Examples:
     *calibration_flags(),
     lora_flag(),
     *machine_flags(),
-    click.Option(["--force"], is_flag=True, help="Replace an existing file."),
+    flag("--force", "Replace an existing file."),
     *output_flags(),
 )
 @click.pass_context

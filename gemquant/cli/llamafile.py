@@ -145,7 +145,7 @@ def _cautions(plan: LlamafilePlan, progress: Progress) -> None:
 
 
 def _print(plan: LlamafilePlan, llamafile: Llamafile | None, *, as_json: bool) -> None:
-    from gemquant.cli.render import print_json, print_tables, table
+    from gemquant.cli.render import fact_table, print_json, print_tables
     from gemquant.core.resources import human_bytes
     from gemquant.formats.llamafile_record import record_path
 
@@ -168,8 +168,7 @@ def _print(plan: LlamafilePlan, llamafile: Llamafile | None, *, as_json: bool) -
             document["not_run"] = llamafile.trial.not_run if llamafile.trial else "not asked for"
         print_json(document)
         return
-    facts = table("", "")
-    facts.show_header = False
+    facts = fact_table()
     facts.add_row("file", f"{request.out}, {human_bytes(plan.layout.size)}")
     facts.add_row("runtime", f"{request.runtime.origin}, sha256 {request.runtime.sha256}")
     facts.add_row("entries", f"{len(request.runtime.entries)} zip entries of the runtime")

@@ -300,16 +300,8 @@ def _print_json(headers: Headers, plans: Sequence[Plan]) -> None:
 
 
 def _document(row: Estimate) -> dict[str, Any]:
-    candidate = dataclasses.asdict(row.candidate)
+    figures = dataclasses.asdict(row)
+    candidate = figures.pop("candidate")
     del candidate["refused"]
-    return {
-        **candidate,
-        "cache_bytes": row.cache_bytes,
-        "overhead_bytes": row.overhead_bytes,
-        "memory_bytes": row.memory_bytes,
-        "spare_bytes": row.spare_bytes,
-        "fits": row.fits,
-        "tokens_per_second": row.tokens_per_second,
-        "tokens_per_second_full": row.tokens_per_second_full,
-        "speed": row.speed.model_dump(mode="json"),
-    }
+    speed = row.speed.model_dump(mode="json")
+    return {**candidate, **figures, "fits": row.fits, "speed": speed}

@@ -81,11 +81,14 @@ class Bars:
             known = next(each for each in self._progress.tasks if each.id == number)
             if known.finished or known.total is None or name == task:
                 self._progress.remove_task(self._tasks.pop(name))
-        self._tasks[task] = self._progress.add_task(inert(task), total=total or None)
+        self._tasks[task] = self._progress.add_task(
+            inert(task), total=total or None, of=f"/{total}" if total else ""
+        )
 
     def advance(self, task: str, amount: int = 1) -> None:
         """Move the bar."""
-        self._progress.advance(self._tasks[task], amount)
+        if task in self._tasks:
+            self._progress.advance(self._tasks[task], amount)
 
     def note(self, text: str) -> None:
         """Print the note above the bars."""
@@ -116,7 +119,6 @@ def reporter(*, quiet: bool) -> Iterator[Progress]:
         from rich.console import Console
         from rich.progress import (
             BarColumn,
-            MofNCompleteColumn,
             TextColumn,
             TimeElapsedColumn,
             TimeRemainingColumn,
@@ -125,7 +127,7 @@ def reporter(*, quiet: bool) -> Iterator[Progress]:
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),
-            MofNCompleteColumn(),
+            TextColumn("{task.completed:.0f}{task.fields[of]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),

@@ -77,12 +77,8 @@ class QuantizerCommand(click.Command):
             from gemquant.convert.prepare import ConversionRequest, prepare
 
             conversion = ConversionRequest(
-                recipe=request.recipe,
+                **request.common,
                 quantizers=request.quantizers,
-                target=request.target,
-                output=request.output,
-                threads=request.threads,
-                force=request.force,
                 restart=request.restart,
             )
             prepared = prepare(conversion, progress)

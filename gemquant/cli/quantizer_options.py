@@ -238,6 +238,12 @@ class QuantizerRequest:
     force: bool
     restart: bool
 
+    @property
+    def common(self) -> dict[str, Any]:
+        """What every program's request has."""
+        names = ("recipe", "target", "output", "threads", "force")
+        return {name: getattr(self, name) for name in names}
+
 
 def read_request(
     ctx: click.Context, quantizer_type: type[Any], *, exporter: str | None = None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from gemquant.cli.flags import flags, output_flags
+from gemquant.cli.flags import flag, flags, output_flags
 from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting
 from gemquant.errors import (
@@ -63,7 +63,7 @@ Examples:
     ),
     _file("--junit", "JUnit XML of the verdict; - for stdout."),
     _file("--html", "One page with everything in it; - for stdout."),
-    click.Option(["--force"], is_flag=True, help="Replace existing files."),
+    flag("--force", "Replace existing files."),
     *output_flags(),
 )
 @click.pass_context

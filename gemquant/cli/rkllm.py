@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gemquant.cli.external import tool_flags, tool_settings
-from gemquant.cli.flags import flag, flags, model_argument
+from gemquant.cli.flags import flag, flags, model_argument, path_flag
 from gemquant.cli.progress import print_end, reporter
 from gemquant.cli.quantize import MODEL, next_commands
 from gemquant.cli.quantizer_options import (
@@ -67,11 +67,9 @@ Examples:
         "--prepare-only",
         "Write the toolkit's input and the program that calls it; convert nothing.",
     ),
-    click.Option(
-        ["--converted"],
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="Make an artifact of the file that convert.py made; MODEL is the prepared folder.",
+    path_flag(
+        "--converted",
+        "Make an artifact of the file that convert.py made; MODEL is the prepared folder.",
     ),
     setting(
         "--toolkit-version",
@@ -107,12 +105,8 @@ def command(ctx: click.Context, /, **params: Any) -> None:
             artifact = seal(folder, params["converted"], shared.output, force=shared.force)
         else:
             request = RkllmRequest(
-                recipe=shared.recipe,
+                **shared.common,
                 options=shared.quantizers[0],
-                target=shared.target,
-                output=shared.output,
-                threads=shared.threads,
-                force=shared.force,
                 prepare_only=params["prepare_only"],
                 toolkit=params["toolkit"] or AUTO,
                 toolkit_version=params["toolkit_version"],
@@ -199,8 +193,7 @@ def _print_plan(prepared: PreparedRkllm, *, as_json: bool) -> None:
             }
         )
         return
-    listing = render.table("", "")
-    listing.show_header = False
+    listing = render.fact_table()
     listing.add_row("file", f"{job.out}/{job.file}")
     listing.add_row("size", f"{human_bytes(low)} to {human_bytes(high)} expected")
     listing.add_row("toolkit", toolkit)

@@ -6,14 +6,13 @@ import os
 import signal
 import sys
 import threading
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from gemquant.cli.chat import chat_request, model_flags
-from gemquant.cli.flags import flag, flags, output_flags
+from gemquant.cli.flags import flag, flags, output_flags, path_flag
 from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, threads_of
 from gemquant.errors import UsageError, echo
@@ -56,11 +55,8 @@ Examples:
         help="Host name under which clients reach this server; repeatable. This machine's own "
         "names and, with --public, addresses need none.",
     ),
-    click.Option(
-        ["--api-key-file"],
-        type=click.Path(dir_okay=False, path_type=Path),
-        metavar="FILE",
-        help="File with the key that clients must send.  [default: $GEMQUANT_API_KEY]",
+    path_flag(
+        "--api-key-file", "File with the key that clients must send.  [default: $GEMQUANT_API_KEY]"
     ),
     click.Option(
         ["--parallel"],

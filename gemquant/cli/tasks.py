@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +13,7 @@ from gemquant.cli.flags import (
     flag,
     flags,
     output_flags,
+    path_flag,
     runtime_flags,
     too_small,
     unknown_place,
@@ -68,18 +68,14 @@ Examples:
         "--apply-chat-template",
         "Put prompts into the model's chat template, examples as earlier turns.",
     ),
-    click.Option(
-        ["--task-folder"],
-        type=click.Path(path_type=Path),
+    path_flag(
+        "--task-folder",
+        "Folder of your own task files (YAML); their data may be local files.",
         metavar="DIR",
-        help="Folder of your own task files (YAML); their data may be local files.",
     ),
     flag("--allow-task-code", "Let files of --task-folder run the Python that they name."),
-    click.Option(
-        ["--published"],
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="TOML or JSON of published figures, in addition to Google's model cards.",
+    path_flag(
+        "--published", "TOML or JSON of published figures, in addition to Google's model cards."
     ),
     setting(
         "--max-length",
