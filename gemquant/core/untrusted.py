@@ -21,6 +21,7 @@ MAX_DEPTH = 100
 """Deepest nesting of JSON and TOML that is read; Python's own limit is a thousand calls."""
 MAX_TOML_BYTES = 64_000
 """tomllib takes quadratic time for some files; written by hand, none is larger."""
+MAX_NUMBER = 1e100
 _MAX_KEYS_PER_LINE = 1000
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _PROBLEMS_SHOWN = 8
@@ -90,10 +91,16 @@ class UntrustedFile:
         """The JSON object in the file, checked."""
         from pydantic import ValidationError  # slow to import; most commands read no record
 
+        content = self.bytes()
         try:
-            return kind.model_validate_json(self.bytes())
+            record = kind.model_validate_json(content)
         except ValidationError as error:
             raise self._problem(wrong_fields(error)) from None
+        try:
+            json.loads(content, parse_int=_bounded, parse_float=_bounded)
+        except ValueError as error:
+            raise self._problem(str(error)) from None
+        return record
 
     def table(self, kind: type[M]) -> M:
         """The table in the file, TOML or JSON by its name, checked."""
@@ -151,6 +158,13 @@ def wrong_fields(error: ValidationError, root: str = "the document") -> str:
         f"{'.'.join(map(str, each['loc'])) or root}: {each['msg']}"
         for each in error.errors(include_url=False)[:_PROBLEMS_SHOWN]
     )
+
+
+def _bounded(number: str) -> float:
+    """A number whose square and products with others fit a float."""
+    if not abs(value := float(number)) <= MAX_NUMBER:
+        raise ValueError(f"a number beyond ±{MAX_NUMBER:g}: {number[:40]}")
+    return value
 
 
 def _toml(text: str) -> dict[str, Any]:
