@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import operator
+import re
 import shlex
 import shutil
 import sys
@@ -17,7 +18,7 @@ from rich.cells import cell_len
 
 from gemquant.core.resources import human_bytes
 from gemquant.core.scheme import INTEGER, describe
-from gemquant.core.tables import Column, Table, matrices
+from gemquant.core.tables import Cell, Column, Table, matrices
 from gemquant.core.tables import counted as counted  # noqa: PLC0414 - for the other tables
 from gemquant.errors import echo, inert
 
@@ -34,24 +35,39 @@ def print_json(document: Any) -> None:
 
 
 def print_tables(*parts: Table | str) -> None:
-    """Print tables and lines. Only a terminal's tables are wrapped, and never inside a word."""
+    """Print tables and lines. They are wrapped in a terminal only, and never inside a word."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for part in parts:
-        echo(part if isinstance(part, str) else "\n".join(_lines(part, width)))
+        if not isinstance(part, str):
+            echo("\n".join(_lines(part, width)))
+        elif width is None or "\n" in part:
+            echo(part)
+        else:
+            indent = " " * (len(part) - len(part.lstrip()))
+            echo("\n".join(_wrapped(part, width, indent)))
 
 
-def _lines(table: Table, width: int | None) -> Iterator[str]:
-    """Lay out a table; numbers are aligned to the right. width: None for any."""
+def _lines(table: Table, width: int | None, *, tied: bool = True) -> Iterator[str]:
+    """Lay out a table; numbers are aligned to the right. width: None for any.
+
+    tied: intervals are not wrapped; where that is too wide, they are.
+    """
     head = [column.name for column in table.columns] if table.show_header else []
-    rows = [[inert(cell.text) for cell in row] for row in table.rows]
+    rows = [
+        [_shown(cell, column, tied=tied) for cell, column in zip(row, table.columns, strict=True)]
+        for row in table.rows
+    ]
     widths, least = [], []
-    for number, column in enumerate(table.columns):
+    for number in range(len(table.columns)):
         texts = [row[number] for row in rows]
-        words = [word for text in (column.name, *texts) for word in text.split()]
         shown = [*texts, *head[number : number + 1]]
+        words = [word for text in shown for word in re.split("[ \n]", text)]
         widths.append(max(map(_width, shown), default=0))
-        least.append(max(map(_width, [*words, *(texts if column.numeric else ())]), default=0))
+        least.append(max(map(_width, words), default=0))
     most = sys.maxsize if width is None else width - len(_GAP) * (len(widths) - 1)
+    if tied and sum(least) > most:
+        yield from _lines(table, width, tied=False)
+        return
     while sum(widths) > most and any(map(operator.gt, widths, least)):
         widest = max(range(len(widths)), key=lambda n: (widths[n] > least[n], widths[n]))
         widths[widest] -= 1
@@ -64,17 +80,26 @@ def _lines(table: Table, width: int | None) -> Iterator[str]:
             for text, room, column in zip(parts, widths, table.columns, strict=True):
                 blank = " " * (room - cell_len(text))
                 padded.append(blank + text if column.numeric else text + blank)
-            yield _GAP.join(padded).rstrip()
+            yield _GAP.join(padded).rstrip().replace("\xa0", " ")
 
 
 def _width(text: str) -> int:
     return max(map(cell_len, text.split("\n")))
 
 
-def _wrapped(text: str, width: int) -> list[str]:
+def _shown(cell: Cell, column: Column, *, tied: bool) -> str:
+    """The text; a figure is wrapped only before its interval, or in it."""
+    text = inert(cell.text)
+    inside = "" if tied else "(?<!,)"
+    return re.sub(rf"{inside} (?!\[|to )", "\xa0", text) if column.numeric else text
+
+
+def _wrapped(text: str, width: int, indent: str = "") -> list[str]:
     if _width(text) <= width:
         return text.split("\n")
-    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+    return textwrap.wrap(
+        text, width, break_long_words=False, break_on_hyphens=False, subsequent_indent=indent
+    )
 
 
 def verbose() -> bool:
@@ -182,8 +207,16 @@ def losses(levels: Sequence[LevelEvaluation], *, title: str) -> list[Table | str
     title = f"{title} ({levels[0].runtime}{'; the others likewise' if len(levels) > 1 else ''})"
     if levels[0].not_run is not None:
         return [f"{title}: not run, {levels[0].not_run}"]
+    rows, words = loss_table(levels, title=title), legend(levels)
+    slices = [each for level in levels for each in level.slices]
+    if len({(each.window_count, each.token_count) for each in slices}) == 1:
+        kept = [n for n, each in enumerate(rows.columns) if each.name not in {"windows", "tokens"}]
+        cells = [[row[n] for n in kept] for row in rows.rows]
+        rows = Table([rows.columns[n] for n in kept], cells, title=title)
+        count, tokens = counted(slices[0].window_count, "window"), slices[0].token_count
+        words = f"{words} Each slice: {count}, {tokens:,} predicted tokens."
     distance = from_reference(levels[0])
-    return [loss_table(levels, title=title), legend(levels), *([distance] if distance else [])]
+    return [rows, words, *([distance] if distance else [])]
 
 
 def _facts(manifest: Manifest) -> list[Table | str]:

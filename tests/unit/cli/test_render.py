@@ -71,10 +71,13 @@ def test_the_certificate_is_a_table_with_intervals(
     out = capsys.readouterr().out
     row = next(line for line in out.splitlines() if line.startswith("english"))
     assert row.split() == [
-        *("english", "4", "2,044", "18.12", "20.99", "0.1235", "[0.1167,", "0.1302]"),
+        *("english", "18.12", "20.99", "0.1235", "[0.1167,", "0.1302]"),
         *("2.35", "[2.22,", "2.47]", "87.6", "%", "[86.4,", "88.9]"),
     ]
-    assert "KL divergence in nats per token; [ ] is the 95 % interval over windows." in out
+    assert (
+        "KL divergence in nats per token; [ ] is the 95 % interval over windows. "
+        "Each slice: 4 windows, 2,044 predicted tokens."
+    ) in out
 
 
 @pytest.mark.parametrize(
@@ -163,7 +166,7 @@ def test_one_window_has_no_interval(capsys: pytest.CaptureFixture[str]) -> None:
     render.print_tables(*render.losses([level], title="Certificate"))
     out = capsys.readouterr().out
     row = next(line for line in out.splitlines() if line.startswith("english"))
-    assert row.split()[5:] == ["0.1235", "2.346", "87.65", "%"]
+    assert row.split()[3:] == ["0.1235", "2.346", "87.65", "%"]
     assert "KL divergence in nats per token. One window: no interval." in out
 
 
@@ -229,6 +232,25 @@ def test_no_word_of_a_table_is_broken(width: int) -> None:
     words = [word for line in lines[1:] for word in line.split()]
     assert sorted(words) == sorted([*" ".join(WIDE).split(), "1.10", "MB"])
     assert max(map(len, lines)) <= max(width, 68)  # what the longest words need
+
+
+def test_a_figure_is_wrapped_at_its_interval_alone() -> None:
+    made = render.table("slice", "KL mean", numbers=["KL mean"])
+    made.add_row("english", "87.6 % [86.4, 88.9]")
+    assert list(render._lines(made, 21)) == [
+        "slice         KL mean",
+        "english        87.6 %",
+        "         [86.4, 88.9]",
+    ]
+
+
+def test_slices_of_different_lengths_keep_their_counts(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    slices = (LOSS, measured_slice("code", kl=[0.1, 0.2]))
+    level = LevelEvaluation(level="reference", runtime="torch", slices=slices)
+    render.print_tables(*render.losses([level], title="Certificate"))
+    assert "windows  tokens" in capsys.readouterr().out
 
 
 def test_wide_letters_take_two_columns() -> None:
