@@ -94,9 +94,8 @@ def _module(name: str) -> str:
 
 
 def _summary(name: str) -> str:
-    """The first line of a command's help: the function's docstring, or else ``help=``."""
-    module = _module(name)
-    return first_line(module, "\ndef command(", '"""') or first_line(module, '\n    help="""')
+    """The first line of a command's docstring."""
+    return first_line(_module(name), "\ndef command(", '"""')
 
 
 @click.command(

@@ -8,11 +8,35 @@ from typing import Any
 import click
 
 from gemquant.cli.artifacts import folders_at
-from gemquant.cli.flags import output_flags
+from gemquant.cli.flags import flag, flags, output_flags, path_flag
 from gemquant.errors import UsageError, echo
 
 
-def _card(
+@click.command(
+    "card",
+    epilog="""\b
+Examples:
+  gemquant card gemma-2-2b-awq --check
+  gemquant card gemma-2-2b-awq --evaluation eval.json --tasks tasks.json
+  gemquant card gemma-2-2b-awq -o preview.md""",
+)
+@flags(
+    click.Argument(["artifact"], type=click.Path(path_type=Path)),
+    path_flag(
+        "--evaluation", "Add the figures of `gemquant eval --output FILE` to card and artifact."
+    ),
+    path_flag("--tasks", "Add the scores of `gemquant tasks --output FILE`."),
+    click.Option(
+        ["-o", "--output"],
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        help="Write the card to this file and leave the artifact unchanged.",
+    ),
+    flag("--check", "Only check whether the card is up to date."),
+    flag("--force", "Replace an existing --output."),
+    *output_flags(),
+)
+def command(
     artifact: Path,
     *,
     evaluation: Path | None,
@@ -23,6 +47,13 @@ def _card(
     as_json: bool,
     quiet: bool,
 ) -> None:
+    """Write an artifact's model card again, with later measurements.
+
+    Writes README.md with the Hub's front matter (base model and relation, licence, gating,
+    measurements as a model-index) from the manifest and the original's card. Card, evaluation and
+    manifest change together, so `gemquant verify` still passes. --check exits with 6 if the card
+    is out of date.
+    """
     from gemquant.cli import render
     from gemquant.publish.card import make_card, refuse_stale, save_card, write_card
 
@@ -55,44 +86,3 @@ def _card(
             echo(f"{place}: {state}")
     if as_json:
         render.print_json(documents[0] if len(documents) == 1 else documents)
-
-
-command = click.Command(
-    "card",
-    callback=_card,
-    params=[
-        click.Argument(["artifact"], type=click.Path(path_type=Path)),
-        click.Option(
-            ["--evaluation"],
-            metavar="FILE",
-            type=click.Path(path_type=Path),
-            help="Add the figures of `gemquant eval --output FILE` to card and artifact.",
-        ),
-        click.Option(
-            ["--tasks"],
-            metavar="FILE",
-            type=click.Path(path_type=Path),
-            help="Add the scores of `gemquant tasks --output FILE`.",
-        ),
-        click.Option(
-            ["-o", "--output"],
-            metavar="FILE",
-            type=click.Path(path_type=Path),
-            help="Write the card to this file and leave the artifact unchanged.",
-        ),
-        click.Option(["--check"], is_flag=True, help="Only check whether the card is up to date."),
-        click.Option(["--force"], is_flag=True, help="Replace an existing --output."),
-        *output_flags(),
-    ],
-    help="""Write an artifact's model card again, with later measurements.
-
-    Writes README.md with the Hub's front matter (base model and relation, licence, gating,
-    measurements as a model-index) from the manifest and the original's card. Card, evaluation and
-    manifest change together, so `gemquant verify` still passes. --check exits with 6 if the card
-    is out of date.""",
-    epilog="""\b
-Examples:
-  gemquant card gemma-2-2b-awq --check
-  gemquant card gemma-2-2b-awq --evaluation eval.json --tasks tasks.json
-  gemquant card gemma-2-2b-awq -o preview.md""",
-)

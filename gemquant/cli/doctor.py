@@ -7,14 +7,47 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gemquant.cli.flags import complete_target, output_flags
+from gemquant.cli.flags import complete_target, flags, output_flags
 from gemquant.errors import RuntimeMissingError
 
 if TYPE_CHECKING:
     from gemquant.convert.doctor import Finding
 
 
-def _doctor(*, target: str | None, board: str | None, as_json: bool, quiet: bool) -> None:
+@click.command(
+    "doctor",
+    epilog="""\b
+Examples:
+  gemquant doctor
+  gemquant doctor --target rk3588
+  gemquant doctor --target rk3588 --board ssh://rock@rock-5b.local
+  gemquant doctor --board adb:0123456789ABCDEF
+  gemquant doctor --json""",
+)
+@flags(
+    click.Option(
+        ["--target"],
+        metavar="NAME",
+        shell_complete=complete_target,
+        help="Say what is needed to convert for this NPU instead: rk3588 and its like.",
+    ),
+    click.Option(
+        ["--board"],
+        metavar="ssh://USER@HOST[:PORT]|adb:SERIAL",
+        help="Look at a board instead: NPU driver, runtime, memory, clocks, temperatures.",
+    ),
+    *output_flags(),
+)
+def command(*, target: str | None, board: str | None, as_json: bool, quiet: bool) -> None:
+    """Check what is installed and working, and how to install the rest.
+
+    Versions of all that gemquant needs, the kernels in use, the runtimes that run artifacts, the
+    devices. A warning is something missing that not everybody needs, with the command that brings
+    it; a problem is something installed that does not work. Exits with 8 if there is a problem.
+
+    A board is asked through this system's ssh or adb, without a password and with its host key
+    known; nothing is written there.
+    """
     from gemquant.cli import render
     from gemquant.convert.doctor import examine
 
@@ -63,38 +96,3 @@ def _print(findings: list[Finding]) -> None:
         f"{finding.name}: {finding.command}" for finding in findings if finding.command is not None
     ]
     render.print_tables(listing, *(["", "To have what is missing:", *commands] if commands else []))
-
-
-command = click.Command(
-    "doctor",
-    callback=_doctor,
-    params=[
-        click.Option(
-            ["--target"],
-            metavar="NAME",
-            shell_complete=complete_target,
-            help="Say what is needed to convert for this NPU instead: rk3588 and its like.",
-        ),
-        click.Option(
-            ["--board"],
-            metavar="ssh://USER@HOST[:PORT]|adb:SERIAL",
-            help="Look at a board instead: NPU driver, runtime, memory, clocks, temperatures.",
-        ),
-        *output_flags(),
-    ],
-    help="""Check what is installed and working, and how to install the rest.
-
-    Versions of all that gemquant needs, the kernels in use, the runtimes that run artifacts, the
-    devices. A warning is something missing that not everybody needs, with the command that brings
-    it; a problem is something installed that does not work. Exits with 8 if there is a problem.
-
-    A board is asked through this system's ssh or adb, without a password and with its host key
-    known; nothing is written there.""",
-    epilog="""\b
-Examples:
-  gemquant doctor
-  gemquant doctor --target rk3588
-  gemquant doctor --target rk3588 --board ssh://rock@rock-5b.local
-  gemquant doctor --board adb:0123456789ABCDEF
-  gemquant doctor --json""",
-)

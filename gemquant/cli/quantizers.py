@@ -8,12 +8,24 @@ from typing import Any
 
 import click
 
-from gemquant.cli.flags import output_flags
+from gemquant.cli.flags import flags, output_flags
 from gemquant.convert.plugins import plugins, quantizer_type
 from gemquant.core.options import options_of
 
 
-def _quantizers(*, as_json: bool, quiet: bool) -> None:
+@click.command(
+    "quantizers",
+    epilog="""\b
+Examples:
+  gemquant quantizers
+  gemquant quantizers --json""",
+)
+@flags(*output_flags())
+def command(*, as_json: bool, quiet: bool) -> None:
+    """List the quantizers and their options.
+
+    A quantizer may come from another package; see docs/new-quantizer.md.
+    """
     from gemquant.cli import render
 
     del quiet  # there is no progress to silence
@@ -51,17 +63,3 @@ def _facts(name: str) -> dict[str, Any]:
             for option in options_of(cls)
         ],
     }
-
-
-command = click.Command(
-    "quantizers",
-    callback=_quantizers,
-    params=output_flags(),
-    help="""List the quantizers and their options.
-
-    A quantizer may come from another package; see docs/new-quantizer.md.""",
-    epilog="""\b
-Examples:
-  gemquant quantizers
-  gemquant quantizers --json""",
-)

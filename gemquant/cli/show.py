@@ -6,11 +6,28 @@ from pathlib import Path
 
 import click
 
-from gemquant.cli.flags import artifacts_argument, output_flags
+from gemquant.cli.flags import artifacts_argument, flags, output_flags
 from gemquant.errors import echo
 
 
-def _show(artifacts: tuple[Path, ...], *, as_json: bool, quiet: bool) -> None:
+@click.command(
+    "show",
+    epilog="""\b
+Examples:
+  gemquant show gemma-2-2b-awq
+  gemquant show gemma-2-2b-gguf/Q4_K_M gemma-2-2b-awq
+  gemquant show gemma-2-2b-awq --json | jq .manifest.certificates""",
+)
+@flags(
+    artifacts_argument(),
+    *output_flags(),
+)
+def command(artifacts: tuple[Path, ...], *, as_json: bool, quiet: bool) -> None:
+    """Print what an artifact is and what it lost, or compare several.
+
+    ARTIFACT is a folder that gemquant wrote, a file inside, or a folder of several artifacts.
+    Reads manifest.json only; `gemquant verify` checks the files.
+    """
     from gemquant.cli import render
     from gemquant.cli.artifacts import opened
 
@@ -20,19 +37,3 @@ def _show(artifacts: tuple[Path, ...], *, as_json: bool, quiet: bool) -> None:
     several = len({each.path for each in found}) > 1  # one folder: a set from the Hub
     if several and not as_json and all(each.manifest.container == "gguf" for each in found):
         echo(f"next: {render.push_command(found)}")
-
-
-command = click.Command(
-    "show",
-    callback=_show,
-    params=[artifacts_argument(), *output_flags()],
-    help="""Print what an artifact is and what it lost, or compare several.
-
-    ARTIFACT is a folder that gemquant wrote, a file inside, or a folder of several artifacts.
-    Reads manifest.json only; `gemquant verify` checks the files.""",
-    epilog="""\b
-Examples:
-  gemquant show gemma-2-2b-awq
-  gemquant show gemma-2-2b-gguf/Q4_K_M gemma-2-2b-awq
-  gemquant show gemma-2-2b-awq --json | jq .manifest.certificates""",
-)
