@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from gemquant.core.recipe import Recipe
     from gemquant.core.targets import Target
-    from gemquant.runtimes.worker import Interpreter, Limits
+    from gemquant.runtimes.worker import Limits
 
 ENGINES = ("gemquant", "autoawq")
 AWQ_GROUP_SIZES = (32, 64, 128)
@@ -70,12 +70,6 @@ class ToolSettings:
         from gemquant.runtimes.worker import Limits
 
         return Limits(self.seconds, self.memory_bytes)
-
-    def interpreter(self, packages: Sequence[str]) -> Interpreter:
-        """Ask the interpreter which versions of these it has."""
-        from gemquant.runtimes.worker import Interpreter
-
-        return Interpreter.ask(self.python, packages)
 
 
 @dataclass(frozen=True)

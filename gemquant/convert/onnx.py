@@ -155,7 +155,7 @@ def check(request: ExternalRequest, model: OpenedModel) -> Attempt[ExternalTool]
 
     options, config = request.options, model.checkpoint.config
     assert isinstance(options, OnnxOptions)
-    interpreter = model.attempt(lambda: request.tool.interpreter(PACKAGES))
+    interpreter = model.attempt(lambda: Interpreter.ask(request.tool.python, PACKAGES))
     model.attempt(lambda: refuse(missing(interpreter.value, request.tool.python)))
     provider = model.attempt(lambda: provider_of(request.target.name))
     linears = linear_weights(model.checkpoint)

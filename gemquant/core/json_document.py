@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from gemquant.core.untrusted import UntrustedFile
 from gemquant.errors import GemquantError, UsageError
@@ -29,6 +29,8 @@ class Document(Record):
 
     noun: ClassVar[str] = "document"
     place: ClassVar[str] = ""
+
+    schema_version: Literal[1] = Field(default=1, description="Version of this document's layout.")
 
     def to_json(self) -> bytes:
         """Canonical bytes: keys in the order of this document, two spaces, a newline."""
@@ -62,7 +64,7 @@ def _article(kind: type[Document]) -> str:
 def _other_kind(file: UntrustedFile, kind: type[Document]) -> type[Document] | None:
     """The kind of document that a file is instead, by its keys."""
     try:
-        keys = set(file.json())
+        keys = set(file.json()) - set(Document.model_fields)
     except (GemquantError, TypeError):
         return None
     known = [each for each in Document.__subclasses__() if each is not kind and each.place]

@@ -62,7 +62,6 @@ class WeightsRecord(PartRecord):
 class LlamafileRecord(Document):
     """Everything that a llamafile was built from."""
 
-    schema_version: Literal[1] = Field(default=1, description="Version of this document's layout.")
     kind: Literal["llamafile"] = Field(default="llamafile", description="What this describes.")
     file: PartRecord = Field(description="The executable.")
     runtime: RuntimeRecord = Field(description="The runtime in it.")

@@ -162,6 +162,7 @@ def read_survey(output: str, name: str) -> Survey:
     system = _first(facts, "system")
     if system is None:
         raise WorkerError(f"{name}: the answer is not a survey: {output[:80]!r}.")
+    load = re.match(r"\d+(\.\d+)?", _first(facts, "load") or "")
     memory = {each[0]: each[-1] for each in facts.get("memory", ())}
     python = next((each for each in facts.get("python", ()) if len(each) == 2), None)
     return Survey(
@@ -169,7 +170,7 @@ def read_survey(output: str, name: str) -> Survey:
         kernel=_first(facts, "kernel") or "unknown",
         model=_first(facts, "model"),
         compatible=tuple((_first(facts, "compatible") or "").split()),
-        load_average=_float((_first(facts, "load") or "").partition(" ")[0]),
+        load_average=float(load[0]) if load else None,
         processors=_int(_first(facts, "processors")),
         memory_bytes=_bytes(memory.get("MemTotal")),
         available_bytes=_bytes(memory.get("MemAvailable")),
@@ -230,17 +231,7 @@ def _bytes(kibibytes: str | None) -> int | None:
 
 
 def _int(text: str | None) -> int | None:
-    try:
-        return int(text) if text else None
-    except ValueError:
-        return None
-
-
-def _float(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
+    return int(text) if text and re.fullmatch(r"-?\d+", text) else None
 
 
 def _megahertz(hertz: int | None) -> str:

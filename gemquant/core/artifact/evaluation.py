@@ -18,8 +18,6 @@ from pydantic import Field, PositiveInt, model_validator
 
 from gemquant.core.json_document import Document, Record, read_document
 
-SCHEMA_VERSION: Literal[1] = 1
-
 Level = Literal["reference", "native", "emulated", "vendor-sim"]
 LEVELS: Mapping[Level, str] = {
     "reference": "Stored weights, decoded and run in torch: what quantization alone costs.",
@@ -239,9 +237,6 @@ class EvaluationDocument(Document):
     noun: ClassVar[str] = "evaluation"
     place: ClassVar[str] = "as an argument, without a flag"
 
-    schema_version: Literal[1] = Field(
-        default=SCHEMA_VERSION, description="Version of this document's layout."
-    )
     gemquant: str = Field(description="The program's version.")
     suite: SuiteRecord = Field(description="The text.")
     original: OriginalRecord = Field(description="The model before.")

@@ -184,7 +184,7 @@ class TokensWithoutRow(Record):
 class Manifest(Document):
     """All that is known of an artifact."""
 
-    schema_version: Literal[2] = Field(
+    schema_version: Literal[2] = Field(  # type: ignore[assignment]  # read as version 1 too
         default=SCHEMA_VERSION, description="Version of this document's layout."
     )
     container: str = Field(description="The container format: `awq-gemm`, `compressed-tensors`, …")

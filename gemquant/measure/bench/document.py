@@ -10,13 +10,11 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Self
 
 from pydantic import Field
 
 from gemquant.core.json_document import Document, Record, read_document
-
-SCHEMA_VERSION: Literal[1] = 1
 
 
 class Spread(Record):
@@ -224,9 +222,6 @@ class Benchmark(Document):
     noun: ClassVar[str] = "benchmark"
     place: ClassVar[str] = "as --bench"
 
-    schema_version: Literal[1] = Field(
-        default=SCHEMA_VERSION, description="Version of this document's layout."
-    )
     environment: Environment
     settings: Settings
     prompts: Mapping[str, str] = Field(

@@ -43,14 +43,17 @@ def machine() -> Machine:
 
 def conditions() -> Conditions:
     """What may have changed since the last run."""
+    highest = _values("cpufreq/cpuinfo_max_freq")
+    limits = [str(int(value) // 1000) for value in highest.split(", ")] if highest else []
+    flags = [line for line in _lines(Path("/proc/cpuinfo")) if line.startswith("flags")]
     return Conditions(
         kernel=platform.release(),
         governor=_values("cpufreq/scaling_governor"),
         clock_mhz=_clocks(),
-        clock_limit_mhz=_limit(),
+        clock_limit_mhz=", ".join(limits) or None,
         power=_power(),
         load_average=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        virtual=_virtual(),
+        virtual=" hypervisor" in flags[0] if flags else None,
         accelerators=tuple(nvidia_conditions()),
     )
 
@@ -123,16 +126,6 @@ def _clocks() -> str | None:
         if line.startswith("cpu MHz")
     ]
     return f"{min(clocks):.0f} to {max(clocks):.0f}" if clocks else None
-
-
-def _limit() -> str | None:
-    highest = _values("cpufreq/cpuinfo_max_freq")
-    return ", ".join(str(int(value) // 1000) for value in highest.split(", ")) if highest else None
-
-
-def _virtual() -> bool | None:
-    flags = [line for line in _lines(Path("/proc/cpuinfo")) if line.startswith("flags")]
-    return " hypervisor" in flags[0] if flags else None
 
 
 # ---------------------------------------------------------------- power

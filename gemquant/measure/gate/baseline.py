@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -23,8 +23,6 @@ from gemquant.core.artifact.evaluation import (
     SuiteRecord,
 )
 from gemquant.core.json_document import Document, Record, read_document
-
-SCHEMA_VERSION: Literal[1] = 1
 
 
 class BenchFigures(Record):
@@ -98,9 +96,6 @@ class Baseline(Document):
     noun: ClassVar[str] = "baseline"
     place: ClassVar[str] = "as --baseline"
 
-    schema_version: Literal[1] = Field(
-        default=SCHEMA_VERSION, description="Version of this document's layout."
-    )
     suite: SuiteRecord = Field(description="The text; another one is not comparable.")
     original: OriginalRecord = Field(description="The model before; another is not comparable.")
     artifacts: tuple[BaselineEntry, ...] = Field(

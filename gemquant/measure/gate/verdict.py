@@ -15,8 +15,6 @@ from gemquant.core.artifact.evaluation import Level, OriginalRecord, SuiteRecord
 from gemquant.core.json_document import Document, Record, read_document
 from gemquant.errors import NotComparableError, RegressionError
 
-SCHEMA_VERSION: Literal[1] = 1
-
 Metric = Literal[
     "nll_increase",
     "kl_mean",
@@ -137,9 +135,6 @@ class Verdict(Document):
     noun: ClassVar[str] = "verdict"
     place: ClassVar[str] = "to `gemquant report` as --verdict"
 
-    schema_version: Literal[1] = Field(
-        default=SCHEMA_VERSION, description="Version of this document's layout."
-    )
     gemquant: str = Field(description="The program's version.")
     outcome: Outcome = Field(description="The worst of all artifacts.")
     exit_code: int = Field(

@@ -6,13 +6,11 @@ The JSON Schema in ``docs/tasks-document.schema.json`` is generated from these m
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Self
 
 from pydantic import Field
 
 from gemquant.core.json_document import Document, Record, read_document
-
-SCHEMA_VERSION: Literal[1] = 1
 
 
 class ModelRecord(Record):
@@ -128,9 +126,6 @@ class TasksDocument(Document):
     noun: ClassVar[str] = "tasks document"
     place: ClassVar[str] = "to `gemquant card` as --tasks"
 
-    schema_version: Literal[1] = Field(
-        default=SCHEMA_VERSION, description="Version of this document's layout."
-    )
     gemquant: str = Field(description="The program's version.")
     lm_eval: str = Field(description="lm-eval's version.")
     artifact: ModelRecord | None = Field(

@@ -61,48 +61,52 @@ class Layout(NamedTuple):
     lacks: tuple[str, ...]
 
 
+_TYPES = {
+    "float": c_float,
+    "int": c_int,
+    "int8": c_int8,
+    "int32": c_int32,
+    "uint8": c_uint8,
+    "uint32": c_uint32,
+    "size": c_size_t,
+    "bool": c_bool,
+    "text": c_char_p,
+    "pointer": c_void_p,
+}
+
+
+def _fields(declarations: str) -> Fields:
+    """Fields as the header declares them: ``float top_p, temperature; int32 mirostat``."""
+    fields: Fields = []
+    for declaration in declarations.split(";"):
+        kind, names = declaration.split(maxsplit=1)
+        fields += [(name.strip(), _TYPES[kind]) for name in names.split(",")]
+    return fields
+
+
 def _structure(name: str, fields: Fields) -> Any:
     return type(name, (Structure,), {"_fields_": fields})
 
 
 # ---------------------------------------------------------------- parameters
 
-_SAMPLING: Fields = [
-    ("top_p", c_float),
-    ("temperature", c_float),
-    ("repeat_penalty", c_float),
-    ("frequency_penalty", c_float),
-    ("presence_penalty", c_float),
-    ("mirostat", c_int32),
-    ("mirostat_tau", c_float),
-    ("mirostat_eta", c_float),
-]
-_LENGTHS: Fields = [
-    ("model_path", c_char_p),
-    ("max_context_len", c_int32),
-    ("max_new_tokens", c_int32),
-    ("top_k", c_int32),
-]
-_KEEP: Fields = [("n_keep", c_int32)]
-_IMAGE: Fields = [("img_start", c_char_p), ("img_end", c_char_p), ("img_content", c_char_p)]
-_FLAGS: Fields = [("skip_special_token", c_bool), ("is_async", c_bool)]
-_FLAGS_WITH_EOS: Fields = [
-    ("skip_special_token", c_bool),
-    ("ignore_eos_token", c_bool),
-    ("is_async", c_bool),
-]
-_CPUS: Fields = [
-    ("base_domain_id", c_int32),
-    ("embed_flash", c_int8),
-    ("enabled_cpus_num", c_int8),
-    ("enabled_cpus_mask", c_uint32),
-]
+_LENGTHS = _fields("text model_path; int32 max_context_len, max_new_tokens, top_k")
+_KEEP = _fields("int32 n_keep")
+_SAMPLING = _fields(
+    "float top_p, temperature, repeat_penalty, frequency_penalty, presence_penalty; "
+    "int32 mirostat; float mirostat_tau, mirostat_eta"
+)
+_FLAGS = _fields("bool skip_special_token, is_async")
+_FLAGS_WITH_EOS = _fields("bool skip_special_token, ignore_eos_token, is_async")
+_IMAGE = _fields("text img_start, img_end, img_content")
+_CPUS = _fields(
+    "int32 base_domain_id; int8 embed_flash, enabled_cpus_num; uint32 enabled_cpus_mask"
+)
 _EXTEND_1_1: Fields = [("base_domain_id", c_int32), ("reserved", c_uint8 * 112)]
 _EXTEND_1_2_0: Fields = [*_CPUS, ("reserved", c_uint8 * 106)]
 _EXTEND_1_2_1: Fields = [
     *_CPUS,
-    ("n_batch", c_uint8),
-    ("use_cross_attn", c_int8),
+    *_fields("uint8 n_batch; int8 use_cross_attn"),
     ("reserved", c_uint8 * 104),
 ]
 
@@ -115,65 +119,46 @@ def _param(*parts: Fields, extend: Fields) -> Any:
 # ---------------------------------------------------------------- input
 
 TokenInput = _structure("TokenInput", [("input_ids", POINTER(c_int32)), ("n_tokens", c_size_t)])
-_IMAGES: Fields = [("prompt", c_char_p), ("image_embed", c_void_p), ("n_image_tokens", c_size_t)]
-_IMAGES_SIZED: Fields = [
-    *_IMAGES,
-    ("n_image", c_size_t),
-    ("image_width", c_size_t),
-    ("image_height", c_size_t),
-]
+_IMAGES = _fields("text prompt; pointer image_embed; size n_image_tokens")
+_IMAGES_SIZED = [*_IMAGES, *_fields("size n_image, image_width, image_height")]
 # 1.3.0: a prompt, eight fields of images and nine of videos, each as large as a pointer.
 _IMAGES_AND_VIDEOS: Fields = [
     ("prompt", c_char_p),
     ("image", c_void_p * 8),
     ("video", c_void_p * 9),
 ]
-_ROLE: Fields = [("role", c_char_p), ("enable_thinking", c_bool)]
+_ROLE = _fields("text role; bool enable_thinking")
 
 
 def _input(multimodal: Fields, *, before: Fields) -> Any:
-    union = type(
-        "InputUnion",
-        (Union,),
-        {
-            "_fields_": [
-                ("prompt_input", c_char_p),
-                ("embed_input", TokenInput),
-                ("token_input", TokenInput),
-                ("multimodal_input", _structure("Multimodal", multimodal)),
-            ]
-        },
-    )
-    return type(
-        "Input",
-        (Structure,),
-        {"_anonymous_": ("of",), "_fields_": [*before, ("input_type", c_int), ("of", union)]},
-    )
+    choices: Fields = [
+        ("prompt_input", c_char_p),
+        ("embed_input", TokenInput),
+        ("token_input", TokenInput),
+        ("multimodal_input", _structure("Multimodal", multimodal)),
+    ]
+    union = type("InputUnion", (Union,), {"_fields_": choices})
+    fields = [*before, ("input_type", c_int), ("of", union)]
+    return type("Input", (Structure,), {"_anonymous_": ("of",), "_fields_": fields})
 
 
 # ---------------------------------------------------------------- inference
 
-_INFER: Fields = [("mode", c_int), ("lora_params", c_void_p), ("prompt_cache_params", c_void_p)]
-_HISTORY: Fields = [("keep_history", c_int)]
+_INFER = _fields("int mode; pointer lora_params, prompt_cache_params")
+_HISTORY = _fields("int keep_history")
 
 # ---------------------------------------------------------------- result
 
-_HIDDEN = _structure(
-    "LastHiddenLayer",
-    [("hidden_states", c_void_p), ("embd_size", c_int), ("num_tokens", c_int)],
-)
-_LOGITS = _structure("Logits", [("logits", c_void_p), ("vocab_size", c_int), ("num_tokens", c_int)])
+_HIDDEN = _structure("LastHiddenLayer", _fields("pointer hidden_states; int embd_size, num_tokens"))
+_LOGITS = _structure("Logits", _fields("pointer logits; int vocab_size, num_tokens"))
 _PERF = _structure(
     "PerfStat",
-    [
-        ("prefill_time_ms", c_float),
-        ("prefill_tokens", c_int),
-        ("generate_time_ms", c_float),
-        ("generate_tokens", c_int),
-        ("memory_usage_mb", c_float),
-    ],
+    _fields(
+        "float prefill_time_ms; int prefill_tokens; float generate_time_ms; int generate_tokens; "
+        "float memory_usage_mb"
+    ),
 )
-_TEXT: Fields = [("text", c_char_p), ("token_id", c_int32), ("last_hidden_layer", _HIDDEN)]
+_TEXT: Fields = [*_fields("text text; int32 token_id"), ("last_hidden_layer", _HIDDEN)]
 
 _RESULT_1_1 = _structure("Result", _TEXT)
 _RESULT_1_2_0 = _structure("Result", [*_TEXT, ("logits", _LOGITS)])
@@ -188,12 +173,8 @@ _CALLBACK_1_2_1 = _callback(_RESULT_1_2_1, c_int)
 
 # ---------------------------------------------------------------- releases
 
-_ALWAYS = (
-    "rkllm_createDefaultParam",
-    "rkllm_init",
-    "rkllm_run",
-    "rkllm_destroy",
-    "rkllm_load_lora",
+_ALWAYS = tuple(
+    f"rkllm_{name}" for name in ("createDefaultParam", "init", "run", "destroy", "load_lora")
 )
 _CLEAR, _TOOLS = "rkllm_clear_kv_cache", "rkllm_set_function_tools"
 _INPUT_OFFSETS = {"input.input_type": 0, "input.token_input": 8}
@@ -277,17 +258,14 @@ _1_3_0 = _1_2_1._replace(
     input=_input(_IMAGES_AND_VIDEOS, before=_ROLE),
     infer=_structure(
         "InferParam",
-        [*_INFER, ("sampling_params", c_void_p), *_HISTORY, ("max_new_tokens", c_int32)],
+        [*_INFER, *_fields("pointer sampling_params; int keep_history; int32 max_new_tokens")],
     ),
     callback=_structure(
         "Callback",
         [
             ("result_callback", _CALLBACK_1_2_1),
-            ("result_userdata", c_void_p),
-            ("tokenizer_callback", c_void_p),
-            ("tokenizer_userdata", c_void_p),
-            ("embed_callback", c_void_p),
-            ("embed_userdata", c_void_p),
+            *_fields("pointer result_userdata, tokenizer_callback, tokenizer_userdata"),
+            *_fields("pointer embed_callback, embed_userdata"),
         ],
     ),
     sizes=(184, 160, 40, 72),
@@ -302,15 +280,9 @@ _1_3_0 = _1_2_1._replace(
 )
 
 LAYOUTS = {
-    "1.1.0": _1_1,
-    "1.1.1": _1_1,
-    "1.1.2": _1_1,
-    "1.1.3": _1_1,
-    "1.1.4": _1_1,
+    **dict.fromkeys(("1.1.0", "1.1.1", "1.1.2", "1.1.3", "1.1.4"), _1_1),
     "1.2.0": _1_2_0,
-    "1.2.1": _1_2_1,
-    "1.2.2": _1_2_1,
-    "1.2.3": _1_2_1,
+    **dict.fromkeys(("1.2.1", "1.2.2", "1.2.3"), _1_2_1),
     "1.3.0": _1_3_0,
 }
 """Every release that is known, and what it takes. 1.0 takes text alone: nothing to measure with."""
@@ -330,12 +302,7 @@ def layout_of(version: str) -> Layout:
     if version not in LAYOUTS:
         raise ValueError(f"librkllmrt {version} is not known; known are {', '.join(LAYOUTS)}")
     layout = LAYOUTS[version]
-    kinds = {
-        "param": layout.param,
-        "input": layout.input,
-        "infer": layout.infer,
-        "result": layout.result,
-    }
+    kinds = {name: getattr(layout, name) for name in ("param", "input", "infer", "result")}
     sizes = tuple(sizeof(kind) for kind in kinds.values())
     if sizes != layout.sizes:
         raise RuntimeError(
