@@ -30,6 +30,7 @@ from gemquant.errors import GemquantError
 from gemquant.formats.gguf.mixtures import FILE_TYPES
 from gemquant.formats.gguf.types import TypeRequest, choose_types
 from gemquant.models.architecture import linear_shapes, tensor_shapes
+from gemquant.models.experts import loading_kind
 from gemquant.models.structure import EMBEDDING, HEAD
 
 
@@ -107,7 +108,7 @@ def _loading(
 def _quantized(
     target: Target, container: TargetContainer, config: Mapping[str, Any]
 ) -> Iterator[Candidate]:
-    generation = config["model_type"]
+    generation = loading_kind(config["model_type"], linear_shapes(config))
     for scheme in _schemes(container, generation):
         loading = _loading(container, generation, [scheme])
         command = _quantizer(scheme)
@@ -226,7 +227,8 @@ def _quantizer(scheme: Scheme) -> str:
 
 def _gguf(container: TargetContainer, config: Mapping[str, Any]) -> Iterator[Candidate]:
     """Every file type of llama.cpp's; sizes of the tensors, without the tokenizer's few MB."""
-    loading = [r for r in container.runtimes if config["model_type"] in r.generations]
+    generation = loading_kind(config["model_type"], linear_shapes(config))
+    loading = [r for r in container.runtimes if generation in r.generations]
     loaded = {product.codes for r in loading for product in r.schemes} & set(BLOCK_FORMATS)
     runtimes = tuple(r.name for r in loading)
     requires = tuple(loading[0].requires) if loading else ()

@@ -35,6 +35,7 @@ from gemquant.errors import Attempt, ProblemCollector, UsageError, refuse
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemquant.formats.source_model import model_name
 from gemquant.models.chat import ChatTemplate
+from gemquant.models.experts import loading_kind
 from gemquant.models.structure import EMBEDDING
 
 
@@ -167,14 +168,15 @@ def prepare(request: ConversionRequest, progress: Progress) -> PreparedConversio
 
 def _job(request: ConversionRequest, attempt: Attempt[Quantizer], checkpoint: Checkpoint) -> Job:
     """Choose the container, by the generation of Gemma unless one was named, and the folder."""
-    quantizer, generation = attempt.value, checkpoint.config["model_type"]
+    quantizer, linears = attempt.value, linear_weights(checkpoint)
+    quantized = [name for name, shape in linears.items() if quantizer.scheme_for(name, shape)]
+    generation = loading_kind(checkpoint.config["model_type"], quantized)
     options, schemes = recorded_options(quantizer), schemes_of(quantizer, checkpoint)
     problems = ProblemCollector()
     chosen = problems.attempt(
         lambda: request.recipe.exporter or request.target.default_exporter(generation, schemes)
     )
     if not chosen.succeeded:  # such a job is not planned, so its other problems are found here
-        linears = linear_weights(checkpoint)
         refuse([*problems_with(quantizer), *quantizer.problems(linears), *problems])
     container = exporter(chosen.value, options)
     labels = [quantizer.label] if quantizer.label else list(filter(None, map(label, schemes)))
@@ -203,7 +205,8 @@ def schemes_of(quantizer: Quantizer, checkpoint: Checkpoint) -> Sequence[Scheme]
 
 def _warn_if_nothing_loads_it(target: Target, planned: PlannedJob, progress: Progress) -> None:
     """Warn if a container that was named suits no runtime of the target."""
-    generation, name = planned.header.config["model_type"], planned.job.exporter.name
+    name = planned.job.exporter.name
+    generation = loading_kind(planned.header.config["model_type"], planned.quantized)
     if not target.runtimes(name, generation, planned.schemes):
         progress.note(
             f"caution: no runtime of target {target.name} is known to load {name} with these "

@@ -31,12 +31,19 @@ from gemquant.core.scheme import BLOCK_FORMATS, INTEGER, Scheme, describe, in_wo
 from gemquant.core.untrusted import MAX_TOML_BYTES, UntrustedFile
 from gemquant.errors import ArtifactError, ProblemCollector, UnsupportedError, UsageError
 from gemquant.models.architecture import registered
+from gemquant.models.experts import EXPERTS
 
 if TYPE_CHECKING:
     from gemquant.core.artifact import Manifest
 
-Generation = Annotated[str, AfterValidator(registered)]
-"""A generation of Gemma, by its text model's ``model_type``."""
+
+def _known(kind: str) -> str:
+    registered(kind.removesuffix(EXPERTS))
+    return kind
+
+
+Generation = Annotated[str, AfterValidator(_known)]
+"""A generation of Gemma, by its text model's ``model_type``; quantized experts are one apart."""
 
 NonEmpty = Annotated[str, Field(min_length=1)]
 Sources = Annotated[tuple[NonEmpty, ...], Field(min_length=1)]

@@ -39,7 +39,7 @@ from gemquant.errors import ArtifactError, GemquantError, UnsupportedError, list
 from gemquant.formats.packed import PackedFolder, mixed, plain_linears
 from gemquant.formats.packed_weights import PackedLinear, module_of
 from gemquant.formats.safetensors_reader import MappedSafetensors
-from gemquant.models.experts import expert_number
+from gemquant.models.experts import has_experts
 from gemquant.numerics.bitsandbytes import (
     NESTED_BLOCK,
     codebook,
@@ -211,7 +211,7 @@ class BitsAndBytes(PackedFolder):
             )
             return problems
         problems += mixed(map(describe, schemes), self.name)
-        if any(expert_number(name) is not None for name in quantized):
+        if has_experts(quantized):
             problems.append(
                 UnsupportedError(
                     f"{self.name} holds no experts: transformers loads them as one tensor, which "

@@ -21,13 +21,14 @@ from gemquant.core.protocols import (
     PER_CHANNEL,
     AffineScheme,
     AffineWeight,
+    ArtifactHeader,
     Container,
     Layout,
     PlainSpec,
     QuantizedSpec,
     QuantizedWeight,
 )
-from gemquant.errors import ArtifactError
+from gemquant.errors import ArtifactError, GemquantError, UnsupportedError
 from gemquant.formats.affine import (
     AffineFolder,
     AffineLinear,
@@ -38,6 +39,7 @@ from gemquant.formats.affine import (
 from gemquant.formats.packed import plain_linears
 from gemquant.formats.packed_weights import PackedLinear, module_of
 from gemquant.formats.safetensors_reader import MappedSafetensors
+from gemquant.models.experts import has_experts
 from gemquant.models.structure import EMBEDDING, HEAD
 from gemquant.numerics.packing import pack_bits, packed_width, unpack_bits
 
@@ -109,6 +111,21 @@ class CompressedTensors(AffineFolder):
     packing: ClassVar[PackedLinear] = PackQuantizedLinear()
     plain: ClassVar[tuple[str, ...]] = (EMBEDDING,)
     bits: ClassVar[Sequence[int]] = range(1, 9)
+
+    def limits(
+        self,
+        header: ArtifactHeader,  # noqa: ARG002
+        schemes: Mapping[str, AffineScheme],
+    ) -> list[GemquantError]:
+        """Experts without zero points: vLLM, which alone reads quantized ones, has no others."""
+        if not has_experts(name for name, scheme in schemes.items() if not scheme.symmetric):
+            return []
+        return [
+            UnsupportedError(
+                "vLLM reads no experts with zero points, and transformers no quantized experts.",
+                hint="Use --symmetric, or leave them in bfloat16: --skip '*.experts.*'",
+            )
+        ]
 
     def quantization(self, layout: Layout) -> Mapping[str, Any]:
         """The library's configuration: one group per scheme, plain linears ignored.

@@ -25,11 +25,12 @@ def runtime_config(
     where nothing is quantized.
     """
     name = str(dtype).removeprefix("torch.")
+    other_keys = architecture_of(config).other_keys
     document = {
         **config,
         "architectures": [architecture_of(config).causal_lm],
         "dtype": name,
-        **_older_keys(config),
+        **(_older_keys if other_keys is None else other_keys)(config),
         "torch_dtype": name,
     }
     return (

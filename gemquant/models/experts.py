@@ -7,7 +7,7 @@ name of its own, ``experts.7.gate_proj``, so that whatever handles linears handl
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from gemquant.models.structure import InputGroup, NormFold, RowFold, Stack
@@ -15,7 +15,10 @@ from gemquant.models.structure import InputGroup, NormFold, RowFold, Stack
 if TYPE_CHECKING:
     from torch import Tensor
 
-_EXPERT = re.compile(r"(?:.*\.)?experts\.(\d+)\.\w+?_proj(?:\.weight)?")
+EXPERTS = "+experts"
+"""Ends the name of a kind whose experts are quantized."""
+
+_EXPERT = re.compile(r"(?:.*\.)?experts\.(\d+)\.\w+?_proj(?:\.\w+)?")
 
 
 def expert_number(name: str) -> int | None:
@@ -26,6 +29,19 @@ def expert_number(name: str) -> int | None:
     """
     match = _EXPERT.fullmatch(name)
     return None if match is None else int(match[1])
+
+
+def has_experts(names: Iterable[str]) -> bool:
+    """Whether some of these modules or weights are an expert's."""
+    return any(expert_number(name) is not None for name in names)
+
+
+def loading_kind(model_type: str, quantized: Iterable[str]) -> str:
+    """What a runtime must be able to load, as targets name it: experts are a kind of their own.
+
+    quantized: names of the weights stored as codes.
+    """
+    return model_type + EXPERTS if has_experts(quantized) else model_type
 
 
 def expert_shapes(experts: int, hidden: int, inner: int) -> dict[str, tuple[int, int]]:

@@ -234,6 +234,16 @@ def _layer_sizes(
     return sizes
 
 
+def _published_keys(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Sizes of full layers as published, which vLLM and mlx-lm read; nothing if layers differ."""
+    sizes = config["per_layer_config"]
+    full = [str(n) for n, kind in enumerate(config["layer_types"]) if kind == FULL]
+    if list(sizes) != full or any(sizes[n] != sizes[full[0]] for n in full):
+        return {}
+    names = dict(zip(_WIDTHS, ("global_head_dim", "num_global_key_value_heads"), strict=True))
+    return {names[key]: value for key, value in sizes[full[0]].items()}
+
+
 # ---------------------------------------------------------------- the library
 
 
@@ -285,6 +295,7 @@ GEMMA4 = Architecture(
     heads_divide_hidden=False,
     outside=_outside,
     settings=partial(_settings, unified=False),
+    other_keys=_published_keys,
     unused=_unused,
     without_inputs=_without_inputs,
     kept={

@@ -275,6 +275,8 @@ class Architecture:
     layer: describes decoder layer ``index`` of a configuration.
     outside: shapes of the tensors that come before the layers, beside the embedding.
     settings: reads and checks the keys of the configuration that this generation alone has.
+    other_keys: what programs that do not use the library read of a configuration; None for the
+    spellings of transformers 4.
     unused: whether a tensor of a checkpoint is one that the library ignores.
     without_inputs: prepares the library's model for a call with ``inputs_embeds`` alone.
     kept: modules that stay in 16 bits, by the end of their names, with the reason.
@@ -308,6 +310,7 @@ class Architecture:
     heads_divide_hidden: bool = True
     outside: Callable[[Mapping[str, Any]], Mapping[str, tuple[int, ...]]] = lambda _: {}
     settings: Settings = lambda *_: {}
+    other_keys: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     unused: Callable[[Mapping[str, Any], str], bool] = lambda *_: False
     without_inputs: Callable[[Any], None] = lambda _: None
     kept: Mapping[str, str] = field(default_factory=dict)

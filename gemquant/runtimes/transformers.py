@@ -16,16 +16,17 @@ import contextlib
 import io
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from gemquant.errors import ArtifactError
+from gemquant.errors import ArtifactError, RuntimeMissingError
 from gemquant.formats.checkpoint.files import read_json_object
 from gemquant.models.architecture import model_types
+from gemquant.models.experts import has_experts
 from gemquant.models.skeleton import Skeleton
 from gemquant.runtimes.runtime import (
     DEFAULTS,
@@ -137,13 +138,16 @@ class Transformers(HiddenStatesRuntime, SpeedRuntime):
         decoded = container == "metal" and torch.device(device).type != "mps"
         try:
             with _quiet():
-                model: Any = AutoModelForCausalLM.from_pretrained(
+                loaded: Any = AutoModelForCausalLM.from_pretrained(
                     path,
+                    output_loading_info=True,
                     dtype=dtype or ("auto" if plain else torch.float32),
                     local_files_only=True,
                     **placed,
                     **attention,
                 )
+                model, found = loaded
+                _require_no_experts(path, found["unexpected_keys"])
                 model.eval()
                 if plain:
                     model.to(device)
@@ -384,6 +388,13 @@ class _Chosen(_Clock):
     def __call__(self, input_ids: Any, _scores: Any, **_: Any) -> Any:
         self._record()
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+
+def _require_no_experts(path: Path, unread: Iterable[str]) -> None:
+    if has_experts(unread):
+        raise RuntimeMissingError(
+            f"{path}: transformers reads experts as one tensor; these are quantized one by one."
+        )
 
 
 def _stored_dtype(path: Path, dtype: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from gemquant.core.artifact.manifest import Manifest, scheme_label
 from gemquant.models.architecture import ARCHITECTURES
+from gemquant.models.experts import has_experts
 
 _VLLM_BITS = (4, 8)
 _RKLLM = "https://github.com/airockchip/rknn-llm/tree/main"
@@ -93,6 +94,8 @@ def _bitsandbytes(manifest: Manifest) -> list[Loader]:
 def _compressed_tensors(manifest: Manifest) -> list[Loader]:
     loaders = [_transformers("compressed-tensors accelerate", "bfloat16")]
     schemes = manifest.quantization.schemes
+    if has_experts(module for scheme in schemes for module in scheme.modules):
+        loaders = [Loader("transformers 5.23 reads experts as one tensor: it cannot load these.")]
     for scheme in schemes:
         if scheme.bits not in _VLLM_BITS or (scheme.bits == 8 and not scheme.symmetric):
             zero_points = "" if scheme.symmetric else " with zero points"

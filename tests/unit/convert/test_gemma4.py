@@ -18,6 +18,7 @@ from gemquant.errors import GemquantError, Problems
 from gemquant.formats.awq_gemm import AwqGemm
 from gemquant.formats.bitsandbytes import BitsAndBytes
 from gemquant.formats.checkpoint import open_checkpoint
+from gemquant.formats.compressed_tensors import CompressedTensors
 from gemquant.formats.mlx import MLX
 from gemquant.formats.plain_safetensors import PlainSafetensors
 from gemquant.quantizers.awq import AWQ
@@ -29,14 +30,16 @@ from tests.helpers.tiny_gemma import GEMMA4, Kind, write_tiny_gemma
 from tests.helpers.tiny_job import CALIBRATION, EVALUATION, contents, run_tiny, tiny_job
 
 ROUTER = "it chooses the experts"
+EIGHT_BITS = RoundToNearest(bits=8, group_size=32, symmetric=True)
+FOUR_BITS = AWQ(group_size=32, symmetric=True, cd_passes=0)
 
 
 @pytest.mark.parametrize("kind", GEMMA4)
 def test_artifacts_are_written_certified_and_reopened(kind: Kind, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(str(write_tiny_gemma(tmp_path / "model", kind)))
     jobs = [
-        tiny_job(checkpoint, RoundToNearest(bits=8, group_size=32), tmp_path / "rtn"),
-        tiny_job(checkpoint, AWQ(group_size=32, cd_passes=0), tmp_path / "awq"),
+        tiny_job(checkpoint, EIGHT_BITS, tmp_path / "rtn"),
+        tiny_job(checkpoint, FOUR_BITS, tmp_path / "awq"),
         tiny_job(checkpoint, Cast(), tmp_path / "cast", PlainSafetensors(torch.bfloat16)),
     ]
     rtn, awq, cast = run_tiny(checkpoint, jobs)
@@ -60,7 +63,7 @@ def test_experts_are_written_as_loaders_read_them(tmp_path: Path) -> None:
     source = write_tiny_gemma(tmp_path / "model", "gemma4_moe")
     checkpoint = open_checkpoint(str(source))
     jobs = [
-        tiny_job(checkpoint, AWQ(group_size=32, cd_passes=0), tmp_path / "awq"),
+        tiny_job(checkpoint, FOUR_BITS, tmp_path / "awq"),
         tiny_job(checkpoint, Cast(), tmp_path / "cast", PlainSafetensors(torch.bfloat16)),
     ]
     awq, _ = run_tiny(checkpoint, jobs, evaluation=())
@@ -97,7 +100,7 @@ def test_an_interrupted_run_goes_on_and_writes_the_same_bytes(
         return quantize(self, block)
 
     def run(name: str) -> None:
-        job = tiny_job(checkpoint, AWQ(group_size=32, cd_passes=0), tmp_path / name)
+        job = tiny_job(checkpoint, FOUR_BITS, tmp_path / name)
         pipeline.run(
             plan([job], checkpoint),
             checkpoint,
@@ -122,6 +125,12 @@ def test_an_interrupted_run_goes_on_and_writes_the_same_bytes(
         ("gemma4_text", AWQ(group_size=32), AwqGemm(), "awq-gemm does not hold a Gemma 4 yet"),
         ("gemma4_e", RoundToNearest(group_size=32), MLX(), "mlx does not hold a Gemma 4 yet"),
         ("gemma4_moe", NF4(), BitsAndBytes(), "bitsandbytes holds no experts"),
+        (
+            "gemma4_moe",
+            AWQ(group_size=32),
+            CompressedTensors(),
+            "vLLM reads no experts with zero points",
+        ),
     ],
 )
 def test_what_a_container_cannot_hold_yet_is_refused(
