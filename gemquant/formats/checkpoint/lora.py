@@ -216,8 +216,10 @@ def open_lora(
         _log.warning("The adapter names %s as its base, not this model.", lora.base_model)
     weights = MappedSafetensors([contained(folder, file)])
     parts = _sorted_parts(weights, lora, folder)
-    if config["tie_word_embeddings"] and _SHARED in parts.whole.get(EMBEDDING, ""):
-        parts.whole.setdefault(HEAD, parts.whole[EMBEDDING])
+    if config["tie_word_embeddings"]:
+        for one, other in ((EMBEDDING, HEAD), (HEAD, EMBEDDING)):
+            if _SHARED in parts.whole.get(one, ""):
+                parts.whole.setdefault(other, parts.whole[one])
     config = _resized(parts, config, lora, weights, folder)
     changes = _changes(parts, config, lora, weights, weight)
     problems = parts.problems

@@ -462,12 +462,14 @@ def test_an_adapter_of_a_resized_vocabulary_is_merged_with_its_rows(
 
 
 @QUIET
-def test_lora_of_a_resized_tied_embedding_leaves_the_head_as_it_was_resized(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
+def test_lora_of_one_of_two_resized_tied_matrices_leaves_the_other_as_it_was_resized(
+    tmp_path: Path, target: str
+) -> None:
     folder = write_tiny_gemma(tmp_path / "m", "gemma3_text")
     base = loaded(folder)
     base.resize_token_embeddings(470)
-    targets = ["q_proj", "embed_tokens"]
-    model = trained_adapter(base, tmp_path / "a", target_modules=targets)
+    model = trained_adapter(base, tmp_path / "a", target_modules=["q_proj", target])
     checkpoint = open_checkpoint(str(folder), lora=(str(tmp_path / "a"),))
     with torch.no_grad():
         expected = model.eval()(IDS).logits
