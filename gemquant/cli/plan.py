@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from gemquant.cli.flags import (
     output_flags,
     target_folder_flag,
 )
+from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting, target_folders
 from gemquant.core.resources import human_bytes, human_seconds, total_memory
 from gemquant.errors import UsageError
@@ -47,16 +49,13 @@ class Plan:
 
     def advised(self, generation: str) -> list[Estimate]:
         """One row for each step of bits, in the target's preferred container; else all rows."""
-        chosen: dict[str, Estimate] = {}
         order = next((v for k, v in self.target.preference.items() if k == generation), ())
-        for row in self.rows:
-            scheme, container = row.candidate.scheme, row.candidate.container
-            best = chosen.get(scheme)
-            if scheme in ADVISED and (
-                best is None or order.index(container) < order.index(best.candidate.container)
-            ):
-                chosen[scheme] = row
-        return list(chosen.values()) or list(self.rows)
+        places = {container: place for place, container in enumerate(order)}
+        chosen: dict[str, Estimate] = {}
+        for row in sorted(self.rows, key=lambda r: places.get(r.candidate.container, len(places))):
+            if row.candidate.scheme in ADVISED:
+                chosen.setdefault(row.candidate.scheme, row)
+        return [row for row in self.rows if row in chosen.values()] or list(self.rows)
 
     def most_take(self) -> Estimate | None:
         """Q4_K_M, or an NPU's default, if it fits; else the largest that does."""
@@ -121,29 +120,36 @@ def command(ctx: click.Context, /, **params: Any) -> None:
     every weight once per token, so memory bandwidth limits its speed. From a Hub id only
     config.json is downloaded.
     """
-    from gemquant.convert.estimate import EstimateRequest, estimate, read_headers
-    from gemquant.core.targets import load_target
-
     problems = problems_of(ctx)
-    context, ref = params["context"], params["model"]
+    context, ref, bandwidth = params["context"], params["model"], params["bandwidth"]
     if context is not None and context < 1:
         problems.append(UsageError(f"--context {context}: must be at least 1."))
     if not ref:
         problems.append(
             UsageError("MODEL: missing.", hint="As in: gemquant plan google/gemma-2-2b")
         )
+    if bandwidth is not None and not 0 < bandwidth < math.inf:
+        problems.append(UsageError(f"--bandwidth {bandwidth:g}: must be above 0."))
     names = dict.fromkeys(n for text in params["target"] or () for n in text.split(",") if n)
+    if not names:
+        problems.append(UsageError("--target: missing.", hint="As in: --target cpu"))
     own = problems.attempt(lambda: target_folders(params["target_folder"]))
     folders = own.value if own.succeeded else ()
-    targets = [problems.attempt(partial(load_target, name, folders)) for name in names]
-    headers = problems.attempt(lambda: read_headers(ref)) if ref else None
-    problems.refuse()
-    assert headers is not None
-    plans = []
-    for target in (each.value for each in targets):
-        memory = params["memory"] or _own_memory(target.name)
-        request = EstimateRequest(memory, context, params["device_model"], params["bandwidth"])
-        plans.append(Plan(target, request, *estimate(target, headers.value.config, request)))
+    with reporter(quiet=params["quiet"]) as progress:
+        progress.start(f"reading {ref}", 0)
+
+        from gemquant.convert.estimate import EstimateRequest, estimate, read_headers
+        from gemquant.core.targets import load_target
+
+        targets = [problems.attempt(partial(load_target, name, folders)) for name in names]
+        headers = problems.attempt(lambda: read_headers(ref)) if ref else None
+        problems.refuse()
+        assert headers is not None
+        plans = []
+        for target in (each.value for each in targets):
+            memory = params["memory"] or _own_memory(target.name)
+            request = EstimateRequest(memory, context, params["device_model"], bandwidth)
+            plans.append(Plan(target, request, *estimate(target, headers.value.config, request)))
     if params["as_json"]:
         _print_json(headers.value, plans)
     else:

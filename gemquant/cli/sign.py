@@ -62,7 +62,7 @@ def command(
     signature = signature_path(artifact) if output is None else output
     password = os.environ.get(PASSWORD)
     with reporter(quiet=quiet) as progress:
-        progress.note(f"verifying and signing {artifact}")
+        progress.start(f"verifying and signing {artifact}", 0)
         sign(
             artifact,
             private_key=private_key,

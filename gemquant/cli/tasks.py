@@ -109,24 +109,26 @@ def command(ctx: click.Context, /, **params: Any) -> None:
     were measured alike. A task whose data cannot be read is skipped, with the reason. docs/tasks.md
     describes task files and what is compared.
     """
-    from gemquant.cli import render, tasks_tables
-    from gemquant.core.artifact.staged_files import document_problems, write_document
-    from gemquant.measure.tasks import harness
-    from gemquant.measure.tasks.document import TasksDocument
-    from gemquant.measure.tasks.measure import measure, open_subjects
-
-    problems = problems_of(ctx)
-    threads = threads_of(params, problems)
-    problems += [*_problems(params), *document_problems(params["output"], TasksDocument)]
-    refuse(problems)
-    request = _request(params)
-    harness.version()
-    refuse(harness.misspelt(request.tasks, request.folder))
-    require_device(params["device"])
-    import torch
-
-    torch.set_num_threads(threads)
     with reporter(quiet=params["quiet"]) as progress:
+        progress.start(f"opening {params['artifact']}", 0)
+
+        from gemquant.cli import render, tasks_tables
+        from gemquant.core.artifact.staged_files import document_problems, write_document
+        from gemquant.measure.tasks import harness
+        from gemquant.measure.tasks.document import TasksDocument
+        from gemquant.measure.tasks.measure import measure, open_subjects
+
+        problems = problems_of(ctx)
+        threads = threads_of(params, problems)
+        problems += [*_problems(params), *document_problems(params["output"], TasksDocument)]
+        refuse(problems)
+        request = _request(params)
+        harness.version()
+        refuse(harness.misspelt(request.tasks, request.folder))
+        require_device(params["device"])
+        import torch
+
+        torch.set_num_threads(threads)
         document = measure(request, open_subjects(request), progress)
     if params["output"] is not None:
         write_document(params["output"], document)

@@ -61,7 +61,7 @@ def command(
     results: list[dict[str, Any]] = []
     with reporter(quiet=quiet) as progress:
         for path, missing in found.items():
-            progress.note(f"verifying {path}")
+            progress.start(f"verifying {path}", 0)
             problems = missing or artifact_problems(path)
             if public_key is not None and not missing:
                 problems += signature_problems(path, signature, public_key)

@@ -95,3 +95,31 @@ def test_a_memory_without_unit_is_asked_for_its_unit(run: Run) -> None:
     made = run("plan", "nowhere", "--memory", "8")
     assert "--memory 8: 8 what?\n" in made.err
     assert "As in: --memory 8GB" in made.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--target", ","], "--target: missing."),
+        (["--bandwidth", "0"], "--bandwidth 0: must be above 0."),
+        (["--bandwidth", "nan"], "--bandwidth nan: must be above 0."),
+    ],
+)
+def test_a_value_that_is_none_is_refused(
+    run: Run, tiny_folders: dict[Kind, Path], flags: list[str], message: str
+) -> None:
+    made = run("plan", str(tiny_folders["gemma2"]), *flags)
+    assert made.code == 2
+    assert message in made.err
+
+
+def test_a_target_without_preferences_is_advised_too(
+    run: Run, tiny_folders: dict[Kind, Path], tmp_path: Path
+) -> None:
+    text = (Path(__file__).parents[3] / "targets" / "mps.toml").read_text()
+    head, _, rest = text.partition("[preference]")
+    (tmp_path / "mac.toml").write_text(head + rest[rest.index("[[containers]]") :])
+    where = ["--target-folder", str(tmp_path), "--target", "mac"]
+    made = run("plan", str(tiny_folders["gemma2"]), *where)
+    assert made.code == 0, made.err
+    assert " w4-g128 " in made.out
