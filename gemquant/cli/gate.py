@@ -82,14 +82,14 @@ def command(ctx: click.Context, /, **params: Any) -> None:
     layer.
     """
     from gemquant.measure.bench.document import Benchmark
-    from gemquant.measure.gate.baseline import read_baseline
+    from gemquant.measure.gate.baseline import Baseline
     from gemquant.measure.gate.budget import Budgets, read_budgets
 
     path: Path = params["baseline"]
     refuse(_problems(params))
     problems = ProblemCollector()
     needs_baseline = path.exists() or not params["update_baseline"]
-    read = problems.attempt(lambda: read_baseline(path) if needs_baseline else None)
+    read = problems.attempt(lambda: Baseline.read(path) if needs_baseline else None)
     allowed = problems.attempt(
         lambda: read_budgets(params["budget"]) if params["budget"] else Budgets()
     )
@@ -133,9 +133,9 @@ def _problems(params: dict[str, Any]) -> list[GemquantError]:
 
 
 def _documents(paths: list[Path], problems: ProblemCollector) -> list[EvaluationDocument]:
-    from gemquant.core.artifact.evaluation import read_evaluation_document
+    from gemquant.core.artifact.evaluation import EvaluationDocument
 
-    attempts = [problems.attempt(partial(read_evaluation_document, path)) for path in paths]
+    attempts = [problems.attempt(partial(EvaluationDocument.read, path)) for path in paths]
     return [attempt.value for attempt in attempts if attempt.succeeded]
 
 

@@ -91,10 +91,10 @@ def command(ctx: click.Context, /, **params: Any) -> None:
 
 
 def _report(params: Mapping[str, Any], problems: ProblemCollector) -> Report:
-    from gemquant.core.artifact.evaluation import read_evaluation_document
+    from gemquant.core.artifact.evaluation import EvaluationDocument
     from gemquant.measure.bench.document import Benchmark
-    from gemquant.measure.gate.baseline import read_baseline
-    from gemquant.measure.gate.verdict import read_verdict
+    from gemquant.measure.gate.baseline import Baseline
+    from gemquant.measure.gate.verdict import Verdict
     from gemquant.measure.report.document import Source, SourceKind, assemble
 
     def read(kind: SourceKind, path: Path | None, reader: Callable[[Path], T]) -> Source[T] | None:
@@ -104,11 +104,11 @@ def _report(params: Mapping[str, Any], problems: ProblemCollector) -> Report:
         return attempt.value if attempt.succeeded else None
 
     evaluations = [
-        read("evaluation", path, read_evaluation_document) for path in params["evaluations"]
+        read("evaluation", path, EvaluationDocument.read) for path in params["evaluations"]
     ]
-    verdict = read("verdict", params["verdict"], read_verdict)
+    verdict = read("verdict", params["verdict"], Verdict.read)
     benchmark = read("benchmark", params["bench"], Benchmark.read)
-    baseline = read("baseline", params["baseline"], read_baseline)
+    baseline = read("baseline", params["baseline"], Baseline.read)
     problems.refuse()
     return assemble(
         [each for each in evaluations if each is not None],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,11 +24,12 @@ class Record(BaseModel):
 class Document(Record):
     """Base of the records that are files.
 
-    noun: what a file of this kind is called. place: where commands take it.
+    noun: what a file of this kind is called. place: where commands take it. hint: what writes it.
     """
 
     noun: ClassVar[str] = "document"
     place: ClassVar[str] = ""
+    hint: ClassVar[str] = ""
 
     schema_version: Literal[1] = Field(default=1, description="Version of this document's layout.")
 
@@ -39,22 +40,19 @@ class Document(Record):
         )
         return (text + "\n").encode()
 
-
-D = TypeVar("D", bound=Document)
-
-
-def read_document(kind: type[D], path: Path, *, hint: str) -> D:
-    """Read and check a user's file. UsageError names it and what is wrong in it; ``hint`` too."""
-    file = UntrustedFile(path, _LIMIT_BYTES, hint=hint)
-    try:
-        return file.record(kind)
-    except UsageError:
-        if other := _other_kind(file, kind):
-            raise UsageError(
-                f"{path} is {_article(other)}, not {_article(kind)}.",
-                hint=f"Swapped? It is given {other.place}.",
-            ) from None
-        raise
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read and check a user's file. UsageError names it and what is wrong in it."""
+        file = UntrustedFile(path, _LIMIT_BYTES, hint=cls.hint)
+        try:
+            return file.record(cls)
+        except UsageError:
+            if other := _other_kind(file, cls):
+                raise UsageError(
+                    f"{path} is {_article(other)}, not {_article(cls)}.",
+                    hint=f"Swapped? It is given {other.place}.",
+                ) from None
+            raise
 
 
 def _article(kind: type[Document]) -> str:

@@ -11,7 +11,6 @@ from gemquant.core.artifact.card import Later, card_environment, card_template
 from gemquant.core.artifact.evaluation import (
     LEVELS,
     EvaluationDocument,
-    read_evaluation_document,
 )
 from gemquant.core.artifact.finalize import content_digest
 from gemquant.core.artifact.losses import eval_results
@@ -20,7 +19,7 @@ from gemquant.errors import NotComparableError
 
 def shown_evaluation(place: Path, manifest: Manifest) -> tuple[bytes, Later]:
     """What an artifact keeps of a document, and what its card shows of it."""
-    document = _of_artifact(read_evaluation_document(place), manifest, place=place)
+    document = _of_artifact(EvaluationDocument.read(place), manifest, place=place)
     environment = card_environment()
     template = environment.from_string(card_template("gemquant.publish", "evaluation.md.jinja"))
     section = template.render(document=document, artifact=document.artifacts[0], levels=LEVELS)

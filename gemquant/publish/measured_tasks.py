@@ -15,7 +15,6 @@ from gemquant.measure.tasks.document import (
     TaskResult,
     TaskScore,
     TasksDocument,
-    read_tasks_document,
 )
 from gemquant.publish.measured import refuse_others
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 def shown_tasks(place: Path, manifest: Manifest) -> tuple[bytes, Later]:
     """What an artifact keeps of a document, and what its card shows of it."""
-    document = read_tasks_document(place)
+    document = TasksDocument.read(place)
     measured = document.artifact
     if measured is None or measured.digest != content_digest(manifest):
         names = [] if measured is None else [measured.name]

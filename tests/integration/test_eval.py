@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gemquant.__main__ import main
-from gemquant.core.artifact.evaluation import EvaluationDocument, read_evaluation_document
+from gemquant.core.artifact.evaluation import EvaluationDocument
 from tests.helpers.tiny_gemma import Kind, write_tiny_gemma
 from tests.unit.cli.conftest import Result, Run
 
@@ -41,7 +41,7 @@ def evaluate(run: Run, *given: str) -> Result:
 def document(run: Run, *given: str) -> EvaluationDocument:
     result = evaluate(run, *given, "--output", "e.json")
     assert result.code == 0, result.err
-    return read_evaluation_document(Path("e.json"))
+    return EvaluationDocument.read(Path("e.json"))
 
 
 def test_several_artifacts_are_measured_in_one_document(
@@ -118,7 +118,7 @@ def test_a_file_of_the_users_own_is_a_suite_of_one_slice(run: Run, rounded: str)
     Path("mine.txt").write_text(text)
     given = ("--suite", "mine.txt", "--seq-len", "24", "--no-native", "--threads", "1", "-q")
     assert run("eval", rounded, *given, "-o", "e.json").code == 0
-    found = read_evaluation_document(Path("e.json"))
+    found = EvaluationDocument.read(Path("e.json"))
     (only,) = found.artifacts[0].levels[0].slices
     assert (found.suite.name, only.slice) == ("mine.txt", "mine")
     # All of its text: as many windows as it fills.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gemquant.core.artifact.evaluation import read_evaluation_document
+from gemquant.core.artifact.evaluation import EvaluationDocument
 from tests.unit.cli.conftest import Run
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra tasks)")
@@ -57,7 +57,7 @@ def test_perplexity_is_lm_evals_word_perplexity(
         *("--eval-windows", "1", "--no-native", "--threads", "1", "-q"),
     )
     assert result.code == 0, result.err
-    found = read_evaluation_document(Path("e.json")).artifacts[0].levels[0].slices[0]
+    found = EvaluationDocument.read(Path("e.json")).artifacts[0].levels[0].slices[0]
     assert found.windows.tokens == (len(ids),)
 
     model = AutoModelForCausalLM.from_pretrained("plain", attn_implementation="eager")

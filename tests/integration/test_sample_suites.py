@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gemquant.calibration.suites import SuiteText, read_suites
-from gemquant.core.artifact.evaluation import read_evaluation_document
+from gemquant.core.artifact.evaluation import EvaluationDocument
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemquant.models.chat import ChatTemplate
 from tests.unit.cli.conftest import Run
@@ -61,7 +61,7 @@ def test_eight_bits_lose_less_than_four_on_every_slice(run: Run, checkpoint: Che
         assert made.code == 0, made.err
     few = ("--eval-windows", "2", "--eval-slices", "english,code", "--no-native", "-q")
     assert run("eval", "w4", "w8", "--suite", "default", *few, "-o", "e.json").code == 0
-    four, eight = (each.levels[0] for each in read_evaluation_document(Path("e.json")).artifacts)
+    four, eight = (each.levels[0] for each in EvaluationDocument.read(Path("e.json")).artifacts)
     for coarse, fine in zip(four.slices, eight.slices, strict=True):
         assert fine.kl_mean.value < 0.01 < coarse.kl_mean.value
         assert coarse.top5.value < fine.top5.value

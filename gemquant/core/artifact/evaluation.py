@@ -11,12 +11,11 @@ models.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from gemquant.core.json_document import Document, Record, read_document
+from gemquant.core.json_document import Document, Record
 
 Level = Literal["reference", "native", "emulated", "vendor-sim"]
 LEVELS: Mapping[Level, str] = {
@@ -235,6 +234,9 @@ class EvaluationDocument(Document):
     """All that one run of ``gemquant eval`` measured."""
 
     noun: ClassVar[str] = "evaluation"
+    hint: ClassVar[str] = (
+        "Evaluation documents are written by `gemquant eval ARTIFACT --output FILE`."
+    )
     place: ClassVar[str] = "as an argument, without a flag"
 
     gemquant: str = Field(description="The program's version.")
@@ -245,12 +247,3 @@ class EvaluationDocument(Document):
     )
     machine: str = Field(description="Fingerprint of the machine, as in benchmarks.")
     artifacts: tuple[ArtifactEvaluation, ...] = Field(description="In the order given.")
-
-
-def read_evaluation_document(path: Path) -> EvaluationDocument:
-    """Read and check a document. UsageError names the file and what is wrong in it."""
-    return read_document(
-        EvaluationDocument,
-        path,
-        hint="Evaluation documents are written by `gemquant eval ARTIFACT --output FILE`.",
-    )

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gemquant.core.artifact.staging import flush, flush_tree, parents_created, place_problems
-from gemquant.core.json_document import Document, read_document
+from gemquant.core.json_document import Document
 from gemquant.errors import GemquantError, OutputError, UsageError
 
 DOCUMENT_BYTES = 50_000_000
@@ -92,7 +92,7 @@ def document_problems(output: Path | None, kind: type[Document]) -> list[Gemquan
         return []
     if output.is_file():
         try:
-            read_document(kind, output, hint="")
+            kind.read(output)
         except UsageError:
             return [
                 OutputError(

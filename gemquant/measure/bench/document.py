@@ -14,7 +14,7 @@ from typing import ClassVar, Self
 
 from pydantic import Field
 
-from gemquant.core.json_document import Document, Record, read_document
+from gemquant.core.json_document import Document, Record
 
 
 class Spread(Record):
@@ -220,6 +220,7 @@ class Benchmark(Document):
     """All that one call of `gemquant bench` measured."""
 
     noun: ClassVar[str] = "benchmark"
+    hint: ClassVar[str] = "Save one with: gemquant bench ARTIFACT -o before.json"
     place: ClassVar[str] = "as --bench"
 
     environment: Environment
@@ -231,10 +232,3 @@ class Benchmark(Document):
     board: Board | None = Field(
         default=None, description="Where it ran, if not on this machine; null if it did."
     )
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """Read a saved document; UsageError if it is not one."""
-        return read_document(
-            cls, path, hint="Save one with: gemquant bench ARTIFACT -o before.json"
-        )

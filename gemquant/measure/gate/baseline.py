@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
@@ -22,7 +21,7 @@ from gemquant.core.artifact.evaluation import (
     SliceEvaluation,
     SuiteRecord,
 )
-from gemquant.core.json_document import Document, Record, read_document
+from gemquant.core.json_document import Document, Record
 
 
 class BenchFigures(Record):
@@ -94,6 +93,9 @@ class Baseline(Document):
     """What later artifacts of one original are compared with."""
 
     noun: ClassVar[str] = "baseline"
+    hint: ClassVar[str] = (
+        "Baselines are written by `gemquant gate … --update-baseline --reason TEXT`."
+    )
     place: ClassVar[str] = "as --baseline"
 
     suite: SuiteRecord = Field(description="The text; another one is not comparable.")
@@ -116,15 +118,6 @@ class Baseline(Document):
     def entry(self, name: str) -> BaselineEntry | None:
         """One artifact's, or None where it is not there."""
         return next((each for each in self.artifacts if each.name == name), None)
-
-
-def read_baseline(path: Path) -> Baseline:
-    """Read and check a baseline. UsageError names the file and what is wrong in it."""
-    return read_document(
-        Baseline,
-        path,
-        hint="Baselines are written by `gemquant gate … --update-baseline --reason TEXT`.",
-    )
 
 
 # ---------------------------------------------------------------- comparable or not

@@ -6,13 +6,12 @@ The JSON Schema in ``docs/verdict.schema.json`` is generated from these models.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from gemquant.core.artifact.evaluation import Level, OriginalRecord, SuiteRecord
-from gemquant.core.json_document import Document, Record, read_document
+from gemquant.core.json_document import Document, Record
 from gemquant.errors import NotComparableError, RegressionError
 
 Metric = Literal[
@@ -133,6 +132,7 @@ class Verdict(Document):
     """All that one run of ``gemquant gate`` decided."""
 
     noun: ClassVar[str] = "verdict"
+    hint: ClassVar[str] = "Verdicts are written by `gemquant gate … --output FILE`."
     place: ClassVar[str] = "to `gemquant report` as --verdict"
 
     gemquant: str = Field(description="The program's version.")
@@ -179,10 +179,3 @@ def exit_code(outcome: Outcome, *, inconclusive: Literal["fail", "warn"]) -> int
     if outcome == "not-comparable" or (outcome == "inconclusive" and inconclusive == "fail"):
         return NotComparableError.exit_code
     return 0
-
-
-def read_verdict(path: Path) -> Verdict:
-    """Read and check a document. UsageError names the file and what is wrong in it."""
-    return read_document(
-        Verdict, path, hint="Verdicts are written by `gemquant gate … --output FILE`."
-    )

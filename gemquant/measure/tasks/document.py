@@ -5,12 +5,11 @@ The JSON Schema in ``docs/tasks-document.schema.json`` is generated from these m
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar, Self
 
 from pydantic import Field
 
-from gemquant.core.json_document import Document, Record, read_document
+from gemquant.core.json_document import Document, Record
 
 
 class ModelRecord(Record):
@@ -124,6 +123,7 @@ class TasksDocument(Document):
     """All that one run of ``gemquant tasks`` measured."""
 
     noun: ClassVar[str] = "tasks document"
+    hint: ClassVar[str] = "Write one with: gemquant tasks ARTIFACT -o FILE"
     place: ClassVar[str] = "to `gemquant card` as --tasks"
 
     gemquant: str = Field(description="The program's version.")
@@ -139,12 +139,3 @@ class TasksDocument(Document):
         description="In the requested order, groups before their members."
     )
     notes: tuple[str, ...] = Field(default=(), description="Further remarks.")
-
-
-def read_tasks_document(path: Path) -> TasksDocument:
-    """Read and check a document; UsageError names the file and what is wrong."""
-    return read_document(
-        TasksDocument,
-        path,
-        hint="Write one with: gemquant tasks ARTIFACT -o FILE",
-    )

@@ -8,7 +8,7 @@ from click.testing import CliRunner, Result
 
 from gemquant.cli import cli, gate_tables
 from gemquant.core.artifact.evaluation import EvaluationDocument
-from gemquant.measure.gate.verdict import read_verdict
+from gemquant.measure.gate.verdict import Verdict
 from tests.helpers.tiny_evaluation import artifact, document
 from tests.helpers.tiny_gate import divergences, measured
 from tests.helpers.tiny_report import check, verdict
@@ -65,7 +65,7 @@ def test_a_regression_ends_with_10_and_writes_its_verdict(folder: Path) -> None:
     result = run(folder, worse(), flags=f"--output {folder / 'verdict.json'}")
     assert result.exit_code == 10
     assert "'gemma-awq', regression: level reference, slice 'english': " in result.stderr
-    assert read_verdict(folder / "verdict.json").outcome == "regression"
+    assert Verdict.read(folder / "verdict.json").outcome == "regression"
 
 
 def test_another_suite_ends_with_11_and_writes_its_verdict_too(folder: Path) -> None:
@@ -73,7 +73,7 @@ def test_another_suite_ends_with_11_and_writes_its_verdict_too(folder: Path) -> 
     other = now.model_copy(update={"suite": now.suite.model_copy(update={"version": 2})})
     result = run(folder, other, flags=f"--output {folder / 'verdict.json'}")
     assert result.exit_code == 11
-    assert read_verdict(folder / "verdict.json").outcome == "not-comparable"
+    assert Verdict.read(folder / "verdict.json").outcome == "not-comparable"
 
 
 def test_json_is_one_document_and_the_file_is_the_same(folder: Path) -> None:

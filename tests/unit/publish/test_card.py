@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from gemquant.core.artifact import Artifact, finalize, staged
-from gemquant.core.artifact.evaluation import EvaluationDocument, read_evaluation_document
+from gemquant.core.artifact.evaluation import EvaluationDocument
 from gemquant.core.artifact.finalize import content_digest
 from gemquant.errors import ArtifactError, NotComparableError, OutputError
 from gemquant.formats.compressed_tensors import CompressedTensors
@@ -92,7 +92,7 @@ def test_an_evaluation_comes_into_card_folder_and_manifest_together(
 
 def test_only_this_artifacts_measurements_are_kept(artifact: Artifact, evaluation: Path) -> None:
     write_card(make_card(artifact.path, evaluation=evaluation))
-    kept = read_evaluation_document(artifact.path / "evaluation.json")
+    kept = EvaluationDocument.read(artifact.path / "evaluation.json")
     assert [each.name for each in kept.artifacts] == ["tiny"]
 
 

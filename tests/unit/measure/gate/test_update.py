@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gemquant.errors import NotComparableError, UsageError
-from gemquant.measure.gate.baseline import read_baseline
+from gemquant.measure.gate.baseline import Baseline
 from gemquant.measure.gate.update import updated, write_baseline
 from tests.helpers.tiny_gate import baseline_of, measured
 
@@ -48,7 +48,7 @@ def test_another_suite_replaces_all_artifacts_or_none() -> None:
 
 def test_a_baseline_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     write_baseline(tmp_path / "base.json", baseline_of(measured()))
-    assert read_baseline(tmp_path / "base.json") == baseline_of(measured())
+    assert Baseline.read(tmp_path / "base.json") == baseline_of(measured())
     assert [each.name for each in tmp_path.iterdir()] == ["base.json"]
 
 
@@ -56,14 +56,14 @@ def test_a_baseline_is_read_back_as_it_was_written(tmp_path: Path) -> None:
 def test_an_empty_or_broken_baseline_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "base.json").write_text(text)
     with pytest.raises(UsageError, match=r"base\.json"):
-        read_baseline(tmp_path / "base.json")
+        Baseline.read(tmp_path / "base.json")
 
 
 def test_nan_in_a_baseline_is_refused(tmp_path: Path) -> None:
     text = baseline_of(measured()).to_json().decode().replace('"kl_max": 3.0', '"kl_max": NaN')
     (tmp_path / "base.json").write_text(text)
     with pytest.raises(UsageError, match="finite"):
-        read_baseline(tmp_path / "base.json")
+        Baseline.read(tmp_path / "base.json")
 
 
 def test_a_history_of_ten_thousand_entries_stays_quick(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_history_of_ten_thousand_entries_stays_quick(tmp_path: Path) -> None:
     long = one.model_copy(update={"history": one.history * 10_000})
     began = time.perf_counter()
     write_baseline(tmp_path / "base.json", long)
-    again = updated([measured()], read_baseline(tmp_path / "base.json"), reason="x", commit=None)
+    again = updated([measured()], Baseline.read(tmp_path / "base.json"), reason="x", commit=None)
     # Far above what it takes, far below what anything quadratic would.
     assert time.perf_counter() - began < 10
     assert len(again.history) == 10_001
