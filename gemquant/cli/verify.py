@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from gemquant.cli.artifacts import folders_at
+from gemquant.cli.artifacts import folders_at, opened
 from gemquant.cli.flags import artifacts_argument, flags, output_flags
 from gemquant.cli.progress import reporter
 from gemquant.errors import ArtifactError, GemquantError, UsageError, echo, refuse
@@ -52,7 +52,6 @@ def command(
     (extra signing). A llamafile is compared with its record. Exits with 6 if anything differs.
     """
     from gemquant.cli import render
-    from gemquant.core.artifact import read_manifest
     from gemquant.publish.verify import artifact_problems, signature_problems
 
     found = {folder: problems for path in artifacts for folder, problems in _found(path).items()}
@@ -68,12 +67,9 @@ def command(
             all_problems += problems
             texts = [str(problem) for problem in problems]
             result: dict[str, Any] = {"path": str(path), "valid": not problems, "problems": texts}
-            if (
-                not problems
-                and path.is_dir()
-                and (beyond := read_manifest(path).tokens_without_row)
-            ):
-                result["notes"] = [str(beyond)]
+            manifests = [] if problems or path.is_file() else [e.manifest for e in opened([path])]
+            if beyond := [each.tokens_without_row for each in manifests if each.tokens_without_row]:
+                result["notes"] = [*dict.fromkeys(map(str, beyond))]
             if public_key is not None:
                 result["signed_by"] = None if problems else str(public_key)
             results.append(result)

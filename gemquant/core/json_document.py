@@ -66,4 +66,8 @@ def _other_kind(file: UntrustedFile, kind: type[Document]) -> type[Document] | N
     except (GemquantError, TypeError):
         return None
     known = [each for each in Document.__subclasses__() if each is not kind and each.place]
-    return next((each for each in known if keys and keys <= set(each.model_fields)), None)
+    return next((each for each in known if _required(each) <= keys <= set(each.model_fields)), None)
+
+
+def _required(kind: type[Document]) -> set[str]:
+    return {name for name, field in kind.model_fields.items() if field.is_required()}

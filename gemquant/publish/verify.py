@@ -103,7 +103,9 @@ def _open_alone(folder: Path, manifest: Manifest) -> None:
     """Open one artifact of a set, as if no other were there."""
     with tempfile.TemporaryDirectory() as alone:
         for name in manifest.files:
-            (Path(alone) / name).symlink_to((folder / name).resolve())
+            link = Path(alone) / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to((folder / name).resolve())
         open_weights(Artifact(Path(alone), manifest))
 
 

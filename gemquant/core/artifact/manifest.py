@@ -288,7 +288,7 @@ def artifact_label(manifest: Manifest) -> str:
 def model_name(manifest: Manifest) -> str:
     """Name of the model that was quantized, as in the names of its files."""
     for file in manifest.files:
-        name, found, _ = file.partition(f"-{scheme_label(manifest)}")
+        name, found, _ = file.rpartition(f"-{scheme_label(manifest)}")
         if found and file.endswith(".gguf"):
             return name
     return (manifest.base_model or manifest.source.ref).rstrip("/").rsplit("/", 1)[-1]
