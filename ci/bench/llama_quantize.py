@@ -186,10 +186,11 @@ def read_importance(path: Path) -> dict[str, np.ndarray]:
 
     tensors = {tensor.name: tensor.data for tensor in GGUFReader(path).tensors}
     sums = {name.removesuffix(".in_sum2"): v for name, v in tensors.items() if "in_sum2" in name}
-    return {
-        name: (value / np.float32(np.rint(tensors[f"{name}.counts"].item()))).ravel()
-        for name, value in sums.items()
-    }
+    importance = {}
+    for name, value in sums.items():  # of experts (experts, columns), and their counts (experts, 1)
+        counts = np.rint(tensors[f"{name}.counts"])
+        importance[name] = np.where(counts > 0, value / np.maximum(counts, 1), 1).ravel()
+    return importance
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from gemquant.core.progress import Progress
 from gemquant.core.protocols import ActivationRange, Block, RoutedTokens, Statistics, Weights
 from gemquant.errors import CalibrationError
 from gemquant.formats.gguf.imatrix import ImportanceEntry, ImportanceMatrix
-from gemquant.formats.gguf.names import to_gguf
+from gemquant.formats.gguf.names import experts_of
 from gemquant.models.architecture import layer_structure
 from gemquant.models.skeleton import Skeleton
 from gemquant.models.structure import (
@@ -231,18 +232,23 @@ def _spacing(calibration: TokenWindows) -> int:
 
 @fast_products()
 def computed_importance(
-    trace: Trace, windows: TokenWindows, generation: str, progress: Progress
+    trace: Trace, windows: TokenWindows, config: Mapping[str, Any], progress: Progress
 ) -> ImportanceMatrix:
     """Trace a text for its importance matrix: the sums of squares of every linear's inputs.
 
-    windows: what the trace reads. generation: the model type, for llama.cpp's names.
+    windows: what the trace reads. config: the model's, for llama.cpp's names.
     """
     entries: dict[str, ImportanceEntry] = {}
+    where = experts_of(config)
     progress.start("tracing layers", trace.layers)
     for block in trace.blocks():
+        experts: dict[str, dict[int, Statistics]] = {}
         for linear in block.structure.linears:
-            name = to_gguf(f"{block.prefix}{linear}.weight", generation)
-            entries[name] = ImportanceEntry.of(block.statistics[linear])
+            tensor, expert = where[f"{block.prefix}{linear}.weight"]
+            experts.setdefault(tensor, {})[expert] = block.statistics[linear]
+        entries |= {
+            n: ImportanceEntry.of(*(each[e] for e in sorted(each))) for n, each in experts.items()
+        }
         progress.advance("tracing layers")
     return ImportanceMatrix(
         entries,

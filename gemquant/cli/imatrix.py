@@ -94,7 +94,7 @@ def command(
 
         matrix = _compute(recipe, threads, progress)
     write_imatrix(output, matrix)
-    counts = [entry.count for entry in matrix.entries.values()]
+    counts = [max(entry.counts) for entry in matrix.entries.values()]
     document = {
         "path": str(output),
         "entries": len(counts),
@@ -128,4 +128,4 @@ def _compute(recipe: Recipe, threads: int, progress: Progress) -> ImportanceMatr
     dtype = getattr(torch, calibration_dtype(recipe))
     skeleton = Skeleton(config, device=recipe.device, dtype=dtype)
     trace = Trace(model.checkpoint, skeleton, windows, gram=False)
-    return computed_importance(trace, windows, config["model_type"], progress)
+    return computed_importance(trace, windows, config, progress)

@@ -171,6 +171,14 @@ def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def stored_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """``tensor_shapes``, with the stacks for the matrices that they hold."""
+    stacks = stacked_tensors(config)
+    parts = {part for stack in stacks.values() for part in stack.parts}
+    shapes = {name: shape for name, shape in tensor_shapes(config).items() if name not in parts}
+    return shapes | {name: stack.shape for name, stack in stacks.items()}
+
+
 def cached_values(config: Mapping[str, Any], context: int, window: int) -> int:
     """Keys and values that ``context`` tokens leave in the cache.
 

@@ -18,7 +18,8 @@ from typing import Any
 from gemquant.errors import CheckpointError, GemquantError, UnsupportedError
 from gemquant.models.chat_templates import ChatFormat
 from gemquant.models.experts import expert_groups, expert_shapes, expert_stacks
-from gemquant.models.gemma2 import IN_GGUF, NORMS
+from gemquant.models.gemma2 import NORMS
+from gemquant.models.gemma4_gguf import IN_GGUF4
 from gemquant.models.licences import APACHE
 from gemquant.models.structure import (
     FULL,
@@ -26,7 +27,6 @@ from gemquant.models.structure import (
     PER_LAYER_PROJECTION,
     PER_LAYER_TABLE,
     Architecture,
-    GgufFacts,
     InputGroup,
     LayerStructure,
     NormFold,
@@ -308,18 +308,8 @@ GEMMA4 = Architecture(
     norm_offset=0.0,
     licence=APACHE,
     chat=ChatFormat(start="<|turn>", end="<turn|>", stock="system", chat="system"),
-    gguf=GgufFacts(
-        architecture="gemma4",
-        tensors={
-            **IN_GGUF,
-            "attn_q_norm": "self_attn.q_norm",
-            "attn_k_norm": "self_attn.k_norm",
-            "inp_gate": "per_layer_input_gate",
-            "proj": "per_layer_projection",
-            "post_norm": "post_per_layer_input_norm",
-        },
-    ),
-    containers=("safetensors", "compressed-tensors", "bitsandbytes"),
+    gguf=IN_GGUF4,
+    containers=("safetensors", "compressed-tensors", "bitsandbytes", "gguf"),
 )
 
 GEMMA4_UNIFIED = replace(

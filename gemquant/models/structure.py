@@ -6,7 +6,7 @@ packages ask ``gemquant.models.architecture``, which knows every generation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -198,6 +198,24 @@ GATED_LAYER_IN_GGUF: Mapping[str, str] = MappingProxyType(
 """llama.cpp's name of every module that ``gated_layer`` always has, but the norm before the MLP."""
 
 
+GgufKey = int | float | Sequence[int] | Sequence[bool]
+"""A metadata value: uint32, float32, or an array of int32 or bool."""
+
+
+@dataclass(frozen=True)
+class GgufKeys:
+    """What of a GGUF describes its model.
+
+    keys: metadata without the architecture's prefix. vocab_size: rows of the embedding. tensors:
+    the names of all. rope_factors: of ``rope_freqs.weight``, empty without it.
+    """
+
+    keys: Mapping[str, Any]
+    vocab_size: int
+    tensors: Collection[str] = ()
+    rope_factors: Sequence[float] = ()
+
+
 @dataclass(frozen=True)
 class GgufFacts:
     """How llama.cpp stores and computes a generation.
@@ -212,6 +230,15 @@ class GgufFacts:
     key before the dimensions. ollama: number of layers → keys of the configuration that its files
     have wrong and its runner corrects. end_of_turn_id: the token that its converter writes as EOT
     where the tokenizer's files name none.
+    parameters: what of a layer ``tensors`` cannot spell, ``ffn_gate_inp.scale`` → ``router.scale``.
+    outside: further tensors that belong to no layer. in_float32: parts that stay in float32 though
+    they are matrices; in_16_bits: that stay in 16 bits. rope_types: of full layers, that it
+    computes. rope_factors: content of ``rope_freqs.weight``, which divides each frequency of full
+    layers; None where there is none. keys: further keys, or other values of those that every
+    generation has; from_keys: the configuration's keys from these, and from the names and
+    ``rope_factors`` of a file. refused: keys of the configuration, their values, and why it cannot
+    have them. merges: the vocabulary is stored with BPE's merges, for the tokenizer that is named
+    after the architecture; visible_tokens: those that it renders although they are special.
 
     Source: llama.cpp ``conversion/gemma.py``, ``src/models/gemma*.cpp``; gguf-py
     ``tensor_mapping.py``; ollama ``model/models/gemma3/model_text.go``.
@@ -228,6 +255,17 @@ class GgufFacts:
     block_count_first: bool = False
     end_of_turn_id: int | None = None
     ollama: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    outside: Mapping[str, str] = field(default_factory=dict)
+    in_float32: frozenset[str] = frozenset()
+    in_16_bits: frozenset[str] = frozenset()
+    rope_types: tuple[str, ...] = ("default", "linear")
+    rope_factors: Callable[[Mapping[str, Any]], Sequence[float] | None] = lambda _: None
+    keys: Callable[[Mapping[str, Any]], Mapping[str, GgufKey]] = lambda _: {}
+    from_keys: Callable[[GgufKeys], Mapping[str, Any]] = lambda _: {}
+    refused: Callable[[Mapping[str, Any]], Iterable[tuple[str, object, str]]] = lambda _: ()
+    merges: bool = False
+    visible_tokens: frozenset[str] = frozenset()
 
     def query_pre_attn_scalar(self, config: Mapping[str, Any]) -> int:
         """The square of the query scale's denominator, which llama.cpp infers from the sizes."""

@@ -21,7 +21,7 @@ from gemquant.errors import (
     refuse,
 )
 from gemquant.formats.gguf.mixtures import FILE_TYPES, file_type, tensor_type
-from gemquant.formats.gguf.names import to_gguf
+from gemquant.formats.gguf.names import from_gguf, places
 from gemquant.formats.gguf.types import (
     TypePlan,
     TypeRequest,
@@ -90,6 +90,11 @@ Examples:
     )
     embedding_type: str = option("", "Format of the embedding, which is usually the head too.")
     output_type: str = option("", "Format of the head.")
+    per_layer_embedding_type: str = option(
+        "",
+        "Format of the embedding that feeds every layer, where there is one. Q8_0, or more where "
+        "the type has more; llama.cpp's quantize takes Q6_K.",
+    )
     pure: bool = option(False, "The same format for every matrix, no mixture.")
     imatrix: str = option("", "Importance matrix to weigh errors by: a FILE of llama.cpp's.")
     importance: bool = option(
@@ -125,13 +130,14 @@ Examples:
         weighting = self._weighting(config)
         plan = choose_types(config, request, has_importance=weighting is not None)
         refuse(importance_problems(plan, weighting.covered if weighting else None))
-        names = {to_gguf(name, config["model_type"]): name for name in tensor_shapes(config)}
+        types, shapes = {t.name: t.type for t in plan.tensors}, tensor_shapes(config)
+        where = {name: tensor for name, (tensor, _) in places(config).items()}
         return dataclasses.replace(
             self,
             type=request.file_type.name,
             choice=_Choice(
-                types={names[t.name]: t.type for t in plan.tensors if len(t.shape) == 2},
-                fallbacks=_fallbacks(plan, names),
+                types={n: types[tensor] for n, tensor in where.items() if len(shapes[n]) == 2},
+                fallbacks=_fallbacks(plan, config["model_type"]),
                 notes=[*(weighting.notes if weighting else ()), *plan.without_effect],
                 weighting=weighting,
             ),
@@ -170,11 +176,12 @@ Examples:
         problems = ProblemCollector()
         kind = problems.attempt(partial(_parse, file_type, "--type", self.type, FILE_TYPES))
         overrides = [problems.attempt(partial(parse_override, text)) for text in self.tensor_type]
-        embedding, output = (
+        embedding, output, table = (
             problems.attempt(partial(_parse, tensor_type, flag, name, TYPES) if name else _none)
             for flag, name in (
                 ("--embedding-type", self.embedding_type),
                 ("--output-type", self.output_type),
+                ("--per-layer-embedding-type", self.per_layer_embedding_type),
             )
         )
         if self.imatrix and self.importance:
@@ -190,6 +197,7 @@ Examples:
             overrides=tuple(override.value for override in overrides),
             embedding_type=embedding.value,
             output_type=output.value,
+            table_type=table.value,
             pure=self.pure,
         )
 
@@ -201,13 +209,13 @@ Examples:
         return gguf_importance.FromCalibration(config) if self.importance else None
 
 
-def _fallbacks(plan: TypePlan, names: Mapping[str, str]) -> list[Fallback]:
+def _fallbacks(plan: TypePlan, generation: str) -> list[Fallback]:
     """Matrices whose rows are not whole blocks of the format that the mixture gives them."""
     from gemquant.core.artifact import Fallback
 
     return [
         Fallback(
-            module=names[name].removesuffix(".weight"),
+            module=(from_gguf(name, generation) or name).removesuffix(".weight"),
             stored=f"{group.type.name}, {group.type.bits:g} bits per weight",
             reason=f"{group.reason} ({group.preferred.bits:g} bits per weight)",
         )

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gemquant.core.protocols import Block
 from gemquant.core.recipe import Recipe
 from gemquant.formats.gguf.imatrix import ImportanceEntry, ImportanceMatrix, importance_for
-from gemquant.formats.gguf.names import to_gguf
-from gemquant.formats.gguf.types import gguf_shapes
+from gemquant.formats.gguf.names import experts_of, gguf_shapes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +57,7 @@ class FromFile:
     matrix: ImportanceMatrix
     weights: Mapping[str, Tensor]
     notes: Sequence[str]
-    generation: str
+    config: Mapping[str, Any]
 
     @property
     def key(self) -> str:
@@ -75,8 +75,14 @@ class FromFile:
         return self.weights.keys()
 
     def importance(self, block: Block, linear: str) -> Tensor | None:
-        """The file's entry, if it has one."""
-        return self.weights.get(to_gguf(f"{block.prefix}{linear}.weight", self.generation))
+        """The file's entry, if it has one; of an expert, its part of the layer's."""
+        tensor, expert = self._places[f"{block.prefix}{linear}.weight"]
+        weights, columns = self.weights.get(tensor), block.shape(f"{linear}.weight")[1]
+        return None if weights is None else weights[expert * columns :][:columns]
+
+    @cached_property
+    def _places(self) -> Mapping[str, tuple[str, int]]:
+        return experts_of(self.config)
 
     def facts(self, recipe: Recipe) -> Mapping[str, str | int]:  # noqa: ARG002 (protocol)
         """Name of the file, the text that it was computed on, its size.
@@ -112,7 +118,7 @@ class FromCalibration:
     def covered(self) -> Collection[str]:
         """Every linear of every layer."""
         shapes = gguf_shapes(self.config)
-        return [n for n, shape in shapes.items() if len(shape) == 2 and n.startswith("blk.")]
+        return [n for n, shape in shapes.items() if len(shape) > 1 and n.startswith("blk.")]
 
     @property
     def notes(self) -> Sequence[str]:
@@ -152,4 +158,4 @@ def importance_from_file(path: Path, config: Mapping[str, Any]) -> FromFile:
 
     matrix = read_imatrix(path)
     importance = importance_for(matrix, gguf_shapes(config))
-    return FromFile(path, matrix, importance.weights, importance.notes, config["model_type"])
+    return FromFile(path, matrix, importance.weights, importance.notes, config)

@@ -27,7 +27,7 @@ import numpy as np
 from gguf import GGUFReader, GGUFValueType, ReaderField
 
 from tests.helpers.sample_folder import write_sample_folder
-from tests.helpers.tiny_gemma import KINDS
+from tests.helpers.tiny_gemma import GEMMA4, KINDS
 from tests.helpers.tiny_sentencepiece import Layout, tiny_sentencepiece, write_convertible_gemma
 
 OUTPUT = Path(__file__).with_name("gguf_metadata.json")
@@ -39,7 +39,7 @@ def main() -> None:
     converted: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        folders = {kind: write_convertible_gemma(root, kind) for kind in KINDS}
+        folders = {kind: write_convertible_gemma(root, kind) for kind in (*KINDS, *GEMMA4)}
         folders["sample"] = write_sample_folder(root / "gemma-3-270m")
         for kind, folder in folders.items():
             file = root / f"{kind}.gguf"

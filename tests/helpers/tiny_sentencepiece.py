@@ -19,8 +19,10 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import sentencepiece
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-from tests.helpers.tiny_gemma import CHAT_TEMPLATE, Kind, write_tiny_gemma
+from tests.helpers.tiny_gemma import CHAT_TEMPLATE, GEMMA4, Kind, write_tiny_gemma
 
 PIECES = 1200
 VOCABULARY = 1208
@@ -163,6 +165,51 @@ def _published_place(merge: list[str]) -> tuple[int, int, int]:
     return (1, 0, 0)
 
 
+_TOKENS = {
+    "<start_of_turn>": "<|turn>", "<end_of_turn>": "<turn|>", "<unused0>": "<|channel>",
+    "<unused1>": "<channel|>", "<unused2>": "<|tool_call>", "<unused3>": "<|tool_response>",
+    "<unused4>": "<|image>", "<unused5>": "<|video>", "<unused6>": '<|"|>',
+}  # fmt: skip
+_ROLES = {
+    "sot_token": "<|turn>", "eot_token": "<turn|>", "soc_token": "<|channel>",
+    "eoc_token": "<channel|>", "stc_token": "<|tool_call>", "str_token": "<|tool_response>",
+    "boi_token": "<|image>", "escape_token": '<|"|>',
+}  # fmt: skip
+
+
+@cache
+def tiny_bpe_files() -> dict[str, bytes]:
+    """Return the files of a tokenizer as Gemma 4 has it: the same pieces, but BPE throughout.
+
+    There is no tokenizer.model; runs of newlines and of spaces are merged like all else, and only
+    what is special is an added token.
+    """
+    content = json.loads(tiny_sentencepiece_files("gemma3")["tokenizer.json"])
+    vocab = content["model"]["vocab"]
+    content["model"]["vocab"] = {_TOKENS.get(piece, piece): n for piece, n in vocab.items()}
+    special = {*_NAMED, "<mask>", *_TOKENS.values()}
+    for token in content["added_tokens"]:
+        token["content"] = _TOKENS.get(token["content"], token["content"])
+        token["special"] = True
+    content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] in special]
+    named = {"bos": "<bos>", "eos": "<eos>", "unk": "<unk>", "pad": "<pad>", "mask": "<mask>"}
+    config = {
+        "backend": "tokenizers",
+        **{f"{role}_token": token for role, token in named.items()},
+        **_ROLES,
+        "extra_special_tokens": ["<|video>"],
+        "padding_side": "left",
+        "processor_class": "Gemma4Processor",
+        "tokenizer_class": "GemmaTokenizer",
+    }
+    template = CHAT_TEMPLATE.replace("<start_of_turn>", "<|turn>")
+    return {
+        "tokenizer.json": json.dumps(content, indent=2, ensure_ascii=False).encode(),
+        "tokenizer_config.json": json.dumps(config, indent=2).encode(),
+        "chat_template.jinja": template.replace("<end_of_turn>", "<turn|>").encode(),
+    }
+
+
 _CARD = """\
 ---
 license: gemma
@@ -191,13 +238,37 @@ def write_convertible_gemma(
     overrides: dict[str, Any] = {"vocab_size": VOCABULARY, "query_pre_attn_scalar": 32, **changes}
     if kind in {"gemma3_text", "gemma3"}:
         overrides["sliding_window_pattern"] = 6
+    if kind in GEMMA4:
+        # llama.cpp has rules of its own for eight experts, which no Gemma has.
+        overrides |= {"vocab_size": PIECES, "vocab_size_per_layer_input": PIECES}
+        moe: dict[str, Any] = {"gemma4_moe": {"num_experts": 4}}
+        moe["gemma4_unified"] = {"moe_intermediate_size": None, "num_kv_shared_layers": 0}
+        overrides |= moe.get(kind, {})
     folder = write_tiny_gemma(
         root / f"tiny-{kind.replace('_', '-')}-2b-it", kind, overrides=overrides
     )
     layout: Layout = "gemma" if kind in {"gemma", "gemma2"} else "gemma3"
-    for name, content in tiny_sentencepiece_files(layout).items():
+    files = tiny_bpe_files() if kind in GEMMA4 else tiny_sentencepiece_files(layout)
+    for name, content in files.items():
         (folder / name).write_bytes(content)
-    (folder / "README.md").write_text(_CARD, encoding="utf-8")
-    generation = {"do_sample": True, "eos_token_id": [1, 106], "top_k": 64, "top_p": 0.95}
+    card, generation = _CARD, {"do_sample": True, "eos_token_id": [1, 106], "top_k": 64}
+    if kind in GEMMA4:
+        card = _CARD.replace("license: gemma", "license: apache-2.0")
+        (folder / "tokenizer.model").unlink(missing_ok=True)
+        _without_dead_tensors(folder)
+    if kind == "gemma4_unified":
+        generation["suppress_tokens"] = [7, 11]
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    generation["top_p"] = 0.95
     (folder / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
     return folder
+
+
+def _without_dead_tensors(folder: Path) -> None:
+    """Leave out keys and values that no layer reads: llama.cpp's converter would carry them."""
+    path = folder / "model.safetensors"
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    dead = ("self_attn.k_proj.weight", "self_attn.v_proj.weight", "self_attn.k_norm.weight")
+    kept = {n: t for n, t in tensors.items() if not (n.endswith(dead) and t.shape == (1,))}
+    save_file(kept, path, metadata={"format": "pt"})

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ci.bench.llama_quantize import Llama, QuantizeOptions
 from gemquant.formats.gguf.mixtures import FILE_TYPES
-from gemquant.formats.gguf.types import TypePlan, TypeRequest, choose_types, gguf_shapes
+from gemquant.formats.gguf.names import gguf_shapes
+from gemquant.formats.gguf.types import TypePlan, TypeRequest, choose_types
 from gemquant.numerics.ggml import quantize_rows
 from tests.helpers.native_levels import at_level
 

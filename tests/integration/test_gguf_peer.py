@@ -10,14 +10,17 @@ import filecmp
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
+import torch
 
 from ci.bench.llama_quantize import Llama, QuantizeOptions, read_importance
-from tests.helpers.tiny_gemma import GENERATIONS, Kind
+from gemquant.formats.gguf.imatrix import ImportanceEntry, ImportanceMatrix, write_imatrix
+from tests.helpers.tiny_gemma import GEMMA4, GENERATIONS, Kind
 from tests.helpers.tiny_sentencepiece import write_convertible_gemma
 from tests.unit.cli.conftest import Run
 
@@ -35,7 +38,7 @@ def llama() -> Llama:
         pytest.skip(str(missing))
 
 
-@pytest.fixture(scope="module", params=GENERATIONS)
+@pytest.fixture(scope="module", params=(*GENERATIONS, *GEMMA4))
 def kind(request: pytest.FixtureRequest) -> Kind:
     made: Kind = request.param
     return made
@@ -46,33 +49,43 @@ def model(kind: Kind, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_convertible_gemma(tmp_path_factory.mktemp("model"), kind, WIDE)
 
 
+Convert = Callable[[Path, str], Path]
+
+
 @pytest.fixture(scope="module")
-def converted(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model as llama.cpp's converter writes it."""
+def convert(tmp_path_factory: pytest.TempPathFactory) -> Convert:
+    """A folder as llama.cpp's converter writes it, in bf16 or f16."""
     sources = os.environ.get("LLAMA_CPP")
     if sources is None:
         pytest.skip("$LLAMA_CPP names no folder of llama.cpp's sources")
-    out = tmp_path_factory.mktemp("converted") / "bf16.gguf"
     python = os.environ.get("LLAMA_CPP_PYTHON", sys.executable)
-    converter = Path(sources) / "convert_hf_to_gguf.py"
-    command = [python, converter, model, "--outtype", "bf16", "--outfile", out]
-    subprocess.run(list(map(str, command)), check=True, capture_output=True)
-    return out
+    converter, root = Path(sources) / "convert_hf_to_gguf.py", tmp_path_factory.mktemp("converted")
+
+    def converted(model: Path, kind: str) -> Path:
+        out = root / f"{str(model).replace('/', '_')}-{kind}.gguf"
+        if not out.exists():
+            command = [python, converter, model, "--outtype", kind, "--outfile", out]
+            subprocess.run(list(map(str, command)), check=True, capture_output=True)
+        return out
+
+    return converted
 
 
 def test_every_byte_is_that_of_llama_cpps_two_steps(
-    run: Run, llama: Llama, model: Path, converted: Path, tmp_path: Path
+    run: Run, llama: Llama, model: Path, convert: Convert, tmp_path: Path
 ) -> None:
     flags = [part for name in TYPES for part in ("--type", name)]
     assert run("gguf", str(model), *flags, "--no-eval", "-o", "ours").code == 0
     for name in TYPES:
-        llama.quantize(converted, tmp_path / "theirs.gguf", name, QuantizeOptions())
+        # What no file quantizes stays as it was converted: of a file in F16 in that type.
+        source = convert(model, "f16" if name == "F16" else "bf16")
+        llama.quantize(source, tmp_path / "theirs.gguf", name, QuantizeOptions())
         (ours,) = (tmp_path / "ours" / name).glob("*.gguf")
         assert ours.read_bytes() == (tmp_path / "theirs.gguf").read_bytes(), name
 
 
 def test_tensors_weighed_by_our_importance_matrix_are_llama_cpps(
-    run: Run, llama: Llama, model: Path, converted: Path, tmp_path: Path
+    run: Run, llama: Llama, model: Path, convert: Convert, tmp_path: Path
 ) -> None:
     few = ["--samples", "2", "--seq-len", "32"]
     assert run("imatrix", str(model), *few, "-o", "im.gguf").code == 0
@@ -81,12 +94,50 @@ def test_tensors_weighed_by_our_importance_matrix_are_llama_cpps(
     assert run("gguf", str(model), *flags, "-o", "ours").code == 0
     for name in ("Q4_K_M", "Q2_K_S"):
         target = tmp_path / "theirs.gguf"
-        llama.quantize(converted, target, name, QuantizeOptions(), importance)
+        llama.quantize(convert(model, "bf16"), target, name, QuantizeOptions(), importance)
         (path,) = (tmp_path / "ours" / name).glob("*.gguf")
         theirs = gguf.GGUFReader(target).tensors
         for ours, expected in zip(gguf.GGUFReader(path).tensors, theirs, strict=True):
             assert ours.name == expected.name
             assert np.array_equal(ours.data, expected.data), ours.name
+
+
+def test_experts_weighed_by_a_file_are_llama_cpps(
+    run: Run, llama: Llama, convert: Convert, tmp_path: Path
+) -> None:
+    model = write_convertible_gemma(tmp_path / "experts", "gemma4_moe", WIDE)
+    source, drawn = convert(model, "bf16"), np.random.default_rng(0)
+    entries = {}
+    for tensor in gguf.GGUFReader(source).tensors:
+        if tensor.name.startswith("blk.") and len(tensor.shape) > 1:
+            experts = int(tensor.shape[2]) if len(tensor.shape) > 2 else 1
+            sums = 10 * drawn.random(int(tensor.shape[0]) * experts) ** 3
+            counts = (0, *range(3, 2 + experts)) if experts > 1 else (7,)
+            values = torch.from_numpy(sums.astype(np.float32))
+            entries[tensor.name] = ImportanceEntry(values, counts)
+    write_imatrix(tmp_path / "im.gguf", ImportanceMatrix(entries, ("text",), 1, 7))
+    importance = read_importance(tmp_path / "im.gguf")
+    flags = ["--type", "Q4_K_M", "--type", "Q8_0", "--imatrix", "im.gguf", "--no-eval"]
+    assert run("gguf", str(model), *flags, "-o", "ours").code == 0
+    for name in ("Q4_K_M", "Q8_0"):
+        llama.quantize(source, tmp_path / "theirs.gguf", name, QuantizeOptions(), importance)
+        (path,) = (tmp_path / "ours" / name).glob("*.gguf")
+        theirs = gguf.GGUFReader(tmp_path / "theirs.gguf").tensors
+        for ours, expected in zip(gguf.GGUFReader(path).tensors, theirs, strict=True):
+            assert ours.name == expected.name
+            assert np.array_equal(ours.data, expected.data), ours.name
+
+
+def test_a_wide_per_layer_embedding_in_llama_cpps_type_has_its_bytes(
+    run: Run, llama: Llama, convert: Convert, tmp_path: Path
+) -> None:
+    changes = {**WIDE, "hidden_size_per_layer_input": 256}
+    model = write_convertible_gemma(tmp_path / "wide", "gemma4_e", changes)
+    flags = ["--type", "Q4_K_M", "--per-layer-embedding-type", "Q6_K", "--no-eval"]
+    assert run("gguf", str(model), *flags, "-o", "ours").code == 0
+    llama.quantize(convert(model, "bf16"), tmp_path / "theirs.gguf", "Q4_K_M", QuantizeOptions())
+    (ours,) = (tmp_path / "ours").glob("*.gguf")
+    assert ours.read_bytes() == (tmp_path / "theirs.gguf").read_bytes()
 
 
 @pytest.mark.parametrize("source", ["Q8_0", "Q4_K_M"])

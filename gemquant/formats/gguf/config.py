@@ -14,14 +14,14 @@ from __future__ import annotations
 import logging
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from gemquant.errors import CheckpointError, GemquantError, UnsupportedError, refuse
-from gemquant.formats.gguf.values import GgufValue, booleans, float32, string, uint32
+from gemquant.formats.gguf.values import GgufValue, booleans, float32, int32s, string, uint32
 from gemquant.models.architecture import architecture_of, container_problems, gguf_architectures
 from gemquant.models.config import corrections, text_config
-from gemquant.models.structure import FULL, SLIDING, Architecture
+from gemquant.models.structure import FULL, SLIDING, Architecture, GgufKey, GgufKeys
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +44,8 @@ _OPTIONAL = {
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
 }
+_PATTERN = "attention.sliding_window_pattern"
+_EXPERTS = {"expert_count": "num_experts", "expert_used_count": "top_k_experts"}
 _OTHER_KINDS = {
     "adapter": (
         "a LoRA adapter",
@@ -85,10 +87,18 @@ def is_ollamas(metadata: Mapping[str, Any]) -> bool:
     return any(key.removeprefix(prefix).startswith(_OF_OLLAMA) for key in metadata)
 
 
-def gguf_config(metadata: Mapping[str, Any], *, vocab_size: int, tied: bool) -> dict[str, Any]:
+def gguf_config(
+    metadata: Mapping[str, Any],
+    *,
+    vocab_size: int,
+    tied: bool,
+    tensors: Collection[str] = (),
+    rope_factors: Sequence[float] = (),
+) -> dict[str, Any]:
     """Return the flat text configuration, as ``gemquant.models.config.text_config`` does.
 
-    vocab_size: rows of the embedding. tied: whether the file holds no head of its own.
+    vocab_size: rows of the embedding. tied: whether the file holds no head of its own. tensors:
+    names of all; rope_factors: the content of one of them, if it is there.
     Raises one error for every key that is missing or wrong.
     """
     architecture = gguf_architecture(metadata)
@@ -117,11 +127,17 @@ def gguf_config(metadata: Mapping[str, Any], *, vocab_size: int, tied: bool) -> 
     if is_ollamas(metadata):
         raw |= _corrected(architecture, raw, scaled=f"{prefix}.rope.scaling.factor" in metadata)
     raw["query_pre_attn_scalar"] = architecture.gguf.query_pre_attn_scalar(raw)
-    pattern = metadata.get(f"{prefix}.attention.sliding_window_pattern")
+    pattern = metadata.get(f"{prefix}.{_PATTERN}")
     if isinstance(pattern, Sequence) and not isinstance(pattern, str):
         raw["layer_types"] = [SLIDING if s else FULL for s in pattern]
     elif pattern is not None:
         raw["sliding_window_pattern"] = pattern
+    own = {
+        key.removeprefix(f"{prefix}."): _shortest(value)
+        for key, value in metadata.items()
+        if key.startswith(f"{prefix}.")
+    }
+    raw |= architecture.gguf.from_keys(GgufKeys(own, vocab_size, tensors, rope_factors))
     return text_config(raw)
 
 
@@ -158,7 +174,6 @@ def _shortest(value: Any) -> Any:
 FILE_TYPE = "general.file_type"
 
 _ASSUMED_THETA = 10_000.0
-_ROPE_TYPES = ("default", "linear")
 
 
 def architecture_metadata(config: Mapping[str, Any], *, file_type: int) -> dict[str, GgufValue]:
@@ -183,11 +198,20 @@ def architecture_metadata(config: Mapping[str, Any], *, file_type: int) -> dict[
     }
     sizes = {
         f"{name}.attention.layer_norm_rms_epsilon": float32(config["rms_norm_eps"]),
+        **{f"{name}.{k}": uint32(config[ours]) for k, ours in _EXPERTS.items() if config.get(ours)},
         f"{name}.attention.key_length": uint32(config["head_dim"]),
         f"{name}.attention.value_length": uint32(config["head_dim"]),
         FILE_TYPE: uint32(file_type),
     }
-    return {**shapes, **heads, **rope, **sizes, **_softcaps(config, name), **_window(config, name)}
+    own = {f"{name}.{key}": _typed(value) for key, value in gguf.keys(config).items()}
+    window = _window(config, name)
+    return {**shapes, **heads, **rope, **sizes, **_softcaps(config, name), **window, **own}
+
+
+def _typed(value: GgufKey) -> GgufValue:
+    if isinstance(value, Sequence):
+        return (booleans if isinstance(value[0], bool) else int32s)(value)
+    return float32(value) if isinstance(value, float) else uint32(value)
 
 
 def unrepresentable(config: Mapping[str, Any]) -> list[GemquantError]:
@@ -211,7 +235,7 @@ def unrepresentable(config: Mapping[str, Any]) -> list[GemquantError]:
         scale, inferred = config["query_pre_attn_scalar"], gguf.query_pre_attn_scalar(config)
         if scale != inferred:
             refuse_key("query_pre_attn_scalar", scale, f"llama.cpp computes with {inferred}")
-    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+    for key in architecture.softcaps:
         if gguf.requires_softcaps and config[key] is None:
             refuse_key(key, None, f"llama.cpp always caps a {gemma}")
     cap = config.get("attn_logit_softcapping")
@@ -220,15 +244,14 @@ def unrepresentable(config: Mapping[str, Any]) -> list[GemquantError]:
     if not gguf.untied_head and not config["tie_word_embeddings"]:
         refuse_key("tie_word_embeddings", False, f"llama.cpp reads no head of a {gemma}")
     for key, table in _rope_tables(config).items():
-        if table["rope_type"] not in _ROPE_TYPES:
-            refuse_key(f"{key}.rope_type", table["rope_type"], "GGUF export knows default, linear")
-    sliding = _rope_tables(config).get("rope_parameters.sliding_attention", {})
-    if sliding.get("rope_type", "default") != "default":
-        refuse_key(
-            "rope_parameters.sliding_attention.rope_type",
-            sliding["rope_type"],
-            f"llama.cpp scales no sliding layer of a {gemma}",
-        )
+        kind, slides = table["rope_type"], key.endswith(SLIDING)
+        if slides and kind != "default":
+            refuse_key(f"{key}.rope_type", kind, f"llama.cpp scales no sliding layer of a {gemma}")
+        elif not slides and kind not in gguf.rope_types:
+            known = ", ".join(gguf.rope_types)
+            refuse_key(f"{key}.rope_type", kind, f"GGUF export knows {known}")
+    for key, value, rule in gguf.refused(config):
+        refuse_key(key, value, rule)
     return problems
 
 
@@ -269,8 +292,8 @@ def _window(config: Mapping[str, Any], name: str) -> dict[str, GgufValue]:
     # Without a window llama.cpp lets every layer of a Gemma 3 see everything.
     if architecture.gguf.requires_window or any(sliding):
         keys[f"{name}.attention.sliding_window"] = uint32(config["sliding_window"])
-        if sliding != _published_pattern(config):
-            keys[f"{name}.attention.sliding_window_pattern"] = booleans(sliding)
+        if sliding != _published_pattern(config) and _PATTERN not in architecture.gguf.keys(config):
+            keys[f"{name}.{_PATTERN}"] = booleans(sliding)
     return keys
 
 

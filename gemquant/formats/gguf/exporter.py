@@ -30,7 +30,7 @@ from gemquant.formats.gguf.metadata import (
     quantized_metadata,
 )
 from gemquant.formats.gguf.mixtures import FILE_TYPES, file_type
-from gemquant.formats.gguf.names import stored_order, to_gguf
+from gemquant.formats.gguf.names import gguf_shapes, places
 from gemquant.formats.gguf.source import GgufWeights
 from gemquant.formats.gguf.tokenizer import TEMPLATE
 from gemquant.formats.gguf.values import Metadata, string, uint32
@@ -94,8 +94,7 @@ class GGUF(Exporter):
         self, folder: Path, header: ArtifactHeader, finished: Collection[str] | None = None
     ) -> AbstractContextManager[GgufWriter]:
         """Open a writer in a scratch folder, new or with the tensors of an interrupted run."""
-        layouts, generation = self._layouts(header), header.config["model_type"]
-        return gguf_writer(folder, layouts, header.layout, generation, finished)
+        return gguf_writer(folder, self._layouts(header), header.layout, header.config, finished)
 
     def open(self, folder: Path) -> GgufWeights:
         """Read a finished folder back; ArtifactError if its structure is not this container's."""
@@ -104,7 +103,7 @@ class GGUF(Exporter):
     def _layouts(self, header: ArtifactHeader) -> dict[str, FileLayout]:
         if header.origin is None:
             raise ValueError("a GGUF holds tokenizer and provenance; the header has no origin.")
-        tensors = stored_tensors(header.layout, header.config["model_type"])
+        tensors = stored_tensors(header.layout, header.config)
         kind = file_type(header.label)
         source = _source_metadata(header.origin.checkpoint, header.origin.chosen_template)
         metadata = {
@@ -136,13 +135,11 @@ def _source_metadata(checkpoint: Checkpoint, chosen_template: str | None) -> Met
     return metadata
 
 
-def stored_tensors(layout: Layout, generation: str) -> Sequence[StoredTensor]:
+def stored_tensors(layout: Layout, config: Mapping[str, Any]) -> Sequence[StoredTensor]:
     """Every tensor of a layout under its GGUF name, in llama.cpp's order."""
-    stored = {}
+    kinds, where = {}, places(config)
     for name, spec in layout.items():
-        kind = TYPES["F32"]
         if isinstance(spec, QuantizedSpec) and isinstance(spec.scheme, BlockScheme):
-            kind = spec.scheme.type
-        theirs = to_gguf(name, generation)
-        stored[theirs] = StoredTensor(theirs, spec.shape, kind)
-    return [stored[name] for name in stored_order(stored)]
+            kinds[where[name][0]] = spec.scheme.type
+    shapes = gguf_shapes(config)
+    return [StoredTensor(n, shape, kinds.get(n, TYPES["F32"])) for n, shape in shapes.items()]

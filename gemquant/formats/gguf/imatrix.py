@@ -8,6 +8,9 @@ NAME two float32 tensors:
     NAME.in_sum2   (columns,)   Σx² over all tokens, for each input column
     NAME.counts    (1,)         tokens
 
+The experts of a layer are one tensor, (experts, columns) and (experts, 1): of each expert over the
+tokens that were routed to it.
+
 The older binary form, usually NAME.dat, has no signature, and its calls are chunks of unknown size:
 
     int32  entries
@@ -22,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +39,6 @@ from gemquant.core.protocols import Statistics
 from gemquant.errors import (
     CheckpointError,
     GemquantError,
-    UnsupportedError,
     UsageError,
     listed,
     refuse,
@@ -48,22 +51,26 @@ _EMBEDDING = "token_embd.weight"
 
 @dataclass(frozen=True)
 class ImportanceEntry:
-    """One linear. sums: (columns,) float32, Σx²; count: tokens, or calls in the older format."""
+    """One tensor. sums: Σx² float32 by column, expert after expert; counts: an expert's tokens.
+
+    Of a tensor without experts there is one count: of tokens, or of calls in the older format.
+    """
 
     sums: Tensor
-    count: int
+    counts: tuple[int, ...]
 
     @classmethod
-    def of(cls, statistics: Statistics) -> ImportanceEntry:
-        """The entry of a linear, from the statistics of its input."""
-        return cls(statistics.sum_squares.float().cpu(), statistics.tokens)
+    def of(cls, *experts: Statistics) -> ImportanceEntry:
+        """The entry of a linear, or of a layer's experts, from the statistics of their inputs."""
+        sums = torch.cat([each.sum_squares.float().cpu() for each in experts])
+        return cls(sums, tuple(each.tokens for each in experts))
 
     @property
     def weights(self) -> Tensor:
-        """(columns,) float32: Σx² / count, or 1 where nothing was counted."""
-        if self.count == 0:
-            return torch.ones_like(self.sums)
-        return self.sums / torch.tensor(self.count, dtype=torch.float32)
+        """Like sums: Σx² / count, or 1 where nothing was counted."""
+        counts = torch.tensor(self.counts, dtype=torch.float32)
+        counts = counts.repeat_interleave(len(self.sums) // len(self.counts))
+        return torch.where(counts > 0, self.sums / counts.clamp(min=1), 1.0)
 
 
 @dataclass(frozen=True)
@@ -83,8 +90,8 @@ class ImportanceMatrix:
 class Importance:
     """An importance matrix as it applies to one model.
 
-    weights: (columns,) float32 by GGUF name. missing: linears without an entry, whose columns count
-    alike. foreign: entries for which the model has no tensor.
+    weights: float32 by GGUF name and column, expert after expert. missing: linears without an
+    entry, whose columns count alike. foreign: entries for which the model has no tensor.
     """
 
     weights: Mapping[str, Tensor]
@@ -115,7 +122,7 @@ def importance_for(matrix: ImportanceMatrix, shapes: Mapping[str, tuple[int, ...
     An entry of the embedding is optional, and ignored where it does not fit, as llama.cpp does.
     Raises UsageError if another entry has other columns than its tensor, or no entry fits at all.
     """
-    columns = {name: shape[-1] for name, shape in shapes.items() if len(shape) > 1}
+    columns = {n: prod(shape) // shape[-2] for n, shape in shapes.items() if len(shape) > 1}
     fitting = {
         name: entry
         for name, entry in matrix.entries.items()
@@ -163,7 +170,7 @@ def read_binary(file: SourceFile) -> ImportanceMatrix:
         columns = reader.number(f"{name}: columns", 1)
         sums = np.frombuffer(reader.octets(4 * columns), "<f4").astype(np.float32)
         # Without calls the sums are the weights themselves.
-        entries[name] = ImportanceEntry(torch.from_numpy(sums), calls or 1)
+        entries[name] = ImportanceEntry(torch.from_numpy(sums), (calls or 1,))
     if reader.position == file.size:
         return ImportanceMatrix(entries)
     chunks = reader.number("chunks", 0)
@@ -235,10 +242,9 @@ def _read_gguf(file: SourceFile) -> ImportanceMatrix:
     stems |= {name.removesuffix(_COUNTS) for name in header.tensors if name.endswith(_COUNTS)}
     for stem in sorted(stems):
         try:
-            entries[stem] = ImportanceEntry(
-                _values(file, header.tensors.get(stem + _SUMS)),
-                _count(_values(file, header.tensors.get(stem + _COUNTS))),
-            )
+            sums = _values(file, header.tensors.get(stem + _SUMS))
+            counts = _values(file, header.tensors.get(stem + _COUNTS))
+            entries[stem] = ImportanceEntry(sums, _counts(counts, len(sums)))
         except GemquantError as error:
             problems.append(type(error)(f"{path}: {stem}: {error.message}"))
     refuse(problems)
@@ -274,13 +280,13 @@ def _values(file: SourceFile, entry: GgufEntry | None) -> Tensor:
     return file.tensor(entry.begin, ((entry.end - entry.begin) // 4,), torch.float32)
 
 
-def _count(counts: Tensor) -> int:
-    if len(counts) != 1:
-        raise UnsupportedError(f"{len(counts)} counts: importance of experts is not supported.")
-    count = float(counts[0])
-    if not 0 <= count < 2**63:
-        raise CheckpointError(f"count {count}: must be a number of tokens.")
-    return round(count)
+def _counts(counts: Tensor, columns: int) -> tuple[int, ...]:
+    if not len(counts) or columns % len(counts):
+        raise CheckpointError(f"{len(counts)} counts for {columns} columns of all experts.")
+    for count in counts.tolist():
+        if not 0 <= count < 2**63:
+            raise CheckpointError(f"count {count}: must be a number of tokens.")
+    return tuple(map(round, counts.tolist()))
 
 
 def _value_problems(path: Path, matrix: ImportanceMatrix) -> list[GemquantError]:
@@ -318,8 +324,11 @@ def _write(path: Path, matrix: ImportanceMatrix) -> None:
         writer.add_uint32(_CHUNK_TOKENS, matrix.chunk_tokens)
         for name in sorted(matrix.entries):
             entry = matrix.entries[name]
-            writer.add_tensor(name + _SUMS, entry.sums.numpy())
-            writer.add_tensor(name + _COUNTS, np.array([entry.count], np.float32))
+            sums, counts = entry.sums.numpy(), np.array(entry.counts, np.float32)
+            if len(counts) > 1:
+                sums, counts = sums.reshape(len(counts), -1), counts[:, None]
+            writer.add_tensor(name + _SUMS, sums)
+            writer.add_tensor(name + _COUNTS, counts)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

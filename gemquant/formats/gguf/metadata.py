@@ -25,6 +25,7 @@ from gguf.utility import size_label
 
 from gemquant.formats.checkpoint.provenance import Provenance, front_matter
 from gemquant.formats.gguf.config import FILE_TYPE, architecture_metadata, is_ollamas
+from gemquant.formats.gguf.names import gguf_shapes
 from gemquant.formats.gguf.values import (
     GgufValue,
     Metadata,
@@ -40,10 +41,11 @@ from gemquant.formats.gguf.values import (
 from gemquant.formats.gguf.vocabulary import (
     PADDING_SCORE,
     TokenizerParts,
+    bpe_vocabulary,
     tokenizer_parts,
     vocabulary,
 )
-from gemquant.models.architecture import architecture_of, tensor_shapes
+from gemquant.models.architecture import architecture_of
 
 # What llama.cpp calls it, what generation_config.json may call it, and its type.
 _SAMPLING: Sequence[tuple[str, tuple[str, ...], GGUFValueType]] = (
@@ -78,16 +80,21 @@ _PARENT_FIELDS = (
 
 
 def general_metadata(
-    provenance: Provenance, generation: Mapping[str, Any], *, parameters: int, name: str | None
+    provenance: Provenance,
+    generation: Mapping[str, Any],
+    *,
+    sizes: tuple[int, int, int, int],
+    name: str | None,
 ) -> dict[str, GgufValue]:
     """Return the keys from the recommended sampling to the languages, in upstream's order.
 
-    generation: generation_config.json. parameters: weights of the model, for its size label.
+    generation: generation_config.json. sizes: for the label: weights in all, of what is no expert,
+    of one expert in every layer, and the number of experts.
     name: replaces the name that the card or the checkpoint's own name gives.
     """
-    fields = _found(provenance, parameters)
+    fields = _found(provenance, sizes[0])
     fields["name"] = name or fields.get("name") or provenance.base_model
-    fields.setdefault("size_label", size_label(parameters, parameters, 0, 0))
+    fields.setdefault("size_label", size_label(*sizes))
     # Upstream writes no licence where the card names none; a derivative inherits the Gemma terms.
     fields.setdefault("license", provenance.license)
     keys = _sampling(generation)
@@ -278,12 +285,13 @@ def converted_metadata(
     Raises CheckpointError or UnsupportedError where the tokenizer cannot be stored.
     """
     parts = tokenizer_parts(tokenizer_files, provenance.base_model)
-    parameters = sum(map(prod, tensor_shapes(config).values()))
+    sizes = _sizes(gguf_shapes(config))
     return {
         "general.architecture": string(architecture_of(config).gguf.architecture),
         "general.type": string("model"),
-        **general_metadata(provenance, parts.generation, parameters=parameters, name=name),
+        **general_metadata(provenance, parts.generation, sizes=sizes, name=name),
         **architecture_metadata(config, file_type=file_type),
+        **_suppressed(parts.generation),
         QUANTIZATION_VERSION: uint32(GGML_QUANT_VERSION),
         **tokenizer_metadata(parts, config, chat_template=chat_template),
     }
@@ -314,6 +322,25 @@ def copied_metadata(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, 
     return kept
 
 
+def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int, int, int]:
+    """Weights in all, of what is no expert, and of one expert in every layer; experts.
+
+    As gguf-py counts them.
+    """
+    experts = [shape for name, shape in shapes.items() if "_exps." in name and len(shape) == 3]
+    total, of_experts = sum(map(prod, shapes.values())), sum(map(prod, experts))
+    count = experts[0][0] if experts else 0
+    return total, total - of_experts, of_experts // max(count, 1), count
+
+
+def _suppressed(generation: Mapping[str, Any]) -> dict[str, GgufValue]:
+    """Tokens that are never sampled. Upstream writes them for one class of models alone."""
+    tokens = generation.get("suppress_tokens")
+    if not isinstance(tokens, list) or not tokens or not all(type(t) is int for t in tokens):
+        return {}
+    return {"tokenizer.ggml.suppress_tokens": int32s(tokens)}
+
+
 def quantized_metadata(metadata: Metadata, *, file_type: int) -> dict[str, GgufValue]:
     """Return the keys as llama.cpp's quantizer leaves them: version and file type at the end.
 
@@ -336,23 +363,37 @@ def tokenizer_metadata(
     parts: TokenizerParts, config: Mapping[str, Any], *, chat_template: str | None = None
 ) -> dict[str, GgufValue]:
     """Return the keys under ``tokenizer.*``, in the order of llama.cpp's converter."""
-    size = config["vocab_size"]
-    words = vocabulary(parts, size)
+    size, gguf = config["vocab_size"], architecture_of(config).gguf
+    kept = {"model": string("llama"), "pre": string("default")}
+    words = None if gguf.merges else vocabulary(parts, size)
+    if words is None:
+        words = bpe_vocabulary(parts, size, gguf.visible_tokens)
+        kept = {"model": string(gguf.architecture)}
+    kept |= {
+        "tokens": strings(words.tokens),
+        "scores": float32s(words.scores),
+        "token_type": int32s(words.types),
+    }
+    if gguf.merges:
+        kept["merges"] = strings([" ".join(map(_spelled, pair)) for pair in parts.merges])
     special = special_token_metadata(parts, config, size=size)
     end_of_turn = special.pop("tokenizer.ggml.eot_token_id", None)
     keys = {
-        "tokenizer.ggml.model": string("llama"),
-        "tokenizer.ggml.pre": string("default"),
-        "tokenizer.ggml.tokens": strings(words.tokens),
-        "tokenizer.ggml.scores": float32s(words.scores),
-        "tokenizer.ggml.token_type": int32s(words.types),
+        **{f"tokenizer.ggml.{key}": value for key, value in kept.items()},
         **special,
         **_chat_templates(parts, chat_template),
     }
     if end_of_turn is not None:
         keys["tokenizer.ggml.eot_token_id"] = end_of_turn
     keys["tokenizer.ggml.add_space_prefix"] = boolean(False)
+    if gguf.merges:
+        keys["tokenizer.ggml.add_bos_token"] = boolean(True)
     return keys
+
+
+def _spelled(part: str) -> str:
+    """A part of a merge; a space, which separates the parts, is moved up as gguf-py does it."""
+    return part.replace(" ", chr(ord(" ") + 256))
 
 
 def _chat_templates(parts: TokenizerParts, chosen: str | None) -> dict[str, GgufValue]:

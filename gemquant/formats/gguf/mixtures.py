@@ -97,7 +97,8 @@ def tensor_type(name: str) -> GgmlType:
 class Place:
     """The position of a tensor among those of its kind.
 
-    index: its turn among the tensors of its kind that these rules decide; layers: of the model.
+    index: its turn among the tensors of its kind that these rules decide, or its layer's number in
+    a model with experts; layers: of the model, or how many have such a tensor.
     heads_per_kv: query heads that share a key-value head.
     has_importance: whether the file is quantized with an importance matrix at all.
     """

@@ -8,17 +8,25 @@ Source: gguf-py ``tensor_mapping.py``; llama.cpp ``convert_hf_to_gguf.py``.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any
 
-from gemquant.errors import refuse
-from gemquant.models.architecture import ARCHITECTURES, container_problems
-from gemquant.models.structure import EMBEDDING, FINAL_NORM, HEAD
+from gemquant.models.architecture import (
+    ARCHITECTURES,
+    places_in_stacks,
+    stacked_tensors,
+    stored_shapes,
+    tensor_shapes,
+)
+from gemquant.models.structure import EMBEDDING, FINAL_NORM, HEAD, layer_prefix
 
 _LAYER_NUMBER = re.compile(r"blk\.(\d+)\.")
 
 _OUTSIDE = {"token_embd.weight": EMBEDDING, "output_norm.weight": FINAL_NORM, "output.weight": HEAD}
-_FROM_OUTSIDE = {ours: theirs for theirs, ours in _OUTSIDE.items()}
-_LAYER = re.compile(r"blk\.(\d{1,4})\.(\w+)\.weight")
+_LAYER = re.compile(r"blk\.(\d{1,4})\.([\w.]+)")
+ROPE_FACTORS = "rope_freqs.weight"
+"""What no checkpoint has: it is computed from the configuration."""
 
 
 def from_gguf(name: str, model_type: str) -> str | None:
@@ -29,14 +37,31 @@ def from_gguf(name: str, model_type: str) -> str | None:
     >>> from_gguf("blk.3.ffn_norm.weight", "gemma")
     'model.layers.3.post_attention_layernorm.weight'
     """
-    if name in _OUTSIDE:
-        return _OUTSIDE[name]
+    outside = {**_OUTSIDE, **ARCHITECTURES[model_type].gguf.outside}
+    if name in outside:
+        return outside[name]
     match = _LAYER.fullmatch(name)
     if match is None:
         return None
     index, part = match.groups()
-    module = ARCHITECTURES[model_type].gguf.tensors.get(part)
-    return None if module is None else f"model.layers.{int(index)}.{module}.weight"
+    ours = _of_layers(model_type).get(part)
+    return None if ours is None else f"{layer_prefix(int(index))}{ours}"
+
+
+@cache
+def _of_layers(model_type: str) -> dict[str, str]:
+    """Names inside a layer: llama.cpp's → Gemma's."""
+    facts = ARCHITECTURES[model_type].gguf
+    modules = {f"{part}.weight": f"{module}.weight" for part, module in facts.tensors.items()}
+    return {**modules, **facts.parameters}
+
+
+@cache
+def _to_gguf(model_type: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Gemma's names → llama.cpp's: outside the layers, and inside one."""
+    outside = {**_OUTSIDE, **ARCHITECTURES[model_type].gguf.outside}
+    inside = _of_layers(model_type)
+    return {o: t for t, o in outside.items()}, {o: t for t, o in inside.items()}
 
 
 def to_gguf(name: str, model_type: str) -> str:
@@ -45,12 +70,38 @@ def to_gguf(name: str, model_type: str) -> str:
     >>> to_gguf("model.layers.3.pre_feedforward_layernorm.weight", "gemma2")
     'blk.3.ffn_norm.weight'
     """
-    refuse(container_problems(model_type, "gguf"))
-    if name in _FROM_OUTSIDE:
-        return _FROM_OUTSIDE[name]
-    _, _, index, module = name.removesuffix(".weight").split(".", 3)
-    parts = {ours: theirs for theirs, ours in ARCHITECTURES[model_type].gguf.tensors.items()}
-    return f"blk.{index}.{parts[module]}.weight"
+    outside, inside = _to_gguf(model_type)
+    if name in outside:
+        return outside[name]
+    _, _, index, part = name.split(".", 3)
+    return f"blk.{index}.{inside[part]}"
+
+
+def places(config: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
+    """Each tensor's place: in which tensor of llama.cpp's, from which row on. Experts share one."""
+    shapes = tensor_shapes(config)
+    within = places_in_stacks(stacked_tensors(config), shapes)
+    stored = {name: within.get(name, (name, 0)) for name in shapes}
+    return {n: (to_gguf(tensor, config["model_type"]), row) for n, (tensor, row) in stored.items()}
+
+
+def experts_of(config: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
+    """The tensor of llama.cpp's that holds each of Gemma's, and the expert whose part it is."""
+    shapes = gguf_shapes(config)
+    return {
+        name: (tensor, row // shapes[tensor][-2] if row else 0)
+        for name, (tensor, row) in places(config).items()
+    }
+
+
+def gguf_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Every tensor's GGUF name and shape (rows first), in the order that llama.cpp writes."""
+    model_type = config["model_type"]
+    named = {to_gguf(name, model_type): shape for name, shape in stored_shapes(config).items()}
+    factors = ARCHITECTURES[model_type].gguf.rope_factors(config)
+    if factors is not None:
+        named[ROPE_FACTORS] = (len(factors),)
+    return {name: named[name] for name in stored_order(named)}
 
 
 def is_norm(name: str) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,15 @@ from gemquant.errors import (
 )
 from gemquant.formats.gguf.config import gguf_architecture, gguf_config
 from gemquant.formats.gguf.header import GgufEntry, open_parts
-from gemquant.formats.gguf.names import from_gguf, is_norm
+from gemquant.formats.gguf.names import ROPE_FACTORS, from_gguf, is_norm
 from gemquant.formats.gguf.values import StoredArray
 from gemquant.formats.source_file import SourceFile
-from gemquant.models.architecture import tensor_shapes
+from gemquant.models.architecture import (
+    places_in_stacks,
+    stacked_tensors,
+    stored_shapes,
+    tensor_shapes,
+)
 from gemquant.models.structure import EMBEDDING, HEAD
 from gemquant.numerics.ggml import dequantize_rows
 from gemquant.numerics.ggml_types import TYPES
@@ -41,7 +48,6 @@ _PLAIN: Mapping[GGMLQuantizationType, torch.dtype] = {
     GGMLQuantizationType.F16: torch.float16,
     GGMLQuantizationType.BF16: torch.bfloat16,
 }
-_IGNORED = ("rope_freqs.weight",)
 _TOWERS = ("v.", "a.", "mm.")
 """How tensors of images and sound begin, which ollama stores in the text model's file."""
 _CHUNK_VALUES = 1 << 20
@@ -69,12 +75,12 @@ class GgufTensors:
         towers: list[str] = []
         for part in parts:
             for stored, entry in part.header.tensors.items():
-                name = from_gguf(stored, architecture.model_type)
-                if name is not None:
-                    self._entries[name], self._sources[name] = entry, part.file
-                elif stored.startswith(_TOWERS):
+                name = from_gguf(stored, architecture.model_type) or stored
+                if name == stored and stored.startswith(_TOWERS):
                     towers.append(stored)
-                elif stored not in _IGNORED:
+                    continue
+                self._entries[name], self._sources[name] = entry, part.file
+                if name == stored and stored != ROPE_FACTORS:
                     unknown.append(stored)
         if towers:
             _log.warning(
@@ -87,7 +93,12 @@ class GgufTensors:
             self.metadata,
             vocab_size=self._entries[EMBEDDING].shape[0],
             tied=HEAD not in self._entries,
+            tensors=[name for part in parts for name in part.header.tensors],
+            rope_factors=self._rope_factors(),
         )
+        for name in [name for name in self._entries if architecture.unused(self.config, name)]:
+            del self._entries[name]
+        self._places = places_in_stacks(stacked_tensors(self.config), self.shapes)
         refuse(self._problems(unknown))
 
     @property
@@ -95,37 +106,51 @@ class GgufTensors:
         """The GGUF, or its parts."""
         return self._files
 
-    @property
+    @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shape of every tensor."""
-        return {name: entry.shape for name, entry in self._entries.items()}
+        return tensor_shapes(self.config)
+
+    def _rope_factors(self) -> Sequence[float]:
+        entry = self._entries.pop(ROPE_FACTORS, None)
+        if entry is None or entry.type != GGMLQuantizationType.F32 or len(entry.shape) != 1:
+            return ()
+        values = self._sources[ROPE_FACTORS].tensor(entry.begin, entry.shape, torch.float32)
+        factors: list[float] = values.tolist()
+        return factors
+
+    def _entry(self, name: str) -> GgufEntry:
+        """The tensor that holds one of Gemma's."""
+        stored, _ = self._places.get(name, (name, 0))
+        return self._entries[stored]
 
     def stored_dtype(self, name: str) -> torch.dtype:
         """The stored type of a plain float; float32 for packed types and for norms."""
         if is_norm(name):
             return torch.float32
-        return _PLAIN.get(self._entries[name].type, torch.float32)
+        return _PLAIN.get(self._entry(name).type, torch.float32)
 
     def kind(self, name: str) -> str:
         """ggml's name of a tensor's format."""
-        return self._entries[name].type.name
+        return self._entry(name).type.name
 
     def blocks(self, name: str, start: int, stop: int) -> Tensor:
         """Rows of a matrix as they are stored, (rows, bytes) uint8."""
-        entry = self._entries[name]
-        row_bytes = (entry.end - entry.begin) // (entry.shape[0] if len(entry.shape) > 1 else 1)
-        shape = stop - start, row_bytes
-        return self._sources[name].tensor(entry.begin + start * row_bytes, shape, torch.uint8)
+        stored, first = self._places.get(name, (name, 0))
+        entry = self._entries[stored]
+        row_bytes = (entry.end - entry.begin) // prod(entry.shape[:-1])
+        begin = entry.begin + (first + start) * row_bytes
+        return self._sources[stored].tensor(begin, (stop - start, row_bytes), torch.uint8)
 
     def read(self, name: str, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """Rows ``start`` to ``stop`` (elements of a vector), decoded into ``dtype``."""
-        entry = self._entries[name]
+        entry = self._entry(name)
         if len(entry.shape) == 1:
             # A vector is one row of blocks.
             whole = self._decode(name, 0, 1).to(torch.float32)[0]
             return (whole - self._norm_offset if is_norm(name) else whole)[start:stop].to(dtype)
-        start, stop = max(start, 0), min(stop, entry.shape[0])
-        columns = entry.shape[1]
+        start, stop = max(start, 0), min(stop, self.shapes[name][0])
+        columns = entry.shape[-1]
         result = torch.empty((max(stop - start, 0), columns), dtype=dtype)
         step = max(1, _CHUNK_VALUES // columns)
         for begin in range(start, stop, step):
@@ -135,7 +160,7 @@ class GgufTensors:
 
     def _decode(self, name: str, start: int, stop: int) -> Tensor:
         """Decode rows; a vector is one row. Plain types as they are, others in float32."""
-        entry, blocks = self._entries[name], self.blocks(name, start, stop)
+        entry, blocks = self._entry(name), self.blocks(name, start, stop)
         shape = (stop - start, entry.shape[-1])
         plain = _PLAIN.get(entry.type)
         if plain is not None:
@@ -149,7 +174,7 @@ class GgufTensors:
 
     def _problems(self, unknown: Sequence[str]) -> list[GemquantError]:
         problems: list[GemquantError] = []
-        expected = tensor_shapes(self.config)
+        expected = stored_shapes(self.config)
         missing = [name for name in expected if name not in self._entries]
         for names, what in ((missing, "missing"), (unknown, "not part of a Gemma")):
             if names:

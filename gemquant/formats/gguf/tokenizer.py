@@ -6,6 +6,8 @@ published Gemma the one with the lower id), and of one piece the split with the 
 Before all others come the splits of user-defined pieces, such as runs of spaces, by falling length
 of the left part, so that a run is filled up from its left.
 
+Where a file has merges of its own, these are taken as they are.
+
 The result has the vocabulary, the merges and the added tokens, in their order and with their flags,
 of the tokenizer.json that was published with the model.
 
@@ -38,6 +40,7 @@ MAX_NAMED_TEMPLATES = 32
 _log = logging.getLogger(__name__)
 
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
+_ENDS = ("eos", "eot")
 _NAMED = {"bos": "bos_token", "eos": "eos_token", "padding": "pad_token", "unknown": "unk_token"}
 _USUAL = {"padding": "<pad>", "unknown": "<unk>"}
 _UNMARKED = {
@@ -56,16 +59,21 @@ class GgufTokenizer:
     """
 
     def __init__(self, metadata: Mapping[str, Any], where: str) -> None:
-        kind = metadata.get("tokenizer.ggml.model")
-        if kind != "llama":
+        kind, known = metadata.get("tokenizer.ggml.model"), gguf_architectures()
+        architecture = known.get(str(metadata.get("general.architecture")))
+        self._own = architecture if architecture is not None and architecture.gguf.merges else None
+        expected = "llama" if self._own is None else self._own.gguf.architecture
+        if kind != expected:
+            described = "SentencePiece" if self._own is None else "BPE"
             raise UnsupportedError(
-                f"{where}: tokenizer.ggml.model {kind!r}: only 'llama', Gemma's SentencePiece "
+                f"{where}: tokenizer.ggml.model {kind!r}: only {expected!r}, Gemma's {described} "
                 "vocabulary, can be rebuilt.",
                 hint="Open the original folder of safetensors instead.",
             )
         self._metadata = metadata
         self._pieces, self._scores, self._types = _vocabulary(metadata, where)
         self._named = _named_tokens(metadata, self._pieces, where)
+        self._listed = [] if self._own is None else _listed_merges(metadata, where)
         if (note := unmarked_turns(metadata)) is not None:
             _log.warning("%s: %s", where, note)
 
@@ -73,7 +81,16 @@ class GgufTokenizer:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer; takes about two seconds for Gemma's vocabulary."""
         bos = self._metadata["tokenizer.ggml.bos_token_id"]
-        return _tokenizer(self._pieces, self._scores, self._types, self._named, bos=bos)
+        control = {p for p, kind in zip(self._pieces, self._types, strict=True) if kind == _CONTROL}
+        if self._own is not None:
+            special = control | self._own.gguf.visible_tokens
+            return _tokenizer(
+                self._pieces, self._types, self._named, self._listed, special=special, bos=bos
+            )
+        pieces = as_in_tokenizer_json(self._pieces)
+        ordinary = {piece for piece in pieces if looks_special(piece)} - {*self._named.values()}
+        merges, special = _merges(pieces, self._scores, self._types), control - ordinary
+        return _tokenizer(pieces, self._types, self._named, merges, special=special, bos=bos)
 
     @property
     def chat_template(self) -> str | None:
@@ -91,8 +108,14 @@ class GgufTokenizer:
     @property
     def end_tokens(self) -> frozenset[int]:
         """Ids of the end of a text and of a turn."""
-        keys = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
-        return frozenset(i for i in map(self._metadata.get, keys) if type(i) is int)
+        return frozenset(self._ends())
+
+    def _ends(self) -> list[int]:
+        eos, turn = (self._metadata.get(f"tokenizer.ggml.{name}_token_id") for name in _ENDS)
+        # llama.cpp knows the turn's end of such a vocabulary by its text.
+        if self._own is not None and self._own.chat.end in self._pieces:
+            turn = self._pieces.index(self._own.chat.end)
+        return list(dict.fromkeys(index for index in (eos, turn) if type(index) is int))
 
     def special_tokens(self, _config: Mapping[str, Any]) -> SpecialTokens:
         """Special tokens as variables of a chat template; the GGUF names its own."""
@@ -108,6 +131,10 @@ class GgufTokenizer:
             "clean_up_tokenization_spaces": False,
             **self._named,
         }
+        if self._own is not None:
+            special = {self._pieces[n] for n, kind in enumerate(self._types) if kind == _CONTROL}
+            special |= self._own.gguf.visible_tokens & set(self._pieces)
+            config["extra_special_tokens"] = sorted(special - set(self._named.values()))
         default = {} if self.chat_template is None else {"default": self.chat_template}
         if named := self.named_templates:
             templates = {**default, **named}.items()
@@ -117,7 +144,7 @@ class GgufTokenizer:
         return {
             "tokenizer.json": self.tokenizer.to_str(pretty=False).encode(),
             "tokenizer_config.json": _json(config),
-            "generation_config.json": _json(_generation(self._metadata)),
+            "generation_config.json": _json(_generation(self._metadata, self._ends())),
         }
 
 
@@ -183,20 +210,31 @@ def _named_tokens(metadata: Mapping[str, Any], pieces: Sequence[str], where: str
     return named
 
 
+def _listed_merges(metadata: Mapping[str, Any], where: str) -> list[tuple[str, str]]:
+    listed = metadata.get("tokenizer.ggml.merges")
+    if not isinstance(listed, Sequence) or isinstance(listed, str):
+        raise CheckpointError(f"{where}: tokenizer.ggml.merges must be a list.")
+    pairs = [merge.replace(" ", "\0", 1).split("\0") for merge in listed]
+    if not all(len(pair) == 2 for pair in pairs):
+        raise CheckpointError(f"{where}: tokenizer.ggml.merges: each must be two tokens.")
+    raised = chr(ord(" ") + 256)
+    return [(left.replace(raised, " "), right.replace(raised, " ")) for left, right in pairs]
+
+
 def _tokenizer(
     pieces: Sequence[str],
-    scores: Sequence[float],
     types: Sequence[int],
     named: Mapping[str, str],
+    merges: Sequence[tuple[str, str]],
     *,
+    special: Collection[str],
     bos: int,
 ) -> Tokenizer:
-    pieces = as_in_tokenizer_json(pieces)
     vocab = {piece: index for index, piece in enumerate(pieces)}
     tokenizer = Tokenizer(
         models.BPE(
             vocab=vocab,
-            merges=_merges(pieces, scores, types),
+            merges=list(merges),
             unk_token=named.get("unk_token"),
             fuse_unk=True,
             byte_fallback=True,
@@ -211,9 +249,8 @@ def _tokenizer(
     tokenizer.post_processor = TemplateProcessing(
         single=f"{name} $A", pair=f"{name} $A {name}:1 $B:1", special_tokens=[(name, bos)]
     )
-    ordinary = {piece for piece in pieces if looks_special(piece)} - set(named.values())
     added = [
-        AddedToken(piece, normalized=False, special=kind == _CONTROL and piece not in ordinary)
+        AddedToken(piece, normalized=False, special=piece in special)
         for piece, kind in zip(pieces, types, strict=True)
         if kind in (_CONTROL, _USER_DEFINED)
     ]
@@ -252,15 +289,11 @@ def _splits(pieces: Sequence[str], parts: Collection[str]) -> Iterator[tuple[str
                 yield left, right
 
 
-def _generation(metadata: Mapping[str, Any]) -> dict[str, Any]:
+def _generation(metadata: Mapping[str, Any], ends: Sequence[int]) -> dict[str, Any]:
     pad = metadata.get("tokenizer.ggml.padding_token_id")
-    ends = [metadata["tokenizer.ggml.eos_token_id"]]
-    turn = metadata.get("tokenizer.ggml.eot_token_id")
-    if type(turn) is int and turn not in ends:
-        ends.append(turn)
     return {
         "bos_token_id": metadata["tokenizer.ggml.bos_token_id"],
-        "eos_token_id": ends if len(ends) > 1 else ends[0],
+        "eos_token_id": list(ends) if len(ends) > 1 else ends[0],
         **({"pad_token_id": pad} if type(pad) is int else {}),
     }
 

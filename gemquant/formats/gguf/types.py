@@ -28,8 +28,8 @@ from gemquant.formats.gguf.mixtures import (
     layer_type,
     tensor_type,
 )
-from gemquant.formats.gguf.names import stored_order, to_gguf
-from gemquant.models.architecture import tensor_shapes
+from gemquant.formats.gguf.names import gguf_shapes
+from gemquant.models.architecture import architecture_of, layer_structure
 from gemquant.numerics.ggml_types import TYPES, GgmlType
 
 _ESCAPE = r"\\(?:[dws]|[^A-Za-z0-9\s])"
@@ -104,6 +104,9 @@ def _check_portable(pattern: str, text: str) -> None:
 # ---------------------------------------------------------------- choice
 
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
+_TABLE = "per_layer_token_embd.weight"
+_TABLES = (_EMBEDDING, _HEAD, _TABLE)
+_FULL_BITS = 8
 _FIT_ANY_ROW = "Q8_0 fits every multiple of 32 columns, F16 any."
 
 
@@ -112,7 +115,8 @@ class TypeRequest:
     """Options of llama-quantize under the same names.
 
     embedding_type, output_type: the embedding's and the head's format; where they are one tensor,
-    as in every published Gemma, the embedding's goes first.
+    as in every published Gemma, the embedding's goes first. table_type: of the embedding that has
+    an input for every layer; without it Q8_0, or more bits where the file type has them.
     pure: the default format for every tensor, no mixture.
     """
 
@@ -120,6 +124,7 @@ class TypeRequest:
     overrides: tuple[TypeOverride, ...] = ()
     embedding_type: GgmlType | None = None
     output_type: GgmlType | None = None
+    table_type: GgmlType | None = None
     pure: bool = False
 
 
@@ -168,13 +173,6 @@ class TypePlan:
     without_effect: tuple[str, ...]
 
 
-def gguf_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Every tensor's GGUF name and shape (rows first), in the order that llama.cpp writes."""
-    generation = config["model_type"]
-    named = {to_gguf(name, generation): shape for name, shape in tensor_shapes(config).items()}
-    return {name: named[name] for name in stored_order(named)}
-
-
 def choose_types(
     config: Mapping[str, Any], request: TypeRequest, *, has_importance: bool
 ) -> TypePlan:
@@ -184,7 +182,8 @@ def choose_types(
     Raises UsageError, or Problems, where an explicit type cannot hold a tensor's rows.
     """
     shapes = gguf_shapes(config)
-    taken = _taken_overrides(request, shapes)
+    fixed = _fixed(config, request.file_type)
+    taken = _taken_overrides(request, shapes, fixed)
     places = _places(config, shapes, taken, has_importance=has_importance)
     tied = _HEAD not in shapes
     tensors, problems = [], list[GemquantError]()
@@ -192,6 +191,8 @@ def choose_types(
         explicit = _explicit(request, name)
         if len(shape) < 2:
             preferred = fitted = TYPES["F32"]
+        elif _kind(name) in fixed:
+            preferred = fitted = fixed[_kind(name)]
         elif explicit is not None:
             preferred = fitted = explicit
             problems += _misfit(name, shape[-1], explicit)
@@ -202,19 +203,23 @@ def choose_types(
                 preferred = taken[name].type
             elif request.pure:
                 preferred = request.file_type.default
+            elif name == _TABLE:
+                preferred = _table_type(request)
             elif name == _HEAD or (tied and name == _EMBEDDING):
                 preferred = request.output_type or head_type(request.file_type)
             elif name == _EMBEDDING:
                 preferred = request.file_type.default
             else:
-                preferred = layer_type(request.file_type, _kind(name), places[name])
+                kind = _kind(name).removesuffix("_exps")
+                preferred = layer_type(request.file_type, kind, places[name])
             fitted = fitting_type(preferred, shape[-1])
         # llama.cpp refuses 2-bit linears without importance in this one file type.
         needs = request.file_type.name == "Q2_K_S" and fitted.name == "Q2_K"
-        needs = needs and name not in (_EMBEDDING, _HEAD)
+        needs = needs and name not in _TABLES
         tensors.append(TensorType(name, shape, fitted, preferred, needs))
     refuse(problems)
-    return TypePlan(request, tuple(tensors), _without_effect(request, taken, tied=tied))
+    without_effect = _without_effect(request, taken, tied=tied, table=_TABLE in shapes)
+    return TypePlan(request, tuple(tensors), without_effect)
 
 
 def importance_problems(plan: TypePlan, covered: Collection[str] | None) -> list[GemquantError]:
@@ -240,15 +245,32 @@ def _kind(name: str) -> str:
     return name.split(".")[-2]
 
 
+def _fixed(config: Mapping[str, Any], file_type: FileType) -> dict[str, GgmlType]:
+    """Matrices that llama.cpp quantizes in no file: in float32, or as its converter stores them."""
+    facts = architecture_of(config).gguf
+    half = "F16" if config.get("dtype") == "float16" else "BF16"
+    kept = file_type.default if file_type.default.is_float else TYPES[half]
+    return {
+        **dict.fromkeys(facts.in_16_bits, kept),
+        **dict.fromkeys(facts.in_float32, TYPES["F32"]),
+    }
+
+
+def _table_type(request: TypeRequest) -> GgmlType:
+    """Coarser than Q8_0, what it adds to every layer is far off; llama.cpp takes the head's."""
+    default = request.file_type.default
+    return default if default.bits >= _FULL_BITS else TYPES["Q8_0"]
+
+
 def _taken_overrides(
-    request: TypeRequest, shapes: Mapping[str, tuple[int, ...]]
+    request: TypeRequest, shapes: Mapping[str, tuple[int, ...]], fixed: Collection[str]
 ) -> dict[str, TypeOverride]:
     """Each tensor's first matching override; none where llama.cpp ignores overrides."""
     if request.file_type.default.is_float:
         return {}
     taken: dict[str, TypeOverride] = {}
     for name, shape in shapes.items():
-        if len(shape) < 2 or _explicit(request, name) is not None:
+        if len(shape) < 2 or _kind(name) in fixed or _explicit(request, name) is not None:
             continue
         matching = [override for override in request.overrides if override.matches(name)]
         if matching:
@@ -258,9 +280,8 @@ def _taken_overrides(
 
 def _explicit(request: TypeRequest, name: str) -> GgmlType | None:
     """The embedding's or the head's type, which llama.cpp takes as it is."""
-    if name == _EMBEDDING:
-        return request.embedding_type
-    return request.output_type if name == _HEAD else None
+    explicit = (request.embedding_type, request.output_type, request.table_type)
+    return dict(zip(_TABLES, explicit, strict=True)).get(name)
 
 
 def _misfit(name: str, columns: int, explicit: GgmlType) -> Sequence[GemquantError]:
@@ -280,7 +301,10 @@ def _places(
     """Each linear's place. llama.cpp counts only tensors that its rules decide: an override moves
     every later layer up by one.
     """
-    heads_per_kv = config["num_attention_heads"] // config["num_key_value_heads"]
+    first = layer_structure(config, 0).linear_shapes
+    heads_per_kv = first["self_attn.q_proj"][0] // first["self_attn.k_proj"][0]
+    values, layers = sum(_kind(name) == "attn_v" for name in shapes), config["num_hidden_layers"]
+    experts = config.get("num_experts")
     turns = dict.fromkeys(COUNTED, 0)
     places = {}
     for name in shapes:
@@ -288,14 +312,18 @@ def _places(
             continue
         kind = _kind(name)
         turn = turns.get(kind, 0)
-        places[name] = Place(turn, config["num_hidden_layers"], heads_per_kv, has_importance)
+        # Experts' tensors stand among the others of their kind: there the layer's number counts.
+        if experts and kind.startswith("ffn"):
+            turn = int(name.split(".")[1])
+        of = values if kind == "attn_v" else layers
+        places[name] = Place(turn, of, heads_per_kv, has_importance)
         if kind in turns and name not in taken:
             turns[kind] += 1
     return places
 
 
 def _without_effect(
-    request: TypeRequest, taken: Mapping[str, TypeOverride], *, tied: bool
+    request: TypeRequest, taken: Mapping[str, TypeOverride], *, tied: bool, table: bool
 ) -> tuple[str, ...]:
     used = set(taken.values())
     file_type = request.file_type
@@ -304,6 +332,8 @@ def _without_effect(
     else:
         reason = "matches no tensor that is left to it"
     notes = [f"--tensor-type {o}: {reason}." for o in request.overrides if o not in used]
+    if request.table_type is not None and not table:
+        notes.append("--per-layer-embedding-type: this model has no such embedding.")
     if request.output_type is not None and tied:
         if request.embedding_type is not None:
             notes.append("--output-type: the head is the embedding, and --embedding-type is given.")

@@ -1,5 +1,8 @@
 """A Gemma's vocabulary as llama.cpp stores it: text, score and type of every token.
 
+It is stored in one of two ways: with SentencePiece's scores, or with the merges of BPE, all scores
+alike.
+
 llama.cpp takes user-defined and special tokens out of a text first, the longest before all others,
 and then joins the two neighbours whose joint token has the highest score, as SentencePiece does.
 ``tokenizers`` instead follows a list of merges. Gemma's list is equivalent: every split of a token
@@ -20,6 +23,7 @@ import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import isfinite
 from typing import Any
 
@@ -82,10 +86,11 @@ _REPLACED_SPACE = {"type": "Replace", "pattern": {"String": " "}, "content": "â–
 
 @dataclass(frozen=True)
 class TokenizerParts:
-    """Of tokenizer.json: pieces by id, spelled as in tokenizer.model; merges; added tokens; the
-    unknown token; the post-processor. config: tokenizer_config.json, empty where there is none.
-    generation: generation_config.json, likewise. model: tokenizer.model, if there is one. jinja:
-    the content of chat_template.jinja, if there is one. where: names the origin in errors.
+    """Of tokenizer.json: pieces by id; merges; added tokens; the unknown token; the post-processor.
+
+    config: tokenizer_config.json, empty where there is none. generation: generation_config.json,
+    likewise. model: tokenizer.model, if there is one. jinja: the content of chat_template.jinja, if
+    there is one. where: names the origin in errors.
     """
 
     where: str
@@ -98,6 +103,11 @@ class TokenizerParts:
     generation: Mapping[str, Any]
     model: bytes | None
     jinja: str | None
+
+    @cached_property
+    def in_model(self) -> Sequence[str]:
+        """The pieces, spelled as in tokenizer.model."""
+        return as_in_tokenizer_model(self.pieces)
 
     def id_of(self, content: str) -> int | None:
         """Id of an added token."""
@@ -133,7 +143,7 @@ def tokenizer_parts(files: Mapping[str, bytes], where: str) -> TokenizerParts:
     jinja = files.get("chat_template.jinja")
     return TokenizerParts(
         where=where,
-        pieces=as_in_tokenizer_model(_pieces(model["vocab"], where)),
+        pieces=_pieces(model["vocab"], where),
         merges=_merges(model.get("merges"), where),
         added_tokens=added if isinstance(added, list) else [],
         unknown=unknown if isinstance(unknown, str) else None,
@@ -236,6 +246,49 @@ def vocabulary(parts: TokenizerParts, size: int) -> Vocabulary:
     return Vocabulary(tokens, scores, types)
 
 
+# What transformers takes for special where tokenizer_config.json names nothing else.
+_NAMED = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "unk", "pad", "mask")}
+
+
+def bpe_vocabulary(parts: TokenizerParts, size: int, visible: Collection[str]) -> Vocabulary:
+    """Return the vocabulary of a model whose tokenizer llama.cpp runs with ``parts.merges``.
+
+    visible: special tokens that it renders all the same. Ids are left out and added as in
+    ``vocabulary``. Upstream's converter asks transformers which tokens are special: those that
+    tokenizer_config.json names, whatever tokenizer.json says of them.
+    """
+    special = _named_special(parts)
+    tokens = [*parts.pieces[:size], *(f"[PAD{n}]" for n in range(len(parts.pieces), size))]
+    types = [int(_bpe_type(token, special, visible)) for token in parts.pieces[:size]]
+    types += [int(TokenType.UNUSED)] * (size - len(types))
+    for index, content, _ in _added(parts):
+        if len(parts.pieces) <= index < size:
+            tokens[index] = content
+            control = content in special and content not in visible
+            types[index] = int(TokenType.CONTROL if control else TokenType.USER_DEFINED)
+    _require_distinct(tokens, parts.where)
+    return Vocabulary(tokens, [ADDED_SCORE] * size, types)
+
+
+def _bpe_type(token: str, special: Collection[str], visible: Collection[str]) -> TokenType:
+    if token in visible:
+        return TokenType.USER_DEFINED
+    if _BYTE.fullmatch(token):
+        return TokenType.BYTE
+    return TokenType.CONTROL if token in special else TokenType.NORMAL
+
+
+def _named_special(parts: TokenizerParts) -> set[str]:
+    config = {**_NAMED, **parts.config}
+    values = [value for key, value in config.items() if key.endswith("_token")]
+    for key in ("model_specific_special_tokens", "extra_special_tokens"):
+        listed = config.get(key) or ()
+        values += listed.values() if isinstance(listed, dict) else listed
+    values += config.get("additional_special_tokens") or ()
+    contents = [value.get("content") if isinstance(value, dict) else value for value in values]
+    return {content for content in contents if isinstance(content, str)}
+
+
 def _added(parts: TokenizerParts) -> Iterable[tuple[int, str, bool]]:
     """Yield id, content, and whether it is special, of every token except the merged ones.
 
@@ -296,7 +349,7 @@ def _from_sentencepiece(model: bytes, where: str) -> Vocabulary:
 
 def _require_agreement(parts: TokenizerParts, pieces: Vocabulary, added: Collection[int]) -> None:
     """Refuse tokenizer.json and tokenizer.model that differ: one is evaluated, the other stored."""
-    for index, (ours, theirs) in enumerate(zip(parts.pieces, pieces.tokens, strict=False)):
+    for index, (ours, theirs) in enumerate(zip(parts.in_model, pieces.tokens, strict=False)):
         score = pieces.scores[index]
         if index not in added and (ours != theirs or not isfinite(score)):
             raise CheckpointError(
@@ -312,7 +365,7 @@ def _from_json(parts: TokenizerParts, added: Collection[str]) -> Vocabulary:
     SentencePiece scores its n-th merged piece âˆ’n. In tokenizer.json the merged pieces stand in the
     same order, so only their order is known; no more is used.
     """
-    tokens = parts.pieces
+    tokens = parts.in_model
     types = [_type(parts, token, added) for token in tokens]
     normal = [index for index, kind in enumerate(types) if kind == TokenType.NORMAL]
     _require_merges_by_id(parts, normal)
@@ -336,7 +389,7 @@ def _require_merges_by_id(parts: TokenizerParts, normal: Sequence[int]) -> None:
 
     A merge into an added token is none of these: llama.cpp finds that token in the text first.
     """
-    ids = {parts.pieces[index]: index for index in normal}
+    ids = {parts.in_model[index]: index for index in normal}
     last, listed = -1, 0
     for left, right in parts.merges:
         index = ids.get(left + right)
@@ -349,7 +402,7 @@ def _require_merges_by_id(parts: TokenizerParts, normal: Sequence[int]) -> None:
                 hint="Keep tokenizer.model next to it.",
             )
         last, listed = index, listed + 1
-    known = set(parts.pieces)
+    known = set(parts.in_model)
     possible = sum(
         piece[:cut] in known and piece[cut:] in known
         for piece in ids

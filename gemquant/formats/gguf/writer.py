@@ -29,10 +29,10 @@ from torch import Tensor
 
 from gemquant.core.protocols import Layout, PlainSpec, QuantizedSpec
 from gemquant.core.weights import BlockWeight, QuantizedRows
-from gemquant.formats.gguf.names import is_norm, to_gguf
+from gemquant.formats.gguf.names import ROPE_FACTORS, is_norm, places
 from gemquant.formats.gguf.values import GgufValue, Metadata, int32, packed_metadata
 from gemquant.formats.preallocated import FileLayout, PreallocatedFiles, grouped
-from gemquant.models.architecture import ARCHITECTURES
+from gemquant.models.architecture import architecture_of
 from gemquant.numerics.ggml_types import GgmlType
 
 ALIGNMENT = 32
@@ -117,12 +117,17 @@ class GgufWriter:
         self,
         files: PreallocatedFiles,
         layout: Layout,
-        generation: str,
+        config: Mapping[str, Any],
         finished: Collection[str] = (),
     ) -> None:
         """finished: names of the tensors that the files already contain."""
-        self._files, self._layout, self._generation = files, layout, generation
-        self._norm_offset = ARCHITECTURES[generation].norm_offset
+        self._files, self._layout, self._places = files, layout, places(config)
+        architecture = architecture_of(config)
+        self._norm_offset = architecture.norm_offset
+        factors = architecture.gguf.rope_factors(config)
+        if factors is not None:
+            values = torch.tensor(factors, dtype=torch.float32)
+            files.store(ROPE_FACTORS, 0, values.view(torch.uint8))
         self._rows = {name: layout[name].shape[0] for name in finished}
 
     def write(self, tensors: Mapping[str, Any]) -> None:
@@ -160,7 +165,7 @@ class GgufWriter:
         # Added in float32, as llama.cpp's converter does it.
         values = value.detach().cpu().to(torch.float32)
         stored = values + self._norm_offset if is_norm(name) else values
-        self._store(name, 0, stored.view(torch.uint8))
+        self._files.store(self._places[name][0], 0, stored.view(torch.uint8).contiguous())
         self._rows[name] = spec.shape[0]
 
     def _write_rows(self, name: str, start: int, weight: Any, spec: QuantizedSpec) -> None:
@@ -173,11 +178,10 @@ class GgufWriter:
                 f"{name}: rows {start} to {start + rows} of {columns} came after {written} of "
                 f"{spec.shape}."
             )
-        self._store(name, start * weight.scheme.type.row_bytes(columns), weight.blocks)
+        tensor, first = self._places[name]
+        offset = (first + start) * weight.scheme.type.row_bytes(columns)
+        self._files.store(tensor, offset, weight.blocks.contiguous())
         self._rows[name] = written + rows
-
-    def _store(self, name: str, offset: int, octets: Tensor) -> None:
-        self._files.store(to_gguf(name, self._generation), offset, octets.contiguous())
 
 
 @contextmanager
@@ -185,7 +189,7 @@ def gguf_writer(
     folder: Path,
     layouts: Mapping[str, FileLayout],
     layout: Layout,
-    generation: str,
+    config: Mapping[str, Any],
     finished: Collection[str] | None = None,
 ) -> Iterator[GgufWriter]:
     """Open the files in an existing folder at their final size; close them on exit.
@@ -196,4 +200,4 @@ def gguf_writer(
     paths = {folder / name: each for name, each in layouts.items()}
     files = PreallocatedFiles(paths, resumed=finished is not None)
     with closing(files):
-        yield GgufWriter(files, layout, generation, finished or ())
+        yield GgufWriter(files, layout, config, finished or ())

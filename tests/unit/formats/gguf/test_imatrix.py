@@ -19,7 +19,7 @@ from gemquant.formats.gguf.imatrix import (
     read_imatrix,
     write_imatrix,
 )
-from gemquant.formats.gguf.types import gguf_shapes
+from gemquant.formats.gguf.names import gguf_shapes
 from tests.helpers.tiny_gemma import tiny_config
 
 GOLDEN = Path(__file__).parents[3] / "golden"
@@ -31,7 +31,7 @@ SHAPES = gguf_shapes({**tiny_config("gemma3_text"), "tie_word_embeddings": True}
 def matrix(**changes: ImportanceEntry) -> ImportanceMatrix:
     """One entry for each linear of the tiny Gemma 3, but for ``changes``."""
     linears = {n: s[-1] for n, s in SHAPES.items() if len(s) > 1 and n.startswith("blk.")}
-    entries = {n: ImportanceEntry(torch.arange(float(c)), 4) for n, c in linears.items()}
+    entries = {n: ImportanceEntry(torch.arange(float(c)), (4,)) for n, c in linears.items()}
     return ImportanceMatrix({**entries, **changes}, ("text",), 2, 64)
 
 
@@ -51,7 +51,7 @@ def test_weights_are_mean_squares_as_gguf_py_reads_them() -> None:
     tensors = {t.name: t.data for t in gguf.GGUFReader(GOLDEN / "imatrix.gguf").tensors}
     sums, counts = tensors[f"{QUERY}.in_sum2"], tensors[f"{QUERY}.counts"]
     entry = read_imatrix(GOLDEN / "imatrix.gguf").entries[QUERY]
-    assert entry.count == counts.item() == 896
+    assert entry.counts == (counts.item(),) == (896,)
     np.testing.assert_array_equal(entry.weights.numpy(), sums.ravel() / np.float32(896))
 
 
@@ -88,8 +88,25 @@ def test_a_failed_write_leaves_an_older_file_as_it_was(
 
 
 def test_nothing_counted_weighs_every_column_alike() -> None:
-    entry = ImportanceEntry(torch.zeros(3), 0)
+    entry = ImportanceEntry(torch.zeros(3), (0,))
     assert entry.weights.tolist() == [1, 1, 1]
+
+
+def test_experts_are_counted_apart_and_one_that_nothing_reached_weighs_alike() -> None:
+    entry = ImportanceEntry(torch.tensor([2.0, 4.0, 0.0, 0.0]), (2, 0))
+    assert entry.weights.tolist() == [1, 2, 1, 1]
+
+
+def test_experts_are_written_as_one_tensor_and_read_back(tmp_path: Path) -> None:
+    name = "blk.0.ffn_down_exps.weight"
+    entry = ImportanceEntry(torch.arange(6.0), (3, 0))
+    write_imatrix(tmp_path / "out.gguf", ImportanceMatrix({name: entry}))
+    stored = {t.name: t.shape.tolist() for t in gguf.GGUFReader(tmp_path / "out.gguf").tensors}
+    assert stored == {f"{name}.in_sum2": [3, 2], f"{name}.counts": [1, 2]}
+    read = read_imatrix(tmp_path / "out.gguf").entries[name]
+    assert (read.sums.tolist(), read.counts) == ([0, 1, 2, 3, 4, 5], (3, 0))
+    found = importance_for(ImportanceMatrix({name: entry}), {name: (2, 5, 3)})
+    assert found.weights[name].tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1, 1, 1])
 
 
 def test_linears_without_entry_are_reported() -> None:
@@ -105,14 +122,14 @@ def test_linears_without_entry_are_reported() -> None:
 
 
 def test_entries_of_no_tensor_are_reported() -> None:
-    extra = {"output.weight": ImportanceEntry(torch.ones(128), 1)}
+    extra = {"output.weight": ImportanceEntry(torch.ones(128), (1,))}
     found = importance_for(matrix(**extra), SHAPES)
     assert found.foreign == ("output.weight",)
     assert "1 entries of the importance matrix name no tensor" in found.notes[0]
 
 
 def test_an_embeddings_entry_counts_only_where_it_fits() -> None:
-    fits = {"token_embd.weight": ImportanceEntry(torch.ones(128), 1)}
+    fits = {"token_embd.weight": ImportanceEntry(torch.ones(128), (1,))}
     other = {"token_embd.weight": ImportanceEntry(torch.ones(64), 1)}
     assert "token_embd.weight" in importance_for(matrix(**fits), SHAPES).weights
     assert "token_embd.weight" not in importance_for(matrix(**other), SHAPES).weights
@@ -124,7 +141,7 @@ def test_another_width_is_another_model() -> None:
 
 
 def test_other_names_are_another_model() -> None:
-    other = ImportanceMatrix({"layers.0.wq": ImportanceEntry(torch.ones(128), 1)})
+    other = ImportanceMatrix({"layers.0.wq": ImportanceEntry(torch.ones(128), (1,))})
     with pytest.raises(UsageError, match="none of its 1 entries names a tensor"):
         importance_for(other, SHAPES)
 
@@ -223,7 +240,7 @@ ONE = np.ones(1, np.float32)
         ({"a__in_sum2": ONES, "a__counts": np.ones(1, np.float16)}, "stored as F16: must be F32"),
         ({"a__in_sum2": ONES, "a__counts": -ONE}, "count -1.0"),
         ({"a__in_sum2": ONES, "a__counts": ONE * np.nan}, "count nan"),
-        ({"a__in_sum2": ONES, "a__counts": ONES}, "4 counts: importance of experts"),
+        ({"a__in_sum2": ONES, "a__counts": ONES[:3]}, "3 counts for 4 columns"),
         ({"a__in_sum2": ONES * np.inf, "a__counts": ONE}, "negative or not finite"),
         ({"weight": ONES}, "holds no entry"),
     ],

@@ -9,14 +9,23 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from gemquant.formats.checkpoint import open_checkpoint
 from gemquant.formats.checkpoint.checkpoint import Checkpoint
 from gemquant.formats.gguf.metadata import converted_metadata, quantized_metadata
-from gemquant.formats.gguf.names import from_gguf, is_norm, stored_order, to_gguf
+from gemquant.formats.gguf.names import (
+    from_gguf,
+    gguf_shapes,
+    is_norm,
+    places,
+    stored_order,
+    to_gguf,
+)
 from gemquant.formats.gguf.values import GgufValue, uint32
+from gemquant.models.architecture import architecture_of, stored_shapes
 from tests.helpers.gguf_records import recorded
-from tests.helpers.tiny_gemma import KINDS, Kind
+from tests.helpers.tiny_gemma import GEMMA4, KINDS, Kind
 from tests.helpers.tiny_sentencepiece import Layout, tiny_sentencepiece, write_convertible_gemma
 
 GOLDEN = json.loads(
@@ -25,7 +34,7 @@ GOLDEN = json.loads(
 BF16 = 32
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=(*KINDS, *GEMMA4))
 def kind(request: pytest.FixtureRequest) -> Kind:
     chosen: Kind = request.param
     return chosen
@@ -67,24 +76,27 @@ def test_the_tokenizer_is_the_same_without_tokenizer_model(
 def test_every_tensors_name_shape_type_and_bytes_are_the_converters(
     kind: Kind, checkpoint: Checkpoint
 ) -> None:
-    generation = checkpoint.config["model_type"]
+    config, parts = checkpoint.config, dict[str, list[Tensor]]()
+    architecture, shapes = architecture_of(config), gguf_shapes(config)
+    for name, (stored, _) in places(config).items():
+        wide = len(shapes[stored]) == 1 or stored.split(".")[-2] in architecture.gguf.in_float32
+        tensor = checkpoint.tensor(name, torch.float32 if wide else torch.bfloat16)
+        parts.setdefault(stored, []).append(
+            tensor + architecture.norm_offset if is_norm(name) else tensor
+        )
+    if factors := architecture.gguf.rope_factors(config):
+        parts["rope_freqs.weight"] = [torch.tensor(factors)]
     ours = {}
-    for name in checkpoint.names():
-        plain = is_norm(name)
-        tensor = checkpoint.tensor(name, torch.float32 if plain else torch.bfloat16)
-        stored = tensor + 1 if plain else tensor
-        digest = hashlib.sha256(stored.contiguous().view(torch.uint8).numpy().tobytes())
-        ours[to_gguf(name, generation)] = [
-            list(tensor.shape),
-            "F32" if plain else "BF16",
-            digest.hexdigest(),
-        ]
+    for stored, tensors in parts.items():
+        whole = torch.cat(tensors)
+        digest = hashlib.sha256(whole.contiguous().view(torch.uint8).numpy().tobytes())
+        kind_of = {torch.float32: "F32", torch.bfloat16: "BF16"}[whole.dtype]
+        ours[stored] = [list(shapes[stored]), kind_of, digest.hexdigest()]
     assert ours == {name: rest for name, *rest in GOLDEN[kind]["tensors"]}
 
 
 def test_names_lead_back(checkpoint: Checkpoint) -> None:
-    generation = checkpoint.config["model_type"]
-    names = checkpoint.names()
+    generation, names = checkpoint.config["model_type"], [*stored_shapes(checkpoint.config)]
     assert [from_gguf(to_gguf(name, generation), generation) for name in names] == names
 
 

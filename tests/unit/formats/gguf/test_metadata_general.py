@@ -11,13 +11,14 @@ from gemquant.formats.checkpoint.provenance import Provenance
 from gemquant.formats.gguf.metadata import general_metadata
 
 BILLIONS = 2_614_341_888
+SIZES = (BILLIONS, BILLIONS, 0, 0)
 
 
 def general(
     provenance: Provenance | None = None, generation: dict[str, Any] | None = None, **given: Any
 ) -> dict[str, Any]:
     origin = provenance or Provenance("google/gemma-2-2b-it", "gemma", None)
-    arguments = {"parameters": BILLIONS, "name": None, **given}
+    arguments = {"sizes": SIZES, "name": None, **given}
     made = general_metadata(origin, generation or {}, **arguments)
     return {key.removeprefix("general."): entry.value for key, entry in made.items()}
 
@@ -93,7 +94,7 @@ def test_tags_end_with_the_pipeline() -> None:
     ],
 )
 def test_what_is_no_text_in_a_card_is_passed_over(matter: str) -> None:
-    made = general_metadata(card(matter), {}, parameters=BILLIONS, name=None)
+    made = general_metadata(card(matter), {}, sizes=SIZES, name=None)
     for entry in made.values():
         assert entry.packed
     assert made["general.license"].value == "gemma"
@@ -103,9 +104,7 @@ def test_recommended_sampling_comes_from_the_generation_configuration() -> None:
     generation = {
         "top_k": 64, "top_p": 0.95, "temperature": 1, "repetition_penalty": 1.1, "sequence": "kp",
     }  # fmt: skip
-    made = general_metadata(
-        Provenance("x", "gemma", None), generation, parameters=BILLIONS, name=None
-    )
+    made = general_metadata(Provenance("x", "gemma", None), generation, sizes=SIZES, name=None)
     kinds = GGUFValueType
     assert {key: (entry.type, entry.value) for key, entry in made.items() if "sampling" in key} == {
         "general.sampling.sequence": (kinds.STRING, "kp"),

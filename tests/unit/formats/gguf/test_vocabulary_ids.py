@@ -17,7 +17,13 @@ from gemquant.formats.gguf.metadata import tokenizer_metadata
 from gemquant.formats.gguf.values import string
 from gemquant.formats.gguf.vocabulary import tokenizer_parts
 from tests.helpers.llama_vocabulary import LlamaVocabulary, why_not, write_vocabulary
-from tests.helpers.tiny_sentencepiece import VOCABULARY, Layout, tiny_sentencepiece_files
+from tests.helpers.tiny_sentencepiece import (
+    PIECES,
+    VOCABULARY,
+    Layout,
+    tiny_bpe_files,
+    tiny_sentencepiece_files,
+)
 from tests.helpers.tokenizer_texts import every_text
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"llama.cpp: {why_not()}")
@@ -135,3 +141,11 @@ def test_the_samples_ids_are_those_of_its_tokenizer(tmp_path: Path) -> None:
     with loaded(tmp_path / "v.gguf", checkpoint.tokenizer_files(), checkpoint.config) as opened:
         assert opened.size == 262_144
         assert different(opened, checkpoint.tokenizer()) == []
+
+
+def test_ids_of_a_vocabulary_with_merges_are_those_of_tokenizers(tmp_path: Path) -> None:
+    files = tiny_bpe_files()
+    tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
+    config = {"model_type": "gemma4_text", "vocab_size": PIECES}
+    with loaded(tmp_path / "tiny.gguf", files, config) as opened:
+        assert different(opened, tokenizer) == []
