@@ -18,6 +18,7 @@ from gemquant.cli.quantizer_options import (
     read_request,
 )
 from gemquant.cli.settings import problems_of, setting
+from gemquant.errors import UsageError
 from gemquant.rockchip.options import AUTO, RkllmOptions
 
 if TYPE_CHECKING:
@@ -89,6 +90,11 @@ def command(ctx: click.Context, /, **params: Any) -> None:
     and job to be converted elsewhere; --converted takes back the file.
     """
     tool = tool_settings(params, problems_of(ctx))
+    problems_of(ctx).extend(
+        UsageError(f"--converted and --{name.replace('_', '-')} exclude each other.")
+        for name in ("prepare_only", "dry_run")
+        if params["converted"] and params[name]
+    )
     shared = read_request(ctx, RkllmOptions)
     as_json, quiet = params["as_json"], params["quiet"]
     with reporter(quiet=quiet) as progress:

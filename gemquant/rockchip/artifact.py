@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
+
 from gemquant.convert.candidates import linear_bytes, stored_bytes, table_size
 from gemquant.convert.finalize import ArtifactFacts
 from gemquant.core.artifact import (
@@ -89,8 +91,8 @@ class PreparedRecord(Record):
     """
 
     manifest: Manifest
-    file: str
-    weights: int
+    file: str = Field(pattern=r"^[^/\\]+\.rkllm$")
+    weights: int = Field(gt=0)
     card: str | None
 
 
@@ -138,13 +140,14 @@ def seal(folder: Path, file: Path, out: Path | None, *, force: bool) -> Artifact
     """Make an artifact of a file that ``convert.py`` made of a prepared folder, on any machine."""
     hint = f"FOLDER is that of --prepare-only: gemquant rkllm FOLDER --converted {file}"
     record = UntrustedFile(folder / PREPARED, _LIMIT_BYTES, UsageError, hint).record(PreparedRecord)
+    prepared = record.manifest.conversion
+    if prepared is None:
+        raise UsageError(f"{folder / PREPARED}: its manifest has no conversion.", hint=hint)
     if not file.is_file():
         raise UsageError(f"--converted {file}: no such file.")
     place = file.parent if (file.parent / ANSWER).is_file() else folder
     hint = f"convert.py writes it; bring it back with the file, into {folder}."
     result = UntrustedFile(place / ANSWER, _LIMIT_BYTES, UsageError, hint).record(ConvertResult)
-    prepared = record.manifest.conversion
-    assert prepared is not None
     if result.calls != prepared.calls:
         raise ArtifactError(
             f"{place / ANSWER}: not the calls of {folder / 'job.json'}.",
@@ -168,7 +171,7 @@ def seal(folder: Path, file: Path, out: Path | None, *, force: bool) -> Artifact
     )
     out = out or Path(record.file.removesuffix(SUFFIX))
     with staged(out, force=force, needed_bytes=size) as scratch:
-        shutil.copyfile(file, scratch / Path(record.file).name)
+        shutil.copyfile(file, scratch / record.file)
         complete = finalize(scratch, manifest, original_card=record.card)
         refuse(conversion_problems(scratch, complete))
     return Artifact.open(out)

@@ -287,6 +287,23 @@ def test_a_file_converted_otherwise_is_not_sealed(
     assert not Path("sealed").exists()
 
 
+def test_a_prepared_record_that_was_changed_is_refused(run: Run, prepared: Path) -> None:
+    Path("x.rkllm").touch()
+    record = json.loads((prepared / "prepared.json").read_text())
+    for changed, words in (
+        ({"file": "../../x.rkllm"}, "file: "),
+        ({"weights": 0}, "weights: "),
+        ({"manifest": {**record["manifest"], "conversion": None}}, "has no conversion"),
+    ):
+        (prepared / "prepared.json").write_text(json.dumps({**record, **changed}))
+        made = run("rkllm", "ready", "--converted", "x.rkllm", "-o", "sealed")
+        assert made.code == 2, made.err
+        assert words in made.err
+    made = run("rkllm", "ready", "--converted", "x.rkllm", "--dry-run")
+    assert "--converted and --dry-run exclude each other." in made.err
+    assert not Path("sealed").exists()
+
+
 def test_a_model_is_no_prepared_folder(run: Run, model: Path) -> None:
     Path("x.rkllm").touch()
     made = run("rkllm", str(model), "--converted", "x.rkllm")
