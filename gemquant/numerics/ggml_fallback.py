@@ -194,27 +194,38 @@ def _least_squares(values: Array, w: Array, top: int) -> tuple[Array, Array]:
         errors = error(1 / tried, np.minimum(_nearest(tried * values), top))
         better = errors < best
         best, inverse = np.where(better, errors, best), np.where(better, tried, inverse)
-    limited = np.minimum(_nearest(inverse * values), top)
-    codes, factors = limited.astype(np.uint8), limited.astype(np.float32)
-    xl, l2 = _sum(w * values * factors), _sum(w * factors * factors)
+    chosen = np.minimum(_nearest(inverse * values), top)
+    factor, codes = _descend(values, w, chosen, -(1 << 31), top, mask=255)
+    nothing = largest < ZERO_BLOCK
+    return _half(np.where(nothing, F(0), factor)), np.where(nothing, 0, codes).astype(np.uint8)
+
+
+def _descend(
+    x: Array, w: Array, codes: Array, least: int, most: int, *, mask: int
+) -> tuple[Array, Array]:
+    """Five times each code to its best value given the others; returns the scale too.
+
+    mask: bits of a code that are stored; 255 also stands for ``make_qp_quants``'s condition.
+    """
+    wx, number = w * x, codes.astype(np.float32)
+    lx, l2 = _sum(wx * number), _sum(w * number * number)
+    codes = codes & mask
     for _ in range(5):
         changed = False
-        for code, x, weight in zip(codes, values, w, strict=True):
+        for i, code in enumerate(codes):
             old = code.astype(np.float32)
-            rest_xl, rest_l2 = xl - weight * x * old, l2 - weight * old * old
-            new = np.minimum(_nearest(x * rest_l2 / rest_xl), top)
-            factor = new.astype(np.float32)
-            new_xl, new_l2 = rest_xl + weight * x * factor, rest_l2 + weight * factor * factor
-            better = (rest_xl > 0) & (rest_l2 > 0) & (new != code)
-            better &= new_xl * new_xl * l2 > xl * xl * new_l2
-            for kept, found in ((code, new.astype(np.uint8)), (xl, new_xl), (l2, new_l2)):
+            rest_lx, rest_l2 = lx - wx[i] * old, l2 - w[i] * old * old
+            new = np.clip(_nearest(x[i] * rest_l2 / rest_lx), least, most)
+            number = new.astype(np.float32)
+            new_lx, new_l2 = rest_lx + wx[i] * number, rest_l2 + w[i] * number * number
+            better = (rest_lx > 0) & ((rest_l2 if mask == 255 else new_l2) > 0) & (new != code)
+            better &= new_lx * new_lx * l2 > lx * lx * new_l2
+            for kept, found in ((code, new & mask), (lx, new_lx), (l2, new_l2)):
                 np.copyto(kept, found, where=better)
             changed |= bool(better.any())
         if not changed:
             break
-    nothing = largest < ZERO_BLOCK
-    factor = np.where(nothing | ~(l2 > 0), F(0), xl / l2)
-    return _half(factor), np.where(nothing, np.uint8(0), codes)
+    return np.where(l2 > 0, lx / l2, F(0)), codes
 
 
 @dataclass(frozen=True)
@@ -319,26 +330,9 @@ def _search(x: Array, w: Array | None, levels: int) -> tuple[Array, Array]:
 def _refine(x: Array) -> tuple[Array, Array]:
     """``refine_scales``: the same for Q3_K without importances."""
     farthest, size = _farthest(x)
-    code = _limited(F(-4) / farthest * x, 4)
-    w = x * x
-    wx = w * x
-    lx, l2 = _sum(wx * code), _sum(w * code * code)
-    for _ in range(5):
-        changed = False
-        for i, old in enumerate(code):
-            rest_lx, rest_l2 = lx - wx[i] * old, l2 - w[i] * old * old
-            new = _limited(x[i] * rest_l2 / rest_lx, 4)
-            new_lx, new_l2 = rest_lx + wx[i] * new, rest_l2 + w[i] * new * new
-            better = (rest_lx > 0) & (new != old) & (new_l2 > 0)
-            better &= new_lx * new_lx * l2 > lx * lx * new_l2
-            for kept, found in ((old, new), (lx, new_lx), (l2, new_l2)):
-                np.copyto(kept, found, where=better)
-            changed |= bool(better.any())
-        if not changed:
-            break
+    scale, codes = _descend(x, x * x, _nearest(F(-4) / farthest * x, -4, 3), -4, 3, mask=-1)
     zero = size < ZERO_BLOCK
-    scale = np.where(zero | ~(l2 > 0), F(0), lx / l2)
-    return scale, np.where(zero, 0, code + 4).astype(np.int32)
+    return np.where(zero, F(0), scale), np.where(zero, 0, codes + 4)
 
 
 def _final(x: Array, d: Array, scales: Array, levels: int, fitted: Array) -> Array:
