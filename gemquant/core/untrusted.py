@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import stat
@@ -126,6 +127,12 @@ class UntrustedFile:
 
     def _problem(self, why: str) -> GemquantError:
         return self.error(f"{self.label or self.path}: {why}.", hint=self.hint)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file of any size, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def duplicate_keys_refused(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

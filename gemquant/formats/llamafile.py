@@ -25,6 +25,7 @@ from typing import Literal
 from gemquant import __version__
 from gemquant.core.artifact.staged_files import file_problems, staged_files
 from gemquant.core.progress import Progress
+from gemquant.core.untrusted import sha256_of
 from gemquant.errors import ArtifactError, GemquantError, OutputError, UnsupportedError, refuse
 from gemquant.formats.gguf.find import SUFFIX, GgufFile
 from gemquant.formats.llamafile_archive import ALIGNMENT, Entry, Layout, Member, lay_out, write
@@ -45,7 +46,6 @@ from gemquant.formats.llamafile_runtime import (
     Trial,
     ask_version,
     digests_of,
-    sha256_of,
 )
 
 WINDOWS_LIMIT = 1 << 32

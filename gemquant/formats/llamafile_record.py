@@ -18,10 +18,10 @@ from pydantic import Field
 from gemquant.core.artifact.manifest import Sha256
 from gemquant.core.json_document import Document, Record
 from gemquant.core.progress import Progress
-from gemquant.core.untrusted import UntrustedFile
+from gemquant.core.untrusted import UntrustedFile, sha256_of
 from gemquant.errors import ArtifactError, UsageError, refuse
 from gemquant.formats.llamafile_archive import ALIGNMENT, LOCAL_HEADER_BYTES, data_offset
-from gemquant.formats.llamafile_runtime import digests_of, sha256_of
+from gemquant.formats.llamafile_runtime import digests_of
 
 SUFFIX = ".json"
 _MAX_BYTES = 16_000_000

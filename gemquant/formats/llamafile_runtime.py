@@ -24,6 +24,7 @@ from urllib.parse import urljoin, urlsplit
 
 from gemquant.core.progress import Progress
 from gemquant.core.resources import cache_folder, human_bytes
+from gemquant.core.untrusted import sha256_of
 from gemquant.errors import (
     ArtifactError,
     GemquantError,
@@ -67,12 +68,6 @@ def digests_of(
             left -= len(chunk)
             progress.advance(task)
     return Digests(done, crc, sha.hexdigest())
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 MAX_BYTES = 2_000_000_000

@@ -162,8 +162,8 @@ def _fit(x: Array, w: Array, top: int, grid: _Grid) -> tuple[Array, Array, Array
         new_low = np.where(above, F(0), new_low)
         errors = error(codes, new_scale, new_low)
         better = (determinant > 0) & (errors < best) & ~flat
-        replaced = (errors, new_scale, new_low, codes)
-        for kept, new in zip((best, scale, low, best_codes), replaced, strict=True):
+        pairs = [(best, errors), (scale, new_scale), (low, new_low), (best_codes, codes)]
+        for kept, new in pairs:
             np.copyto(kept, new, where=better)
     return np.where(flat, F(0), scale), -low, sum_w + F(0), best_codes
 

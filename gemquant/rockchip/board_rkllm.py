@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 from gemquant.core.artifact import Artifact
 from gemquant.core.progress import Progress, Silence
+from gemquant.core.untrusted import sha256_of
 from gemquant.errors import GemquantError, UnsupportedError, UsageError, refuse
 from gemquant.rockchip.board_connection import BoardAddress
 from gemquant.rockchip.board_events import Event, Rows
@@ -187,8 +187,7 @@ def container_problems(artifacts: Sequence[Artifact], *, board: bool) -> Iterato
 def on_board(board: Board, file: Path, progress: Progress) -> Iterator[RkllmOnBoard]:
     """Copy a file to a board; it is removed when the context ends."""
     progress.note(f"{file.name}: hashing, and copying to {board.address.text}")
-    with file.open("rb") as stream:
-        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    sha256 = sha256_of(file)
     programs, size = [PROGRAMS / name for name in FILES], file.stat().st_size
     with make_workspace(board.address, board.survey, size, programs) as workspace:
         model = workspace.copy(file, MODEL, progress)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from gemquant.core.untrusted import open_regular
+from gemquant.core.untrusted import open_regular, sha256_of
 from gemquant.errors import CheckpointError, GemquantError, ProblemCollector
 from gemquant.formats.checkpoint.folder import FolderTensors, read_raw_config
 from gemquant.formats.checkpoint.hub import (
@@ -284,9 +283,4 @@ class Checkpoint:
     @cached_property
     def _digests(self) -> Mapping[str, str]:
         files = {path.name: path for path in self.source.files} | {**self.adapters.files}
-        return {name: _sha256(path) for name, path in files.items()}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return {name: sha256_of(path) for name, path in files.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import logging
 import os
@@ -13,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gemquant.core.untrusted import sha256_of
 from gemquant.errors import CheckpointError, OutputError, RuntimeMissingError, UsageError
 from gemquant.models.licences import GEMMA_TERMS
 
@@ -69,7 +69,7 @@ def assembled(sample: Sample) -> Path:
     """
     path = cache_folder() / sample.file
     if path.is_file():
-        if _digest(path) == sample.sha256:
+        if sha256_of(path) == sample.sha256:
             return path
         _log.warning("%s is not the published file; assembling it again.", path)
     parts = _parts(sample)
@@ -112,7 +112,7 @@ def _assemble(parts: Sequence[Path], path: Path, sample: Sample) -> None:
                     shutil.copyfileobj(source, out, 1 << 20)
             out.flush()
             os.fsync(out.fileno())
-        digest = _digest(scratch)
+        digest = sha256_of(scratch)
         if digest != sample.sha256:
             raise CheckpointError(
                 f"the assembled sample has sha256 {digest}, not {sample.sha256}.",
@@ -121,8 +121,3 @@ def _assemble(parts: Sequence[Path], path: Path, sample: Sample) -> None:
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
