@@ -8,6 +8,7 @@ import importlib.util
 import logging
 import os
 import re
+import socket
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,7 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from gemquant.core.progress import Progress
-from gemquant.errors import CalibrationError, GemquantError, RuntimeMissingError, UsageError, refuse
+from gemquant.errors import (
+    CalibrationError,
+    GemquantError,
+    RuntimeMissingError,
+    UnsupportedError,
+    UsageError,
+    refuse,
+)
 from gemquant.measure.tasks.document import Settings
 from gemquant.measure.tasks.folder import data_loader, folder_problems, is_local, task_names
 from gemquant.models.template_process import RenderingError, shared_renderer
@@ -79,6 +87,8 @@ def load(
         all_in_folder = folder is not None and names_in_folder.issuperset(names)
         if folder is not None and all_in_folder and is_local(folder):
             _go_offline(offline)
+            if not code_allowed:
+                _refuse_connections(offline)
         # lm-eval's list takes seconds; a folder with all the tasks does not need it.
         manager = TaskManager(
             include_path=None if folder is None else str(folder.resolve()),
@@ -209,6 +219,20 @@ def _go_offline(stack: ExitStack) -> None:
 
     _replace(stack, datasets.config, "HF_HUB_OFFLINE", True)
     _replace(stack, huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+def _refuse_connections(stack: ExitStack) -> None:
+    """Local data may name addresses too, in a data set's card or inside its files."""
+
+    def refuse_address(*given: Any, **_options: Any) -> None:
+        raise UnsupportedError(
+            f"the data of a local task asks for {given[-1]}, and no data are fetched.",
+            hint="Download the file and name its path, or pass --allow-task-code.",
+        )
+
+    _replace(stack, socket, "getaddrinfo", refuse_address)
+    _replace(stack, socket.socket, "connect", refuse_address)
+    _replace(stack, socket.socket, "connect_ex", refuse_address)
 
 
 def _repeated(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import socket
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from gemquant.measure.tasks import harness
 from tests.helpers.tiny_gemma import Kind
@@ -254,6 +256,25 @@ class TestWithLmEval:
         assert result.code == 4
         assert "http://127.0.0.1:9/x.jsonl: a task file may not fetch data" in result.err
         assert asked == []
+
+    def test_a_local_data_set_whose_card_names_an_address_is_not_fetched(
+        self, run: Run, gemma: str, tasks: str
+    ) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            server.settimeout(0.1)
+            url = f"http://127.0.0.1:{server.getsockname()[1]}/x.jsonl"
+            data = Path(tasks, "data")
+            data.mkdir()
+            card = f"---\nconfigs:\n- config_name: default\n  data_files: {url}\n---\n"
+            (data / "README.md").write_text(card, encoding="utf-8")
+            file = Path(tasks, "tiny_choice.yaml")
+            task = yaml.safe_load(file.read_text(encoding="utf-8"))
+            task = {**task, "dataset_path": str(data), "dataset_kwargs": {}}
+            file.write_text(yaml.safe_dump(task), encoding="utf-8")
+            command = ("tasks", gemma, "--no-original", "--task-folder", tasks, "--tasks")
+            assert run(*command, "tiny_choice", "--limit", "2").code not in {0, 70}
+            with pytest.raises(TimeoutError):
+                server.accept()
 
     def test_task_templates_are_sandboxed(self, run: Run, gemma: str, tasks: str) -> None:
         file = Path(tasks, "tiny_choice.yaml")

@@ -92,7 +92,11 @@ def test_an_include_lies_beside_the_target_of_a_link(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", ["http://h.example/x.jsonl", "[x.jsonl, 'hf://d/x.jsonl']", "{test: 'zip://a::s3://b'}"]
+    "data",
+    [
+        *("http://h.example/x.jsonl", "[x.jsonl, 'hf://d/x.jsonl']", "{test: 'zip://a::s3://b'}"),
+        *("s3://bucket/x", "file:///etc/passwd", "HTTPS://h.example/x", "{test: [{x: [hf://d]}]}"),
+    ],
 )
 def test_data_from_an_address_is_refused_unless_allowed(tmp_path: Path, data: str) -> None:
     text = f"task: a\ndataset_path: json\ndataset_kwargs: {{data_files: {data}}}\n"
