@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gemquant.cli.artifacts import artifact_folders
 from gemquant.cli.flags import document_flag, flag, flags, output_flags, path_flag
 from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting, threads_of
@@ -152,9 +153,10 @@ def _measured(
 
     threads = threads_of(params, problems)
     refuse(problems)
-    artifacts = [Artifact.open(path) for path in folders]
+    found = artifact_folders(folders)
+    artifacts = [Artifact.open(path) for path in found]
     refuse(name_problems(artifacts))
-    request = _request(baseline, [path.resolve().name for path in folders])
+    request = _request(baseline, [path.resolve().name for path in found])
     recipe = request.recipe(artifacts)
     refuse(recipe.problems())
     with reporter(quiet=params["quiet"]) as progress:

@@ -89,6 +89,18 @@ def test_eval_of_a_folder_ends_with_a_line_each(run: Run, made: Path, ggufs: Pat
     assert [line.split()[0] for line in result.out.splitlines()[-4:-1]] == ["Q8_0", "Q5_0", "Q4_0"]
 
 
+def test_the_gate_measures_each_artifact_of_a_folder(run: Run, made: Path, ggufs: Path) -> None:
+    options = ("--against", str(made / "tiny"), "--no-native", "--threads", "1", "-q")
+    assert run("eval", "ggufs", *options, "-o", "eval.json").code == 0
+    baseline = ("--baseline", "base.json")
+    assert run("gate", "eval.json", *baseline, "--update-baseline", "--reason", "first").code == 0
+    judged = run("gate", "ggufs", *baseline, "--threads", "1", "-q")
+    assert judged.code == 0, judged.err
+    assert [line.partition(":")[0] for line in judged.out.splitlines()[:3]] == [
+        *("Q4_0", "Q5_0", "Q8_0"),
+    ]
+
+
 def test_the_cards_of_a_folder_are_renewed_with_its_evaluation(
     run: Run, made: Path, ggufs: Path
 ) -> None:
