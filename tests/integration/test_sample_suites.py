@@ -9,7 +9,8 @@ import pytest
 from gemquant.calibration.suites import SuiteText, read_suites
 from gemquant.core.artifact.evaluation import EvaluationDocument
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
-from gemquant.models.chat import ChatTemplate
+from gemquant.models.architecture import architecture_of
+from gemquant.models.chat import ChatTemplate, choose_template
 from tests.unit.cli.conftest import Run
 
 pytestmark = pytest.mark.real
@@ -22,9 +23,9 @@ def checkpoint() -> Checkpoint:
     return open_checkpoint(SAMPLE)
 
 
-def chat_template(checkpoint: Checkpoint) -> ChatTemplate | None:
-    source = checkpoint.chat_template()
-    return None if source is None else ChatTemplate(source)
+def chat_template(checkpoint: Checkpoint) -> ChatTemplate:
+    chat = architecture_of(checkpoint.config).chat
+    return ChatTemplate(choose_template(None, checkpoint.chat_template(), chat))
 
 
 @pytest.mark.parametrize("name", ["default", "long", "multilingual", "chat", "code"])
