@@ -28,7 +28,7 @@ from gemquant.core.protocols import (
     QuantizedSpec,
     QuantizedWeight,
 )
-from gemquant.errors import ArtifactError, GemquantError, UnsupportedError
+from gemquant.errors import ArtifactError, GemquantError, UnsupportedError, listed
 from gemquant.formats.affine import (
     AffineFolder,
     AffineLinear,
@@ -40,6 +40,7 @@ from gemquant.formats.packed_weights import PackedLinear, module_of
 from gemquant.formats.safetensors_reader import MappedSafetensors
 from gemquant.formats.transformers_config import runtime_config
 from gemquant.models.architecture import architecture_of
+from gemquant.models.experts import expert_number
 from gemquant.numerics.mlx_affine import biases_of, zero_points_of
 from gemquant.numerics.packing import pack_bits, packed_width, unpack_bits
 
@@ -126,7 +127,30 @@ class MLX(AffineFolder):
         schemes: Mapping[str, AffineScheme],  # noqa: ARG002
     ) -> list[GemquantError]:
         """Refuse what mlx-lm would load and compute wrongly."""
-        return _unreadable(header.config)
+        return [*_unreadable(header.config), *self._divided(header.layout)]
+
+    def joined(self, module: str) -> tuple[str, int | None]:
+        """The experts of a layer are one module with three dimensions."""
+        number = expert_number(module)
+        return module.replace(f"experts.{number}.", "experts.switch_glu."), number
+
+    def _divided(self, layout: Layout) -> list[GemquantError]:
+        """Refuse a layer whose experts are not all stored alike."""
+        kinds: dict[str, set[object]] = {}
+        for name, spec in layout.items():
+            module, number = self.joined(module_of(name))
+            if number is not None:
+                scheme = spec.scheme if isinstance(spec, QuantizedSpec) else None
+                kinds.setdefault(module.rpartition(".")[0], set()).add(scheme)
+        mixed = [module for module, schemes in kinds.items() if len(schemes) > 1]
+        if not mixed:
+            return []
+        return [
+            UnsupportedError(
+                f"{listed(mixed, 3)}: mlx-lm has one scheme for all experts of a layer.",
+                hint="Quantize all of them, or leave out all with --skip '*.experts.*'.",
+            )
+        ]
 
     def config(self, header: ArtifactHeader) -> Mapping[str, Any]:
         """``config.json``, with the quantization under mlx-lm's name too."""
@@ -136,7 +160,7 @@ class MLX(AffineFolder):
     def quantization(self, layout: Layout) -> Mapping[str, Any]:
         """What mlx-lm looks up: the commonest scheme for all, others module by module."""
         schemes = {
-            module_of(name): (scheme.group_size, scheme.bits)
+            self.joined(module_of(name))[0]: (scheme.group_size, scheme.bits)
             for name, scheme in affine_schemes(layout).items()
         }
         ((common, _),) = Counter(schemes.values()).most_common(1) or [((64, 4), 0)]

@@ -24,8 +24,10 @@ from gemquant.core.scheme import Scheme
 from gemquant.core.weights import ChunkedWeight, QuantizedRows
 from gemquant.errors import ArtifactError, GemquantError, UnsupportedError, listed
 from gemquant.formats.packed_weights import (
+    Joined,
     PackedLinear,
     PackedWeights,
+    apart,
     module_of,
     plain_stacks,
     stored_specs,
@@ -69,6 +71,10 @@ class PackedFolder(Exporter):
         """Scheme of a module by ``quantization_config``; ArtifactError where there is none."""
         raise ArtifactError(f"{self.name} holds nothing quantized; {module} is.")
 
+    def joined(self, module: str) -> tuple[str, int | None]:
+        """The module that a quantized one is stored as, and which of several it is there."""
+        return apart(module)
+
     def container(self, config: Mapping[str, Any]) -> Container:  # noqa: ARG002 (protocol)
         """Types that this format stores."""
         return self.types
@@ -93,7 +99,7 @@ class PackedFolder(Exporter):
     def file_sizes(self, header: ArtifactHeader) -> Mapping[str, int]:
         """Exact bytes of every file."""
         stacks = plain_stacks(header.config, header.layout)
-        specs = stored_specs(header.layout, self.packing, stacks)
+        specs = stored_specs(header.layout, self.packing, stacks, self.joined)
         return file_sizes(specs, max_shard_bytes=self.max_shard_bytes)
 
     @contextmanager
@@ -105,19 +111,20 @@ class PackedFolder(Exporter):
         stacks = plain_stacks(header.config, layout)
         stored = None
         if finished is not None:
-            stored = stored_specs({name: layout[name] for name in finished}, packing, stacks)
+            done = {name: layout[name] for name in finished}
+            stored = stored_specs(done, packing, stacks, self.joined)
         with SafetensorsWriter(
             folder,
-            stored_specs(layout, packing, stacks),
+            stored_specs(layout, packing, stacks, self.joined),
             max_shard_bytes=self.max_shard_bytes,
             finished=stored,
         ) as files:
             places = places_in_stacks(stacks, {name: spec.shape for name, spec in layout.items()})
-            yield PackedWriter(files, layout, packing, self.config(header), places)
+            yield PackedWriter(files, layout, packing, self.config(header), places, self.joined)
 
     def open(self, folder: Path) -> PackedWeights:
         """Read a finished folder back; ArtifactError if its structure is not this container's."""
-        return PackedWeights.open(folder, self.packing, self.scheme_of)
+        return PackedWeights.open(folder, self.packing, self.scheme_of, self.joined)
 
 
 def mixed(words: Iterable[str], container: str, hint: str | None = None) -> list[GemquantError]:
@@ -157,8 +164,9 @@ class PackedWriter:
         packing: PackedLinear | None,
         config: Mapping[str, Any],
         places: Mapping[str, tuple[str, int]],
+        joined: Joined,
     ) -> None:
-        self._files = files
+        self._files, self._joined = files, joined
         self._places = places
         self._layout = layout
         self._packing = packing
@@ -212,8 +220,12 @@ class PackedWriter:
             raise ValueError(f"{name} came unquantized, announced with {spec.scheme}.")  # noqa: TRY004
         assert self._packing is not None, name
         self._packing.check(name, weight, spec)
+        module, number = self._joined(module_of(name))
         for suffix, tensor in self._packing.pack(weight).items():
-            self._files.write(f"{module_of(name)}.{suffix}", tensor)
+            if number is None:
+                self._files.write(f"{module}.{suffix}", tensor)
+            else:
+                self._files.write_rows(f"{module}.{suffix}", number * tensor.shape[0], tensor)
 
 
 def _narrowed_chunks(name: str, chunks: RowChunks, spec: PlainSpec) -> RowChunks:

@@ -53,8 +53,20 @@ def plain_stacks(config: Mapping[str, Any], layout: Layout) -> dict[str, Stack]:
     }
 
 
+Joined = Callable[[str], tuple[str, int | None]]
+"""Module → the module that the container stores it as, and which of several it is there."""
+
+
+def apart(module: str) -> tuple[str, int | None]:
+    """Every module is stored as itself."""
+    return module, None
+
+
 def stored_specs(
-    layout: Layout, packing: PackedLinear | None, stacks: Mapping[str, Stack]
+    layout: Layout,
+    packing: PackedLinear | None,
+    stacks: Mapping[str, Stack],
+    joined: Joined = apart,
 ) -> dict[str, PlainSpec]:
     """Return every tensor that a layout becomes in the file, by its full name there.
 
@@ -70,8 +82,12 @@ def stored_specs(
             stored[name] = spec
         else:
             assert packing is not None, name
-            parts = packing.specs(spec)
-            stored |= {f"{module_of(name)}.{suffix}": part for suffix, part in parts.items()}
+            module, number = joined(module_of(name))
+            for suffix, part in packing.specs(spec).items():
+                key = f"{module}.{suffix}"
+                count = stored[key].shape[0] + 1 if key in stored else 1
+                shape = part.shape if number is None else (count, *part.shape)
+                stored[key] = PlainSpec(shape, part.dtype)
     return stored
 
 
@@ -121,15 +137,20 @@ class PackedWeights(StoredWeights):
         packing: PackedLinear | None,
         stored: MappedSafetensors,
         places: Mapping[str, tuple[str, int]],
+        joined: Joined,
     ) -> None:
         super().__init__(config, layout)
-        self._packing = packing
+        self._packing, self._joined = packing, joined
         self._stored = stored
         self._places = places
 
     @classmethod
     def open(
-        cls, folder: Path, packing: PackedLinear | None, scheme_of: SchemeReader
+        cls,
+        folder: Path,
+        packing: PackedLinear | None,
+        scheme_of: SchemeReader,
+        joined: Joined = apart,
     ) -> PackedWeights:
         """Read headers alone; report everything that differs from what the model needs.
 
@@ -158,14 +179,14 @@ class PackedWeights(StoredWeights):
             else:
                 table = _mapping(folder, quantization)
                 with _valid_values(folder):
-                    scheme = _checked(scheme_of(table, stored, module_of(name)))
+                    scheme = _checked(scheme_of(table, stored, joined(module_of(name))[0]))
                 layout[name] = QuantizedSpec((shape[0], shape[1]), scheme)
         with _valid_values(folder):
-            specs = stored_specs(layout, packing, stacks)
+            specs = stored_specs(layout, packing, stacks, joined)
         refuse(_differences(folder, specs, stored))
         if (folder / MANIFEST_FILE).exists():
             refuse(structure_problems(read_manifest(folder), layout))
-        return cls(config, layout, packing, stored, places)
+        return cls(config, layout, packing, stored, places, joined)
 
     def stored_dtype(self, name: str) -> torch.dtype:
         """The stored type; float32 for quantized weights."""
@@ -178,11 +199,15 @@ class PackedWeights(StoredWeights):
         if not isinstance(spec, QuantizedSpec):
             raise ValueError(f"{name} is not quantized.")  # noqa: TRY004
         assert self._packing is not None, name
-        module = module_of(name)
-        parts = {
-            suffix: self._stored.tensor(f"{module}.{suffix}")
-            for suffix in self._packing.specs(spec)
-        }
+        module, number = self._joined(module_of(name))
+        parts = {}
+        for suffix, part in self._packing.specs(spec).items():
+            key = f"{module}.{suffix}"
+            if number is None:
+                parts[suffix] = self._stored.tensor(key)
+            else:
+                begin, end = number * part.shape[0], (number + 1) * part.shape[0]
+                parts[suffix] = self._stored.rows(key, begin, end, part.dtype)
         last = spec.shape[0] if stop is None else min(stop, spec.shape[0])
         return self._packing.unpack(parts, spec, start, last)
 

@@ -29,6 +29,7 @@ from gemquant.models.structure import (
     Architecture,
     InputGroup,
     LayerStructure,
+    MlxFacts,
     NormFold,
     RowFold,
 )
@@ -267,6 +268,8 @@ def _without_inputs(model: Any) -> None:
 
 _SMALL = "a small matrix that decides much"
 
+_CONTAINERS = ("safetensors", "compressed-tensors", "bitsandbytes", "gguf")
+
 GEMMA4 = Architecture(
     name="Gemma 4",
     model_type="gemma4_text",
@@ -309,7 +312,8 @@ GEMMA4 = Architecture(
     licence=APACHE,
     chat=ChatFormat(start="<|turn>", end="<turn|>", stock="system", chat="system"),
     gguf=IN_GGUF4,
-    containers=("safetensors", "compressed-tensors", "bitsandbytes", "gguf"),
+    mlx=MlxFacts(untied_head=True),
+    containers=(*_CONTAINERS, "mlx"),
 )
 
 GEMMA4_UNIFIED = replace(
@@ -318,6 +322,7 @@ GEMMA4_UNIFIED = replace(
     model_type="gemma4_unified_text",
     causal_lm="Gemma4UnifiedForCausalLM",
     library=_unified_library,
+    containers=_CONTAINERS,
     wrappers={"Gemma4UnifiedForConditionalGeneration": "gemma4_unified"},
     dimensions={
         **GEMMA4.dimensions,

@@ -7,14 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from gemquant.convert.plugins import exporter
 from gemquant.core.protocols import QuantizedSpec
+from gemquant.formats.checkpoint import open_checkpoint
 from gemquant.formats.mlx import MLX
 from gemquant.models.structure import EMBEDDING, HEAD
-from tests.helpers.tiny_gemma import Kind
+from tests.helpers.tiny_gemma import Kind, write_tiny_gemma
 from tests.integration.test_command_line import make
 from tests.unit.cli.conftest import Run
+
+WINDOWS = ("--eval-windows", "1", "--eval-slices", "english", "--seq-len", "64")
 
 
 @pytest.fixture
@@ -161,6 +165,51 @@ def test_mlx_lm_computes_with_the_quantized_embedding(
     assert result.code == 0, result.err
     _, native = json.loads(result.out)["artifacts"][0]["levels"]
     assert native["kl_from_reference"]["value"] < 1e-5
+
+
+@pytest.mark.peer
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["gemma4_e", "gemma4_text", "gemma4_moe"])
+def test_mlx_lm_computes_a_gemma_4_from_its_stored_weights(
+    run: Run, kind: Kind, tmp_path: Path
+) -> None:
+    pytest.importorskip("mlx_lm", reason="mlx-lm is not installed")
+    folder = write_tiny_gemma(tmp_path / "model", kind)
+    made = make(run, "rtn", folder, "--target", "mps", "--no-eval")
+    assert made.code == 0, made.err
+    stored = MLX().open(Path("out")).layout
+    assert isinstance(stored["model.layers.0.mlp.up_proj.weight"], QuantizedSpec)
+    if kind == "gemma4_moe":
+        assert isinstance(stored["model.layers.0.experts.7.down_proj.weight"], QuantizedSpec)
+    result = run("eval", "out", "--threads", "1", "--json", *WINDOWS)
+    assert result.code == 0, result.err
+    _, native = json.loads(result.out)["artifacts"][0]["levels"]
+    assert native["kl_from_reference"]["value"] < 1e-5
+
+
+def test_experts_of_a_layer_are_stored_as_one_module(run: Run, tmp_path: Path) -> None:
+    folder = write_tiny_gemma(tmp_path / "model", "gemma4_moe")
+    made = make(run, "rtn", folder, "--target", "mps", "--no-eval")
+    assert made.code == 0, made.err
+    with safe_open("out/model.safetensors", "pt") as file:
+        packed = file.get_slice("model.layers.1.experts.switch_glu.down_proj.weight")
+        assert packed.get_shape() == [8, 128, 64 // 8]
+        assert "model.layers.1.router.proj.weight" in file.keys()  # noqa: SIM118
+    weights = MLX().open(Path("out"))
+    plain = open_checkpoint(str(folder))
+    name = "model.layers.1.experts.5.up_proj.weight"
+    expected = plain.tensor(name, torch.float32)
+    assert (weights.tensor(name) - expected).abs().mean() < 0.3 * expected.abs().mean()
+    other = weights.tensor(name.replace(".5.", ".4."))
+    assert (other - expected).abs().mean() > expected.abs().mean()
+
+
+def test_experts_of_several_schemes_are_refused(run: Run, tmp_path: Path) -> None:
+    folder = write_tiny_gemma(tmp_path / "model", "gemma4_moe")
+    result = make(run, "rtn", folder, "--target", "mps", "--no-eval", "--skip", "*.experts.3.*")
+    assert result.code == 4
+    assert "layers.0.experts.switch_glu, " in result.err
+    assert "mlx-lm has one scheme for all experts of a layer." in result.err
 
 
 @pytest.mark.peer
