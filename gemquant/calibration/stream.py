@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from gemquant.core.progress import Progress
 from gemquant.core.protocols import RowSource, Weights
 from gemquant.errors import CalibrationError
 from gemquant.formats.checkpoint import Checkpoint
-from gemquant.models.architecture import layer_parameters, tensor_shapes
+from gemquant.models.architecture import layer_parameters, layer_structure, tensor_shapes
 from gemquant.models.experts import expert_number
 from gemquant.models.skeleton import SharedStates, Skeleton
 from gemquant.models.structure import (
@@ -167,6 +168,27 @@ class Stream:
         """Final hidden states after the last norm, (windows · tokens, hidden)."""
         normed = self.skeleton.final_norm(norm, self.hidden)
         return normed.reshape(-1, normed.shape[-1])
+
+
+def carried_bytes(config: Mapping[str, Any], tokens: int, dtype: torch.dtype) -> int:
+    """What a stream of so many tokens holds from layer to layer, at most.
+
+    Hidden states; keys and values that later layers read; for layers with inputs of their own, the
+    tokens' rows of both embeddings, in at most 32 bits.
+    """
+    shared: dict[str, int] = {}
+    for index in reversed(range(config["num_hidden_layers"])):
+        layer = layer_structure(config, index)
+        if layer.cache_values == 0:
+            shared.setdefault(layer.attention, 0)
+        elif shared.get(layer.attention) == 0:
+            shared[layer.attention] = layer.cache_values
+    states: int = tokens * (config["hidden_size"] + sum(shared.values())) * dtype.itemsize
+    table = tensor_shapes(config).get(PER_LAYER_TABLE)
+    if table is None:
+        return states
+    row: int = table[1] * 4 + config["hidden_size"] * dtype.itemsize
+    return states + min(tokens, table[0]) * row
 
 
 def embed_windows(

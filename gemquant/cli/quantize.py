@@ -75,6 +75,7 @@ class QuantizerCommand(click.Command):
 
             from gemquant.cli import render
             from gemquant.convert.prepare import ConversionRequest, prepare
+            from gemquant.core.resources import human_bytes
 
             conversion = ConversionRequest(
                 **request.common,
@@ -83,6 +84,8 @@ class QuantizerCommand(click.Command):
             )
             prepared = prepare(conversion, progress)
             if request.dry_run:
+                carried = human_bytes(prepared.carried_bytes)
+                progress.note(f"the windows carry at most {carried} from layer to layer")
                 if layers := prepared.resumable_layers:
                     progress.note(f"an interrupted run will be resumed after layer {layers}")
                 artifacts = None

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from gemquant.calibration.statistics import has_bfloat16_products
+from gemquant.calibration.stream import carried_bytes
 from gemquant.calibration.windows import (
     Packer,
     TokenWindows,
@@ -72,6 +73,16 @@ class PreparedConversion:
     def resumable_layers(self) -> int:
         """How many layers an interrupted run of the same has finished."""
         return resumable_layers([each.job.out for each in self.planned], self.resume)
+
+    @property
+    def carried_bytes(self) -> int:
+        """Memory of all that the streams of windows hold from layer to layer, at most."""
+        recipe, config = self.planned[0].job.recipe, self.checkpoint.config
+        evaluated = sum(windows.ids.numel() for windows in self.evaluation)
+        streams = [(evaluated, recipe.dtype)] * (1 + len(self.planned))
+        if self.calibration is not None:
+            streams.append((self.calibration.ids.numel(), recipe.calib_dtype))
+        return sum(carried_bytes(config, n, getattr(torch, dtype)) for n, dtype in streams)
 
     def run(self, progress: Progress) -> Sequence[Artifact]:
         """Make the artifacts, or the rest of them where an interrupted run made a part."""

@@ -271,6 +271,7 @@ def test_a_dry_run_says_how_far_it_has_come_and_changes_nothing(
     before = contents(tmp_path)
     told = run(*rtn(model, "--dry-run"))
     assert "an interrupted run will be resumed after layer 2" in told.err
+    assert "the windows carry at most " in told.err
     assert contents(tmp_path) == before
 
 

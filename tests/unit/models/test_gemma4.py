@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma4TextConfig, PreTrainedConfig
 from transformers.models.gemma4_unified import Gemma4UnifiedTextConfig
 
-from gemquant.calibration.stream import Stream, embed_windows, layer_weights
+from gemquant.calibration.stream import Stream, carried_bytes, embed_windows, layer_weights
 from gemquant.errors import CheckpointError, GemquantError, Problems, UnsupportedError
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemquant.models.architecture import layer_parameters, layer_structure
@@ -292,6 +292,15 @@ def test_truncated_windows_give_the_beginnings(tmp_path: Path) -> None:
     advanced(shorter, checkpoint, 5, 7)
     advanced(stream, checkpoint, 5, 7)
     torch.testing.assert_close(shorter.hidden, stream.hidden[[0, 2], :20])
+
+
+def test_what_windows_carry_is_foretold() -> None:
+    config = text_config(tiny_config("gemma4_e"))
+    # Hidden 128; keys and values of one sliding layer (2 · 32) and one full (2 · 64); and of every
+    # token that may occur its rows of both embeddings, 7 · 32 and 128 wide.
+    assert carried_bytes(config, 10, torch.float32) == 10 * 4 * (128 + 64 + 128 + 7 * 32 + 128)
+    dense = text_config(tiny_config("gemma4_text"))
+    assert carried_bytes(dense, 10, torch.bfloat16) == 10 * 2 * 128
 
 
 def test_the_second_embedding_is_read_where_tokens_occur(
