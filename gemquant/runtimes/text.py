@@ -11,7 +11,6 @@ from tokenizers import Tokenizer
 
 from gemquant.errors import ArtifactError, GemquantError
 from gemquant.formats.checkpoint.files import read_json_object
-from gemquant.formats.checkpoint.folder import read_raw_config
 from gemquant.formats.checkpoint.tokenizer_files import (
     TokenizerSource,
     read_tokenizer_files,
@@ -56,7 +55,7 @@ class TextInterface:
             eos = {"eos_token_id": metadata.get("tokenizer.ggml.eos_token_id")}
             config = {**config_of_gguf(metadata), **eos}
             return cls._of(GgufTokenizer(metadata, str(file)), config)
-        raw = read_raw_config(path)
+        raw = read_json_object(path / "config.json")
         return cls._of(read_tokenizer_files(path), raw.get("text_config", raw))
 
     @classmethod

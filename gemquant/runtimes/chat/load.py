@@ -158,7 +158,7 @@ def _load_folder(
 ) -> tuple[ChatModel, Choice]:
     import torch
 
-    from gemquant.formats.checkpoint.folder import read_raw_config
+    from gemquant.formats.checkpoint.files import read_json_object
     from gemquant.models.config import text_config
     from gemquant.runtimes.chat.session import TransformersChat
     from gemquant.runtimes.text import TextInterface
@@ -174,7 +174,7 @@ def _load_folder(
             f"{folder}: {reason}.", hint=f"gemquant show {folder} lists what loads it."
         )
     text = TextInterface.of_artifact(folder, manifest.container)
-    raw = read_raw_config(folder)
+    raw = read_json_object(folder / "config.json")
     config = text_config({key: raw[key] for key in raw if not key.startswith("quantization")})
     template = request.template(text.template, opening, config, text.special_tokens, progress)
     text = replace(text, template=template.source)

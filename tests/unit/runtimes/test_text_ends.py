@@ -18,3 +18,12 @@ def test_ends_are_the_union_of_all_files_and_the_template(tmp_path: Path) -> Non
     text = TextInterface.of_checkpoint(open_checkpoint(str(folder)))
     # Of the tokenizer: <eos> 1; of the template: <start_of_turn> 4; of the generation: 5.
     assert text.end_tokens == {7, 8, 9, 1, 4, 5}
+
+
+def test_the_text_interface_of_an_artifact_is_read_though_it_is_no_model_to_start_from(
+    tmp_path: Path,
+) -> None:
+    folder = write_tiny_gemma(tmp_path / "m", "gemma2")
+    manifest = {"source": {"ref": "a/b"}, "quantization": {"schemes": [{}]}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert TextInterface.of_artifact(folder, "compressed-tensors").end_tokens == {1, 5}
