@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from gemquant.calibration.statistics import ActivationRanges
-from gemquant.calibration.stream import runs_of_rows
+from gemquant.calibration.stream import RowsOf, UnheldWeights, runs_of_rows
 from gemquant.calibration.windows import TokenWindows
 from gemquant.convert.finalize import ArtifactFacts, write_config
 from gemquant.convert.plan import SMALL_FILES_BYTES, PlannedJob
@@ -30,7 +30,13 @@ from gemquant.formats.checkpoint import Checkpoint
 from gemquant.measure.quality.divergence import Table
 from gemquant.measure.quality.streams import head_name, reference_runtime
 from gemquant.models.skeleton import Skeleton
-from gemquant.models.structure import FINAL_NORM, PER_LAYER_NORM, layer_prefix
+from gemquant.models.structure import (
+    FINAL_NORM,
+    PER_LAYER_NORM,
+    PER_LAYER_TABLE,
+    layer_prefix,
+    table_structure,
+)
 from gemquant.numerics import native
 from gemquant.numerics.precision import narrowed
 
@@ -108,14 +114,17 @@ class JobWriter:
         self._writer.write({name: self._table(name)})
 
     def quantize_rows(self, name: str, block: Block) -> None:
-        """Write the next rows of a table; codes stay in memory for a certificate only."""
+        """Write the next rows of a table; codes stay in memory for a certificate only.
+
+        Those of the per-layer table never do: it is half of a model.
+        """
         run = self._quantizer.quantize(block, self._container)[name]
         if isinstance(run, Tensor) or not isinstance(run, Stackable):
             raise TypeError(f"{name}: announced as quantized; came as {type(run).__name__}.")
         start = self._rows_written.get(name, 0)
         self._writer.write({name: QuantizedRows(start, run)})
         self._rows_written[name] = start + run.shape[0]
-        if self._certified:
+        if self._certified and name != PER_LAYER_TABLE:
             spec = self.layout[name]
             assert isinstance(spec, QuantizedSpec)
             self._tables.setdefault(name, ChunkedWeight(spec.shape)).append(run)
@@ -159,6 +168,11 @@ class JobWriter:
         """Rows of a tensor outside the layers as stored, decoded: a ``RowSource``."""
         if name in self._tables:
             return self._tables[name].rows(name, start, stop)
+        if self.quantizes(name):  # the per-layer table: quantized once more
+            part = {name: RowsOf(name, start, stop)}
+            unheld = UnheldWeights(self._checkpoint, part, self._skeleton.device)
+            block = Block(-1, "", table_structure(name), unheld, {}, source=unheld, streamed=True)
+            return self._decoded(self._quantizer.quantize(block, self._container)[name])
         return self._checkpoint.rows(name, start, stop, self._float)
 
     def final_norm(self) -> Tensor:

@@ -14,17 +14,19 @@ import torch
 
 from gemquant.convert.plan import Job
 from gemquant.core.recipe import Recipe
+from gemquant.core.weights import ChunkedWeight, Stackable
 from gemquant.errors import CheckpointError, GemquantError, UnsupportedError
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemquant.formats.gguf.config import gguf_config, unrepresentable
 from gemquant.formats.gguf.exporter import GGUF
 from gemquant.formats.gguf.mixtures import file_type
 from gemquant.formats.gguf.types import TypeRequest, choose_types
+from gemquant.measure.quality.measure import compare
 from gemquant.models.config import text_config
 from gemquant.models.structure import EMBEDDING
 from gemquant.quantizers.gguf import KQuant
 from tests.helpers.tiny_gemma import GEMMA4, Kind, tiny_config
-from tests.helpers.tiny_job import run_tiny
+from tests.helpers.tiny_job import EVALUATION, run_tiny
 from tests.helpers.tiny_sentencepiece import write_convertible_gemma
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -42,6 +44,28 @@ def written(checkpoint: Checkpoint, out: Path, kind: str) -> Path:
     run_tiny(checkpoint, [Job(quantizer, GGUF(), out / kind, recipe)], evaluation=())
     (path,) = (out / kind).glob("*.gguf")
     return path
+
+
+def test_a_certificate_holds_no_codes_of_the_per_layer_table(
+    folders: Mapping[Kind, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, held = open_checkpoint(str(folders["gemma4_e"])), list[tuple[int, ...]]()
+    append = ChunkedWeight.append
+
+    def recorded(chunked: ChunkedWeight, chunk: Stackable) -> None:
+        held.append(chunk.shape)
+        append(chunked, chunk)
+
+    monkeypatch.setattr(ChunkedWeight, "append", recorded)
+    quantizer = KQuant(type="Q4_0").for_model(checkpoint.config)
+    recipe = Recipe(model="tiny", quantizer="gguf", exporter="gguf")
+    (artifact,) = run_tiny(checkpoint, [Job(quantizer, GGUF(), tmp_path / "out", recipe)])
+    # The embedding and the projection alone: the table has 7 · 32 columns.
+    assert {columns for _, columns in held} == {128}
+    (again,) = compare(checkpoint, GGUF().open(artifact.path), EVALUATION)
+    recorded_slices = artifact.manifest.certificates[0].slices
+    for measured, said in zip(again.slices, recorded_slices, strict=True):
+        assert measured.kl_mean.value == pytest.approx(said.kl_mean.value, rel=1e-5)
 
 
 def with_more(path: Path, target: Path, tensors: Mapping[str, np.ndarray]) -> Path:
