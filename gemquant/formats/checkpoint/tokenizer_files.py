@@ -113,7 +113,8 @@ class TokenizerFiles:
             "eos_token"
         )
         text = eos.get("content") if isinstance(eos, dict) else eos
-        index = self.tokenizer.token_to_id(text) if isinstance(text, str) else None
+        text = text.encode(errors="replace").decode() if isinstance(text, str) else ""
+        index = self.tokenizer.token_to_id(text)
         return ends if index is None else ends | {index}
 
     def special_tokens(self, config: Mapping[str, Any]) -> SpecialTokens:
