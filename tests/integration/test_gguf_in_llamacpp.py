@@ -62,6 +62,19 @@ def test_a_gguf_of_ollamas_becomes_one_that_llamacpp_computes_alike(
     assert 0 < native["kl_from_reference"]["value"] < 0.01
 
 
+def test_eval_compares_the_12b_with_its_gguf_which_is_named_as_the_others(
+    run: Run, tmp_path: Path
+) -> None:
+    write_tiny_gemma(tmp_path / "model", "gemma4_unified")
+    made = run("gguf", "model", "--type", "BF16", "-o", "out", "--no-eval", "--threads", "1")
+    assert made.code == 0, made.err
+    given = ("--eval-windows", "1", "--eval-slices", "english", "--seq-len", "64", "--no-native")
+    result = run("eval", "out", *given, "--threads", "1", "--json")
+    assert result.code == 0, result.err
+    (level,) = json.loads(result.out)["artifacts"][0]["levels"]
+    assert abs(level["slices"][0]["kl_mean"]["value"]) < 1e-9
+
+
 IDS = tiny_windows(2, 40).ids
 NEAR = 1e-3
 """Nats per token: keys, values and the head's inputs are float16 in llama.cpp."""

@@ -30,7 +30,7 @@ from gemquant.measure.quality.streams import (
     head_table,
     reference_runtime,
 )
-from gemquant.models.architecture import layer_parameters
+from gemquant.models.architecture import architecture_of, layer_parameters
 from gemquant.models.skeleton import Skeleton
 from gemquant.models.structure import layer_prefix
 from gemquant.numerics.precision import fast_products
@@ -278,6 +278,9 @@ def _native(
 def _differing(original: Weights, subject: Subject, weights: Weights) -> Iterator[GemquantError]:
     before, after = original.config, weights.config
     differing = [key for key in SAME if before[key] != after[key]]
+    kinds = {architecture_of(config).gguf.architecture for config in (before, after)}
+    if len(kinds) == 1:  # a GGUF has one name for all that llama.cpp computes alike
+        differing = [key for key in differing if key != "model_type"]
     if differing:
         values = ", ".join(f"{key} {before[key]} and {after[key]}" for key in differing)
         yield UnsupportedError(
