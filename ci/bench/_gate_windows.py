@@ -8,8 +8,7 @@ from _noisy_weights import NoisyWeights
 
 from gemquant.calibration.windows import TokenWindows
 from gemquant.core.artifact.evaluation import LevelEvaluation
-from gemquant.core.progress import Progress
-from gemquant.core.protocols import Weights
+from gemquant.core.protocols import Progress, Weights
 from gemquant.measure.quality.measure import Subject, measure
 
 ROUNDING = 0.08

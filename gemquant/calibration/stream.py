@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gemquant.core.progress import Progress
-from gemquant.core.protocols import RowSource, Weights
+from gemquant.core.protocols import Progress, RowSource, Weights
 from gemquant.errors import CalibrationError
 from gemquant.formats.checkpoint import Checkpoint
 from gemquant.models.architecture import layer_parameters, layer_structure, tensor_shapes

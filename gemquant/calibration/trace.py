@@ -19,8 +19,14 @@ from gemquant.calibration.stream import (
     runs_of_rows,
 )
 from gemquant.calibration.windows import TokenWindows
-from gemquant.core.progress import Progress
-from gemquant.core.protocols import ActivationRange, Block, RoutedTokens, Statistics, Weights
+from gemquant.core.protocols import (
+    ActivationRange,
+    Block,
+    Progress,
+    RoutedTokens,
+    Statistics,
+    Weights,
+)
 from gemquant.errors import CalibrationError
 from gemquant.formats.gguf.imatrix import ImportanceEntry, ImportanceMatrix
 from gemquant.formats.gguf.names import experts_of

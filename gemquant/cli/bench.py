@@ -27,7 +27,7 @@ from gemquant.errors import GemquantError, UsageError, refuse
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gemquant.core.progress import Progress
+    from gemquant.core.protocols import Progress
     from gemquant.measure.bench.document import Benchmark
     from gemquant.measure.bench.measure import BenchRequest, Measurement
 

@@ -11,7 +11,7 @@ from gemquant.errors import GemquantError, UsageError
 
 if TYPE_CHECKING:
     from gemquant.core.artifact import Artifact
-    from gemquant.core.progress import Progress
+    from gemquant.core.protocols import Progress
     from gemquant.measure.bench.document import Benchmark, Settings
     from gemquant.measure.bench.subject import Subject
     from gemquant.rockchip.board_rkllm import Board

@@ -23,7 +23,7 @@ from gemquant.core.recipe import Recipe
 from gemquant.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
-    from gemquant.core.progress import Progress
+    from gemquant.core.protocols import Progress
     from gemquant.formats.gguf.imatrix import ImportanceMatrix
 
 

@@ -13,7 +13,7 @@ from gemquant.cli.progress import reporter
 from gemquant.errors import ProblemCollector, UsageError
 
 if TYPE_CHECKING:
-    from gemquant.core.progress import Progress
+    from gemquant.core.protocols import Progress
     from gemquant.formats.llamafile import Llamafile, LlamafilePlan, Mode
 
 MODES = ("chat", "server", "cli")

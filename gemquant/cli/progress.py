@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from gemquant.core.progress import Progress, Silence
+from gemquant.core.protocols import Progress, Silence
 from gemquant.core.resources import human_bytes, human_seconds, peak_resident_bytes
 from gemquant.errors import echo, inert
 

@@ -15,6 +15,7 @@ from gemquant.errors import echo
     epilog="""\b
 Examples:
   gemquant show gemma-2-2b-awq
+  gemquant show gemma-2-2b-gguf                 # every type in the folder
   gemquant show gemma-2-2b-gguf/Q4_K_M gemma-2-2b-awq
   gemquant show gemma-2-2b-awq --json | jq .manifest.certificates""",
 )

@@ -27,7 +27,7 @@ from gemquant.convert.prepare import OpenedModel, default_output
 from gemquant.core.artifact import Artifact, output_problems, staged
 from gemquant.core.artifact.evaluation import LevelEvaluation
 from gemquant.core.json_document import Record
-from gemquant.core.progress import Progress
+from gemquant.core.protocols import Progress
 from gemquant.core.recipe import Recipe
 from gemquant.errors import Attempt, WorkerError, refuse
 from gemquant.formats.checkpoint import Checkpoint

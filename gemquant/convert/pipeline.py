@@ -28,8 +28,7 @@ from gemquant.convert.resume import (
 )
 from gemquant.core.artifact import Artifact, read_manifest
 from gemquant.core.artifact.evaluation import SliceEvaluation
-from gemquant.core.progress import Progress, Silence
-from gemquant.core.protocols import RoutedTokens
+from gemquant.core.protocols import Progress, RoutedTokens, Silence
 from gemquant.errors import CalibrationError, listed
 from gemquant.formats.checkpoint import Checkpoint
 from gemquant.measure.quality.streams import EvaluationStreams, final_norm, head_table

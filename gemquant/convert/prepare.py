@@ -26,8 +26,7 @@ from gemquant.convert.plugins import exporter
 from gemquant.convert.resume import ResumePolicy, resumable_layers, run_identity
 from gemquant.core.artifact import Artifact
 from gemquant.core.options import problems_with, recorded_options
-from gemquant.core.progress import Progress
-from gemquant.core.protocols import Quantizer
+from gemquant.core.protocols import Progress, Quantizer
 from gemquant.core.recipe import Recipe
 from gemquant.core.resources import require_device
 from gemquant.core.scheme import Scheme, label

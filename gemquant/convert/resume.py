@@ -42,8 +42,7 @@ from gemquant.core.artifact.staging import (
     scratch_of,
     tree_bytes,
 )
-from gemquant.core.progress import Progress
-from gemquant.core.protocols import ActivationRange, RoutedTokens
+from gemquant.core.protocols import ActivationRange, Progress, RoutedTokens
 from gemquant.core.resources import human_bytes
 from gemquant.errors import GemquantError, OutputError, SourceLostError, refuse
 from gemquant.numerics import native

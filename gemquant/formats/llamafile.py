@@ -24,7 +24,7 @@ from typing import Literal
 
 from gemquant import __version__
 from gemquant.core.artifact.staged_files import file_problems, staged_files
-from gemquant.core.progress import Progress
+from gemquant.core.protocols import Progress
 from gemquant.core.untrusted import sha256_of
 from gemquant.errors import ArtifactError, GemquantError, OutputError, UnsupportedError, refuse
 from gemquant.formats.gguf.find import SUFFIX, GgufFile

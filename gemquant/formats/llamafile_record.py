@@ -17,7 +17,7 @@ from pydantic import Field
 
 from gemquant.core.artifact.manifest import Sha256
 from gemquant.core.json_document import Document, Record
-from gemquant.core.progress import Progress
+from gemquant.core.protocols import Progress
 from gemquant.core.untrusted import UntrustedFile, sha256_of
 from gemquant.errors import ArtifactError, UsageError, refuse
 from gemquant.formats.llamafile_archive import ALIGNMENT, LOCAL_HEADER_BYTES, data_offset

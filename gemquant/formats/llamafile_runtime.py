@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from gemquant.core.progress import Progress
+from gemquant.core.protocols import Progress
 from gemquant.core.resources import cache_folder, human_bytes
 from gemquant.core.untrusted import sha256_of
 from gemquant.errors import (

@@ -30,7 +30,7 @@ from gemquant.core.artifact import (
 )
 from gemquant.core.artifact.card import CARD_FILE
 from gemquant.core.artifact.finalize import HUB_ATTRIBUTES, MANIFESTS, NOTICE_FILE, PICTURE
-from gemquant.core.progress import Progress
+from gemquant.core.protocols import Progress
 from gemquant.core.resources import human_bytes
 from gemquant.errors import (
     ArtifactError,

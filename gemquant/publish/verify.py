@@ -34,7 +34,7 @@ from gemquant.core.artifact.finalize import (
     files_in,
     manifests_in,
 )
-from gemquant.core.progress import Silence
+from gemquant.core.protocols import Silence
 from gemquant.core.targets import conversion_problems
 from gemquant.core.untrusted import UntrustedFile
 from gemquant.errors import (

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gemquant import __version__
 from gemquant.core.artifact import MANIFEST_FILE, read_manifest
-from gemquant.core.progress import Progress
+from gemquant.core.protocols import Progress
 from gemquant.errors import ProblemCollector, UnsupportedError, UsageError, WorkerError
 from gemquant.formats.checkpoint import open_checkpoint
 from gemquant.measure.bench import document

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gemquant.core.artifact import Artifact
-from gemquant.core.progress import Progress, Silence
+from gemquant.core.protocols import Progress, Silence
 from gemquant.core.untrusted import sha256_of
 from gemquant.errors import GemquantError, UnsupportedError, UsageError, refuse
 from gemquant.rockchip.board_connection import BoardAddress

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from gemquant.core.progress import Progress, Silence
+from gemquant.core.protocols import Progress, Silence
 from gemquant.core.resources import human_bytes
 from gemquant.errors import OutputError, UnsupportedError, WorkerError
 from gemquant.rockchip.board_connection import (

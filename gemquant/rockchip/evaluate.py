@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gemquant.core.artifact import Artifact
 from gemquant.core.artifact.evaluation import EvaluationDocument
-from gemquant.core.progress import Progress
+from gemquant.core.protocols import Progress
 from gemquant.errors import ArtifactError, WorkerError
 from gemquant.measure.quality.evaluation import Evaluation, artifact_name
 from gemquant.measure.quality.measure import Subject

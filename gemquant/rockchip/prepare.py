@@ -12,7 +12,7 @@ from gemquant.calibration.windows import Packer, TokenWindows, evaluation_text
 from gemquant.convert.candidates import weight_count
 from gemquant.convert.prepare import OpenedModel, calibration_dtype
 from gemquant.core.artifact import output_problems
-from gemquant.core.progress import Progress
+from gemquant.core.protocols import Progress
 from gemquant.core.recipe import Recipe
 from gemquant.core.targets import Target, Toolkit, ToolkitVersion, load_toolkit
 from gemquant.errors import Attempt, GemquantError, ProblemCollector, UsageError, refuse

@@ -26,8 +26,7 @@ from gemquant.core.artifact import (
     staged,
 )
 from gemquant.core.artifact.evaluation import LevelEvaluation
-from gemquant.core.progress import Progress, Silence
-from gemquant.core.protocols import Quantizer
+from gemquant.core.protocols import Progress, Quantizer, Silence
 from gemquant.core.recipe import Recipe
 from gemquant.errors import GemquantError, UnsupportedError, refuse
 from gemquant.formats.checkpoint import Checkpoint

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from gemquant.calibration.stream import embed_windows, stream_layers
 from gemquant.calibration.windows import Packer, calibration_windows, evaluation_windows
 from gemquant.core.json_document import Record
-from gemquant.core.progress import Progress
+from gemquant.core.protocols import Progress
 from gemquant.core.recipe import DEFAULT_CALIBRATION
 from gemquant.core.targets import load_target
 from gemquant.errors import ProblemCollector, RuntimeMissingError, UnsupportedError, UsageError

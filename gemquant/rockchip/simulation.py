@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemquant.core.artifact.evaluation import LevelEvaluation
-from gemquant.core.progress import Progress
+from gemquant.core.protocols import Progress
 from gemquant.errors import WorkerError
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from gemquant.core.artifact import (
     SmoothingRecord,
 )
 from gemquant.core.artifact.evaluation import LevelEvaluation
-from gemquant.core.progress import Progress
+from gemquant.core.protocols import Progress
 from gemquant.core.targets import NpuDtype
 from gemquant.formats.checkpoint import Checkpoint
 from gemquant.formats.plain_safetensors import PlainSafetensors

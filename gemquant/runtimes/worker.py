@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from gemquant.core.json_document import Record
-from gemquant.core.progress import Progress
+from gemquant.core.protocols import Progress
 from gemquant.core.resources import human_bytes
 from gemquant.core.untrusted import UntrustedFile
 from gemquant.errors import RuntimeMissingError, UnsupportedError, WorkerError

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gemquant.core.progress import Silence
+from gemquant.core.protocols import Silence
 from gemquant.measure.bench.document import Settings
 from gemquant.measure.bench.measure import plan, run
 from gemquant.measure.bench.subject import Subject

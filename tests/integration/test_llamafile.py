@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 
-from gemquant.core.progress import Silence
+from gemquant.core.protocols import Silence
 from gemquant.formats import llamafile as build
 from gemquant.formats.gguf.find import find_gguf
 from gemquant.formats.llamafile_runtime import open_runtime

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gemquant.core.progress import Silence
+from gemquant.core.protocols import Silence
 from gemquant.formats import llamafile as build
 from gemquant.formats import llamafile_archive as archive
 from gemquant.formats.gguf.find import find_gguf

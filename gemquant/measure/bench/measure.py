@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gemquant.core.progress import Progress
+from gemquant.core.protocols import Progress
 from gemquant.core.resources import PACKAGE, require_device
 from gemquant.errors import (
     CalibrationError,

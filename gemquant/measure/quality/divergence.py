@@ -15,7 +15,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from gemquant.core.progress import Progress, Silence
+from gemquant.core.protocols import Progress, Silence
 from gemquant.numerics.precision import accumulator
 
 VOCABULARY_AT_ONCE = 8192

@@ -19,8 +19,7 @@ from torch import Tensor
 from gemquant.calibration.stream import layer_weights
 from gemquant.calibration.windows import TokenWindows
 from gemquant.core.artifact.evaluation import Emulation, LevelEvaluation
-from gemquant.core.progress import Progress, Silence
-from gemquant.core.protocols import Weights
+from gemquant.core.protocols import Progress, Silence, Weights
 from gemquant.measure.quality.divergence import Head, Predictor, Run, Table, softcapped
 from gemquant.measure.quality.streams import (
     EvaluationStreams,

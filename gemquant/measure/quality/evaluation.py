@@ -25,8 +25,7 @@ from gemquant.core.artifact.evaluation import (
 )
 from gemquant.core.artifact.finalize import content_digest
 from gemquant.core.artifact.manifest import scheme_label
-from gemquant.core.progress import Progress
-from gemquant.core.protocols import Weights
+from gemquant.core.protocols import Progress, Weights
 from gemquant.core.recipe import DEFAULT_EVAL_WINDOWS, Recipe
 from gemquant.core.resources import require_device
 from gemquant.errors import GemquantError, UsageError, refuse

@@ -13,8 +13,7 @@ from torch import Tensor
 from gemquant.calibration.stream import layer_weights
 from gemquant.calibration.windows import TokenWindows
 from gemquant.core.artifact.evaluation import LevelEvaluation
-from gemquant.core.progress import Progress, Silence
-from gemquant.core.protocols import Weights
+from gemquant.core.protocols import Progress, Silence, Weights
 from gemquant.errors import ArtifactError, GemquantError, UnsupportedError, refuse
 from gemquant.measure.quality.divergence import Table, TokenScores
 from gemquant.measure.quality.figures import (

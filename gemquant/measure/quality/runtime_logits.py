@@ -9,8 +9,7 @@ from torch import Tensor
 
 from gemquant.calibration.windows import TokenWindows
 from gemquant.core.artifact.evaluation import SliceEvaluation
-from gemquant.core.progress import Progress
-from gemquant.core.protocols import Weights
+from gemquant.core.protocols import Progress, Weights
 from gemquant.errors import WorkerError
 from gemquant.measure.quality.divergence import Logits, TokenScores, compare_predictions
 from gemquant.measure.quality.streams import EvaluationStreams, final_norm, head_table

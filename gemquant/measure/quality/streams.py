@@ -10,8 +10,7 @@ from torch import Tensor
 from gemquant.calibration.stream import Stream, embed_windows, stream_layers
 from gemquant.calibration.windows import TokenWindows, stream_digest
 from gemquant.core.artifact.evaluation import SliceEvaluation
-from gemquant.core.progress import Progress
-from gemquant.core.protocols import RowSource, Weights
+from gemquant.core.protocols import Progress, RowSource, Weights
 from gemquant.errors import UnsupportedError
 from gemquant.measure.quality.divergence import (
     Head,

@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from gemquant.core.progress import Progress
+from gemquant.core.protocols import Progress
 from gemquant.errors import (
     CalibrationError,
     GemquantError,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gemquant import __version__
 from gemquant.core.artifact import MANIFEST_FILE, Manifest, read_manifest
 from gemquant.core.artifact.finalize import content_digest
-from gemquant.core.progress import Progress
+from gemquant.core.protocols import Progress
 from gemquant.core.recipe import Recipe
 from gemquant.errors import Attempt, ProblemCollector, RuntimeMissingError, UsageError
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint

@@ -17,7 +17,7 @@ from lm_eval.models.utils import (
 )
 from lm_eval.utils import get_rolling_token_windows
 
-from gemquant.core.progress import Progress
+from gemquant.core.protocols import Progress
 from gemquant.errors import UnsupportedError
 from gemquant.measure.tasks.scoring import Score, Target
 from gemquant.runtimes.runtime import Chunk, LogitsRuntime, Window

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemquant.core.artifact import MANIFEST_FILE, Manifest, read_manifest
-from gemquant.core.progress import Progress
+from gemquant.core.protocols import Progress
 from gemquant.core.resources import free_memory_bytes, require_device
 from gemquant.errors import CalibrationError, RuntimeMissingError, UnsupportedError, UsageError
 from gemquant.formats.gguf.find import GgufFile, find_gguf, ggufs_of

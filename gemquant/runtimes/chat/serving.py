@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemquant.core.artifact import MANIFEST_FILE, read_manifest
-from gemquant.core.progress import Progress
+from gemquant.core.protocols import Progress
 from gemquant.errors import GemquantError, RuntimeMissingError, UnsupportedError, UsageError
 from gemquant.formats.gguf.find import find_gguf, ggufs_of
 from gemquant.models.chat import Message

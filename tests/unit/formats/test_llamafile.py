@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gemquant.core.progress import Silence
+from gemquant.core.protocols import Silence
 from gemquant.errors import ArtifactError, OutputError, UnsupportedError
 from gemquant.formats import llamafile as build
 from gemquant.formats import llamafile_archive as archive

@@ -14,7 +14,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from gemquant.core.progress import Silence
+from gemquant.core.protocols import Silence
 from gemquant.errors import ArtifactError, RuntimeMissingError, UsageError
 from gemquant.formats import llamafile_runtime as module
 from gemquant.formats.llamafile_runtime import cached_runtime, download

@@ -11,7 +11,7 @@ from huggingface_hub import HfApi, constants
 
 from gemquant.core.artifact import Artifact, Manifest
 from gemquant.core.artifact.finalize import content_digest, finalize
-from gemquant.core.progress import Silence
+from gemquant.core.protocols import Silence
 from gemquant.errors import ArtifactError, OutputError, UsageError
 from gemquant.publish.card import make_card, refuse_stale
 from gemquant.publish.push import Destination, Pushed, Upload, prepare_upload, push

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gemquant.core.progress import Silence
+from gemquant.core.protocols import Silence
 from gemquant.errors import GemquantError, UnsupportedError, WorkerError
 from gemquant.rockchip.board_connection import BoardAddress
 from gemquant.rockchip.board_events import Event, Loaded, Ran, Rows
@@ -235,7 +235,7 @@ from gemquant.rockchip.board_connection import BoardAddress
 from gemquant.rockchip.board_survey import survey
 from gemquant.rockchip.board_events import Loaded
 from gemquant.rockchip.board_rkllm import Board, on_board
-from gemquant.core.progress import Silence
+from gemquant.core.protocols import Silence
 board = BoardAddress.parse("ssh://rock@rock-5b.local")
 with on_board(Board.surveyed(board, survey(board)), Path(sys.argv[1]), Silence()) as model:
     for event in model.generate([2, 7], new_tokens=1000):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gemquant.core.progress import Silence
+from gemquant.core.protocols import Silence
 from gemquant.core.targets import ToolkitVersion, load_toolkit
 from gemquant.errors import WorkerError
 from gemquant.rockchip.artifact import ConvertResult

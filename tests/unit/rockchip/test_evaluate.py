@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from gemquant.core.progress import Silence
+from gemquant.core.protocols import Silence
 from gemquant.errors import ArtifactError, WorkerError
 from gemquant.rockchip.board_connection import BoardAddress
 from gemquant.rockchip.board_events import Event, Rows

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from gemquant.core.progress import Silence
+from gemquant.core.protocols import Silence
 from gemquant.errors import RuntimeMissingError, UsageError
 from gemquant.formats.checkpoint import open_checkpoint
 from gemquant.models.architecture import layer_parameters

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from gemquant.core.progress import Silence
+from gemquant.core.protocols import Silence
 from gemquant.errors import WorkerError
 from gemquant.runtimes.worker import Advanced, Interpreter, Limits, Tool, read_event, run_tool
 from gemquant.runtimes.worker_process import group_memory
@@ -219,7 +219,7 @@ CALLER = """
 import signal, sys
 from pathlib import Path
 from pydantic import BaseModel
-from gemquant.core.progress import Silence
+from gemquant.core.protocols import Silence
 from gemquant.runtimes.worker import Interpreter, Limits, Tool, run_tool
 
 signal.signal(signal.SIGINT, signal.default_int_handler)

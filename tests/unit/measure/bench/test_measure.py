@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gemquant.core.progress import Silence
+from gemquant.core.protocols import Silence
 from gemquant.errors import RuntimeMissingError, UsageError
 from gemquant.measure.bench import measure
 from gemquant.measure.bench.document import Settings

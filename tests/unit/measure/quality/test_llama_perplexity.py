@@ -15,7 +15,7 @@ import torch
 
 from gemquant.calibration.stream import layer_weights
 from gemquant.calibration.windows import TokenWindows, stream_digest
-from gemquant.core.progress import Silence
+from gemquant.core.protocols import Silence
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemquant.measure.quality.divergence import TokenScores
 from gemquant.measure.quality.streams import EvaluationStreams, final_norm, head_table

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gemquant.calibration.windows import TokenWindows, stream_digest
-from gemquant.core.progress import Silence
+from gemquant.core.protocols import Silence
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemquant.measure.quality.divergence import Head, Logits
 from gemquant.measure.quality.streams import EvaluationStreams, final_norm, head_table

@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer
 
 from gemquant.calibration.windows import TokenWindows, stream_digest
-from gemquant.core.progress import Silence
+from gemquant.core.protocols import Silence
 from gemquant.errors import ArtifactError, UnsupportedError
 from gemquant.formats.checkpoint import open_checkpoint
 from gemquant.measure.quality.measure import compare

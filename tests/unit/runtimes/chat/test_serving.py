@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gemquant.core.progress import Silence
+from gemquant.core.protocols import Silence
 from gemquant.errors import UnsupportedError, UsageError
 from gemquant.formats.compressed_tensors import CompressedTensors
 from gemquant.runtimes.chat.load import ChatRequest
