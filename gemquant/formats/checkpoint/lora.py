@@ -1,9 +1,10 @@
 """LoRA adapters of peft and mlx-lm, merged into the weights tensor by tensor while they are read.
 
 The merged weight is W + s · B · A with s = alpha / r, or alpha / √r for rsLoRA, in float32. DoRA
-scales its rows to trained lengths. Where head and embedding were one matrix and only one of them is
-adapted, they part, as the trained model computes. Several adapters are merged one after the other,
-as merging, saving and loading in turn would; a weight multiplies an adapter's s.
+scales its rows to trained lengths. Experts that are one parameter have an update each, read when
+its matrix is. Where head and embedding were one matrix and only one of them is adapted, they part,
+as the trained model computes. Several adapters are merged one after the other, as merging, saving
+and loading in turn would; a weight multiplies an adapter's s.
 
 Source: Hu et al., 2021, https://arxiv.org/abs/2106.09685; Kalajdzievski, 2023,
 https://arxiv.org/abs/2312.03732; Liu et al., 2024,
@@ -16,9 +17,10 @@ import logging
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,7 @@ from gemquant.formats.checkpoint.lora_config import (
 from gemquant.formats.checkpoint.recognition import not_an_adapter
 from gemquant.formats.checkpoint.source import require_finite, text_name
 from gemquant.formats.safetensors_reader import MappedSafetensors
-from gemquant.models.architecture import tensor_shapes
+from gemquant.models.architecture import places_in_stacks, stacked_tensors, tensor_shapes
 from gemquant.models.structure import EMBEDDING, HEAD
 
 CONFIG, WEIGHTS, MLX_WEIGHTS = (
@@ -114,7 +116,7 @@ class LoraAdapter:
 
     folder: Path
     files: Sequence[Path]
-    updates: Mapping[str, LowRank]
+    updates: Mapping[str, Callable[[], LowRank]]
     weights: MappedSafetensors
     whole: Mapping[str, str]
     tokens: Mapping[str, Mapping[int, Tensor]]
@@ -134,7 +136,8 @@ class LoraAdapter:
         if name in self.whole:
             read = partial(self.weights.read, self.whole[name], dtype=torch.float32)
         base = read(start, stop)
-        if (update := self.updates.get(name)) is not None:
+        if (stored := self.updates.get(name)) is not None:
+            update = stored()
             base = update.added(base, start)
             if update.magnitude is not None and update.columns:
                 base = base * (update.magnitude / self._column_lengths(name, update, read))
@@ -237,7 +240,7 @@ def open_lora(
 
 @dataclass(frozen=True)
 class _Changes:
-    updates: dict[str, LowRank] = field(default_factory=dict)
+    updates: dict[str, Callable[[], LowRank]] = field(default_factory=dict)
     tokens: dict[str, Mapping[int, Tensor]] = field(default_factory=dict)
     problems: ProblemCollector = field(default_factory=ProblemCollector)
 
@@ -252,15 +255,16 @@ def _changes(
     """Read every update, with all problems."""
     changes, shapes = _Changes(), tensor_shapes({**config, "tie_word_embeddings": False})
     problems = changes.problems
+    _stack_updates(parts, config, lora, weights, weight, changes)
     strangers = [name for name in (*parts.pairs, *parts.whole) if name not in shapes]
     if strangers:
         message = f"{len(strangers)} modules are not in this model: {listed(strangers, 8)}."
         problems.append(CheckpointError(message))
     for name, pair in parts.pairs.items():
         if name in shapes:
-            read = partial(_low_rank, name, pair, shapes[name], lora, weights, weight)
-            if (update := problems.attempt(read)).succeeded:
-                changes.updates[name] = update.value
+            read = cache(partial(_low_rank, name, pair, shapes[name], lora, weights, weight))
+            if problems.attempt(read).succeeded:
+                changes.updates[name] = read
     for name, stored in parts.tokens.items():
         rows = problems.attempt(partial(_rows, name, stored, shapes, lora, weights))
         if rows.succeeded:
@@ -431,6 +435,30 @@ def _resized(
     return {**config, "vocab_size": size}
 
 
+def _module(stored: str) -> str:
+    """The module of a part, as the adapter names it."""
+    match = _PART.fullmatch(stored.removeprefix(_PREFIX))
+    return match["module"] if match else ""
+
+
+def _check_parts(
+    name: str,
+    pair: Mapping[str, str],
+    wanted: Mapping[str, tuple[int, ...]],
+    rank: int,
+    weights: MappedSafetensors,
+) -> None:
+    for part in "AB":
+        if part not in pair:
+            raise CheckpointError(f"{name}: lora_{part} is missing.")
+    for part, stored in pair.items():
+        if weights.shapes[stored] != wanted.get(part):
+            raise CheckpointError(
+                f"{name}: lora_{part} has shape {weights.shapes[stored]}; rank {rank} and this "
+                f"model need {wanted.get(part)}."
+            )
+
+
 def _low_rank(
     name: str,
     pair: Mapping[str, str],
@@ -439,26 +467,16 @@ def _low_rank(
     weights: MappedSafetensors,
     weight: float,
 ) -> LowRank:
-    for part in "AB":
-        if part not in pair:
-            raise CheckpointError(f"{name}: lora_{part} is missing.")
-    match = _PART.fullmatch(pair["A"].removeprefix(_PREFIX))
-    assert match is not None
-    rank, mlx = lora.rank(match["module"]), match["mlx"] is not None
-    embedding = ".lora_embedding_" in pair["A"] or (mlx and ".embed_tokens" in name)
+    stored_a = pair.get("A", "")
+    rank, mlx = lora.rank(module := _module(stored_a)), stored_a.endswith(".lora_a")
+    embedding = ".lora_embedding_" in stored_a or (mlx and ".embed_tokens" in name)
     rows, columns = shape[0], shape[-1]
     # peft adapts the embedding as the linear that it is transposed.
     a, b = ((rank, rows), (columns, rank)) if embedding else ((rank, columns), (rows, rank))
     wanted = {"A": a, "B": b, "magnitude": (columns if embedding else rows,)}
     if mlx:
         wanted |= {"A": a[::-1], "B": b[::-1], "magnitude": (rows,)}
-    for part, stored in pair.items():
-        actual = weights.shapes[stored]
-        if actual != wanted[part]:
-            raise CheckpointError(
-                f"{name}: lora_{part} has shape {actual}; rank {rank} and this model need "
-                f"{wanted[part]}."
-            )
+    _check_parts(name, pair, wanted, rank, weights)
     if lora.dora and "magnitude" not in pair:
         raise CheckpointError(f"{name}: lora_magnitude_vector is missing.")
     tensors = {}
@@ -470,8 +488,77 @@ def _low_rank(
         down, up = down.T, up.T
     if embedding:
         down, up = up.T, down.T
-    scale = lora.scale(match["module"]) * weight
+    scale = lora.scale(module) * weight
     return LowRank(down, up, scale, tensors.get("magnitude"), columns=embedding and not mlx)
+
+
+def _stack_updates(
+    parts: _Parts,
+    config: Mapping[str, Any],
+    lora: LoraConfig,
+    weights: MappedSafetensors,
+    weight: float,
+    changes: _Changes,
+) -> None:
+    """Take the updates of stacks of experts out of ``parts.pairs``, into one for each matrix.
+
+    peft wraps a module once for every parameter that is adapted: the last has the module's name,
+    each before it one ``.base_layer`` more.
+    """
+    shapes, stacks = tensor_shapes(config), stacked_tensors(config)
+    if others := [name for name in shapes if lora.adapts(name)]:
+        message = f"target_parameters: read are stacks of experts, and not {listed(others, 4)}."
+        hint = merge_with_peft(lora.base_model, str(weights.files[0].parent))
+        changes.problems.append(UnsupportedError(message, hint=hint))
+    whole = lru_cache(maxsize=2)(weights.tensor)  # B of a layer's two stacks
+    depths: Counter[str] = Counter()
+    for name, stack in reversed(stacks.items()):
+        if not lora.adapts(name):
+            continue
+        module = name.rpartition(".")[0]
+        pair = parts.pairs.pop(f"{module}{_SHARED[:-1] * depths[module]}.weight", {})
+        depths[module] += 1
+        opened = changes.problems.attempt(
+            partial(_stack_update, name, pair, stack.shape, lora, weights, weight, whole)
+        )
+        if opened.succeeded:
+            for part, (_, first) in places_in_stacks({name: stack}, shapes).items():
+                changes.updates[part] = partial(opened.value, first, shapes[part][0])
+
+
+def _stack_update(
+    name: str,
+    pair: Mapping[str, str],
+    shape: tuple[int, int, int],
+    lora: LoraConfig,
+    weights: MappedSafetensors,
+    weight: float,
+    whole: Callable[[str], Tensor],
+) -> Callable[[int, int], LowRank]:
+    """Reader of the update of some rows, counted through all experts: (first, count) → update.
+
+    A: (experts · r, in), expert after expert. B: (out, r · experts), each expert's columns
+    ``experts`` apart. Before peft 0.19, A had the outputs and B the inputs.
+    """
+    experts, rows, columns = shape
+    module = _module(pair.get("A", "")).replace(_SHARED[:-1], "")
+    module = f"{module}.{name.rpartition('.')[2]}"
+    ranks = experts * (rank := lora.rank(module))
+    older = weights.shapes.get(pair.get("A", "")) == (ranks, rows) != (ranks, columns)
+    wanted = {"A": (ranks, rows if older else columns), "B": (columns if older else rows, ranks)}
+    _check_parts(name, pair, wanted, rank, weights)
+    for stored in pair.values():
+        require_finite(whole(stored).to(torch.float32), stored)
+
+    def read(first: int, count: int) -> LowRank:
+        expert, start = divmod(first, rows)
+        a = weights.read(pair["A"], expert * rank, (expert + 1) * rank, torch.float32)
+        b = whole(pair["B"])[:, expert::experts].to(torch.float32)
+        if older:
+            a, b = b.T, a.T
+        return LowRank(a, b[start : start + count], lora.scale(module) * weight)
+
+    return read
 
 
 def _check_whole(stored: str, shape: tuple[int, ...], weights: MappedSafetensors) -> None:

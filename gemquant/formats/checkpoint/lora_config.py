@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from gemquant.errors import CheckpointError, GemquantError, UnsupportedError, refuse
+from gemquant.formats.checkpoint.source import text_name
 
 T = TypeVar("T")
 
@@ -25,7 +26,6 @@ _log = logging.getLogger(__name__)
 _REFUSED: Mapping[str, str] = {
     "lora_bias": "biases were trained, and Gemma's linears have none",
     "layer_replication": "layers are repeated",
-    "target_parameters": "bare parameters are adapted, not linears",
     "use_qalora": "QA-LoRA pools the input",
     "use_bdlora": "its factors are block-diagonal",
     "kasa_config": "KaSA changes the base weights",
@@ -60,8 +60,9 @@ class LoraConfig:
     """base_model: as the adapter names it. Patterns: (module pattern, value), first match wins.
 
     tokens: rows that were trained alone: (end of the module's name, ids). tied: whether peft tied
-    head and embedding while it trained (``ensure_weight_tying``). fixed_scale: mlx-lm's, for every
-    module; its factors are stored transposed.
+    head and embedding while it trained (``ensure_weight_tying``). parameters: how the
+    names of adapted parameters end, from a dot. fixed_scale: mlx-lm's, for every module; its
+    factors are stored transposed.
     """
 
     base_model: str | None
@@ -73,6 +74,7 @@ class LoraConfig:
     dora: bool = False
     tied: bool = False
     tokens: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    parameters: tuple[str, ...] = ()
     fixed_scale: float | None = None
 
     def rank(self, module: str) -> int:
@@ -86,6 +88,10 @@ class LoraConfig:
         rank = self.rank(module)
         divisor: float = rank**0.5 if self.rslora else rank
         return _first(self.alphas, module, self.alpha) / divisor
+
+    def adapts(self, parameter: str) -> bool:
+        """Whether ``target_parameters`` name this parameter of the text model."""
+        return f".{parameter}".endswith(self.parameters)
 
     def token_ids(self, module: str) -> tuple[int, ...]:
         """Ids of the rows of a module that were trained alone."""
@@ -136,6 +142,9 @@ def read_lora_config(raw: Mapping[str, Any], where: str) -> LoraConfig:
         problems.append(CheckpointError(f"{where}: lora_alpha {alpha!r}: must be a number."))
     ranks = _patterns(raw, "rank_pattern", _is_rank, where, hint, problems)
     alphas = _patterns(raw, "alpha_pattern", _is_number, where, hint, problems)
+    parameters = raw.get("target_parameters") or []
+    if not isinstance(parameters, list) or not all(isinstance(p, str) for p in parameters):
+        problems.append(CheckpointError(f"{where}: target_parameters: must be a list of names."))
     indices = raw.get("trainable_token_indices")
     tokens = _token_ids(indices, f"{where}: trainable_token_indices", problems)
     refuse(problems)
@@ -149,6 +158,7 @@ def read_lora_config(raw: Mapping[str, Any], where: str) -> LoraConfig:
         dora=bool(raw.get("use_dora")),
         tied=bool(raw.get("ensure_weight_tying")),
         tokens=tokens,
+        parameters=tuple(f".{text_name(name)}" for name in parameters),
     )
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from gemquant.errors import CheckpointError, GemquantError, Problems, UnsupportedError
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
+from gemquant.models.architecture import stacked_tensors
 from tests.helpers.tiny_gemma import Kind, tiny_tokenizer, write_tiny_gemma
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -425,6 +426,107 @@ def test_a_weight_of_whole_matrices_is_refused(folder: str, tmp_path: Path) -> N
 def test_a_weight_must_be_finite(folder: str, tmp_path: Path) -> None:
     message = refusal(folder, f"{write_adapter(tmp_path / 'a')}=inf").message
     assert message.endswith("a=inf: the weight must be finite.")
+
+
+GATE_UP, DOWN = "experts.gate_up_proj", "experts.down_proj"
+MULTIMODAL = "model.language_model"
+
+
+# peft looks for modules of that name only, and takes the pattern nevertheless.
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys did:RuntimeWarning")
+@QUIET
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"target_parameters": [GATE_UP, DOWN]}, id="both"),
+        pytest.param({"target_parameters": [DOWN], "use_rslora": True}, id="one"),
+        pytest.param(
+            {"target_parameters": [f"{MULTIMODAL}.layers.1.{GATE_UP}", DOWN]}, id="of-a-layer"
+        ),
+        pytest.param(
+            {
+                "target_parameters": [GATE_UP, DOWN],
+                "rank_pattern": {GATE_UP: 2},
+                "alpha_pattern": {"layers.1.experts.down_proj": 40},
+            },
+            id="patterns",
+        ),
+    ],
+)
+def test_an_adapter_of_experts_is_merged_expert_by_expert_as_peft_merges_the_stack(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    folder = write_tiny_gemma(tmp_path / "m", "gemma4_moe")
+    model = trained_adapter(loaded(folder), tmp_path / "a", lora_alpha=6, **settings)
+    tensors = model.merge_and_unload().state_dict()
+    merged = {name.replace(MULTIMODAL, "model"): tensor for name, tensor in tensors.items()}
+    checkpoint = open_checkpoint(str(folder), lora=(str(tmp_path / "a"),))
+    stacks = stacked_tensors(checkpoint.config)
+    for name in checkpoint.names():
+        if ".experts." not in name:
+            ours = checkpoint.tensor(name, torch.float32)
+            assert torch.allclose(ours, merged[name], rtol=0, atol=1e-5), name
+    for name, stack in stacks.items():
+        ours = torch.cat([checkpoint.tensor(part, torch.float32) for part in stack.parts])
+        assert torch.allclose(ours.view(stack.shape), merged[name], rtol=0, atol=1e-5), name
+
+
+def expert_adapter(folder: Path, **config: Any) -> tuple[str, torch.Tensor, torch.Tensor]:
+    """An adapter of one layer's down_proj as peft before 0.19 stores it, and its factors."""
+    generator = torch.Generator().manual_seed(5)
+    a, b = (torch.randn(8, *shape, generator=generator) for shape in ((2, 64), (128, 2)))
+    tensors = {
+        "base_model.model.model.layers.1.experts.lora_A.weight": b.mT.reshape(16, 128),
+        "base_model.model.model.layers.1.experts.lora_B.weight": a.permute(2, 1, 0).reshape(64, 16),
+    }
+    adapter = write_adapter(
+        folder, tensors=tensors, **{"target_parameters": [f"layers.1.{DOWN}"], **config}
+    )
+    return adapter, a, b
+
+
+def test_an_adapter_of_experts_of_an_earlier_peft_has_outputs_before_inputs(tmp_path: Path) -> None:
+    folder = str(write_tiny_gemma(tmp_path / "m", "gemma4_moe", dtype=torch.float32))
+    adapter, a, b = expert_adapter(tmp_path / "a")
+    adapted, plain = open_checkpoint(folder, lora=(f"{adapter}=0.5",)), open_checkpoint(folder)
+    for expert in (0, 7):
+        name = f"model.layers.1.experts.{expert}.down_proj.weight"
+        added = 0.5 * 3 * b[expert] @ a[expert]
+        assert torch.allclose(adapted.tensor(name), plain.tensor(name) + added, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"target_parameters": [DOWN]}, "model.layers.0.experts.down_proj: lora_A is missing"),
+        ({"r": 3}, "down_proj: lora_A has shape (16, 128); rank 3 and this model need (24, 64)"),
+        ({"target_parameters": "x"}, "target_parameters: must be a list of names"),
+        ({"target_parameters": []}, "not in this model: model.layers.1.experts.weight"),
+        (
+            {"target_parameters": [f"layers.1.{DOWN}", "layers.0.router.proj.weight"]},
+            "read are stacks of experts, and not model.layers.0.router.proj.weight",
+        ),
+    ],
+)
+def test_an_adapter_of_experts_that_does_not_fit_is_refused(
+    tmp_path: Path, settings: dict[str, Any], words: str
+) -> None:
+    folder = str(write_tiny_gemma(tmp_path / "m", "gemma4_moe"))
+    adapter, *_ = expert_adapter(tmp_path / "a", **settings)
+    error = refusal(folder, adapter)
+    errors = error.problems if isinstance(error, Problems) else [error]
+    assert any(words in each.message for each in errors)
+
+
+def test_nan_in_an_adapter_of_experts_is_named(tmp_path: Path) -> None:
+    folder = str(write_tiny_gemma(tmp_path / "m", "gemma4_moe"))
+    adapter, *_ = expert_adapter(tmp_path / "a")
+    path = Path(adapter) / "adapter_model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if "lora_B" in name)
+    tensors[name][3, 4] = float("nan")
+    save_file(tensors, path)
+    assert f"{name}: 1 of 1024 values are NaN" in refusal(folder, adapter).message
 
 
 @QUIET
