@@ -93,12 +93,14 @@ systemgemma2: the system's words stand bare before the first turn, as in SystemG
 class ChatFormat:
     """How a generation marks turns.
 
-    start, end: tokens around each turn. stock, chat: names in ``VARIANTS`` of its own template, and
-    of the one for chat where a model brings none.
+    start, end: tokens around each turn. thought: tokens around thoughts before an answer. stock,
+    chat: names in ``VARIANTS`` of its own template, and of the one for chat where a model brings
+    none.
     """
 
     start: str = "<start_of_turn>"
     end: str = "<end_of_turn>"
+    thought: tuple[str, ...] = ()
     stock: str = "stock"
     chat: str = "system-in-user"
 

@@ -10,7 +10,7 @@ import ctypes
 import re
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -39,6 +39,7 @@ from gemquant.runtimes.runtime import (
     Timing,
     Window,
     cpu_place,
+    likeliest,
 )
 
 PROMPT_BATCH = 512
@@ -134,14 +135,16 @@ class LlamaCpp(LogitsRuntime, SpeedRuntime):
                 if outputs > 0:
                     yield Chunk(number, stop - outputs, torch.from_numpy(rows))
 
-    def tokens(self, prompt: Sequence[int], *, limit: int) -> Iterator[int]:
+    def tokens(
+        self, prompt: Sequence[int], *, limit: int, suppressed: Collection[int] = ()
+    ) -> Iterator[int]:
         """Yield the tokens that greedily follow a prompt."""
         context = self._sequence(len(prompt) + limit, POSITIONS_AT_ONCE, outputs=1)
-        token = int(context.read(prompt).argmax())
+        token = likeliest(context.read(prompt), suppressed)
         for position in range(len(prompt), len(prompt) + limit):
             yield token
             if position + 1 < len(prompt) + limit:
-                token = int(context.read([token], start=position).argmax())
+                token = likeliest(context.read([token], start=position), suppressed)
 
     def ends(self, token: int) -> bool:
         """Whether a token ends a text."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -135,12 +135,22 @@ class Mlx(HiddenStatesRuntime, SpeedRuntime):
                 else:
                     mx.eval([layer.state for layer in cache])
 
-    def tokens(self, prompt: Sequence[int], *, limit: int) -> Iterator[int]:
+    def tokens(
+        self, prompt: Sequence[int], *, limit: int, suppressed: Collection[int] = ()
+    ) -> Iterator[int]:
         """Yield the tokens that greedily follow a prompt."""
         import mlx.core as mx
         from mlx_lm.generate import generate_step
 
-        for token, _ in generate_step(mx.array(list(prompt)), self.model, max_tokens=limit):
+        def without(_: Any, logits: Any) -> Any:
+            known = [token for token in suppressed if token < logits.shape[-1]]
+            logits[:, mx.array(known)] = -mx.inf
+            return logits
+
+        processors = [without] if suppressed else None
+        for token, _ in generate_step(
+            mx.array(list(prompt)), self.model, max_tokens=limit, logits_processors=processors
+        ):
             yield int(token)
 
     def time(self, prompt: Sequence[int], new_tokens: int) -> Timing:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -29,6 +29,7 @@ from gemquant.runtimes.runtime import (
     Window,
     cpu_place,
     installed_version,
+    likeliest,
 )
 
 INSTALL = "pip install 'gemquant[onnx]'"
@@ -104,13 +105,15 @@ class OnnxRuntime(LogitsRuntime):
                 if skipped < len(piece):
                     yield Chunk(number, start + skipped, torch.from_numpy(rows[skipped:]))
 
-    def tokens(self, prompt: Sequence[int], *, limit: int) -> Iterator[int]:
+    def tokens(
+        self, prompt: Sequence[int], *, limit: int, suppressed: Collection[int] = ()
+    ) -> Iterator[int]:
         """Yield the tokens that greedily follow a prompt."""
         ids, cache, start = np.array(prompt, dtype=np.int64), dict(self._empty), 0
         for _ in range(limit):
             rows, cache = self._run(ids, cache, start=start)
             start += len(ids)
-            token = int(rows[-1].argmax())
+            token = likeliest(rows[-1], suppressed)
             yield token
             ids = np.array([token], dtype=np.int64)
 

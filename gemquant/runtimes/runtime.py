@@ -9,8 +9,9 @@ SpeedRuntime in a new file and add it to RUNTIMES.
 from __future__ import annotations
 
 import importlib
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -160,6 +161,12 @@ class Runtime(ABC):
         """
 
 
+def likeliest(logits: Any, suppressed: Collection[int]) -> int:
+    """The likeliest token that is not suppressed. logits: (vocabulary,), of torch or numpy."""
+    logits[[token for token in suppressed if token < len(logits)]] = -math.inf
+    return int(logits.argmax())
+
+
 class LogitsRuntime(Runtime):
     """A runtime that returns logits and continues prompts greedily.
 
@@ -179,8 +186,13 @@ class LogitsRuntime(Runtime):
         """
 
     @abstractmethod
-    def tokens(self, prompt: Sequence[int], *, limit: int) -> Iterator[int]:
-        """Yield the ``limit`` tokens that greedily follow a prompt, which includes its BOS."""
+    def tokens(
+        self, prompt: Sequence[int], *, limit: int, suppressed: Collection[int] = ()
+    ) -> Iterator[int]:
+        """Yield the ``limit`` tokens that greedily follow a prompt, which includes its BOS.
+
+        suppressed: tokens that are passed over.
+        """
 
     def ends(self, token: int) -> bool:
         """Whether a token ends a text."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -21,6 +21,7 @@ from gemquant.formats.gguf.find import open_gguf
 from gemquant.formats.gguf.tokenizer import GgufTokenizer
 from gemquant.models.architecture import model_types
 from gemquant.models.chat import GEMMA_TOKENS, ChatTemplate, Message, SpecialTokens, render
+from gemquant.models.chat_templates import ChatFormat
 from gemquant.runtimes.llamacpp import gguf_file
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class TextInterface:
 
     bos: id. end_tokens: ids that end an answer. template: Jinja source of the chat template.
     max_tokens: longest window that the model was trained for. special_tokens: the template's
-    variables.
+    variables. suppressed: ids that no answer holds. thought: ids that begin and end thoughts.
     """
 
     tokenizer: Tokenizer
@@ -45,6 +46,8 @@ class TextInterface:
     template: str | None
     max_tokens: int
     special_tokens: SpecialTokens = field(default_factory=lambda: GEMMA_TOKENS)
+    suppressed: frozenset[int] = frozenset()
+    thought: tuple[int | None, ...] = ()
 
     @classmethod
     def of_artifact(cls, path: Path, container: str) -> Self:
@@ -70,8 +73,9 @@ class TextInterface:
                 raise ArtifactError(f"the model's configuration has no {name}.")
         ends = {*token_ids(config.get("eos_token_id")), *source.end_tokens}
         architecture = model_types().get(config.get("model_type", ""))
+        chat = ChatFormat() if architecture is None else architecture.chat
         if architecture is not None:
-            turn = source.tokenizer.token_to_id(architecture.chat.end)
+            turn = source.tokenizer.token_to_id(chat.end)
             ends |= set() if turn is None else {turn}
         ends |= _end_of_turn(source, config)
         return cls(
@@ -81,12 +85,25 @@ class TextInterface:
             source.chat_template,
             config["max_position_embeddings"],
             source.special_tokens(config),
+            source.suppressed_tokens,
+            tuple(map(source.tokenizer.token_to_id, chat.thought)),
         )
 
     def encode(self, text: str) -> list[int]:
         """Return token ids, without a BOS unless the text contains it."""
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
+
+    def without_thoughts(self, prompt: Sequence[int], tokens: Iterable[int]) -> Iterator[int]:
+        """Yield the tokens that follow a prompt, but what the model thinks before it answers."""
+        begin = self.thought[:1]
+        marks = (token for token in reversed(prompt) if token in self.thought)
+        thinking = next(marks, None) in begin
+        for token in tokens:
+            if token in self.thought:
+                thinking = token in begin
+            elif not thinking:
+                yield token
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         """Return a conversation as text in the chat template, which writes the BOS."""

@@ -16,7 +16,7 @@ import contextlib
 import io
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -40,6 +40,7 @@ from gemquant.runtimes.runtime import (
     Timing,
     Window,
     installed_version,
+    likeliest,
 )
 
 if TYPE_CHECKING:
@@ -231,7 +232,9 @@ class Transformers(HiddenStatesRuntime, SpeedRuntime):
                     yield Chunk(number, start, self._head(hidden[row, start:stop]))
 
     @torch.inference_mode()
-    def tokens(self, prompt: Sequence[int], *, limit: int) -> Iterator[int]:
+    def tokens(
+        self, prompt: Sequence[int], *, limit: int, suppressed: Collection[int] = ()
+    ) -> Iterator[int]:
         """Yield the tokens that greedily follow a prompt."""
         from transformers import DynamicCache
 
@@ -239,7 +242,7 @@ class Transformers(HiddenStatesRuntime, SpeedRuntime):
         ids = torch.tensor([list(prompt)], device=self.device)
         for _ in range(limit):
             hidden = self.model.model(input_ids=ids, past_key_values=cache, use_cache=True)[0]
-            token = int(self._head(hidden[0, -1:])[0].argmax())
+            token = likeliest(self._head(hidden[0, -1:])[0], suppressed)
             yield token
             ids = torch.tensor([[token]], device=self.device)
 

@@ -58,12 +58,16 @@ class TokenizerSource(Protocol):
     def end_tokens(self) -> frozenset[int]:
         """Ids of tokens that end a text, by the tokenizer's own files."""
 
+    @property
+    def suppressed_tokens(self) -> frozenset[int]:
+        """Ids of tokens that an answer never holds."""
+
     def special_tokens(self, config: Mapping[str, Any]) -> SpecialTokens:
         """Special tokens as variables of a chat template; config: the model's, for their ids."""
 
 
 def token_ids(value: object) -> frozenset[int]:
-    """Ids of an ``eos_token_id``, which is one, several or none."""
+    """Ids of an ``eos_token_id`` or the like, which is one, several or none."""
     listed = value if isinstance(value, list) else [value]
     return frozenset(index for index in listed if type(index) is int and index >= 0)
 
@@ -116,6 +120,11 @@ class TokenizerFiles:
         text = text.encode(errors="replace").decode() if isinstance(text, str) else ""
         index = self.tokenizer.token_to_id(text)
         return ends if index is None else ends | {index}
+
+    @property
+    def suppressed_tokens(self) -> frozenset[int]:
+        """``suppress_tokens`` of generation_config.json."""
+        return token_ids(self._json("generation_config.json").get("suppress_tokens"))
 
     def special_tokens(self, config: Mapping[str, Any]) -> SpecialTokens:
         """Special tokens as variables of a chat template; config: the model's, for their ids."""

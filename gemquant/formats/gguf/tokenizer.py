@@ -110,12 +110,29 @@ class GgufTokenizer:
         """Ids of the end of a text and of a turn."""
         return frozenset(self._ends())
 
+    @property
+    def suppressed_tokens(self) -> frozenset[int]:
+        """Ids of tokens that are never sampled."""
+        listed = self._metadata.get("tokenizer.ggml.suppress_tokens")
+        tokens = listed if isinstance(listed, list) else []
+        return frozenset(token for token in tokens if type(token) is int and token >= 0)
+
     def _ends(self) -> list[int]:
         eos, turn = (self._metadata.get(f"tokenizer.ggml.{name}_token_id") for name in _ENDS)
         # llama.cpp knows the turn's end of such a vocabulary by its text.
         if self._own is not None and self._own.chat.end in self._pieces:
             turn = self._pieces.index(self._own.chat.end)
         return list(dict.fromkeys(index for index in (eos, turn) if type(index) is int))
+
+    def _generation(self) -> dict[str, Any]:
+        ends, suppressed = self._ends(), sorted(self.suppressed_tokens)
+        pad = self._metadata.get("tokenizer.ggml.padding_token_id")
+        return {
+            "bos_token_id": self._metadata["tokenizer.ggml.bos_token_id"],
+            "eos_token_id": ends if len(ends) > 1 else ends[0],
+            **({"pad_token_id": pad} if type(pad) is int else {}),
+            **({"suppress_tokens": suppressed} if suppressed else {}),
+        }
 
     def special_tokens(self, _config: Mapping[str, Any]) -> SpecialTokens:
         """Special tokens as variables of a chat template; the GGUF names its own."""
@@ -144,7 +161,7 @@ class GgufTokenizer:
         return {
             "tokenizer.json": self.tokenizer.to_str(pretty=False).encode(),
             "tokenizer_config.json": _json(config),
-            "generation_config.json": _json(_generation(self._metadata, self._ends())),
+            "generation_config.json": _json(self._generation()),
         }
 
 
@@ -287,15 +304,6 @@ def _splits(pieces: Sequence[str], parts: Collection[str]) -> Iterator[tuple[str
             left, right = piece[:cut], piece[cut:]
             if left in parts and right in parts:
                 yield left, right
-
-
-def _generation(metadata: Mapping[str, Any], ends: Sequence[int]) -> dict[str, Any]:
-    pad = metadata.get("tokenizer.ggml.padding_token_id")
-    return {
-        "bos_token_id": metadata["tokenizer.ggml.bos_token_id"],
-        "eos_token_id": list(ends) if len(ends) > 1 else ends[0],
-        **({"pad_token_id": pad} if type(pad) is int else {}),
-    }
 
 
 def _json(content: Mapping[str, Any]) -> bytes:

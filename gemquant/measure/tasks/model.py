@@ -208,7 +208,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm-eval is not installe
         ids = self._ending(self.tok_encode(prompt), room)
         generated: list[int] = []
         text = ""
-        for token in self._runtime.tokens(ids, limit=count):
+        suppressed = self._text.suppressed
+        for token in self._runtime.tokens(ids, limit=count, suppressed=suppressed):
             if token in self._text.end_tokens:
                 break
             generated.append(token)

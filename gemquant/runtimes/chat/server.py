@@ -141,6 +141,8 @@ class LlamaCppChat:
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
             "min_p": 0.0,
+            # llama.cpp's default is to think where a template can, and a template's not to.
+            "chat_template_kwargs": {"enable_thinking": False},
             "max_tokens": sampling.max_tokens,
             **({} if sampling.seed is None else {"seed": sampling.seed}),
         }

@@ -78,7 +78,7 @@ class TransformersChat:
 
         def pieces() -> Generator[str, None, None]:
             with closing(stream_from_callback(produce, stop)) as tokens:
-                yield from text_pieces(text.tokenizer, tokens)
+                yield from text_pieces(text.tokenizer, text.without_thoughts(ids, tokens))
 
         return pieces()
 

@@ -92,7 +92,10 @@ class TestLogits:
         model.load_state_dict(state, strict=False)
         model.tie_weights()
         with torch.no_grad():
-            assert first == int(model.eval()(IDS[:1]).logits[0, -1].argmax())
+            logits = model.eval()(IDS[:1]).logits[0, -1]
+        assert first == int(logits.argmax())
+        (second,) = runner.tokens(prompt, limit=1, suppressed={first, 10**6})
+        assert second == int(logits.topk(2).indices[1])
 
 
 @needs_llamacpp

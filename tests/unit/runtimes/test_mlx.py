@@ -63,6 +63,13 @@ class TestWithMlx:
         found = window_logits(Mlx.load(tmp_path, "mlx"), IDS)
         assert_equal_to_float_tolerance(found, dense_logits(made, IDS))
 
+    def test_suppressed_tokens_are_passed_over(self, tmp_path: Path) -> None:
+        made = write_tiny_weights(tmp_path, MLX(), tiny_header(MLX(), "gemma3_text", W4))
+        first, second = dense_logits(made, IDS[:1])[0, -1].topk(2).indices.tolist()
+        runtime, prompt = Mlx.load(tmp_path, "mlx"), IDS[0].tolist()
+        assert list(runtime.tokens(prompt, limit=1)) == [first]
+        assert list(runtime.tokens(prompt, limit=1, suppressed={first, 10**6})) == [second]
+
     @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
     def test_every_width_computes(self, tmp_path: Path, bits: int) -> None:
         scheme = AffineScheme(bits, 32, symmetric=False)

@@ -111,6 +111,8 @@ def test_a_file_in_bfloat16_reads_back_as_its_folder(
         assert tokenizers[0][part] == tokenizers[1][part], part
     ends = read.tokenizer_source.end_tokens
     assert ends == {1, tokenizers[1]["model"]["vocab"]["<turn|>"]}
+    generation = json.loads(read.tokenizer_files()["generation_config.json"])
+    assert generation.get("suppress_tokens") == ([7, 11] if kind == "gemma4_unified" else None)
 
 
 def test_keys_and_values_that_no_layer_reads_are_passed_over(

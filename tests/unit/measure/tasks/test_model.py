@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from gemquant.measure.quality.measure import compare
 from gemquant.models.chat import ChatTemplate, render
 from gemquant.runtimes.runtime import Chunk, Window
 from gemquant.runtimes.text import TextInterface
-from tests.helpers.tiny_gemma import CHAT_TEMPLATE
+from tests.helpers.tiny_gemma import CHAT_TEMPLATE, write_tiny_gemma
 from tests.helpers.tiny_tasks import task_settings, write_tiny_tasks
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed")
@@ -112,6 +113,17 @@ class TestAgainstLmEvalsOwnAdapter:
         found = ours(tiny_folder).generate_until(asked)
         assert found == peer(tiny_folder, add_bos_token=True).generate_until(asked)
 
+    def test_suppressed_tokens_are_passed_over_by_both(self, tmp_path: Path) -> None:
+        folder = write_tiny_gemma(tmp_path / "m", "gemma4_unified")
+        model = ours(folder)
+        (usual,) = model._runtime.tokens(model.tok_encode(TEXTS[0]), limit=1)
+        generation = {"eos_token_id": [1, 5], "suppress_tokens": [usual, 10**6]}
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+        asked = requests("generate_until", [(TEXTS[0], {"until": ["\n\n"], "max_gen_toks": 6})])
+        found = ours(folder).generate_until(asked)
+        assert found == peer(folder, add_bos_token=True).generate_until(asked)
+        assert found != model.generate_until(asked)
+
 
 class TestBos:
     def test_every_prompt_begins_with_one(self, tiny_folder: Path) -> None:
@@ -194,7 +206,7 @@ class Broken:
             nothing = torch.full((len(window.ids) - window.first, 700), torch.nan)
             yield Chunk(number, window.first, nothing)
 
-    def tokens(self, prompt: Sequence[int], *, limit: int) -> Any:
+    def tokens(self, prompt: Sequence[int], *, limit: int, suppressed: object) -> Any:
         return iter([0] * limit)
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -17,6 +21,8 @@ from gemquant.models.chat_templates import VARIANTS
 from gemquant.runtimes.chat.load import ChatRequest, load_chat_model
 from gemquant.runtimes.chat.session import ContextFullError, TransformersChat
 from gemquant.runtimes.sampling import Sampling
+from gemquant.runtimes.text import TextInterface
+from gemquant.runtimes.transformers import Transformers
 from tests.helpers.tiny_artifact import (
     tiny_header,
     tiny_manifest,
@@ -24,6 +30,7 @@ from tests.helpers.tiny_artifact import (
     write_tiny_weights,
 )
 from tests.helpers.tiny_gemma import tiny_tokenizer, write_tiny_tokenizer
+from tests.helpers.tiny_sentencepiece import write_convertible_gemma
 
 HELLO: list[Message] = [{"role": "user", "content": "Hello"}]
 
@@ -64,6 +71,49 @@ def test_the_likeliest_answer_is_that_of_the_model_alone(model: TransformersChat
     greedy = Sampling(temperature=0, max_tokens=6)
     said = "".join(model.answer(HELLO, greedy, threading.Event()))
     assert said == tiny_tokenizer().decode(alone, skip_special_tokens=True)
+
+
+def test_thoughts_are_not_shown_as_the_answer(tmp_path: Path):
+    folder = write_convertible_gemma(tmp_path, "gemma4_text")
+    text = TextInterface.of_artifact(folder, "safetensors")
+    written = text.encode("<|channel>thought\nhello<channel|>the quick<turn|>")
+
+    def sample(*_: object, put: Callable[[int], None], **__: object) -> None:
+        for token in written:
+            put(token)
+
+    runtime = SimpleNamespace(software="none", sample=sample)
+    model = TransformersChat(cast("Transformers", runtime), text, context=256, compiled=False)
+    assert "".join(model.answer(HELLO, Sampling(), threading.Event())) == "the quick"
+
+
+def test_an_answer_ends_and_is_chosen_as_the_models_generation_config_says(tmp_path: Path):
+    folder = write_convertible_gemma(tmp_path, "gemma4_unified")
+
+    def answered(**generation: object) -> list[int]:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+        text = TextInterface.of_artifact(folder, "safetensors")
+        ids = text.encode(text.render(HELLO, add_generation_prompt=True))
+        tokens: list[int] = []
+        Transformers.load(folder, "safetensors").sample(
+            ids,
+            Sampling(temperature=0),
+            end_tokens=sorted(text.end_tokens),
+            limit=6,
+            compiled=False,
+            put=tokens.append,
+            stop=threading.Event(),
+        )
+        return tokens
+
+    usual = answered()
+    assert len(usual) == 6
+    other = answered(suppress_tokens=usual)
+    assert len(other) == 6
+    assert not set(other) & set(usual)
+    third = next(token for token in other[2:] if token not in other[:2])
+    ended = answered(suppress_tokens=usual, eos_token_id=[1, third])
+    assert ended == other[: other.index(third) + 1]
 
 
 def test_a_stop_ends_the_answer_soon(model: TransformersChat):

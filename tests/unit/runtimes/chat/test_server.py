@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -85,6 +86,28 @@ def test_the_prompt_has_bos_once(settings: ServerSettings, variant: str, message
     ids = tiny_tokenizer().encode(text, add_special_tokens=False).ids
     assert ids.count(2) == 1
     assert answer["usage"]["prompt_tokens"] == len(ids)
+
+
+def test_a_template_that_can_think_does_not(settings: ServerSettings):
+    thoughts = (
+        "{%- if enable_thinking -%}<|think|>{%- else -%}<|channel>thought\n<channel|>{%- endif -%}"
+    )
+    # By these llama.cpp recognizes the published template, which can think.
+    known = "{#- OpenAI Chat Completions: -#}{%- set call = '<|tool_call>call:' -%}"
+    prompt = "{%- if add_generation_prompt -%}" + thoughts + "{%- endif -%}"
+    source = known + VARIANTS["system"] + prompt
+    model = LlamaCppChat(replace(settings, template=source))
+    server, lengths = model._server, []
+
+    def asked(request: dict[str, object], _take: object) -> None:
+        answer = server.handle_chat_completions({**request, "stream": False})
+        lengths.append(answer["usage"]["prompt_tokens"])
+
+    model._server = SimpleNamespace(handle_chat_completions=asked)
+    said(model)
+    text = render(ChatTemplate(source), HELLO, add_generation_prompt=True)
+    assert text.endswith("<|channel>thought\n<channel|>")
+    assert lengths == [len(tiny_tokenizer().encode(text, add_special_tokens=False).ids)]
 
 
 @pytest.mark.parametrize("cache", ["f32", "f16", "q8_0", "q4_0"])

@@ -9,6 +9,7 @@ from gemquant.errors import UsageError
 from gemquant.models.chat import Message
 from gemquant.runtimes.chat.session import Session, text_pieces
 from gemquant.runtimes.sampling import Sampling, stream_from_callback
+from gemquant.runtimes.text import TextInterface
 from tests.helpers.tiny_gemma import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -143,6 +144,28 @@ def test_pieces_together_are_what_tokenizers_decodes() -> None:
     text = "hello wörld 🦊, the quick brown fox: jumps €5\nover"
     tokens = TOKENIZER.encode(text, add_special_tokens=False).ids
     assert "".join(text_pieces(TOKENIZER, tokens)) == TOKENIZER.decode(tokens) == text
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tokens", "said"),
+    [
+        ([9], [4, 7, 8, 5, 10, 11], [10, 11]),
+        ([9, 4, 7, 5], [10], [10]),
+        ([9, 4, 7], [8, 5, 10, 4, 8], [10]),
+        ([9], [10, 5, 11], [10, 11]),
+    ],
+    ids=["before", "empty-in-prompt", "begun-in-prompt", "end-alone"],
+)
+def test_thoughts_are_no_part_of_an_answer(
+    prompt: list[int], tokens: list[int], said: list[int]
+) -> None:
+    text = TextInterface(TOKENIZER, 2, frozenset({1}), None, 512, thought=(4, 5))
+    assert list(text.without_thoughts(prompt, tokens)) == said
+
+
+def test_a_model_without_thoughts_says_everything() -> None:
+    text = TextInterface(TOKENIZER, 2, frozenset({1}), None, 512)
+    assert list(text.without_thoughts([9, 4], [7, 4, 5])) == [7, 4, 5]
 
 
 def test_a_token_beyond_the_tokenizer_is_no_text() -> None:
