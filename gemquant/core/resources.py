@@ -229,7 +229,7 @@ def human_seconds(seconds: float) -> str:
     """Duration in the two largest units.
 
     >>> human_seconds(8.4), human_seconds(141), human_seconds(40_000)
-    ('8 s', '2 min 21 s', '11 h 7 min')
+    ('8 s', '2 min 21 s', '11 h 6 min')
     """
     whole = round(seconds)
     if whole < 60:

@@ -40,10 +40,21 @@ ON_WINDOWS = """
 import importlib, os, pkgutil, signal, sys
 import gemquant
 
+
+def load(name):
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:  # of an extra that is not installed
+        if error.name.partition(".")[0] not in EXTRAS:
+            raise
+
+
+EXTRAS = {"lm_eval", "mlx", "mlx_lm", "onnx", "onnxruntime", "gguf", "datasets", "xllamacpp"}
+
 modules = pkgutil.walk_packages(gemquant.__path__, "gemquant.")
 names = [m.name for m in modules if "kernels-" not in m.name and not m.name.endswith("__main__")]
 for name in names:  # with all that they import from others
-    importlib.import_module(name)
+    load(name)
 for name in [name for name in sys.modules if name.partition(".")[0] == "gemquant"]:
     del sys.modules[name]
 sys.modules |= dict.fromkeys(["resource", "fcntl", "termios", "pwd", "grp", "pty", "readline"])
@@ -54,7 +65,7 @@ for name in ["O_NOFOLLOW", "O_DIRECTORY", "O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY"]
 del signal.SIGKILL, signal.SIGHUP
 sys.platform = "win32"
 for name in names:
-    importlib.import_module(name)
+    load(name)
 print(len(names))
 """
 

@@ -24,7 +24,6 @@ from gemquant.formats.plain_safetensors import PlainSafetensors
 from gemquant.quantizers.awq import AWQ
 from gemquant.quantizers.bitsandbytes import NF4
 from gemquant.quantizers.cast import Cast
-from gemquant.quantizers.gguf import KQuant
 from gemquant.quantizers.rtn import RoundToNearest
 from tests.helpers.tiny_gemma import GEMMA4, Kind, write_tiny_gemma
 from tests.helpers.tiny_job import CALIBRATION, EVALUATION, contents, run_tiny, tiny_job
@@ -123,7 +122,12 @@ def test_an_interrupted_run_goes_on_and_writes_the_same_bytes(
     ("kind", "quantizer", "exporter", "message"),
     [
         ("gemma4_text", AWQ(group_size=32), AwqGemm(), "awq-gemm does not hold a Gemma 4 yet"),
-        ("gemma4_e", RoundToNearest(group_size=32), MLX(), "mlx does not hold a Gemma 4 yet"),
+        (
+            "gemma4_unified",
+            RoundToNearest(group_size=32),
+            MLX(),
+            "mlx does not hold a Gemma 4 unified",
+        ),
         ("gemma4_moe", NF4(), BitsAndBytes(), "bitsandbytes holds no experts"),
         (
             "gemma4_moe",
@@ -151,9 +155,3 @@ def test_experts_can_be_left_in_bfloat16_by_name(tmp_path: Path) -> None:
     stored = load_file(tmp_path / "nf4" / "model.safetensors")
     assert stored["model.layers.0.experts.down_proj"].shape == (8, 128, 64)
     assert stored["model.layers.0.mlp.down_proj.weight"].dtype == torch.uint8
-
-
-def test_a_gguf_is_refused_for_now(tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(str(write_tiny_gemma(tmp_path / "model", "gemma4_text")))
-    with pytest.raises(GemquantError, match="gguf does not hold a Gemma 4 yet"):
-        KQuant(type="Q8_0").for_model(checkpoint.config)
