@@ -60,11 +60,13 @@ class AffineFolder(PackedFolder):
 class AffineLinear:
     """Base of a ``PackedLinear`` of affine weights.
 
-    biased: the container stores biases, so that zero points may be any float32.
+    biased: the container stores biases, so that zero points may be any float32. by_rows: of
+    ``PackedLinear``.
     """
 
     scale_dtype: torch.dtype
     biased: ClassVar[bool] = False
+    by_rows: ClassVar[bool] = False
 
     def check(self, name: str, weight: QuantizedWeight, spec: QuantizedSpec) -> None:
         """Refuse a weight that is not as announced, or would not survive packing."""

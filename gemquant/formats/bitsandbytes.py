@@ -55,6 +55,8 @@ STATE_LIMIT_BYTES = 4096
 class BitsAndBytesLinear:
     """The tensors of one linear; satisfies ``PackedLinear``."""
 
+    by_rows: ClassVar[bool] = False
+
     def specs(self, spec: QuantizedSpec) -> Mapping[str, PlainSpec]:
         """The tensors in the file; the state's length does not depend on the weights."""
         scheme, (rows, columns) = spec.scheme, spec.shape

@@ -40,7 +40,7 @@ from gemquant.formats.packed import plain_linears
 from gemquant.formats.packed_weights import PackedLinear, module_of
 from gemquant.formats.safetensors_reader import MappedSafetensors
 from gemquant.models.experts import has_experts
-from gemquant.models.structure import EMBEDDING, HEAD
+from gemquant.models.structure import EMBEDDING, HEAD, PER_LAYER_TABLE
 from gemquant.numerics.packing import pack_bits, packed_width, unpack_bits
 
 
@@ -109,7 +109,7 @@ class CompressedTensors(AffineFolder):
     name: ClassVar[str] = "compressed-tensors"
     types: ClassVar[Container] = Container(torch.bfloat16, torch.bfloat16)
     packing: ClassVar[PackedLinear] = PackQuantizedLinear()
-    plain: ClassVar[tuple[str, ...]] = (EMBEDDING,)
+    plain: ClassVar[tuple[str, ...]] = (EMBEDDING, PER_LAYER_TABLE)
     bits: ClassVar[Sequence[int]] = range(1, 9)
 
     def limits(

@@ -59,6 +59,7 @@ class BiasLinear(AffineLinear):
 
     scale_dtype: torch.dtype = torch.bfloat16
     biased: ClassVar[bool] = True
+    by_rows: ClassVar[bool] = True
     biases: str = "biases"
 
     def specs(self, spec: QuantizedSpec) -> Mapping[str, PlainSpec]:

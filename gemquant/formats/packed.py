@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -55,7 +55,7 @@ class PackedFolder(Exporter):
     resumable: ClassVar[bool] = True
     types: ClassVar[Container]
     packing: ClassVar[PackedLinear | None]
-    plain: ClassVar[tuple[str, ...]] = (EMBEDDING, HEAD)
+    plain: ClassVar[tuple[str, ...]] = (EMBEDDING, PER_LAYER_TABLE, HEAD)
     max_shard_bytes: int = field(default=MAX_SHARD_BYTES, kw_only=True)
 
     def quantization(self, layout: Layout) -> Mapping[str, Any] | None:  # noqa: ARG002
@@ -206,6 +206,11 @@ class PackedWriter:
         return self._config
 
     def _gather(self, name: str, rows: QuantizedRows, spec: QuantizedSpec) -> None:
+        if self._packing is not None and self._packing.by_rows:
+            self._packing.check(name, rows.weight, replace(spec, shape=rows.weight.shape))
+            for suffix, tensor in self._packing.pack(rows.weight).items():
+                self._files.write_rows(f"{module_of(name)}.{suffix}", rows.start, tensor)
+            return
         matrix = self._matrices.setdefault(name, ChunkedWeight(spec.shape))
         if rows.start != matrix.row_count:
             raise ValueError(f"{name}: row {rows.start} came after {matrix.row_count} rows.")

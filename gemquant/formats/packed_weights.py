@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -22,7 +22,12 @@ from gemquant.models.structure import Stack
 
 
 class PackedLinear(Protocol):
-    """Stores a quantized weight as tensors ``MODULE.suffix``; suffixes are the keys below."""
+    """Stores a quantized weight as tensors ``MODULE.suffix``; suffixes are the keys below.
+
+    by_rows: every row is packed alone, so that rows can be written and read by themselves.
+    """
+
+    by_rows: ClassVar[bool]
 
     def specs(self, spec: QuantizedSpec) -> Mapping[str, PlainSpec]:
         """Shapes and types of the stored tensors, by suffix."""
@@ -200,15 +205,18 @@ class PackedWeights(StoredWeights):
             raise ValueError(f"{name} is not quantized.")  # noqa: TRY004
         assert self._packing is not None, name
         module, number = self._joined(module_of(name))
+        last = spec.shape[0] if stop is None else min(stop, spec.shape[0])
         parts = {}
         for suffix, part in self._packing.specs(spec).items():
-            key = f"{module}.{suffix}"
-            if number is None:
+            key, first = f"{module}.{suffix}", (number or 0) * part.shape[0]
+            if self._packing.by_rows:
+                parts[suffix] = self._stored.rows(key, first + start, first + last, part.dtype)
+            elif number is None:
                 parts[suffix] = self._stored.tensor(key)
             else:
-                begin, end = number * part.shape[0], (number + 1) * part.shape[0]
-                parts[suffix] = self._stored.rows(key, begin, end, part.dtype)
-        last = spec.shape[0] if stop is None else min(stop, spec.shape[0])
+                parts[suffix] = self._stored.rows(key, first, first + part.shape[0], part.dtype)
+        if self._packing.by_rows:
+            start, last = 0, last - start
         return self._packing.unpack(parts, spec, start, last)
 
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:

@@ -26,14 +26,12 @@ from gemquant.core.protocols import AffineWeight, Block, Container, Statistics
 from gemquant.core.weights import ReadWeights
 from gemquant.errors import UnsupportedError
 from gemquant.models.structure import (
-    EMBEDDING,
     InputGroup,
     NormFold,
     RowFold,
-    table_structure,
 )
 from gemquant.quantizers.options import AffineOptions
-from gemquant.quantizers.rtn import round_to_nearest
+from gemquant.quantizers.rtn import rounded_block
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
@@ -72,9 +70,9 @@ class AWQ(AffineOptions):
 
     def quantize(self, block: Block, container: Container) -> Mapping[str, Tensor | AffineWeight]:
         """Quantize a layer's linears, and the norms that scales fold into, by short name."""
-        if block.structure == table_structure(EMBEDDING):
-            # No activations multiply the embedding, so that nothing is salient.
-            return {EMBEDDING: round_to_nearest(block.weights[EMBEDDING], self.scheme, container)}
+        if block.index < 0:
+            # No activations multiply a table, so that nothing is salient.
+            return rounded_block(self, block, container)
         if self.gptq and block.index == 0:
             _warn_of_few_tokens(block)
         rounding = _rounding(self, container)

@@ -10,7 +10,7 @@ from gemquant.core.options import option
 from gemquant.core.protocols import PER_CHANNEL, AffineScheme, Quantizer
 from gemquant.errors import GemquantError, UnsupportedError, UsageError
 from gemquant.models.architecture import kept_reason
-from gemquant.models.structure import EMBEDDING, HEAD
+from gemquant.models.structure import EMBEDDING, HEAD, PER_LAYER_TABLE
 
 BITS = (2, 3, 4, 6, 8)
 GROUP_SIZES = (32, 64, 128, PER_CHANNEL)
@@ -89,7 +89,9 @@ class AffineOptions(Quantizer):
     skip: str = option("", "Layers to leave in floating point: comma-separated patterns.")
     quantize_head: bool = option(False, "Quantize the head too, untied from the embedding.")
     quantize_embedding: bool = option(
-        False, "Quantize the embedding too, and with it a head that is tied to it (mlx)."
+        False,
+        "Quantize the embedding too, and with it a head that is tied to it; a per-layer one to 8 "
+        "bits (mlx).",
     )
 
     @property
@@ -97,8 +99,13 @@ class AffineOptions(Quantizer):
         """The one scheme."""
         return AffineScheme(self.bits, self.group_size, self.symmetric)
 
-    def scheme_for(self, name: str, shape: tuple[int, int]) -> AffineScheme | None:  # noqa: ARG002
-        """The scheme, or None for a skipped layer and an unrequested vocabulary matrix."""
+    def scheme_for(self, name: str, shape: tuple[int, int]) -> AffineScheme | None:
+        """The scheme, or None for a skipped layer and an unrequested vocabulary matrix.
+
+        A per-layer embedding has 8 bits: with 4, models were reported to write garbage.
+        """
+        if name == PER_LAYER_TABLE and self.quantize_embedding:
+            return AffineScheme(8, 64 if shape[1] % 64 == 0 else 32, self.symmetric)
         optional = {EMBEDDING: self.quantize_embedding, HEAD: self.quantize_head}
         if not optional.get(name, True) or is_skipped(name, self.skip):
             return None

@@ -22,14 +22,21 @@ class RoundToNearest(AffineOptions):
 
     def quantize(self, block: Block, container: Container) -> Mapping[str, Tensor | AffineWeight]:
         """Round every linear of the block; where biases are stored, exactly as MLX does."""
-        quantized: dict[str, Tensor | AffineWeight] = {}
-        for linear in block.structure.linears:
-            name = f"{linear}.weight"
-            weight = block.weights[name]
-            scheme = self.scheme_for(block.prefix + name, (weight.shape[0], weight.shape[1]))
-            if scheme is not None:
-                quantized[name] = round_to_nearest(weight, scheme, container)
-        return quantized
+        return rounded_block(self, block, container)
+
+
+def rounded_block(
+    options: AffineOptions, block: Block, container: Container
+) -> Mapping[str, Tensor | AffineWeight]:
+    """Round the linears of a block to nearest, each in its scheme."""
+    quantized: dict[str, Tensor | AffineWeight] = {}
+    for linear in block.structure.linears:
+        name = f"{linear}.weight"
+        weight = block.weights[name]
+        scheme = options.scheme_for(block.prefix + name, (weight.shape[0], weight.shape[1]))
+        if scheme is not None:
+            quantized[name] = round_to_nearest(weight, scheme, container)
+    return quantized
 
 
 def round_to_nearest(weight: Tensor, scheme: AffineScheme, container: Container) -> AffineWeight:

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 
 from gemquant.convert.plugins import exporter
-from gemquant.core.protocols import QuantizedSpec
+from gemquant.core.protocols import AffineScheme, QuantizedSpec
 from gemquant.formats.checkpoint import open_checkpoint
 from gemquant.formats.mlx import MLX
 from gemquant.models.structure import EMBEDDING, HEAD
@@ -154,30 +154,47 @@ def test_round_to_nearest_stores_the_bytes_of_mx_quantize(
 
 @pytest.mark.peer
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["gemma2", "gemma3_text"])
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3_text", "gemma4_e"])
 def test_mlx_lm_computes_with_the_quantized_embedding(
-    run: Run, tiny_folders: dict[Kind, Path], text: Path, kind: Kind
+    run: Run, tmp_path: Path, text: Path, kind: Kind
 ) -> None:
     pytest.importorskip("mlx_lm", reason="mlx-lm is not installed")
-    options = ("--target", "mps", "--calib", str(text), "--quantize-embedding")
-    assert make(run, "awq", tiny_folders[kind], *options).code == 0
+    folder = write_tiny_gemma(tmp_path / "model", kind)
+    options = ("--target", "mps", "--calib", str(text), "--quantize-embedding", "--json")
+    made = make(run, "awq", folder, *options)
+    assert made.code == 0, made.err
+    (certified,) = json.loads(made.out)["manifest"]["certificates"]
     result = run("eval", "out", "--threads", "1", "--json")
     assert result.code == 0, result.err
-    _, native = json.loads(result.out)["artifacts"][0]["levels"]
+    again, native = json.loads(result.out)["artifacts"][0]["levels"]
+    lost, found = (each["slices"][0]["kl_mean"]["value"] for each in (certified, again))
+    assert found == pytest.approx(lost, rel=1e-4)
     assert native["kl_from_reference"]["value"] < 1e-5
 
 
 @pytest.mark.peer
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["gemma4_e", "gemma4_text", "gemma4_moe"])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("gemma4_e", ()),
+        ("gemma4_e", ("--quantize-embedding",)),
+        ("gemma4_text", ()),
+        ("gemma4_moe", ()),
+    ],
+)
 def test_mlx_lm_computes_a_gemma_4_from_its_stored_weights(
-    run: Run, kind: Kind, tmp_path: Path
+    run: Run, kind: Kind, options: tuple[str, ...], tmp_path: Path
 ) -> None:
     pytest.importorskip("mlx_lm", reason="mlx-lm is not installed")
     folder = write_tiny_gemma(tmp_path / "model", kind)
-    made = make(run, "rtn", folder, "--target", "mps", "--no-eval")
+    made = make(run, "rtn", folder, "--target", "mps", "--no-eval", *options)
     assert made.code == 0, made.err
     stored = MLX().open(Path("out")).layout
+    if options:
+        table = stored["model.embed_tokens_per_layer.weight"]
+        assert isinstance(table, QuantizedSpec)
+        assert table.scheme == AffineScheme(8, 32, symmetric=False)
     assert isinstance(stored["model.layers.0.mlp.up_proj.weight"], QuantizedSpec)
     if kind == "gemma4_moe":
         assert isinstance(stored["model.layers.0.experts.7.down_proj.weight"], QuantizedSpec)
