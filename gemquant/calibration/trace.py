@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gemquant.calibration.statistics import ActivationRanges, StatisticsGatherer, pooled
 from gemquant.calibration.stream import (
@@ -15,7 +14,6 @@ from gemquant.calibration.stream import (
     Stream,
     UnheldWeights,
     embed_windows,
-    layer_weights,
     runs_of_rows,
 )
 from gemquant.calibration.windows import TokenWindows
@@ -51,8 +49,6 @@ class Trace:
 
     calibration: None where no quantizer needs statistics; blocks then carry none.
     gram: gather Gram matrices too. sampled: store some of the inputs themselves.
-    held: blocks keep their weights in memory, because they are wanted more than once; calibration
-        needs that too.
     """
 
     def __init__(
@@ -63,14 +59,12 @@ class Trace:
         *,
         gram: bool,
         sampled: bool = False,
-        held: bool = True,
     ) -> None:
         self._weights = weights
         self._skeleton = skeleton
         self._calibration = calibration
         self._gram = gram
         self._every = _spacing(calibration) if sampled and calibration is not None else 0
-        self._held = held or calibration is not None
         self._stream: Stream | None = None
         self._first = 0
         self.activation_ranges = ActivationRanges()
@@ -105,10 +99,7 @@ class Trace:
         for index in range(self._first, self._skeleton.layers):
             structure = layer_structure(self._weights.config, index)
             prefix, names = layer_prefix(index), list(structure.shapes)
-            unheld = UnheldWeights.of_layer(self._weights, prefix, names, self._skeleton.device)
-            weights: Mapping[str, Tensor] = unheld
-            if self._held:
-                weights = layer_weights(self._weights, prefix, names, self._skeleton)
+            weights = UnheldWeights.of_layer(self._weights, prefix, names, self._skeleton.device)
             statistics: dict[str, Statistics] = {}
             activation_range: ActivationRange | None = None
             if stream is not None:
@@ -133,10 +124,9 @@ class Trace:
                 weights,
                 statistics,
                 activation_range,
-                source=unheld,
-                streamed=not self._held,
+                source=weights,
             )
-            del weights, statistics
+            del statistics
 
     def _gatherers(self, structure: LayerStructure) -> dict[str, StatisticsGatherer]:
         """One for every input of a layer's linears, by what reads it.
@@ -201,10 +191,7 @@ class Trace:
         for start, stop in runs_of_rows(rows, columns):
             part = {name: RowsOf(source, start, stop)}
             unheld = UnheldWeights(self._weights, part, self._skeleton.device)
-            weights = {name: unheld[name]} if self._held else unheld
-            yield Block(
-                index, "", structure, weights, statistics, source=unheld, streamed=not self._held
-            )
+            yield Block(index, "", structure, unheld, statistics, source=unheld)
 
     def head_statistics(self) -> Mapping[str, Statistics]:
         """Statistics of the head's input, after the last block; empty without calibration."""

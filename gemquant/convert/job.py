@@ -171,7 +171,7 @@ class JobWriter:
         if self.quantizes(name):  # the per-layer table: quantized once more
             part = {name: RowsOf(name, start, stop)}
             unheld = UnheldWeights(self._checkpoint, part, self._skeleton.device)
-            block = Block(-1, "", table_structure(name), unheld, {}, source=unheld, streamed=True)
+            block = Block(-1, "", table_structure(name), unheld, {}, source=unheld)
             return self._decoded(self._quantizer.quantize(block, self._container)[name])
         return self._checkpoint.rows(name, start, stop, self._float)
 

@@ -83,7 +83,6 @@ def run(
         calibration if needs else None,
         gram="gram" in needs,
         sampled="sample" in needs,
-        held=bool(evaluation),
     )
 
     with ExitStack() as stack:

@@ -196,15 +196,14 @@ class Block:
     """One decoder layer, with the statistics of its inputs; or some rows of embedding or head.
 
     prefix: ``model.layers.3.``; empty for the embedding and the head.
-    weights: short name (``self_attn.q_proj.weight``) → float32 tensor. See ``streamed``.
+    weights: short name (``self_attn.q_proj.weight``) → float32 tensor.
     statistics: linear's short module name (``self_attn.q_proj``) → its input's statistics;
         linears that read the same input share one object. Those of all experts' input stand under
         ``InputGroup.reader`` too.
     activation_range: how large the layer's activations become; None without calibration.
     shared: results that another job may want of the same block; dropped with it.
-    source: where the weights are read from.
-    streamed: ``weights`` are not in memory; each access reads them from ``source``, and ``rows``
-        needs the least.
+    source: where each access to ``weights`` reads them, so that none stays in memory; ``rows``
+        needs the least. None where they are in memory.
     """
 
     index: int
@@ -215,7 +214,6 @@ class Block:
     activation_range: ActivationRange | None = None
     shared: dict[Hashable, Any] = field(default_factory=dict)
     source: BlockSource | None = None
-    streamed: bool = False
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a weight by its short name."""
@@ -225,7 +223,7 @@ class Block:
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows ``start`` to ``stop`` of a weight by its short name, float32."""
-        if self.streamed and self.source is not None:
+        if self.source is not None:
             return self.source.rows(name, start, stop)
         return self.weights[name][start:stop]
 

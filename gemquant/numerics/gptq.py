@@ -28,6 +28,7 @@ from gemquant.numerics.native.columns import ColumnBlock
 
 ROWS_AT_ONCE = 2048
 COLUMNS_AT_ONCE = 128
+VALUES_AT_ONCE = 1 << 20
 # Feedback of earlier columns is one matrix product, except within this many columns.
 COLUMNS_IN_TURN = 32
 
@@ -67,13 +68,26 @@ def damped_cholesky(gram: Tensor, *, damping: float = 0.01) -> CholeskyFactor:
         damped = gram.flip(0, 1)
         damped.diagonal().add_(damping * mean)
         if _factor_in_place(damped):
-            return CholeskyFactor(damped.flip(0, 1), (damping * mean).expand(gram.shape[0]))
+            _turn_in_place(damped)
+            return CholeskyFactor(damped, (damping * mean).expand(gram.shape[0]))
         del damped
         damping *= 10
     raise UnsupportedError(
         f"A Gram matrix of {gram.shape[0]} channels is not positive definite at any damping.",
         hint="The calibration text gives no usable activations: use another, with --calib.",
     )
+
+
+def _turn_in_place(matrix: Tensor) -> None:
+    """Flip both axes of a contiguous matrix: of a wide one there is no room for a copy."""
+    values = matrix.view(-1)
+    count, half = len(values), len(values) // 2
+    for start in range(0, half, VALUES_AT_ONCE):
+        stop = min(start + VALUES_AT_ONCE, half)
+        first, last = values[start:stop], values[count - stop : count - start]
+        kept = first.flip(0)
+        first.copy_(last.flip(0))
+        last.copy_(kept)
 
 
 def _factor_in_place(matrix: Tensor) -> bool:

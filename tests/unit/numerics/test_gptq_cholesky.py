@@ -63,6 +63,16 @@ def test_the_factor_does_not_depend_on_threads() -> None:
     assert torch.equal(one, two)
 
 
+@pytest.mark.parametrize("channels", [1, 4, 5])
+def test_the_factor_is_the_same_turned_in_small_parts(
+    channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = inputs(20, channels)
+    whole = damped_cholesky(x.T @ x).upper
+    monkeypatch.setattr("gemquant.numerics.gptq.VALUES_AT_ONCE", 3)
+    assert torch.equal(damped_cholesky(x.T @ x).upper, whole)
+
+
 def test_fewer_tokens_than_channels_factor_too() -> None:
     x = inputs(10, 40)
     gram = x.T @ x
