@@ -114,7 +114,7 @@ class GgufTokenizer:
     def suppressed_tokens(self) -> frozenset[int]:
         """Ids of tokens that are never sampled."""
         listed = self._metadata.get("tokenizer.ggml.suppress_tokens")
-        tokens = listed if isinstance(listed, list) else []
+        tokens = listed if isinstance(listed, Sequence) and not isinstance(listed, str) else ()
         return frozenset(token for token in tokens if type(token) is int and token >= 0)
 
     def _ends(self) -> list[int]:
