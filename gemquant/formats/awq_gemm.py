@@ -35,7 +35,7 @@ from gemquant.formats.affine import (
 )
 from gemquant.formats.packed import plain_linears
 from gemquant.formats.packed_weights import PackedLinear, module_of
-from gemquant.formats.safetensors_reader import MappedSafetensors
+from gemquant.formats.safetensors_reader import SafetensorsFiles
 from gemquant.numerics.packing import pack_awq_gemm, unpack_awq_gemm
 
 
@@ -127,7 +127,7 @@ class AwqGemm(AffineFolder):
         }
 
     def scheme_of(
-        self, quantization: Mapping[str, Any], _stored: MappedSafetensors, module: str
+        self, quantization: Mapping[str, Any], _stored: SafetensorsFiles, module: str
     ) -> AffineScheme:
         """The one scheme of ``quantization_config``."""
         expected = {"quant_method": "awq", "bits": 4, "version": "gemm", "zero_point": True}

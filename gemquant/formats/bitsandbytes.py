@@ -38,7 +38,7 @@ from gemquant.core.weights import (
 from gemquant.errors import ArtifactError, GemquantError, UnsupportedError, listed
 from gemquant.formats.packed import PackedFolder, mixed, plain_linears
 from gemquant.formats.packed_weights import PackedLinear, module_of
-from gemquant.formats.safetensors_reader import MappedSafetensors
+from gemquant.formats.safetensors_reader import SafetensorsFiles
 from gemquant.models.experts import has_experts
 from gemquant.numerics.bitsandbytes import (
     NESTED_BLOCK,
@@ -143,7 +143,7 @@ class BitsAndBytesLinear:
         return weight if (start, stop) == (0, spec.shape[0]) else weight.rows(start, stop)
 
 
-def _read_quant_state(stored: MappedSafetensors, module: str, codes: str) -> Mapping[str, Any]:
+def _read_quant_state(stored: SafetensorsFiles, module: str, codes: str) -> Mapping[str, Any]:
     """Read a module's state; ValueError if it is missing or unreadable."""
     name = f"{module}.{_state_name(codes)}"
     if name not in stored.shapes:
@@ -259,7 +259,7 @@ class BitsAndBytes(PackedFolder):
         }
 
     def scheme_of(
-        self, quantization: Mapping[str, Any], stored: MappedSafetensors, module: str
+        self, quantization: Mapping[str, Any], stored: SafetensorsFiles, module: str
     ) -> Scheme:
         """The scheme of ``quantization_config`` and of the module's own state."""
         try:

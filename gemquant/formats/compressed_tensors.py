@@ -38,7 +38,7 @@ from gemquant.formats.affine import (
 )
 from gemquant.formats.packed import plain_linears
 from gemquant.formats.packed_weights import PackedLinear, module_of
-from gemquant.formats.safetensors_reader import MappedSafetensors
+from gemquant.formats.safetensors_reader import SafetensorsFiles
 from gemquant.models.experts import has_experts
 from gemquant.models.structure import EMBEDDING, HEAD, PER_LAYER_TABLE
 from gemquant.numerics.packing import pack_bits, packed_width, unpack_bits
@@ -163,7 +163,7 @@ class CompressedTensors(AffineFolder):
         return config
 
     def scheme_of(
-        self, quantization: Mapping[str, Any], _stored: MappedSafetensors, module: str
+        self, quantization: Mapping[str, Any], _stored: SafetensorsFiles, module: str
     ) -> AffineScheme:
         """The scheme of the group that covers the module."""
         try:

@@ -39,7 +39,7 @@ from gemquant.formats.affine import (
 )
 from gemquant.formats.packed import plain_linears
 from gemquant.formats.packed_weights import PackedLinear, module_of
-from gemquant.formats.safetensors_reader import MappedSafetensors
+from gemquant.formats.safetensors_reader import SafetensorsFiles
 from gemquant.numerics.packing import pack_bits, unpack_bits
 
 BITS = (2, 4, 8)
@@ -159,7 +159,7 @@ class Gptq(AffineFolder):
         }
 
     def scheme_of(
-        self, quantization: Mapping[str, Any], _stored: MappedSafetensors, module: str
+        self, quantization: Mapping[str, Any], _stored: SafetensorsFiles, module: str
     ) -> AffineScheme:
         """The one scheme of ``quantization_config``."""
         bits, size = quantization.get("bits"), quantization.get("group_size")

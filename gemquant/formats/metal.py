@@ -21,7 +21,7 @@ from gemquant.formats.affine import AffineFolder, affine_schemes
 from gemquant.formats.mlx import BiasLinear
 from gemquant.formats.packed import mixed, plain_linears
 from gemquant.formats.packed_weights import PackedLinear
-from gemquant.formats.safetensors_reader import MappedSafetensors
+from gemquant.formats.safetensors_reader import SafetensorsFiles
 
 BITS = (2, 4, 8)
 GROUP_SIZES = (32, 64, 128)
@@ -57,7 +57,7 @@ class Metal(AffineFolder):
         }
 
     def scheme_of(
-        self, quantization: Mapping[str, Any], _stored: MappedSafetensors, module: str
+        self, quantization: Mapping[str, Any], _stored: SafetensorsFiles, module: str
     ) -> AffineScheme:
         """The one scheme of ``quantization_config``."""
         bits, group_size = quantization.get("bits"), quantization.get("group_size")

@@ -37,7 +37,7 @@ from gemquant.formats.affine import (
     affine_weight,
 )
 from gemquant.formats.packed_weights import PackedLinear, module_of
-from gemquant.formats.safetensors_reader import MappedSafetensors
+from gemquant.formats.safetensors_reader import SafetensorsFiles
 from gemquant.formats.transformers_config import runtime_config
 from gemquant.models.architecture import architecture_of
 from gemquant.models.experts import expert_number
@@ -177,7 +177,7 @@ class MLX(AffineFolder):
         }
 
     def scheme_of(
-        self, quantization: Mapping[str, Any], _stored: MappedSafetensors, module: str
+        self, quantization: Mapping[str, Any], _stored: SafetensorsFiles, module: str
     ) -> AffineScheme:
         """The module's scheme, or the one for all."""
         scheme = {**quantization, **_mapping(quantization.get(module))}

@@ -32,7 +32,7 @@ from gemquant.formats.packed_weights import (
     plain_stacks,
     stored_specs,
 )
-from gemquant.formats.safetensors_reader import MappedSafetensors
+from gemquant.formats.safetensors_reader import SafetensorsFiles
 from gemquant.formats.safetensors_writer import MAX_SHARD_BYTES, SafetensorsWriter, file_sizes
 from gemquant.formats.transformers_config import runtime_config
 from gemquant.models.architecture import places_in_stacks
@@ -65,7 +65,7 @@ class PackedFolder(Exporter):
     def scheme_of(
         self,
         quantization: Mapping[str, Any],  # noqa: ARG002
-        stored: MappedSafetensors,  # noqa: ARG002
+        stored: SafetensorsFiles,  # noqa: ARG002
         module: str,
     ) -> Scheme:
         """Scheme of a module by ``quantization_config``; ArtifactError where there is none."""

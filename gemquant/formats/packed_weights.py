@@ -15,7 +15,7 @@ from gemquant.core.protocols import Layout, PlainSpec, QuantizedSpec, QuantizedW
 from gemquant.core.scheme import PER_CHANNEL, Scheme
 from gemquant.errors import ArtifactError, GemquantError, Problems, listed, refuse
 from gemquant.formats.checkpoint.files import read_json_object
-from gemquant.formats.safetensors_reader import MappedSafetensors
+from gemquant.formats.safetensors_reader import SafetensorsFiles
 from gemquant.models.architecture import places_in_stacks, stacked_tensors, tensor_shapes
 from gemquant.models.config import text_config
 from gemquant.models.structure import Stack
@@ -96,7 +96,7 @@ def stored_specs(
     return stored
 
 
-SchemeReader = Callable[[Mapping[str, Any], MappedSafetensors, str], Scheme]
+SchemeReader = Callable[[Mapping[str, Any], SafetensorsFiles, str], Scheme]
 """(quantization_config, tensors, module) → scheme; ArtifactError where there is none."""
 
 
@@ -140,7 +140,7 @@ class PackedWeights(StoredWeights):
         config: Mapping[str, Any],
         layout: Layout,
         packing: PackedLinear | None,
-        stored: MappedSafetensors,
+        stored: SafetensorsFiles,
         places: Mapping[str, tuple[str, int]],
         joined: Joined,
     ) -> None:
@@ -167,7 +167,7 @@ class PackedWeights(StoredWeights):
             quantization = runtime.pop("quantization_config", None)
             runtime.pop("quantization", None)  # mlx-lm's name for the same
             config = text_config(runtime)
-            stored = MappedSafetensors(sorted(folder.glob("*.safetensors")))
+            stored = SafetensorsFiles(sorted(folder.glob("*.safetensors")))
         layout: dict[str, PlainSpec | QuantizedSpec] = {}
         shapes = tensor_shapes(config)
         stacks = {n: s for n, s in stacked_tensors(config).items() if n in stored.shapes}
@@ -260,7 +260,7 @@ def _valid_values(folder: Path) -> Iterator[None]:
 
 
 def _differences(
-    folder: Path, expected: Mapping[str, PlainSpec], stored: MappedSafetensors
+    folder: Path, expected: Mapping[str, PlainSpec], stored: SafetensorsFiles
 ) -> list[GemquantError]:
     problems: list[GemquantError] = []
     missing = [name for name in expected if name not in stored.shapes]

@@ -167,7 +167,7 @@ def _layout_problems(
     return problems
 
 
-class MappedSafetensors:
+class SafetensorsFiles:
     """All tensors of one or more safetensors files under the names in their headers.
 
     Only headers are read on construction.

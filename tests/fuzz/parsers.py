@@ -31,7 +31,7 @@ from gemquant.formats.gguf.imatrix import read_imatrix
 from gemquant.formats.gguf.source import GgufTensors
 from gemquant.formats.gguf.tokenizer import GgufTokenizer
 from gemquant.formats.gguf.vocabulary import tokenizer_parts, vocabulary
-from gemquant.formats.safetensors_reader import MappedSafetensors
+from gemquant.formats.safetensors_reader import SafetensorsFiles
 from gemquant.measure.gate.budget import read_budgets
 from gemquant.models.chat import ChatTemplate, render
 from gemquant.models.chat_templates import VARIANTS
@@ -109,7 +109,7 @@ def build_model(folder: Path) -> None:
 
 
 def read_safetensors(folder: Path) -> None:
-    files = MappedSafetensors([folder / "model.safetensors"])
+    files = SafetensorsFiles([folder / "model.safetensors"])
     for name in files.shapes:
         with contextlib.suppress(GemquantError):
             files.tensor(name)

@@ -24,7 +24,7 @@ from gemquant.errors import (
 from gemquant.formats.checkpoint.files import contained, hub_repository, read_json_object
 from gemquant.formats.checkpoint.recognition import not_a_model
 from gemquant.formats.checkpoint.source import text_name
-from gemquant.formats.safetensors_reader import MappedSafetensors
+from gemquant.formats.safetensors_reader import SafetensorsFiles
 from gemquant.models.architecture import (
     architecture_of,
     places_in_stacks,
@@ -75,7 +75,7 @@ class FolderTensors:
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         """Read all headers; raise everything that does not fit the configuration at once."""
         files, promised = _weight_files(folder)
-        self._mapped = MappedSafetensors(files)
+        self._mapped = SafetensorsFiles(files)
         self._stored_names, problems = _text_names(self._mapped, config)
         alone = len({HEAD, EMBEDDING} & self._stored_names.keys()) == 1
         tied = _tie(self._mapped, self._stored_names)
@@ -184,7 +184,7 @@ def _no_weights(folder: Path) -> GemquantError:
 
 
 def _text_names(
-    mapped: MappedSafetensors, config: Mapping[str, Any]
+    mapped: SafetensorsFiles, config: Mapping[str, Any]
 ) -> tuple[dict[str, str], list[GemquantError]]:
     """Map text-only names to stored names."""
     names: dict[str, str] = {}
@@ -211,7 +211,7 @@ def _text_names(
     return names, problems
 
 
-def _tie(mapped: MappedSafetensors, names: dict[str, str]) -> bool:
+def _tie(mapped: SafetensorsFiles, names: dict[str, str]) -> bool:
     """Whether head and embedding are one matrix; if so, ``names`` holds the embedding alone.
 
     The stored weights decide, as in transformers 5, and not config.json: two equal matrices or one
@@ -228,7 +228,7 @@ def _tie(mapped: MappedSafetensors, names: dict[str, str]) -> bool:
     return True
 
 
-def _equal(mapped: MappedSafetensors, first: str, second: str) -> bool:
+def _equal(mapped: SafetensorsFiles, first: str, second: str) -> bool:
     """Compare two matrices row block by row block, as float32."""
     shape = mapped.shapes[first]
     if shape != mapped.shapes[second]:
@@ -243,7 +243,7 @@ def _equal(mapped: MappedSafetensors, first: str, second: str) -> bool:
 
 
 def _promise_problems(
-    mapped: MappedSafetensors, promised: Mapping[str, str], *, tied: bool
+    mapped: SafetensorsFiles, promised: Mapping[str, str], *, tied: bool
 ) -> list[GemquantError]:
     shared = (HEAD, EMBEDDING) if tied else ()
     missing = [
@@ -257,7 +257,7 @@ def _promise_problems(
 
 
 def _shape_problems(
-    mapped: MappedSafetensors,
+    mapped: SafetensorsFiles,
     names: Mapping[str, str],
     config: Mapping[str, Any],
     stacks: Mapping[str, Stack],

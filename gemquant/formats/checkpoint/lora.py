@@ -45,7 +45,7 @@ from gemquant.formats.checkpoint.lora_config import (
 )
 from gemquant.formats.checkpoint.recognition import not_an_adapter
 from gemquant.formats.checkpoint.source import require_finite, text_name
-from gemquant.formats.safetensors_reader import MappedSafetensors
+from gemquant.formats.safetensors_reader import SafetensorsFiles
 from gemquant.models.architecture import places_in_stacks, stacked_tensors, tensor_shapes
 from gemquant.models.structure import EMBEDDING, HEAD
 
@@ -117,7 +117,7 @@ class LoraAdapter:
     folder: Path
     files: Sequence[Path]
     updates: Mapping[str, Callable[[], LowRank]]
-    weights: MappedSafetensors
+    weights: SafetensorsFiles
     whole: Mapping[str, str]
     tokens: Mapping[str, Mapping[int, Tensor]]
     config: Mapping[str, Any]
@@ -217,7 +217,7 @@ def open_lora(
     lora = (read_mlx_config if file == MLX_WEIGHTS else read_lora_config)(raw, str(folder))
     if lora.base_model is not None and not is_base(lora.base_model):
         _log.warning("The adapter names %s as its base, not this model.", lora.base_model)
-    weights = MappedSafetensors([contained(folder, file)])
+    weights = SafetensorsFiles([contained(folder, file)])
     parts = _sorted_parts(weights, lora, folder)
     if config["tie_word_embeddings"]:
         for one, other in ((EMBEDDING, HEAD), (HEAD, EMBEDDING)):
@@ -249,7 +249,7 @@ def _changes(
     parts: _Parts,
     config: Mapping[str, Any],
     lora: LoraConfig,
-    weights: MappedSafetensors,
+    weights: SafetensorsFiles,
     weight: float,
 ) -> _Changes:
     """Read every update, with all problems."""
@@ -285,7 +285,7 @@ def _changes(
 
 
 def _part(
-    changes: _Changes, whole: dict[str, str], lora: LoraConfig, weights: MappedSafetensors
+    changes: _Changes, whole: dict[str, str], lora: LoraConfig, weights: SafetensorsFiles
 ) -> bool:
     """Whether the adapter parts a head from its embedding; if not, leave the head's changes out."""
     updates, tokens = changes.updates, changes.tokens
@@ -307,7 +307,7 @@ def _part(
     return False
 
 
-def _one_of_two(whole: Mapping[str, str], weights: MappedSafetensors) -> bool:
+def _one_of_two(whole: Mapping[str, str], weights: SafetensorsFiles) -> bool:
     """Whether whole matrices in the adapter make head and embedding differ."""
     head, embedding = whole.get(HEAD), whole.get(EMBEDDING)
     if head is None or embedding is None:
@@ -360,7 +360,7 @@ class _Parts:
     problems: list[GemquantError] = field(default_factory=list)
 
 
-def _sorted_parts(weights: MappedSafetensors, lora: LoraConfig, folder: Path) -> _Parts:
+def _sorted_parts(weights: SafetensorsFiles, lora: LoraConfig, folder: Path) -> _Parts:
     parts = _Parts()
     unknown, vision = [], []
     for stored in weights.shapes:
@@ -404,7 +404,7 @@ def _resized(
     parts: _Parts,
     config: Mapping[str, Any],
     lora: LoraConfig,
-    weights: MappedSafetensors,
+    weights: SafetensorsFiles,
     folder: Path,
 ) -> Mapping[str, Any]:
     """The configuration with the vocabulary of the head and embedding in the adapter, if any.
@@ -446,7 +446,7 @@ def _check_parts(
     pair: Mapping[str, str],
     wanted: Mapping[str, tuple[int, ...]],
     rank: int,
-    weights: MappedSafetensors,
+    weights: SafetensorsFiles,
 ) -> None:
     for part in "AB":
         if part not in pair:
@@ -464,7 +464,7 @@ def _low_rank(
     pair: Mapping[str, str],
     shape: tuple[int, ...],
     lora: LoraConfig,
-    weights: MappedSafetensors,
+    weights: SafetensorsFiles,
     weight: float,
 ) -> LowRank:
     stored_a = pair.get("A", "")
@@ -496,7 +496,7 @@ def _stack_updates(
     parts: _Parts,
     config: Mapping[str, Any],
     lora: LoraConfig,
-    weights: MappedSafetensors,
+    weights: SafetensorsFiles,
     weight: float,
     changes: _Changes,
 ) -> None:
@@ -531,7 +531,7 @@ def _stack_update(
     pair: Mapping[str, str],
     shape: tuple[int, int, int],
     lora: LoraConfig,
-    weights: MappedSafetensors,
+    weights: SafetensorsFiles,
     weight: float,
     whole: Callable[[str], Tensor],
 ) -> Callable[[int, int], LowRank]:
@@ -561,7 +561,7 @@ def _stack_update(
     return read
 
 
-def _check_whole(stored: str, shape: tuple[int, ...], weights: MappedSafetensors) -> None:
+def _check_whole(stored: str, shape: tuple[int, ...], weights: SafetensorsFiles) -> None:
     if weights.shapes[stored] != shape:
         raise CheckpointError(
             f"{stored} has shape {weights.shapes[stored]}, and this model's {shape}."
@@ -575,7 +575,7 @@ def _rows(
     stored: str,
     shapes: Mapping[str, tuple[int, ...]],
     lora: LoraConfig,
-    weights: MappedSafetensors,
+    weights: SafetensorsFiles,
 ) -> dict[int, Tensor]:
     """Return rows of the embedding or head that peft trained alone, by token id."""
     if name not in (EMBEDDING, HEAD):
