@@ -208,13 +208,14 @@ class PackedWeights(StoredWeights):
         last = spec.shape[0] if stop is None else min(stop, spec.shape[0])
         parts = {}
         for suffix, part in self._packing.specs(spec).items():
-            key, first = f"{module}.{suffix}", (number or 0) * part.shape[0]
-            if self._packing.by_rows:
-                parts[suffix] = self._stored.rows(key, first + start, first + last, part.dtype)
-            elif number is None:
+            key = f"{module}.{suffix}"
+            if number is None and not self._packing.by_rows:
                 parts[suffix] = self._stored.tensor(key)
-            else:
-                parts[suffix] = self._stored.rows(key, first, first + part.shape[0], part.dtype)
+                continue
+            height = part.shape[0]
+            first = (number or 0) * height
+            begin, end = (start, last) if self._packing.by_rows else (0, height)
+            parts[suffix] = self._stored.rows(key, first + begin, first + end, part.dtype)
         if self._packing.by_rows:
             start, last = 0, last - start
         return self._packing.unpack(parts, spec, start, last)
