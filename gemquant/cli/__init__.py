@@ -13,7 +13,7 @@ from gemquant import __version__
 from gemquant.convert.plugins import first_line, plugins
 from gemquant.errors import echo
 
-MAKING = ("imatrix", "onnx", "rkllm")
+MAKING = ("run", "imatrix", "onnx", "rkllm")
 """Commands that make files, beside the quantizers."""
 
 GROUPS = {

@@ -74,12 +74,19 @@ class QuantizerCommand(click.Command):
             progress.start(f"opening {request.recipe.model}", 0)
 
             from gemquant.cli import render
-            from gemquant.convert.prepare import ConversionRequest, prepare
+            from gemquant.convert.prepare import ConversionRequest, JobRequest, prepare
             from gemquant.core.resources import human_bytes
 
+            labelled = request.output is not None and len(request.quantizers) > 1
             conversion = ConversionRequest(
-                **request.common,
-                quantizers=request.quantizers,
+                [
+                    JobRequest(
+                        request.recipe, each, request.target, request.output, labelled=labelled
+                    )
+                    for each in request.quantizers
+                ],
+                threads=request.threads,
+                force=request.force,
                 restart=request.restart,
             )
             prepared = prepare(conversion, progress)

@@ -23,7 +23,7 @@ from gemquant.convert.external_options import ExternalRequest
 from gemquant.convert.finalize import ArtifactFacts, write_config
 from gemquant.convert.plan import SMALL_FILES_BYTES, Job, PlannedJob, plan
 from gemquant.convert.plugins import exporter
-from gemquant.convert.prepare import OpenedModel, default_output
+from gemquant.convert.prepare import OpenedModel, default_output, standing
 from gemquant.core.artifact import Artifact, output_problems, staged
 from gemquant.core.artifact.evaluation import LevelEvaluation
 from gemquant.core.json_document import Record
@@ -77,7 +77,7 @@ Check = Callable[[ExternalRequest, OpenedModel], Attempt[ExternalTool]]
 class PreparedExternal:
     """An artifact for another program to make; all checks have passed.
 
-    plain: the folder that it reads.
+    plain: the folder that it reads. finished: the artifact, where it stands already.
     """
 
     request: ExternalRequest
@@ -87,6 +87,7 @@ class PreparedExternal:
     out: Path
     recipe: Recipe
     plain: PlannedJob
+    finished: Artifact | None = None
 
     @property
     def needed_bytes(self) -> int:
@@ -104,10 +105,21 @@ def prepare_external(
     out = model.attempt(
         lambda: (
             request.output
-            or Path(default_output(model.checkpoint.ref, tool.value.name, [tool.value.label]))
+            or request.within
+            / default_output(model.checkpoint.ref, tool.value.name, [tool.value.label])
         )
     )
-    model.attempt(lambda: refuse(output_problems(out.value, force=request.force, needed_bytes=0)))
+    recipe = model.attempt(
+        lambda: dataclasses.replace(request.recipe, exporter=tool.value.container)
+    )
+    finished = None
+    if request.only_missing and not request.force:
+        found = model.attempt(lambda: standing(out.value, recipe.value, model.checkpoint))
+        finished = found.value if found.succeeded else None
+    if finished is None:
+        model.attempt(
+            lambda: refuse(output_problems(out.value, force=request.force, needed_bytes=0))
+        )
     model.refuse()
     plain_out = out.value.with_name(f".{out.value.name}.plain")
     (plain,) = plan([_plain_job(request.recipe, tool.value.dtype, plain_out)], model.checkpoint)
@@ -117,31 +129,41 @@ def prepare_external(
         model.checkpoint,
         evaluation.value,
         out.value,
-        dataclasses.replace(request.recipe, exporter=tool.value.container),
+        recipe.value,
         plain,
+        finished,
     )
-    needed = prepared.needed_bytes
-    refuse(output_problems(out.value, force=request.force, needed_bytes=needed))
+    if finished is None:
+        needed = prepared.needed_bytes
+        refuse(output_problems(out.value, force=request.force, needed_bytes=needed))
     return prepared
 
 
-def build(prepared: PreparedExternal, progress: Progress) -> Artifact:
-    """Make the artifact; whatever happens, nothing unfinished stays."""
+def build(
+    prepared: PreparedExternal, progress: Progress, *, shared: Path | None = None
+) -> Artifact:
+    """Make the artifact; whatever happens, nothing unfinished stays.
+
+    shared: a folder of the caller's, in which plain folders stay for other tools.
+    """
+    if prepared.finished is not None:
+        return prepared.finished
     out, tool, checkpoint = prepared.out, prepared.tool, prepared.checkpoint
     staging = staged(out, force=prepared.request.force, needed_bytes=prepared.needed_bytes)
     with staging as folder:
         with TemporaryDirectory(
             dir=folder.parent, prefix=f".{out.name}.", suffix=".tool"
         ) as scratch:
-            plain = Path(scratch) / "model"
-            progress.start("writing the model that the tool reads", 0)
-            job = dataclasses.replace(prepared.plain.job, out=plain)
-            pipeline.run(
-                [dataclasses.replace(prepared.plain, job=job)],
-                checkpoint,
-                calibration=None,
-                evaluation=(),
-            )
+            plain = (shared or Path(scratch)) / f"model-{tool.dtype}"
+            if not plain.exists():
+                progress.start("writing the model that the tool reads", 0)
+                job = dataclasses.replace(prepared.plain.job, out=plain)
+                pipeline.run(
+                    [dataclasses.replace(prepared.plain, job=job)],
+                    checkpoint,
+                    calibration=None,
+                    evaluation=(),
+                )
             result = _run(prepared, plain, Path(scratch), progress)
             _take(result, Path(scratch) / "out", folder)
         files = Origin(checkpoint, prepared.recipe.chat_template).tokenizer_files

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from gemquant.core.options import option
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from gemquant.core.recipe import Recipe
     from gemquant.core.targets import Target
     from gemquant.runtimes.worker import Limits
@@ -40,6 +39,7 @@ class OnnxOptions:
     """Settings of onnxruntime-genai's model builder."""
 
     name: ClassVar[str] = "onnx"
+    target: ClassVar[str] = "cpu"
 
     bits: int = option(4, "Bits per weight.", choices=ONNX_BITS)
     group_size: int = option(32, "Input channels that share one scale.", choices=ONNX_GROUP_SIZES)
@@ -77,7 +77,7 @@ class ExternalRequest:
     """One artifact for another program to make.
 
     recipe: complete but for the container. options: the program's. output: None for a name made
-    from the model and the options.
+    from the model and the options, in ``within``. only_missing: take what stands already.
     """
 
     recipe: Recipe
@@ -87,3 +87,5 @@ class ExternalRequest:
     threads: int
     force: bool
     tool: ToolSettings
+    within: Path = field(default_factory=Path)
+    only_missing: bool = False

@@ -20,11 +20,11 @@ from gemquant.calibration.windows import (
     evaluation_text,
 )
 from gemquant.convert import pipeline
-from gemquant.convert.finalize import tokens_without_row
+from gemquant.convert.finalize import library_versions, tokens_without_row
 from gemquant.convert.plan import Job, PlannedJob, linear_weights, plan
 from gemquant.convert.plugins import exporter
 from gemquant.convert.resume import ResumePolicy, resumable_layers, run_identity
-from gemquant.core.artifact import Artifact
+from gemquant.core.artifact import MANIFEST_FILE, Artifact, read_manifest
 from gemquant.core.options import problems_with, recorded_options
 from gemquant.core.protocols import Progress, Quantizer
 from gemquant.core.recipe import Recipe
@@ -40,33 +40,67 @@ from gemquant.models.structure import EMBEDDING
 
 
 @dataclass(frozen=True)
-class ConversionRequest:
-    """Artifacts to make from one model in one pass.
+class JobRequest:
+    """One artifact to make.
 
     recipe: complete but for the exporter, which may depend on the model's generation, and for the
-        quantizer's options. quantizers: one for each artifact.
-    output: the folder; with several artifacts the folder of their folders. None for a name made
-        from the model and the scheme. restart: discard an interrupted run.
+        quantizer's options. output: its folder; None for a name made from the model and the scheme,
+        in ``within``. labelled: its label is one more folder, as with one of several GGUF types.
     """
 
     recipe: Recipe
-    quantizers: Sequence[Quantizer]
+    quantizer: Quantizer
     target: Target
-    output: Path | None
+    output: Path | None = None
+    within: Path = Path()
+    labelled: bool = False
+
+
+@dataclass(frozen=True)
+class ConversionRequest:
+    """Artifacts to make from one model in one pass.
+
+    jobs: their recipes agree in all but quantizer, options, target and exporter. restart: discard
+        an interrupted run. only_missing: leave out what stands already, made by the same recipe.
+    """
+
+    jobs: Sequence[JobRequest]
     threads: int
     force: bool = False
     restart: bool = False
+    only_missing: bool = False
 
 
 @dataclass(frozen=True)
 class PreparedConversion:
-    """Planned jobs and all that they read; of the weights only headers have been read."""
+    """Planned jobs and all that they read; of the weights only headers have been read.
+
+    finished: artifacts that stand already. With nothing else to make, nothing is planned.
+    """
 
     planned: Sequence[PlannedJob]
     checkpoint: Checkpoint
     calibration: TokenWindows | None
     evaluation: Sequence[TokenWindows]
     resume: ResumePolicy
+    finished: Sequence[Artifact] = ()
+
+    @classmethod
+    def of(
+        cls,
+        planned: Sequence[PlannedJob],
+        checkpoint: Checkpoint,
+        calibration: TokenWindows | None,
+        evaluation: Sequence[TokenWindows],
+        *,
+        restart: bool,
+        finished: Sequence[Artifact] = (),
+    ) -> PreparedConversion:
+        """Identify the pass, so that it resumes an interrupted one of the same jobs alone."""
+        jobs = [each.job for each in planned]
+        identity = run_identity(jobs, checkpoint, calibration, evaluation)
+        policy = ResumePolicy(identity, restart=restart)
+        return cls(planned, checkpoint, calibration, evaluation, policy, finished)
 
     @property
     def resumable_layers(self) -> int:
@@ -74,19 +108,29 @@ class PreparedConversion:
         return resumable_layers([each.job.out for each in self.planned], self.resume)
 
     @property
+    def evaluated_bytes(self) -> int:
+        """Memory of what one stream of the evaluation windows holds from layer to layer."""
+        tokens = sum(windows.ids.numel() for windows in self.evaluation)
+        return self._stream_bytes(tokens, self.planned[0].job.recipe.dtype)
+
+    @property
     def carried_bytes(self) -> int:
         """Memory of all that the streams of windows hold from layer to layer, at most."""
-        recipe, config = self.planned[0].job.recipe, self.checkpoint.config
-        evaluated = sum(windows.ids.numel() for windows in self.evaluation)
-        streams = [(evaluated, recipe.dtype)] * (1 + len(self.planned))
+        held = self.evaluated_bytes * (1 + len(self.planned))
         if self.calibration is not None:
-            streams.append((self.calibration.ids.numel(), recipe.calib_dtype))
-        return sum(carried_bytes(config, n, getattr(torch, dtype)) for n, dtype in streams)
+            dtype = self.planned[0].job.recipe.calib_dtype
+            held += self._stream_bytes(self.calibration.ids.numel(), dtype)
+        return held
+
+    def _stream_bytes(self, tokens: int, dtype: str) -> int:
+        return carried_bytes(self.checkpoint.config, tokens, getattr(torch, dtype))
 
     def run(self, progress: Progress) -> Sequence[Artifact]:
         """Make the artifacts, or the rest of them where an interrupted run made a part."""
+        if not self.planned:
+            return self.finished
         recipe = self.planned[0].job.recipe
-        return pipeline.run(
+        made = pipeline.run(
             self.planned,
             self.checkpoint,
             calibration=self.calibration,
@@ -97,6 +141,7 @@ class PreparedConversion:
             progress=progress,
             resume=self.resume,
         )
+        return [*self.finished, *made]
 
 
 class OpenedModel(ProblemCollector):
@@ -140,43 +185,71 @@ class OpenedModel(ProblemCollector):
 
 def prepare(request: ConversionRequest, progress: Progress) -> PreparedConversion:
     """Check everything that can go wrong before the first weight is read; raise all at once."""
-    model = OpenedModel(request.recipe, threads=request.threads, progress=progress)
+    shared = request.jobs[0].recipe
+    model = OpenedModel(shared, threads=request.threads, progress=progress)
     checkpoint = model.checkpoint
     if checkpoint.packed_formats:
         progress.note(
-            f"caution: {request.recipe.model} is quantized already "
+            f"caution: {shared.model} is quantized already "
             f"({', '.join(checkpoint.packed_formats)}); what was lost then stays lost."
         )
     quantizers = [
-        model.attempt(partial(quantizer.for_model, checkpoint.config))
-        for quantizer in request.quantizers
+        model.attempt(partial(each.quantizer.for_model, checkpoint.config)) for each in request.jobs
     ]
-    jobs = [model.attempt(partial(_job, request, each, checkpoint)) for each in quantizers]
-    planned = model.attempt(lambda: plan([job.value for job in jobs], checkpoint))
-    calibrated = any(quantizer.needs for quantizer in request.quantizers)
+    requested = list(zip(request.jobs, quantizers, strict=True))
+    jobs = [
+        model.attempt(partial(_job, each, quantizer, checkpoint, force=request.force))
+        for each, quantizer in requested
+    ]
+    finished: list[Artifact] = []
+    if request.only_missing and not request.force:
+        found = [
+            model.attempt(partial(standing, job.value.out, job.value.recipe, checkpoint))
+            for job in jobs
+            if job.succeeded
+        ]
+        finished = [each.value for each in found if each.succeeded and each.value is not None]
+        folders = {each.path for each in finished}
+        jobs = [job for job in jobs if not (job.succeeded and job.value.out in folders)]
+    planned = model.attempt(lambda: plan([job.value for job in jobs], checkpoint) if jobs else [])
+    calibrated = any(not job.succeeded or job.value.quantizer.needs for job in jobs)
     calibration = model.calibration() if calibrated else None
-    evaluation = model.evaluation()
+    evaluation = model.evaluation() if jobs else Attempt(())
     model.refuse()
     if (beyond := tokens_without_row(checkpoint)) is not None:
         progress.note(f"{beyond}.")
-    for note in dict.fromkeys(note for each in quantizers for note in each.value.notes):
+    for note in dict.fromkeys(note for job in jobs for note in job.value.quantizer.notes):
         progress.note(note)
-    for each in planned.value:
-        _warn_if_nothing_loads_it(request.target, each, progress)
-    windows = None if calibration is None else calibration.value
-    identity = run_identity(
-        [each.job for each in planned.value], checkpoint, windows, evaluation.value
-    )
-    return PreparedConversion(
+    targets = {id(quantizer.value): each.target for each, quantizer in requested}
+    for made in planned.value:
+        _warn_if_nothing_loads_it(targets[id(made.job.quantizer)], made, progress)
+    return PreparedConversion.of(
         planned.value,
         checkpoint,
-        windows,
+        None if calibration is None else calibration.value,
         evaluation.value,
-        ResumePolicy(identity, restart=request.restart),
+        restart=request.restart,
+        finished=finished,
     )
 
 
-def _job(request: ConversionRequest, attempt: Attempt[Quantizer], checkpoint: Checkpoint) -> Job:
+def standing(out: Path, recipe: Recipe, checkpoint: Checkpoint) -> Artifact | None:
+    """The artifact at ``out``, if the same recipe made it from the same weights."""
+    if not (out / MANIFEST_FILE).is_file():
+        return None
+    manifest = read_manifest(out)
+    same = (
+        manifest.recipe == recipe.to_dict()
+        and library_versions().items() <= manifest.libraries.items()
+        and manifest.source.revision == checkpoint.revision
+        and manifest.source.files == checkpoint.source_digest()
+    )
+    return Artifact.open(out) if same else None
+
+
+def _job(
+    request: JobRequest, attempt: Attempt[Quantizer], checkpoint: Checkpoint, *, force: bool
+) -> Job:
     """Choose the container, by the generation of Gemma unless one was named, and the folder."""
     quantizer, linears = attempt.value, linear_weights(checkpoint)
     quantized = [name for name, shape in linears.items() if quantizer.scheme_for(name, shape)]
@@ -199,10 +272,11 @@ def _job(request: ConversionRequest, attempt: Attempt[Quantizer], checkpoint: Ch
         exporter=chosen.value,
         calib_dtype=calibration_dtype(request.recipe),
     )
-    out = request.output or Path(default_output(checkpoint.ref, recipe.quantizer, labels))
-    if request.output is not None and len(request.quantizers) > 1:
+    name = default_output(checkpoint.ref, recipe.quantizer, labels)
+    out = request.output or request.within / name
+    if request.labelled:
         out /= quantizer.label
-    return Job(quantizer, container, out, recipe, request.force)
+    return Job(quantizer, container, out, recipe, force)
 
 
 def schemes_of(quantizer: Quantizer, checkpoint: Checkpoint) -> Sequence[Scheme]:

@@ -136,10 +136,15 @@ def rkllm_manifest(
     ).manifest()
 
 
+def prepared_record(folder: Path, hint: str | None = None) -> PreparedRecord:
+    """Read what a prepared folder will become; UsageError with the hint where that fails."""
+    return UntrustedFile(folder / PREPARED, _LIMIT_BYTES, UsageError, hint).record(PreparedRecord)
+
+
 def seal(folder: Path, file: Path, out: Path | None, *, force: bool) -> Artifact:
     """Make an artifact of a file that ``convert.py`` made of a prepared folder, on any machine."""
     hint = f"FOLDER is that of --prepare-only: gemquant rkllm FOLDER --converted {file}"
-    record = UntrustedFile(folder / PREPARED, _LIMIT_BYTES, UsageError, hint).record(PreparedRecord)
+    record = prepared_record(folder, hint)
     prepared = record.manifest.conversion
     if prepared is None:
         raise UsageError(f"{folder / PREPARED}: its manifest has no conversion.", hint=hint)

@@ -10,7 +10,7 @@ from pathlib import Path
 from gemquant.calibration.prompts import calibration_prompts
 from gemquant.calibration.windows import Packer, TokenWindows, evaluation_text
 from gemquant.convert.candidates import weight_count
-from gemquant.convert.prepare import OpenedModel, calibration_dtype
+from gemquant.convert.prepare import OpenedModel, calibration_dtype, standing
 from gemquant.core.artifact import output_problems
 from gemquant.core.protocols import Progress
 from gemquant.core.recipe import Recipe
@@ -18,6 +18,7 @@ from gemquant.core.targets import Target, Toolkit, ToolkitVersion, load_toolkit
 from gemquant.errors import Attempt, GemquantError, ProblemCollector, UsageError, refuse
 from gemquant.formats.checkpoint import Checkpoint
 from gemquant.formats.source_model import model_name
+from gemquant.rockchip.artifact import PREPARED, prepared_record
 from gemquant.rockchip.board_rkllm import CONTAINER, SUFFIX
 from gemquant.rockchip.calls import file_name, takes_prompts
 from gemquant.rockchip.options import (
@@ -37,7 +38,8 @@ from gemquant.runtimes.worker import Interpreter
 
 @dataclass(frozen=True)
 class RkllmRequest:
-    """One model to convert. recipe: without options and container.
+    """One model to convert. recipe: without options and container. within: the folder of a default
+    output. only_missing: take what stands already.
 
     toolkit: the Python that has it, or ``auto``. toolkit_version: None for that of the toolkit, or
     the newest suitable one. memory_bytes: limit of the toolkit.
@@ -53,15 +55,22 @@ class RkllmRequest:
     toolkit: str
     toolkit_version: str | None
     memory_bytes: int
+    within: Path = Path()
+    only_missing: bool = False
 
 
 @dataclass(frozen=True)
 class PreparedRkllm:
-    """A job that passed every check. interpreter: None if the toolkit's input is the result."""
+    """A job that passed every check.
+
+    interpreter: None if the toolkit's input is the result. finished: whether that, or the artifact,
+    stands already.
+    """
 
     job: RkllmJob
     checkpoint: Checkpoint
     interpreter: Interpreter | None
+    finished: bool = False
 
 
 def prepare(request: RkllmRequest, progress: Progress) -> PreparedRkllm:
@@ -117,17 +126,23 @@ def prepare(request: RkllmRequest, progress: Progress) -> PreparedRkllm:
     without_prompts = conversion.succeeded and not takes_prompts(conversion.value)
     prompts = model.attempt(lambda: [] if without_prompts else _prompts(model))
     name = model.attempt(lambda: file_name(model_name(recipe.model), conversion.value))
-    out = model.attempt(lambda: request.output or Path(name.value.removesuffix(SUFFIX)))
-    model.attempt(lambda: refuse(output_problems(out.value, force=request.force, needed_bytes=0)))
+    out = model.attempt(lambda: request.output or request.within / name.value.removesuffix(SUFFIX))
+    full = dataclasses.replace(
+        recipe,
+        options=dataclasses.asdict(options),
+        exporter=CONTAINER,
+        eval_windows=0,
+        calib_dtype=calibration_dtype(recipe) if traced else recipe.calib_dtype,
+    )
+    found = model.attempt(lambda: _stands(out.value, full, checkpoint))
+    finished = request.only_missing and not request.force and found.succeeded and found.value
+    if not finished:
+        model.attempt(
+            lambda: refuse(output_problems(out.value, force=request.force, needed_bytes=0))
+        )
     model.refuse()
     job = RkllmJob(
-        recipe=dataclasses.replace(
-            recipe,
-            options=dataclasses.asdict(options),
-            exporter=CONTAINER,
-            eval_windows=0,
-            calib_dtype=calibration_dtype(recipe) if traced else recipe.calib_dtype,
-        ),
+        recipe=full,
         conversion=conversion.value,
         out=out.value,
         file=name.value,
@@ -138,9 +153,17 @@ def prepare(request: RkllmRequest, progress: Progress) -> PreparedRkllm:
         simulated=simulated.value,
         emulated=emulated.value,
     )
-    space = needed_bytes(job, checkpoint)
-    refuse(output_problems(job.out, force=request.force, needed_bytes=space))
-    return PreparedRkllm(job, checkpoint, interpreter.value)
+    if not finished:
+        space = needed_bytes(job, checkpoint)
+        refuse(output_problems(job.out, force=request.force, needed_bytes=space))
+    return PreparedRkllm(job, checkpoint, interpreter.value, finished)
+
+
+def _stands(out: Path, recipe: Recipe, checkpoint: Checkpoint) -> bool:
+    """Whether the same recipe has made the artifact, or the toolkit's input, at ``out``."""
+    if (out / PREPARED).is_file():
+        return prepared_record(out).manifest.recipe == recipe.to_dict()
+    return standing(out, recipe, checkpoint) is not None
 
 
 def _slices(model: OpenedModel, windows: int) -> Sequence[TokenWindows]:

@@ -1,0 +1,216 @@
+"""Several artifacts of several models: as few passes over each checkpoint as memory allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from math import prod
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Protocol
+
+from gemquant.convert.plan import PlannedJob
+from gemquant.convert.prepare import ConversionRequest, JobRequest, PreparedConversion, prepare
+from gemquant.convert.run_recipe import RunJob
+from gemquant.core.artifact import Artifact
+from gemquant.core.artifact.staging import make_parents
+from gemquant.core.protocols import Progress, QuantizedSpec
+from gemquant.core.recipe import Recipe
+from gemquant.core.resources import human_bytes
+from gemquant.core.targets import Target, load_target
+from gemquant.errors import Attempt, ProblemCollector
+from gemquant.models.architecture import layer_structure
+from gemquant.models.structure import EMBEDDING, HEAD
+
+
+class ToolStep(Protocol):
+    """An artifact that another program makes when the passes are over; all checks have passed."""
+
+    @property
+    def title(self) -> str:
+        """Of the job."""
+
+    @property
+    def out(self) -> Path:
+        """Its folder."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether it stands already."""
+
+    def run(self, shared: Path, progress: Progress) -> Artifact | None:
+        """Make it; None where no artifact comes of it. shared: a folder for all steps."""
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """Artifacts to make, in whatever passes they need.
+
+    folder: the folder of their folders. target_folders: the user's targets. memory_bytes: what the
+        jobs of one pass may hold together. tool: checks a job whose numbers another program
+        decides, and returns what makes it.
+    """
+
+    jobs: Sequence[RunJob]
+    folder: Path
+    target_folders: Sequence[Path]
+    threads: int
+    memory_bytes: int
+    tool: Callable[[RunJob, Target, RunRequest, Progress], ToolStep]
+    force: bool = False
+    restart: bool = False
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """Passes and later steps, all checked. reasons: why there is more than one pass."""
+
+    passes: Sequence[PreparedConversion]
+    steps: Sequence[ToolStep]
+    reasons: Sequence[str]
+
+    def run(self, progress: Progress) -> list[Artifact]:
+        """Make what does not stand yet; each pass is complete or can be resumed."""
+        made: list[Artifact] = []
+        for number, each in enumerate(self.passes, 1):
+            if len(self.passes) > 1 and each.planned:
+                model, count = each.checkpoint.ref, len(each.planned)
+                progress.note(
+                    f"pass {number} of {len(self.passes)}: {model}, "
+                    f"{count} artifact{'s' if count > 1 else ''}"
+                )
+            made += each.run(progress)
+        if self.steps:
+            with TemporaryDirectory(dir=self._common_folder(), prefix=".run.") as shared:
+                for step in self.steps:
+                    progress.note(f"{step.title}: {'made already' if step.finished else step.out}")
+                    artifact = step.run(Path(shared), progress)
+                    made += [artifact] if artifact is not None else []
+        return made
+
+    def _common_folder(self) -> Path:
+        """Where what the steps share lies, on the disk that has room for it."""
+        folder = self.steps[0].out.parent
+        make_parents(folder)
+        return folder
+
+
+def plan_run(request: RunRequest, progress: Progress) -> PlannedRun:
+    """Check every job of every model before the first weight is read; raise all problems at once.
+
+    Jobs of one model and one text share a pass. A pass is split where its jobs would hold more
+    than ``memory_bytes``.
+    """
+    problems = ProblemCollector()
+    groups: dict[Hashable, list[JobRequest]] = {}
+    checks: list[Attempt[ToolStep]] = []
+    for job in request.jobs:
+        load = partial(load_target, job.recipe.target, request.target_folders)
+        target = problems.attempt(load)
+        if not target.succeeded:
+            continue
+        if job.tool is not None:
+            check = partial(request.tool, job, target.value, request, progress)
+            checks.append(problems.attempt(check))
+        else:
+            out = None if job.name is None else request.folder / job.name
+            made = JobRequest(job.recipe, job.quantizer, target.value, out, request.folder)
+            groups.setdefault(_shared(job.recipe), []).append(made)
+    prepared = [
+        problems.attempt(
+            partial(
+                prepare,
+                ConversionRequest(
+                    jobs,
+                    threads=request.threads,
+                    force=request.force,
+                    restart=request.restart,
+                    only_missing=True,
+                ),
+                progress,
+            )
+        )
+        for jobs in groups.values()
+    ]
+    problems.refuse()
+    passes: list[PreparedConversion] = []
+    reasons: list[str] = []
+    for each in prepared:
+        parts = list(_that_fit(each.value, request.memory_bytes))
+        passes += parts
+        if len(parts) > 1:
+            reasons.append(
+                f"{each.value.checkpoint.ref}: {len(each.value.planned)} artifacts in "
+                f"{len(parts)} passes, since one would hold {human_bytes(held_bytes(each.value))} "
+                f"and may hold {human_bytes(request.memory_bytes)} (--memory)"
+            )
+    models = {each.value.checkpoint.ref for each in prepared}
+    if len(prepared) > len(models):
+        reasons.append("jobs with other texts, windows or adapters have a pass of their own")
+    return PlannedRun(passes, [each.value for each in checks], reasons)
+
+
+def held_bytes(prepared: PreparedConversion) -> int:
+    """What a pass holds at most: a layer, its statistics, every stream, every job's tables."""
+    if not prepared.planned:
+        return 0
+    jobs = sum(_held_by(each, prepared) for each in prepared.planned)
+    original = prepared.carried_bytes - len(prepared.planned) * prepared.evaluated_bytes
+    return _layer_bytes(prepared) + original + jobs
+
+
+def _held_by(planned: PlannedJob, prepared: PreparedConversion) -> int:
+    """What one job adds: its stream, and the codes of its tables for the certificate."""
+    if not prepared.evaluation:
+        return 0
+    specs = [planned.header.layout.get(name) for name in (EMBEDDING, HEAD)]
+    tables = [spec for spec in specs if isinstance(spec, QuantizedSpec)]
+    # Codes and scales of a table take as much memory as on the disk, within a few percent.
+    size = planned.bits_per_weight / 8
+    return prepared.evaluated_bytes + round(sum(size * prod(spec.shape) for spec in tables))
+
+
+def _layer_bytes(prepared: PreparedConversion) -> int:
+    """The largest layer in float32, and a Gram matrix of its widest input twice."""
+    config = prepared.checkpoint.config
+    layers = [layer_structure(config, n).shapes for n in range(config["num_hidden_layers"])]
+    weights = max(sum(map(prod, shapes.values())) for shapes in layers)
+    widest = max(shape[-1] for shapes in layers for shape in shapes.values() if len(shape) > 1)
+    gram = 2 * widest * widest if prepared.calibration is not None else 0
+    return 4 * (weights + gram)
+
+
+def _that_fit(prepared: PreparedConversion, memory_bytes: int) -> Iterator[PreparedConversion]:
+    """The same jobs in as many passes as memory asks for; one job is never divided."""
+    if held_bytes(prepared) <= memory_bytes or len(prepared.planned) < 2:
+        yield prepared
+        return
+    per_pass: list[list[PlannedJob]] = [[]]
+    base = held_bytes(prepared) - sum(_held_by(each, prepared) for each in prepared.planned)
+    held = base
+    for each in prepared.planned:
+        more = _held_by(each, prepared)
+        if per_pass[-1] and held + more > memory_bytes:
+            per_pass.append([])
+            held = base
+        per_pass[-1].append(each)
+        held += more
+    finished = prepared.finished
+    for jobs in per_pass:
+        calibrated = any(each.job.quantizer.needs for each in jobs)
+        yield PreparedConversion.of(
+            jobs,
+            prepared.checkpoint,
+            prepared.calibration if calibrated else None,
+            prepared.evaluation,
+            restart=prepared.resume.restart,
+            finished=finished,
+        )
+        finished = ()
+
+
+def _shared(recipe: Recipe) -> Hashable:
+    """All that the jobs of one pass have in common."""
+    own = {"quantizer", "options", "target", "exporter"}
+    return tuple(getattr(recipe, each.name) for each in fields(recipe) if each.name not in own)
