@@ -7,6 +7,7 @@ To add a generation, describe it in a file of its own, as ``gemma3.py`` does, an
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from gemquant.errors import GemquantError, UnsupportedError
@@ -93,12 +94,13 @@ def text_prefixes() -> dict[str, str]:
     }
 
 
+@cache
 def tower_prefixes() -> tuple[str, ...]:
     """How names of tensors begin that belong to no text model."""
     return tuple(
         prefix + tower
         for architecture in ARCHITECTURES.values()
-        for tower in architecture.towers
+        for tower in architecture.tower_prefixes
         for prefix in ("", "model.")
     )
 

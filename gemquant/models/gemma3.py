@@ -18,6 +18,7 @@ from gemquant.models.structure import (
     MlxFacts,
     gated_layer,
 )
+from gemquant.models.towers import gemma3_towers
 
 
 def _library() -> tuple[type[Any], type[Any]]:
@@ -50,7 +51,9 @@ GEMMA3 = Architecture(
         "model.language_model.": "model.",
         "language_model.lm_head.": "lm_head.",
     },
-    towers=("vision_tower.", "multi_modal_projector."),
+    towers=("vision_tower.vision_model.", "multi_modal_projector."),
+    tower_spellings={"vision_tower.": "vision_tower.vision_model."},
+    tower_shapes=gemma3_towers,
     dimensions={
         "vocab_size": 262208,
         "hidden_size": 2304,

@@ -33,6 +33,7 @@ from gemquant.models.structure import (
     NormFold,
     RowFold,
 )
+from gemquant.models.towers import gemma4_towers, unified_towers
 
 _LARGEST = 2**20
 _WIDTHS = ("head_dim", "num_key_value_heads")
@@ -268,6 +269,8 @@ def _without_inputs(model: Any) -> None:
 
 _SMALL = "a small matrix that decides much"
 
+_TOWERS = ("vision_tower", "audio_tower", "embed_vision", "embed_audio")
+
 _CONTAINERS = ("safetensors", "compressed-tensors", "bitsandbytes", "gguf")
 
 GEMMA4 = Architecture(
@@ -278,7 +281,8 @@ GEMMA4 = Architecture(
     layer=_layer,
     wrappers={"Gemma4ForConditionalGeneration": "gemma4"},
     text_prefixes={"model.language_model.": "model."},
-    towers=("vision_tower.", "audio_tower.", "embed_vision.", "embed_audio.", "vision_embedder."),
+    towers=tuple(f"model.{part}." for part in _TOWERS),
+    tower_shapes=gemma4_towers,
     dimensions={
         "vocab_size": 262144,
         "hidden_size": 2304,
@@ -330,6 +334,16 @@ GEMMA4_UNIFIED = replace(
     library=_unified_library,
     containers=_CONTAINERS,
     wrappers={"Gemma4UnifiedForConditionalGeneration": "gemma4_unified"},
+    towers=tuple(f"model.{part}." for part in ("vision_embedder", "embed_vision", "embed_audio")),
+    # As transformers 5 has them in memory.
+    tower_spellings={
+        "embed_vision.multimodal_embedder.": "model.embed_vision.",
+        **{
+            f"embed_vision.{part}": f"model.vision_embedder.{part}"
+            for part in ("patch_ln1.", "patch_dense.", "patch_ln2.", "pos_embedding", "pos_norm.")
+        },
+    },
+    tower_shapes=unified_towers,
     dimensions={
         **GEMMA4.dimensions,
         "max_position_embeddings": 262144,

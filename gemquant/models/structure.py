@@ -293,6 +293,8 @@ class MlxFacts:
 Settings = Callable[[Mapping[str, Any], Mapping[str, Any], list[GemquantError]], dict[str, Any]]
 """Of a file's text part and what was read of it: further keys; appends what is wrong."""
 
+TowerShapes = Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, tuple[int, ...]]]
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -323,7 +325,10 @@ class Architecture:
     overflows_float16: activations exceed float16. vllm_float16: vLLM accepts float16 for it.
     autoawq: AutoAWQ quantizes it. containers: those that hold it; None for all.
     text_prefixes: how a multimodal checkpoint's tensors of the text model begin → how the text
-    model's own do. towers: how its other tensors begin, after an optional ``model.``.
+    model's own do, the published spelling first.
+    towers: how its other tensors begin, as published. tower_spellings: how else they begin, without
+    ``model.`` → as published. tower_shapes: of a multimodal ``config.json`` and the text model's
+    configuration, shapes by published names.
     corrections: key of the configuration → a value that was published by mistake, and the right
     one. licence: its terms. chat: its chat format.
     """
@@ -360,6 +365,20 @@ class Architecture:
     containers: tuple[str, ...] | None = None
     text_prefixes: Mapping[str, str] = field(default_factory=dict)
     towers: tuple[str, ...] = ()
+    tower_spellings: Mapping[str, str] = field(default_factory=dict)
+    tower_shapes: TowerShapes = lambda *_: {}
     corrections: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     licence: Licence = GEMMA_TERMS
     chat: ChatFormat = field(default_factory=ChatFormat)
+
+    @property
+    def tower_prefixes(self) -> Mapping[str, str]:
+        """How names of towers' tensors begin, after an optional ``model.`` → as published."""
+        published = {prefix.removeprefix("model."): prefix for prefix in self.towers}
+        return {**published, **self.tower_spellings}
+
+    def tower_name(self, name: str) -> str | None:
+        """The published name of a tower's tensor; None for any other."""
+        bare, prefixes = name.removeprefix("model."), self.tower_prefixes
+        begins = max((each for each in prefixes if bare.startswith(each)), key=len, default=None)
+        return None if begins is None else prefixes[begins] + bare.removeprefix(begins)

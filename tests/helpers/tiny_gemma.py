@@ -208,6 +208,43 @@ NESTED: Mapping[Kind, tuple[str, str]] = {
 """Multimodal models: their class and ``model_type``."""
 
 
+_EYES = {
+    "model_type": "gemma4_vision",
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "patch_size": 4,
+    "pooling_kernel_size": 2,
+    "position_embedding_size": 20,
+}
+_EARS = {
+    "model_type": "gemma4_audio",
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "output_proj_dims": 24,
+    "subsampling_conv_channels": [32, 4],
+}
+_SENSES: Mapping[str, Mapping[str, Any]] = {
+    "gemma4_e": {"vision_config": {**_EYES, "use_clipped_linears": True}, "audio_config": _EARS},
+    "gemma4_moe": {"vision_config": {**_EYES, "standardize": True}, "audio_config": None},
+    "gemma4_unified": {
+        "vision_config": {
+            "model_type": "gemma4_unified_vision",
+            "patch_size": 4,
+            "pooling_kernel_size": 2,
+            "mm_embed_dim": 24,
+            "mm_posemb_size": 11,
+            "output_proj_dims": 24,
+        },
+        "audio_config": {"model_type": "gemma4_unified_audio", "audio_embed_dim": 20},
+    },
+}
+
+
 def tiny_config(kind: Kind) -> dict[str, Any]:
     """Return a ``config.json`` as published: the flat, older spelling, or nested for "gemma3"."""
     own = _OWN["gemma3_text" if kind == "gemma3" else kind]
@@ -223,7 +260,7 @@ def tiny_config(kind: Kind) -> dict[str, Any]:
     if kind != "gemma3":
         name, model_type = NESTED[kind]
         outer = {"architectures": [name], "model_type": model_type, "text_config": text}
-        return {**outer, "torch_dtype": "bfloat16"}
+        return {**outer, **copy.deepcopy(_SENSES[kind]), "torch_dtype": "bfloat16"}
     return {
         "architectures": ["Gemma3ForConditionalGeneration"],
         "model_type": "gemma3",
@@ -236,6 +273,7 @@ def tiny_config(kind: Kind) -> dict[str, Any]:
             "num_attention_heads": 2,
             "image_size": 28,
             "patch_size": 14,
+            "vision_use_head": False,
         },
         "mm_tokens_per_image": 4,
         "image_token_index": 7,
@@ -289,29 +327,37 @@ def stacked(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[st
 
 
 def _published(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Named as in Google's multimodal files, with what the text model leaves unread."""
+    """Named as in Google's multimodal files, with keys and values that no layer reads."""
     head, count = "model.language_model.", config["num_hidden_layers"]
     named = {name.replace("model.", head, 1): tensor for name, tensor in tensors.items()}
     for index in range(count - config["num_kv_shared_layers"], count):
         for part in ("k_proj", "v_proj", "k_norm"):
             named[f"{head}layers.{index}.self_attn.{part}.weight"] = torch.ones(1)
-    towers = ("vision_tower.a", "audio_tower.b", "embed_vision.c", "embed_audio.d")
-    return {**named, **{f"model.{tower}.weight": torch.ones(2) for tower in towers}}
+    return named
 
 
-def _vision_tensors(seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Tensors named like a vision tower and projector; no model, only something to be ignored."""
+_PROCESSORS = {"processor_class": "Gemma3Processor", "image_seq_length": 4}
+
+
+def tower_tensors(
+    config: Mapping[str, Any], *, seed: int = 0, dtype: torch.dtype = torch.bfloat16
+) -> dict[str, Tensor]:
+    """Seeded weights of the towers under their published names; clipped linears clip a little."""
     generator = torch.Generator().manual_seed(seed + 1)
-    shapes = {
-        "vision_tower.vision_model.embeddings.patch_embedding.weight": (16, 3, 14, 14),
-        "vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight": (24, 16),
-        "vision_tower.vision_model.encoder.layers.0.mlp.fc1.bias": (24,),
-        "multi_modal_projector.mm_input_projection_weight": (16, 128),
-        "multi_modal_projector.mm_soft_emb_norm.weight": (16,),
-    }
-    return {
-        name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()
-    }
+    text = text_config(config)
+    tensors = {}
+    for name, shape in architecture_of(text).tower_shapes(config, text).items():
+        values = torch.randn(shape, generator=generator)
+        if name.endswith(("_min", "_max")):
+            values = (values.abs() / 4 + 3) * (-1 if name.endswith("_min") else 1)
+        elif len(shape) > 1:
+            values /= max(shape[1:]) ** 0.5
+        elif "norm" in name and name.endswith("weight"):
+            values = 1 + values / 4
+        else:
+            values /= 4
+        tensors[name] = values.to(dtype)
+    return tensors
 
 
 def write_tiny_gemma(
@@ -322,28 +368,35 @@ def write_tiny_gemma(
     shards: int = 1,
     dtype: torch.dtype = torch.bfloat16,
     tied: bool = True,
+    towers: bool = True,
     overrides: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write config, weights and tokenizer into ``folder`` (created) and return it.
 
     shards: one ``model.safetensors``, or several with an index. tied: whether the head shares the
-    embedding's weights. overrides: keys of the text configuration to change first.
+    embedding's weights. towers: whether a multimodal model has them. overrides: keys of the text
+    configuration to change first.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = tiny_config(kind)
     text = config["text_config"] if kind in NESTED else config
     text.update(overrides or {})
+    if kind in NESTED and not towers:
+        config |= {"vision_config": None, "audio_config": None}
     if not tied:
         config["tie_word_embeddings"] = text["tie_word_embeddings"] = False
     _write_json(folder / "config.json", config)
     tensors = tiny_tensors(text, seed=seed, dtype=dtype, tied=tied)
     read = text_config(config)
     tensors = stacked(read, tensors)
-    if kind in NESTED and kind != "gemma3":
-        tensors = _published(read, tensors)
-    elif kind == "gemma3":
-        tensors = {f"language_model.{name}": tensor for name, tensor in tensors.items()}
-        tensors |= _vision_tensors(seed, dtype)
+    if kind in NESTED:
+        if kind == "gemma3":
+            tensors = {f"language_model.{name}": tensor for name, tensor in tensors.items()}
+        else:
+            tensors = _published(read, tensors)
+    if kind in NESTED and towers:
+        tensors |= tower_tensors(config, seed=seed, dtype=dtype)
+        _write_json(folder / "processor_config.json", _PROCESSORS)
     write_shards(folder, tensors, shards)
     write_tiny_tokenizer(folder)
     return folder

@@ -37,6 +37,7 @@ from gemquant.formats.checkpoint.tokenizer_files import (
     adapted_tokenizer,
     read_tokenizer_files,
 )
+from gemquant.formats.checkpoint.towers import Towers
 from gemquant.formats.gguf.source import GgufTensors
 from gemquant.formats.gguf.tokenizer import GgufTokenizer
 from gemquant.formats.gguf.values import Metadata
@@ -123,7 +124,8 @@ def _open_folder(folder: Path, ref: str, revision: str | None, lora: Sequence[st
     known = tensors.value.config if tensors.succeeded else config
     adapters = problems.attempt(lambda: _adapters(lora, known, ref, provenance))
     problems.refuse()
-    plain = Checkpoint(ref, revision, known, provenance, tensors.value, tokenizer.value)
+    towers = tensors.value.towers(folder, raw)
+    plain = Checkpoint(ref, revision, known, provenance, tensors.value, tokenizer.value, towers)
     return _adapted(plain, adapters.value)
 
 
@@ -178,10 +180,13 @@ def _adapted(checkpoint: Checkpoint, adapters: Adapters) -> Checkpoint:
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A Gemma's text model: configuration and tokenizer in memory, tensors left in their files.
+    """A Gemma: configuration and tokenizer in memory, tensors left in their files.
+
+    Its methods are of the text model; ``towers`` has the rest.
 
     ref: as the user gave it. revision: the commit of a Hub checkpoint, otherwise None.
     config: the flat text configuration in transformers 5's spelling, every key present.
+    towers: what a multimodal checkpoint has beside its text model.
     """
 
     ref: str
@@ -190,6 +195,7 @@ class Checkpoint:
     provenance: Provenance
     source: TensorSource = field(repr=False)
     tokenizer_source: TokenizerSource = field(repr=False)
+    towers: Towers | None = field(default=None, repr=False)
     adapters: Adapters = field(default=Adapters(()), repr=False)
 
     def names(self) -> Sequence[str]:

@@ -10,6 +10,13 @@ from typing import Any
 from gemquant.core.untrusted import UntrustedFile, duplicate_keys_refused
 from gemquant.errors import CheckpointError
 
+PROCESSOR_FILES = (
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+)
+"""As transformers spells them: of all, of images and sound, of videos."""
+
 
 def contained(folder: Path, name: str) -> Path:
     """Return ``folder / name``; the file must exist and lie in the folder.

@@ -24,6 +24,7 @@ from gemquant.errors import (
 from gemquant.formats.checkpoint.files import contained, hub_repository, read_json_object
 from gemquant.formats.checkpoint.recognition import not_a_model
 from gemquant.formats.checkpoint.source import text_name
+from gemquant.formats.checkpoint.towers import Towers, read_towers
 from gemquant.formats.safetensors_reader import SafetensorsFiles
 from gemquant.models.architecture import (
     architecture_of,
@@ -95,6 +96,10 @@ class FolderTensors:
         problems += _shape_problems(self._mapped, self._stored_names, self.config, stacks)
         refuse(problems)
         self._places = places_in_stacks(stacks, tensor_shapes(config))
+
+    def towers(self, folder: Path, raw: Mapping[str, Any]) -> Towers | None:
+        """What the folder has beside the text model. raw: its config.json."""
+        return read_towers(folder, raw, self.config, self._mapped)
 
     @property
     def files(self) -> Sequence[Path]:

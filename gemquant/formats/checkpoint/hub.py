@@ -9,6 +9,7 @@ from huggingface_hub import errors as hub_errors
 from huggingface_hub import snapshot_download
 
 from gemquant.errors import CheckpointError, GemquantError, UsageError
+from gemquant.formats.checkpoint.files import PROCESSOR_FILES
 
 _REFERENCE = re.compile(
     r"(?P<id>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@(?P<revision>[\w./-]{1,200}))?"
@@ -27,8 +28,7 @@ MODEL_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
-    "processor_config.json",
-    "preprocessor_config.json",
+    *PROCESSOR_FILES,
     "additional_chat_templates/*.jinja",
     "README.md",
 )

@@ -32,9 +32,7 @@ def text_name(name: str) -> str | None:
     'model.layers.0.mlp.up_proj.weight'
     >>> text_name("vision_tower.vision_model.embeddings.patch_embedding.weight")
     """
-    name = _INNER_WRAPPERS.sub("", name)
-    while name.startswith(_WRAPPERS):
-        name = next(name.removeprefix(w) for w in _WRAPPERS if name.startswith(w))
+    name = unwrapped(name)
     if name.startswith(_BARE):
         name = f"model.{name}"
     if name.startswith(tower_prefixes()) or name.endswith(_DERIVED):
@@ -42,6 +40,14 @@ def text_name(name: str) -> str | None:
     for prefix, replacement in text_prefixes().items():
         if name.startswith(prefix):
             return replacement + name.removeprefix(prefix)
+    return name
+
+
+def unwrapped(name: str) -> str:
+    """A tensor's name without what wrappers of modules add."""
+    name = _INNER_WRAPPERS.sub("", name)
+    while name.startswith(_WRAPPERS):
+        name = next(name.removeprefix(w) for w in _WRAPPERS if name.startswith(w))
     return name
 
 
