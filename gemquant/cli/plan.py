@@ -173,19 +173,24 @@ def _own_memory(target: str) -> int | None:
 
 def _print(headers: Headers, plans: Sequence[Plan], *, everything: bool) -> None:
     from gemquant.cli.render import print_tables, table
-    from gemquant.convert.candidates import weight_count
+    from gemquant.convert.candidates import active_weights, table_size, weight_count
+    from gemquant.models.structure import PER_LAYER_TABLE
 
     weights, generation = weight_count(headers.config), headers.config["model_type"]
+    active = active_weights(headers.config)
+    table_weights = table_size(headers.config, PER_LAYER_TABLE)
     shown = [
         (plan, row)
         for plan in plans
         for row in (plan.rows if everything else plan.advised(generation))
     ]
     tight = any(row.fits is False for _, row in shown)
-    numbers = ("bits", "file", "memory", "tok/s")
+    numbers = ("bits", "file", "table", "memory", "tok/s")
     listing = table(
         *(["target"] if len(plans) > 1 else []),
-        *("bits", "scheme", "file", "memory"),
+        *("bits", "scheme", "file"),
+        *(["table"] if table_weights else []),
+        "memory",
         *(["fits"] if tight else []),
         "tok/s",
         "gemquant …" if not everything else "needs",
@@ -201,6 +206,7 @@ def _print(headers: Headers, plans: Sequence[Plan], *, everything: bool) -> None
             f"{8 * candidate.file_bytes / weights:.1f}",
             f"{candidate.container} {candidate.scheme}" if everything else candidate.scheme,
             human_bytes(candidate.file_bytes),
+            *([human_bytes(candidate.table_bytes)] if table_weights else []),
             human_bytes(row.memory_bytes),
             *([fits] if tight else []),
             f"{_rate(row.tokens_per_second)} – {_rate(row.tokens_per_second_full)}",
@@ -209,19 +215,26 @@ def _print(headers: Headers, plans: Sequence[Plan], *, everything: bool) -> None
             else _command(candidate, headers).removeprefix("gemquant "),
         )
     parts: list[Any] = [f"{headers.ref}: {weights / 1e9:.2f} billion weights, {generation}"]
+    if table_weights:
+        parts.append(
+            f"table: {table_weights / 1e9:.2f} billion of them give every layer an input for each "
+            "token; a token reads a row"
+        )
+    if active < weights:
+        parts.append(f"active: {active / 1e9:.2f} billion weights are read for a token")
     for plan in plans:
-        memory, cache = plan.request.memory_bytes, plan.rows[0].cache_bytes if plan.rows else 0
+        memory, cache = plan.request.memory_bytes, _cache(plan.rows)
         parts.append(
             f"{plan.target.name}: {plan.target.description}; "
             + (f"memory {human_bytes(memory)}, " if memory else "memory not given (--memory), ")
-            + f"context {plan.request.context} tokens, cache {human_bytes(cache)}"
+            + f"context {plan.request.context} tokens{cache}"
         )
     parts += ["", listing]
     parts += [
         f"{each.container} {each.scheme}: not possible: {each.refused}."
         for plan in plans
         for each in plan.refused
-        if everything or plan.target.npu
+        if everything or plan.target.npu or not plan.rows
     ]
     hidden = sum(len(plan.rows) for plan in plans) - len(shown)
     parts += [f"{hidden} more with --all."] if hidden else []
@@ -238,6 +251,17 @@ def _print(headers: Headers, plans: Sequence[Plan], *, everything: bool) -> None
 
 def _command(candidate: Candidate, headers: Headers) -> str:
     return candidate.command.replace("MODEL", shlex.quote(headers.ref))
+
+
+def _cache(rows: Sequence[Estimate]) -> str:
+    """The size of keys and values, by the two kinds of layers where both are there."""
+    if not rows:
+        return ""
+    full, both = rows[0].full_cache_bytes, rows[0].cache_bytes
+    words = f", cache {human_bytes(both)}"
+    if 0 < full < both:
+        words += f": {human_bytes(full)} in full layers, {human_bytes(both - full)} in sliding ones"
+    return words
 
 
 def _rate(tokens_per_second: float) -> str:
@@ -281,13 +305,16 @@ def _basis(plan: Plan) -> list[str]:
 
 def _print_json(headers: Headers, plans: Sequence[Plan]) -> None:
     from gemquant.cli.render import print_json
-    from gemquant.convert.candidates import weight_count
+    from gemquant.convert.candidates import active_weights, table_size, weight_count
+    from gemquant.models.structure import PER_LAYER_TABLE
 
     documents = [
         {
             "model": headers.ref,
             "architecture": headers.config["model_type"],
             "weights": weight_count(headers.config),
+            "active_weights": active_weights(headers.config),
+            "table_weights": table_size(headers.config, PER_LAYER_TABLE),
             "target": plan.target.name,
             "request": dataclasses.asdict(plan.request),
             "measured": False,

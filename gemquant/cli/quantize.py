@@ -6,6 +6,7 @@ import inspect
 import shlex
 from collections import Counter
 from collections.abc import Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -164,6 +165,7 @@ def _plan(planned: PlannedJob) -> list[Table | str]:
     from gemquant.core.resources import human_bytes
     from gemquant.core.scheme import describe
     from gemquant.core.tables import matrices
+    from gemquant.models.structure import PER_LAYER_TABLE
 
     job, layout = planned.job, planned.header.layout
     schemes: dict[str, list[str]] = {}
@@ -189,6 +191,14 @@ def _plan(planned: PlannedJob) -> list[Table | str]:
         f"{human_bytes(planned.total_bytes)} in {', '.join(planned.file_sizes)}; "
         f"{planned.bits_per_weight:.2f} bits per weight over all",
     )
+    if (table := layout.get(PER_LAYER_TABLE)) is not None:
+        stored = describe(table.scheme) if isinstance(table, QuantizedSpec) else str(table.dtype)
+        share = prod(table.shape) / sum(prod(spec.shape) for spec in layout.values())
+        facts.add_row(
+            "table",
+            f"{share:.0%} of the weights are the table of per-layer inputs, in "
+            f"{stored.removeprefix('torch.')}",
+        )
     facts.add_row("certificate", _certificate(job.recipe))
     groups = _fallbacks(planned).items()
     return [facts, *formats, *fallback_table((modules, *why) for why, modules in groups)]

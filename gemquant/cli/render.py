@@ -24,6 +24,7 @@ from gemquant.errors import echo, inert
 
 if TYPE_CHECKING:
     from gemquant.core.artifact import Artifact, LevelEvaluation, Manifest
+    from gemquant.core.artifact.manifest import Quantization
 
 MATRICES_NAMED = 4
 _GAP = "  "
@@ -243,6 +244,8 @@ def _facts(manifest: Manifest) -> list[Table | str]:
         f"{human_bytes(sum(file.bytes for file in manifest.files.values()))}, "
         f"{quantization.bits_per_weight:.2f} bits per weight over all{_stored_bits(manifest)}",
     )
+    if table := _table_of_inputs(quantization):
+        facts.add_row("table", f"of per-layer inputs, in {table}")
     if manifest.conversion is not None:
         conversion = manifest.conversion
         facts.add_row("platform", f"{conversion.platform}, {conversion.dtype}")
@@ -279,6 +282,16 @@ def _facts(manifest: Manifest) -> list[Table | str]:
 
     groups = fallbacks_by_reason(manifest).items()
     return [*parts, *fallback_table((modules, *why) for why, modules in groups)]
+
+
+def _table_of_inputs(quantization: Quantization) -> str | None:
+    """How the table of per-layer inputs is stored; None where there is none."""
+    from gemquant.models.structure import PER_LAYER_TABLE
+
+    name = PER_LAYER_TABLE.removesuffix(".weight")
+    if name in quantization.unquantized:
+        return quantization.float_dtype
+    return next((describe(s) for s in quantization.schemes if name in s.modules), None)
 
 
 def _stored_bits(manifest: Manifest) -> str:

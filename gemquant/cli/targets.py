@@ -92,12 +92,12 @@ def _describe(target: Target) -> None:
 def _describe_npu(npu: Npu) -> None:
     from gemquant.cli import render
     from gemquant.core.targets import load_toolkit
-    from gemquant.models.architecture import ARCHITECTURES
 
     toolkit = load_toolkit(npu.toolkit)
-    matrix = render.table("quantized dtype", *ARCHITECTURES)
+    kinds = list(dict.fromkeys(kind for each in toolkit.versions for kind in each.generations))
+    matrix = render.table("quantized dtype", *kinds)
     for dtype in npu.dtypes:
-        releases = (toolkit.converting(npu.platform, each, dtype.name) for each in ARCHITECTURES)
+        releases = (toolkit.converting(npu.platform, each, dtype.name) for each in kinds)
         oldest = (f"{toolkit.name} {each[0].version}" if each else "none" for each in releases)
         matrix.add_row(dtype.name, *oldest)
     cores = "/".join(map(str, npu.cores))

@@ -5,7 +5,8 @@ Sizes of containers come from our exporters; every other figure names what it wa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
@@ -28,20 +29,26 @@ from gemquant.core.targets import (
 from gemquant.core.weights import AffineScheme, CodebookName, CodebookScheme, RowwiseScheme
 from gemquant.errors import GemquantError
 from gemquant.formats.gguf.mixtures import FILE_TYPES
+from gemquant.formats.gguf.names import places
 from gemquant.formats.gguf.types import TypeRequest, choose_types
-from gemquant.models.architecture import linear_shapes, tensor_shapes
-from gemquant.models.experts import loading_kind
-from gemquant.models.structure import EMBEDDING, HEAD
+from gemquant.models.architecture import (
+    linear_shapes,
+    loading_kind,
+    tensor_shapes,
+    unread_for_a_token,
+)
+from gemquant.models.structure import EMBEDDING, HEAD, PER_LAYER_TABLE
 
 
 @dataclass(frozen=True)
 class Candidate:
     """container, scheme: as commands name them. command: what makes it.
 
-    file_bytes: of all weight files, exact or estimated as ``size`` says. resident_bytes: of weights
-    in memory while it runs. token_bytes: read for every token. requires: versions of what converts
-    it and of what runs it. conversion_bytes, conversion_seconds: estimates; None where not known.
-    refused: why the container cannot hold this model so, and then there are no sizes.
+    file_bytes: of all weight files, exact or estimated as ``size`` says; table_bytes: of them the
+    table of per-layer inputs. resident_bytes: of weights in memory while it runs. token_bytes: read
+    for a token: of tables a row, of experts those that it is routed to. requires: versions of what
+    converts it and of what runs it. conversion_bytes, conversion_seconds: estimates; None where not
+    known. refused: why the container cannot hold this model so, and then there are no sizes.
     """
 
     container: str
@@ -50,6 +57,7 @@ class Candidate:
     runtimes: tuple[str, ...] = ()
     requires: tuple[str, ...] = ()
     file_bytes: int = 0
+    table_bytes: int = 0
     resident_bytes: int = 0
     token_bytes: int = 0
     size: Literal["exact", "estimate"] = "exact"
@@ -63,9 +71,17 @@ def weight_count(config: Mapping[str, Any]) -> int:
     return sum(prod(shape) for shape in tensor_shapes(config).values())
 
 
-def table_size(config: Mapping[str, Any]) -> int:
-    """Values of the embedding."""
-    return prod(tensor_shapes(config)[EMBEDDING])
+def active_weights(config: Mapping[str, Any]) -> int:
+    """Number of weights that a token reads; of experts, those that it is routed to."""
+    shapes = tensor_shapes(config)
+    unread = unread_for_a_token(config, shapes)
+    return sum(prod(shape) for name, shape in shapes.items() if name not in unread)
+
+
+def table_size(config: Mapping[str, Any], *names: str) -> int:
+    """Values of the embedding, or of the tables named; 0 for one that is not there."""
+    shapes = tensor_shapes(config)
+    return sum(prod(shapes.get(name, (0,))) for name in names or (EMBEDDING,))
 
 
 # ---------------------------------------------------------------- containers
@@ -86,12 +102,19 @@ def container_candidates(target: Target, config: Mapping[str, Any]) -> list[Cand
         if container.exporter in FOREIGN:
             reason = "what another program writes is not predicted"
             made.append(Candidate(container.exporter, "any scheme", "", refused=reason))
-        elif container.exporter == GGUF:
-            made += _gguf(container, config)
         else:
-            made += _plain(target, container, config)
-            made += _quantized(target, container, config)
+            found = [
+                *(_plain(target, container, config) if container.exporter != GGUF else ()),
+                *(_quantized if container.exporter != GGUF else _gguf)(target, container, config),
+            ]
+            made += found or [_unread(target, container.exporter, config)]
     return made
+
+
+def _unread(target: Target, name: str, config: Mapping[str, Any]) -> Candidate:
+    kind = loading_kind(config)
+    reason = f"no runtime of target {target.name} is known to load {name} of {kind}"
+    return Candidate(name, "any scheme", "", refused=reason)
 
 
 def _loading(
@@ -108,7 +131,7 @@ def _loading(
 def _quantized(
     target: Target, container: TargetContainer, config: Mapping[str, Any]
 ) -> Iterator[Candidate]:
-    generation = loading_kind(config["model_type"], linear_shapes(config))
+    generation = loading_kind(config)
     for scheme in _schemes(container, generation):
         loading = _loading(container, generation, [scheme])
         command = _quantizer(scheme)
@@ -129,11 +152,10 @@ def _quantized(
 def _plain(
     target: Target, container: TargetContainer, config: Mapping[str, Any]
 ) -> Iterator[Candidate]:
+    kind = loading_kind(config, ())
     dtypes = dict.fromkeys(dtype for r in container.runtimes if not r.schemes for dtype in r.dtypes)
     for dtype in dtypes:
-        loading = [
-            r for r in container.runtimes if r.loads(config["model_type"], []) and dtype in r.dtypes
-        ]
+        loading = [r for r in container.runtimes if r.loads(kind, []) and dtype in r.dtypes]
         if not loading:
             continue
         made = exporter(container.exporter, {"dtype": dtype, "shard_size": "5GB"})
@@ -152,13 +174,19 @@ def _sized(
     command: str,
     loading: Sequence[Runtime],
 ) -> Candidate:
-    config = header.config
-    size = resident = sum(made.file_sizes(header).values())
+    config, layout = header.config, header.layout
+    float_dtype = made.container(config).float_dtype
+    unread = unread_for_a_token(config, layout)
+
+    def size_of(names: Iterable[str]) -> int:
+        part = {name: layout[name] for name in names}
+        return sum(made.file_sizes(ArtifactHeader(config, part)).values())
+
+    size = resident = size_of(layout)
+    read = size_of(name for name in layout if name not in unread)
     if loading[0].decompresses:
         resident = UNPACKED_BYTES * weight_count(config)
-    unread = 0
-    if not config["tie_word_embeddings"]:
-        unread = table_size(config) * made.container(config).float_dtype.itemsize
+        read = UNPACKED_BYTES * active_weights(config)
     return Candidate(
         container,
         scheme,
@@ -166,8 +194,9 @@ def _sized(
         tuple(runtime.name for runtime in loading),
         tuple(loading[0].requires),
         file_bytes=size,
+        table_bytes=table_size(config, PER_LAYER_TABLE) * float_dtype.itemsize,
         resident_bytes=resident,
-        token_bytes=resident - unread,
+        token_bytes=read,
     )
 
 
@@ -219,15 +248,21 @@ def _quantizer(scheme: Scheme) -> str:
         size = "" if scheme.group_size == 64 else f" --block-size {scheme.group_size}"
         return f"gemquant {scheme.codes} MODEL{size}"
     size = "" if scheme.group_size == 128 else f" --group-size {scheme.group_size}"
-    return f"gemquant awq MODEL --bits {scheme.bits}{size}"
+    symmetric = " --symmetric" if isinstance(scheme, AffineScheme) and scheme.symmetric else ""
+    return f"gemquant awq MODEL --bits {scheme.bits}{size}{symmetric}"
 
 
 # ---------------------------------------------------------------- GGUF
 
 
-def _gguf(container: TargetContainer, config: Mapping[str, Any]) -> Iterator[Candidate]:
+def _gguf(
+    _target: Target, container: TargetContainer, config: Mapping[str, Any]
+) -> Iterator[Candidate]:
     """Every file type of llama.cpp's; sizes of the tensors, without the tokenizer's few MB."""
-    generation = loading_kind(config["model_type"], linear_shapes(config))
+    generation = loading_kind(config)
+    stored = {name: tensor for name, (tensor, _) in places(config).items()}
+    parts, unread = Counter(stored.values()), unread_for_a_token(config, stored)
+    read = Counter(tensor for name, tensor in stored.items() if name not in unread)
     loading = [r for r in container.runtimes if generation in r.generations]
     loaded = {product.codes for r in loading for product in r.schemes} & set(BLOCK_FORMATS)
     runtimes = tuple(r.name for r in loading)
@@ -241,12 +276,19 @@ def _gguf(container: TargetContainer, config: Mapping[str, Any]) -> Iterator[Can
             continue
         if not {t.type.name for t in tensors if len(t.shape) == 2} <= loaded:
             continue
-        size = sum(t.size_bytes for t in tensors)
-        unread = 0
-        if not config["tie_word_embeddings"]:
-            table = tensor_shapes(config)[EMBEDDING]
-            unread = next(t.size_bytes for t in tensors if prod(t.shape) == prod(table))
-        yield Candidate(GGUF, kind.name, command, runtimes, requires, size, size, size - unread)
+        sizes = {t.name: t.size_bytes for t in tensors}
+        size = sum(sizes.values())
+        yield Candidate(
+            GGUF,
+            kind.name,
+            command,
+            runtimes,
+            requires,
+            file_bytes=size,
+            table_bytes=sizes.get(stored.get(PER_LAYER_TABLE, ""), 0),
+            resident_bytes=size,
+            token_bytes=sum(n * read[t] // max(parts[t], 1) for t, n in sizes.items()),
+        )
 
 
 # ---------------------------------------------------------------- NPUs: estimates
@@ -269,12 +311,13 @@ def stored_bytes(
     config: Mapping[str, Any], dtype: NpuDtype, version: ToolkitVersion | None = None
 ) -> int:
     """Estimate the size of a converted file: linears in the dtype, norms and scales in float32,
-    the embedding in float16, a head of its own.
+    tables in float16, a head of its own.
     """
     head_bits = version.head_bits if version is not None else None
     plain = sum(4 * prod(shape) for shape in tensor_shapes(config).values() if len(shape) == 1)
     head = table_size(config) * (head_bits or dtype.weight_bits) // 8
-    return linear_bytes(config, dtype) + plain + head + EMBEDDING_BYTES * table_size(config)
+    tables = EMBEDDING_BYTES * table_size(config, EMBEDDING, PER_LAYER_TABLE)
+    return linear_bytes(config, dtype) + plain + head + tables
 
 
 def linear_bytes(config: Mapping[str, Any], dtype: NpuDtype) -> int:
@@ -307,14 +350,15 @@ def _candidate(
     target: Target, npu: Npu, toolkit: Toolkit, dtype: NpuDtype, config: Mapping[str, Any]
 ) -> Candidate:
     command = f"gemquant rkllm MODEL --target {target.name} --quantized-dtype {dtype.name}"
-    versions = toolkit.converting(npu.platform, config["model_type"], dtype.name)
+    kind = loading_kind(config)
+    versions = toolkit.converting(npu.platform, kind, dtype.name)
     refused = group_problem(config, dtype)
     if not versions:
-        refused = f"no version of {toolkit.name} converts {config['model_type']} so"
+        refused = f"no version of {toolkit.name} converts {kind} so"
     if refused is not None:
         return Candidate("rkllm", dtype.name, command, refused=refused)
     oldest = versions[0]
-    # What the vendor's memory figures add up to: linears and a head in the dtype, no embedding.
+    # What the vendor's memory figures add up to: linears and a head in the dtype, no tables.
     head_shape = tensor_shapes({**config, "tie_word_embeddings": False})[HEAD]
     resident = linear_bytes(config, dtype) + _matrix_bytes((head_shape[0], head_shape[1]), dtype)
     weights = weight_count(config)
@@ -329,6 +373,7 @@ def _candidate(
             f"NPU driver>={max(npu.driver, oldest.driver)}",
         ),
         file_bytes=stored_bytes(config, dtype),
+        table_bytes=EMBEDDING_BYTES * table_size(config, PER_LAYER_TABLE),
         resident_bytes=resident,
         token_bytes=resident,
         size="estimate",

@@ -37,6 +37,7 @@ class EstimateRequest:
 class Estimate:
     """A candidate on a device.
 
+    cache_bytes: of all layers; full_cache_bytes: of those that attend to everything.
     memory_bytes: weights, cache of the whole context, and the runtime. spare_bytes: negative where
     it does not fit, None where the device's memory is unknown. tokens_per_second: decoding with
     the cache empty, and with it full.
@@ -44,6 +45,7 @@ class Estimate:
 
     candidate: Candidate
     cache_bytes: int
+    full_cache_bytes: int
     overhead_bytes: int
     memory_bytes: int
     spare_bytes: int | None
@@ -115,6 +117,7 @@ def _estimate(
     return Estimate(
         candidate,
         cache,
+        kv_cache_bytes({**config, "sliding_window": 0}, tokens=request.context),
         overhead,
         memory,
         None if request.memory_bytes is None else request.memory_bytes - memory,

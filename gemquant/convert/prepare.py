@@ -34,8 +34,8 @@ from gemquant.core.targets import Target
 from gemquant.errors import Attempt, ProblemCollector, UsageError, refuse
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemquant.formats.source_model import model_name
+from gemquant.models.architecture import loading_kind
 from gemquant.models.chat import ChatTemplate
-from gemquant.models.experts import loading_kind
 from gemquant.models.structure import EMBEDDING
 
 
@@ -253,7 +253,7 @@ def _job(
     """Choose the container, by the generation of Gemma unless one was named, and the folder."""
     quantizer, linears = attempt.value, linear_weights(checkpoint)
     quantized = [name for name, shape in linears.items() if quantizer.scheme_for(name, shape)]
-    generation = loading_kind(checkpoint.config["model_type"], quantized)
+    generation = loading_kind(checkpoint.config, quantized)
     options, schemes = recorded_options(quantizer), schemes_of(quantizer, checkpoint)
     problems = ProblemCollector()
     chosen = problems.attempt(
@@ -290,7 +290,7 @@ def schemes_of(quantizer: Quantizer, checkpoint: Checkpoint) -> Sequence[Scheme]
 def _warn_if_nothing_loads_it(target: Target, planned: PlannedJob, progress: Progress) -> None:
     """Warn if a container that was named suits no runtime of the target."""
     name = planned.job.exporter.name
-    generation = loading_kind(planned.header.config["model_type"], planned.quantized)
+    generation = loading_kind(planned.header.config, planned.quantized)
     if not target.runtimes(name, generation, planned.schemes):
         progress.note(
             f"caution: no runtime of target {target.name} is known to load {name} with these "

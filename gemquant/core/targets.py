@@ -31,19 +31,14 @@ from gemquant.core.scheme import BLOCK_FORMATS, INTEGER, Scheme, describe, in_wo
 from gemquant.core.untrusted import MAX_TOML_BYTES, UntrustedFile
 from gemquant.errors import ArtifactError, ProblemCollector, UnsupportedError, UsageError
 from gemquant.models.architecture import registered
-from gemquant.models.experts import EXPERTS
 
 if TYPE_CHECKING:
     from gemquant.core.artifact import Manifest
 
 
-def _known(kind: str) -> str:
-    registered(kind.removesuffix(EXPERTS))
-    return kind
-
-
-Generation = Annotated[str, AfterValidator(_known)]
-"""A generation of Gemma, by its text model's ``model_type``; quantized experts are one apart."""
+Generation = Annotated[str, AfterValidator(registered)]
+"""A generation of Gemma as ``loading_kind`` names it: by its text model's ``model_type``, with
+per-layer inputs and quantized experts apart."""
 
 NonEmpty = Annotated[str, Field(min_length=1)]
 Sources = Annotated[tuple[NonEmpty, ...], Field(min_length=1)]
@@ -232,13 +227,20 @@ class Target(Record):
         runtimes = self.container(exporter).runtimes
         return tuple(runtime for runtime in runtimes if runtime.loads(generation, schemes))
 
+    def loading(self, generation: str) -> bool:
+        """Whether some runtime loads a generation in some scheme."""
+        runtimes = (runtime for container in self.containers for runtime in container.runtimes)
+        return any(generation in runtime.generations for runtime in runtimes)
+
     def preferred(self, generation: str, schemes: Sequence[Scheme]) -> str | None:
         """The first container of a generation's preference that some runtime loads."""
         loaded = (n for n in self._preference(generation) if self.runtimes(n, generation, schemes))
         return next(loaded, None)
 
     def _preference(self, generation: str) -> Sequence[str]:
-        return next((names for key, names in self.preference.items() if key == generation), ())
+        return self.preference.get(
+            generation, self.preference.get(generation.partition("+")[0], ())
+        )
 
     def default_exporter(self, generation: str, schemes: Sequence[Scheme]) -> str:
         """Choose the preferred container of a generation that some runtime loads.
@@ -262,9 +264,15 @@ class Target(Record):
             if generation in runtime.generations and runtime.schemes
             for words in accepted_schemes(runtime)
         )
+        if not accepted:
+            others = ", ".join(t.name for t in targets() if t.loading(generation))
+            raise UnsupportedError(
+                f"target {self.name}: no runtime is known to load {generation}.",
+                hint=f"These targets have one: {others}." if others else None,
+            )
         raise UnsupportedError(
             f"{described}: no runtime of target {self.name} loads that for {generation}.",
-            hint=f"Accepted are {'; '.join(accepted) or 'no schemes of that generation'}.",
+            hint=f"Accepted are {'; '.join(accepted)}.",
         )
 
 

@@ -6,11 +6,12 @@ To add a generation, describe it in a file of its own, as ``gemma3.py`` does, an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
 from gemquant.errors import GemquantError, UnsupportedError
+from gemquant.models.experts import EXPERTS, expert_number, has_experts
 from gemquant.models.gemma1 import GEMMA1
 from gemquant.models.gemma2 import GEMMA2
 from gemquant.models.gemma3 import GEMMA3
@@ -20,6 +21,8 @@ from gemquant.models.structure import (
     FINAL_NORM,
     FULL,
     HEAD,
+    PER_LAYER_INPUTS,
+    PER_LAYER_TABLE,
     Architecture,
     LayerStructure,
     Stack,
@@ -38,11 +41,33 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
     return ARCHITECTURES[config["model_type"]]
 
 
-def registered(model_type: str) -> str:
-    """Return ``model_type`` if an architecture has it; ValueError otherwise."""
+def registered(kind: str) -> str:
+    """Return ``kind`` if it is one of ``loading_kind``'s; ValueError otherwise."""
+    model_type = kind.removesuffix(EXPERTS).removesuffix(PER_LAYER_INPUTS)
     if model_type not in ARCHITECTURES:
         raise ValueError(f"{model_type!r} is not one of {', '.join(ARCHITECTURES)}")
-    return model_type
+    return kind
+
+
+def loading_kind(config: Mapping[str, Any], quantized: Iterable[str] | None = None) -> str:
+    """What a runtime must be able to load, as targets name it.
+
+    A ``model_type``; per-layer inputs and quantized experts make a kind of their own.
+    quantized: names of the weights stored as codes; None for all linears.
+    """
+    quantized = linear_shapes(config) if quantized is None else quantized
+    inputs = PER_LAYER_INPUTS if PER_LAYER_TABLE in architecture_of(config).outside(config) else ""
+    return f"{config['model_type']}{inputs}{EXPERTS if has_experts(quantized) else ''}"
+
+
+def unread_for_a_token(config: Mapping[str, Any], names: Iterable[str]) -> set[str]:
+    """Tensors that decoding a token does not read: tables of which it reads a row, and experts.
+
+    Of the experts of a layer as many are left as a token is routed to; which, the token decides.
+    """
+    rows = {PER_LAYER_TABLE} if config["tie_word_embeddings"] else {PER_LAYER_TABLE, EMBEDDING}
+    routed = config.get("top_k_experts") or 0
+    return {n for n in names if n in rows or (expert_number(n) or 0) >= max(routed, 1)}
 
 
 def library_classes() -> dict[str, Architecture]:

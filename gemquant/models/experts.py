@@ -36,14 +36,6 @@ def has_experts(names: Iterable[str]) -> bool:
     return any(expert_number(name) is not None for name in names)
 
 
-def loading_kind(model_type: str, quantized: Iterable[str]) -> str:
-    """What a runtime must be able to load, as targets name it: experts are a kind of their own.
-
-    quantized: names of the weights stored as codes.
-    """
-    return model_type + EXPERTS if has_experts(quantized) else model_type
-
-
 def expert_shapes(experts: int, hidden: int, inner: int) -> dict[str, tuple[int, int]]:
     """Every expert's linears with their shapes, (out, in)."""
     shapes = {

@@ -20,6 +20,8 @@ FINAL_NORM = "model.norm.weight"
 HEAD = "lm_head.weight"
 PER_LAYER_TABLE = "model.embed_tokens_per_layer.weight"
 """A second embedding: of every token, an input for every layer."""
+PER_LAYER_INPUTS = "+per-layer-inputs"
+"""Ends the name of a kind that has such a table."""
 PER_LAYER_PROJECTION = "model.per_layer_model_projection.weight"
 PER_LAYER_NORM = "model.per_layer_projection_norm.weight"
 

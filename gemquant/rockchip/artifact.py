@@ -33,6 +33,7 @@ from gemquant.core.weights import AffineScheme
 from gemquant.errors import ArtifactError, UsageError, refuse
 from gemquant.formats.checkpoint import Checkpoint
 from gemquant.models.architecture import linear_shapes, tensor_shapes
+from gemquant.models.structure import EMBEDDING, PER_LAYER_TABLE
 from gemquant.rockchip.board_rkllm import CONTAINER, SUFFIX
 from gemquant.rockchip.options import Conversion
 
@@ -59,7 +60,7 @@ def size_range(conversion: Conversion, config: Mapping[str, Any]) -> tuple[int, 
     """Smallest and largest plausible file, in bytes.
 
     Tight if the release's files were measured, else wide: from nine tenths of the linears to
-    everything with embedding and head in float32.
+    everything with tables and head in float32.
     """
     release, dtype = conversion.release, conversion.dtype
     tokenizer = TOKENIZER_BYTES * int(config["vocab_size"]) + 100_000
@@ -67,7 +68,8 @@ def size_range(conversion: Conversion, config: Mapping[str, Any]) -> tuple[int, 
         planned = stored_bytes(config, dtype, release)
         return int(planned * (1 - EXACT)), int(planned * (1 + EXACT)) + tokenizer
     linears = linear_bytes(config, dtype)
-    return int(LEAST * linears), int(1.3 * linears) + 8 * table_size(config) + tokenizer
+    tables = 8 * table_size(config, EMBEDDING, PER_LAYER_TABLE)
+    return int(LEAST * linears), int(1.3 * linears) + tables + tokenizer
 
 
 class ConvertResult(Record):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gemquant.core.options import option
 from gemquant.core.resources import human_bytes
 from gemquant.errors import GemquantError, UnsupportedError, UsageError
+from gemquant.models.architecture import loading_kind
 
 if TYPE_CHECKING:
     from gemquant.core.targets import Npu, NpuDtype, Target, Toolkit, ToolkitVersion
@@ -131,7 +132,7 @@ def _gptq_problems(options: RkllmOptions, npu: Npu) -> Iterator[GemquantError]:
 def release_problems(conversion: Conversion, config: Mapping[str, Any]) -> Iterator[GemquantError]:
     """What this release of the toolkit does not read or offer."""
     release, options, npu = conversion.release, conversion.options, conversion.npu
-    toolkit, dtype, generation = conversion.toolkit, conversion.dtype, config["model_type"]
+    toolkit, dtype, generation = conversion.toolkit, conversion.dtype, loading_kind(config)
     named = f"{toolkit.name} {release.version}"
     converting = toolkit.converting(npu.platform, generation, dtype.name)
     hint = f"Use {toolkit.name} {converting[0].version} or newer." if converting else None

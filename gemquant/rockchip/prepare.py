@@ -18,6 +18,7 @@ from gemquant.core.targets import Target, Toolkit, ToolkitVersion, load_toolkit
 from gemquant.errors import Attempt, GemquantError, ProblemCollector, UsageError, refuse
 from gemquant.formats.checkpoint import Checkpoint
 from gemquant.formats.source_model import model_name
+from gemquant.models.architecture import loading_kind
 from gemquant.rockchip.artifact import PREPARED, prepared_record
 from gemquant.rockchip.board_rkllm import CONTAINER, SUFFIX
 from gemquant.rockchip.calls import file_name, takes_prompts
@@ -92,7 +93,7 @@ def prepare(request: RkllmRequest, progress: Progress) -> PreparedRkllm:
     assert dtype is not None
     config = model.attempt(lambda: checkpoint.config)
     converting = model.attempt(
-        lambda: toolkit.converting(npu.platform, config.value["model_type"], dtype.name)
+        lambda: toolkit.converting(npu.platform, loading_kind(config.value), dtype.name)
     )
     interpreter = model.attempt(
         lambda: (

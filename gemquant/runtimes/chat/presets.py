@@ -109,5 +109,5 @@ def kv_cache_bytes(
     config: the text model's, flat. bits: per value. sliding: whether layers with a sliding window
     store only the window and the ``batch`` tokens that are computed at once.
     """
-    window = (config.get("sliding_window") or tokens) + batch
+    window = config.get("sliding_window", tokens) + batch
     return int(cached_values(config, tokens, window if sliding else tokens) * bits / 8)

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from gemquant.convert.candidates import active_weights, table_size, weight_count
 from gemquant.convert.estimate import Estimate, EstimateRequest, estimate
 from gemquant.core.targets import load_target
 from gemquant.errors import UnsupportedError, UsageError
+from gemquant.models.structure import PER_LAYER_TABLE
 from gemquant.runtimes.chat.presets import kv_cache_bytes
 
 FITTED = json.loads((Path(__file__).parents[2] / "golden" / "rockchip.json").read_text())
@@ -44,6 +46,79 @@ def test_gemma_2_2b_on_rk3576_is_within_5_percent_of_the_vendors_figures(
     row = rows("rk3576", gemma2_2b, BENCHMARK)[f"rkllm {dtype}"]
     assert row.memory_bytes / MIB == pytest.approx(memory, rel=0.05)
     assert row.tokens_per_second_full == pytest.approx(speed, rel=0.05)
+
+
+@pytest.mark.parametrize("gemma4", ["E2B"], indirect=True)
+@pytest.mark.parametrize(
+    ("target", "dtype", "memory", "speed"),
+    [
+        ("rk3588", "w8a8", 2498.7, 11.12),
+        ("rk3576", "w8a8", 2548.73, 5.56),
+        ("rk3576", "w4a16", 1463.42, 9.23),
+        ("rk3576", "w4a16_g128", 1564.91, 8.27),
+    ],
+)
+def test_gemma_4_e2b_on_npus_is_within_8_and_18_percent_of_the_vendors_figures(
+    gemma4: dict[str, Any], target: str, dtype: str, memory: float, speed: float
+) -> None:
+    row = rows(target, gemma4, BENCHMARK)[f"rkllm {dtype}"]
+    assert row.memory_bytes / MIB == pytest.approx(memory, rel=0.08)  # without the table
+    assert row.tokens_per_second_full == pytest.approx(speed, rel=0.18)
+
+
+@pytest.mark.parametrize(
+    ("gemma4", "weights", "active", "table", "full", "sliding"),
+    [
+        # Layers with a cache · 2 · heads · head size · tokens · 2 bytes.
+        ("E2B", 4.63, 2.28, 262144 * 8960, 3 * 2 * 512 * 8192, 12 * 2 * 256 * 1024),
+        ("E4B", 7.46, 4.64, 262144 * 10752, 4 * 2 * 1024 * 8192, 20 * 2 * 512 * 1024),
+        ("12B", 11.91, 11.91, 0, 8 * 2 * 512 * 8192, 40 * 2 * 2048 * 2048),
+        ("26B-A4B", 25.23, 3.82, 0, 5 * 2 * 1024 * 8192, 25 * 2 * 2048 * 2048),
+        ("31B", 30.70, 30.70, 0, 10 * 2 * 2048 * 8192, 50 * 2 * 4096 * 2048),
+    ],
+    indirect=["gemma4"],
+)
+def test_weights_and_both_caches_of_every_gemma_4(
+    gemma4: dict[str, Any], weights: float, active: float, table: int, full: int, sliding: int
+) -> None:
+    assert weight_count(gemma4) / 1e9 == pytest.approx(weights, abs=0.005)
+    assert active_weights(gemma4) / 1e9 == pytest.approx(active, abs=0.005)
+    assert table_size(gemma4, PER_LAYER_TABLE) == table
+    row = rows("cpu", gemma4, EstimateRequest(None, 4096))["gguf Q4_K_M"]
+    assert (row.full_cache_bytes, row.cache_bytes) == (full, full + sliding)
+
+
+@pytest.mark.parametrize("gemma4", ["E2B"], indirect=True)
+def test_the_table_of_per_layer_inputs_is_in_memory_and_read_by_rows(
+    gemma4: dict[str, Any],
+) -> None:
+    found = rows("mps", gemma4, BENCHMARK)
+    for scheme, table in (("gguf Q4_K_M", 2348810240 * 17 // 16), ("mlx w4-g64", 2 * 2348810240)):
+        made = found[scheme].candidate
+        assert made.table_bytes == table
+        assert made.resident_bytes == made.file_bytes
+        assert made.token_bytes == pytest.approx(made.file_bytes - table, rel=1e-4)
+
+
+@pytest.mark.parametrize("gemma4", ["26B-A4B"], indirect=True)
+def test_all_experts_are_in_memory_and_a_token_reads_8_of_128(gemma4: dict[str, Any]) -> None:
+    found = rows("cuda", gemma4, BENCHMARK)
+    plain, packed = found["gguf BF16"].candidate, found["compressed-tensors w4-g64"].candidate
+    folder = found["safetensors bfloat16"].candidate
+    assert plain.resident_bytes == pytest.approx(2 * 25.23e9, rel=1e-3)
+    assert plain.token_bytes == pytest.approx(2 * 3.82e9, rel=5e-3)
+    assert folder.token_bytes == pytest.approx(2 * 3.82e9, rel=2e-3)
+    # 120 of 128 experts of 30 layers, 4.25 bits a weight.
+    unread = 120 * 30 * 3 * 704 * 2816 * 4.25 / 8
+    assert packed.token_bytes == pytest.approx(packed.file_bytes - unread, rel=5e-3)
+    assert packed.command == "gemquant awq MODEL --bits 4 --group-size 64 --symmetric"
+
+
+@pytest.mark.parametrize("gemma4", ["31B"], indirect=True)
+def test_what_no_release_of_a_toolkit_reads_is_refused(gemma4: dict[str, Any]) -> None:
+    made, refused = estimate(load_target("rk3588"), gemma4, BENCHMARK)
+    assert not made
+    assert refused[0].refused == "no version of rkllm-toolkit converts gemma4_text so"
 
 
 @pytest.mark.parametrize("name", FITTED)

@@ -75,6 +75,19 @@ def test_a_scheme_that_no_runtime_loads_is_refused_with_what_is_accepted() -> No
     )
 
 
+def test_per_layer_inputs_on_a_target_without_them_are_refused_with_targets_that_load_them(
+    tmp_path: Path,
+) -> None:
+    text = (Path(__file__).parents[3] / "targets" / "cpu.toml").read_text()
+    (tmp_path / "mine.toml").write_text(text.replace('"gemma4_text+per-layer-inputs", ', ""))
+    with pytest.raises(UnsupportedError) as raised:
+        load_target("mine", [tmp_path]).default_exporter("gemma4_text+per-layer-inputs", [W4])
+    assert str(raised.value) == (
+        "target mine: no runtime is known to load gemma4_text+per-layer-inputs.\n"
+        "  hint: These targets have one: cpu, cuda, mps."
+    )
+
+
 def test_an_unknown_target_is_refused_with_a_suggestion() -> None:
     with pytest.raises(UsageError, match=r"--target cudda: no such target.\n.*mean cuda\?"):
         load_target("cudda")
