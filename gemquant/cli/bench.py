@@ -19,8 +19,8 @@ from gemquant.cli.flags import (
     too_small,
     unknown_place,
 )
-from gemquant.cli.progress import print_end, reporter
 from gemquant.cli.settings import problems_of, setting
+from gemquant.core.progress import print_end, reporter
 from gemquant.core.resources import default_threads
 from gemquant.errors import GemquantError, UsageError, refuse
 

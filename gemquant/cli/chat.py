@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gemquant.cli.flags import complete_model, complete_template, flags, output_flags, threads_flag
-from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting, threads_of
+from gemquant.core.progress import reporter
 from gemquant.errors import GemquantError, UsageError, echo, refuse
 
 if TYPE_CHECKING:

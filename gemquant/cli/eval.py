@@ -21,8 +21,8 @@ from gemquant.cli.flags import (
     output_flags,
     window_flags,
 )
-from gemquant.cli.progress import print_end, reporter
 from gemquant.cli.settings import problems_of, setting, threads_of
+from gemquant.core.progress import print_end, reporter
 from gemquant.errors import ProblemCollector, refuse
 
 if TYPE_CHECKING:

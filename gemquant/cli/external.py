@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gemquant.cli.flags import Size
-from gemquant.cli.progress import print_end, reporter
 from gemquant.cli.quantize import next_commands
 from gemquant.cli.quantizer_options import read_request
 from gemquant.cli.settings import problems_of, setting
@@ -17,6 +16,7 @@ from gemquant.convert.external_options import (
     OnnxOptions,
     ToolSettings,
 )
+from gemquant.core.progress import print_end, reporter
 from gemquant.core.resources import human_bytes, total_memory
 from gemquant.errors import ProblemCollector, UsageError
 

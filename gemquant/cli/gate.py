@@ -11,8 +11,8 @@ import click
 
 from gemquant.cli.artifacts import artifact_folders
 from gemquant.cli.flags import document_flag, flag, flags, output_flags, path_flag
-from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting, threads_of
+from gemquant.core.progress import reporter
 from gemquant.errors import (
     GemquantError,
     NotComparableError,

@@ -16,9 +16,9 @@ from gemquant.cli.flags import (
     model_argument,
     output_flags,
 )
-from gemquant.cli.progress import print_end, reporter
 from gemquant.cli.quantizer_options import lora_flag
 from gemquant.cli.settings import problems_of, setting, threads_of
+from gemquant.core.progress import print_end, reporter
 from gemquant.core.recipe import Recipe
 from gemquant.errors import OutputError, UsageError
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gemquant.cli.flags import complete_model, flags, output_flags
-from gemquant.cli.progress import reporter
+from gemquant.core.progress import reporter
 from gemquant.errors import ProblemCollector, UsageError
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from gemquant.cli.flags import (
     output_flags,
     target_folder_flag,
 )
-from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting, target_folders
+from gemquant.core.progress import reporter
 from gemquant.core.resources import human_bytes, human_seconds, total_memory
 from gemquant.errors import UsageError
 

@@ -10,7 +10,7 @@ import click
 
 from gemquant.cli.artifacts import artifact_folders
 from gemquant.cli.flags import flags, output_flags
-from gemquant.cli.progress import Lines
+from gemquant.core.progress import Lines
 from gemquant.core.protocols import Silence
 from gemquant.errors import UsageError, echo
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gemquant.cli.flags import model_argument
-from gemquant.cli.progress import print_end, reporter
 from gemquant.cli.quantizer_options import (
     common_flags,
     current_flags,
@@ -20,6 +19,7 @@ from gemquant.cli.quantizer_options import (
     read_request,
 )
 from gemquant.convert.plugins import quantizer_type
+from gemquant.core.progress import print_end, reporter
 
 if TYPE_CHECKING:
     from gemquant.convert.plan import PlannedJob

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from gemquant.cli.flags import flag, flags, output_flags
-from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting
+from gemquant.core.progress import reporter
 from gemquant.errors import (
     GemquantError,
     OutputError,

@@ -9,7 +9,6 @@ import click
 
 from gemquant.cli.external import tool_flags, tool_settings
 from gemquant.cli.flags import flag, flags, model_argument, path_flag
-from gemquant.cli.progress import print_end, reporter
 from gemquant.cli.quantize import MODEL, next_commands
 from gemquant.cli.quantizer_options import (
     OptionsCommand,
@@ -18,6 +17,7 @@ from gemquant.cli.quantizer_options import (
     read_request,
 )
 from gemquant.cli.settings import problems_of, setting
+from gemquant.core.progress import print_end, reporter
 from gemquant.errors import UsageError
 from gemquant.rockchip.options import AUTO, RkllmOptions
 

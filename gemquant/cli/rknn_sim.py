@@ -8,8 +8,8 @@ import click
 
 from gemquant.cli.external import tool_flags, tool_settings
 from gemquant.cli.flags import complete_target, defaults_flag, flags, model_argument, output_flags
-from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, setting
+from gemquant.core.progress import reporter
 
 if TYPE_CHECKING:
     from gemquant.rockchip.rknn import Simulation

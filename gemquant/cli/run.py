@@ -15,10 +15,10 @@ import click
 from gemquant.cli.external import tool_settings
 from gemquant.cli.flags import Size, flag, flags, offering, output_flags, target_folder_flag
 from gemquant.cli.flags import threads_flag as threads
-from gemquant.cli.progress import print_end, reporter
 from gemquant.cli.settings import problems_of, target_folders, threads_of
 from gemquant.convert.external_options import AutoAwqOptions, ExternalRequest, OnnxOptions
 from gemquant.convert.run_recipe import RunJob, RunRecipe, preset, preset_names
+from gemquant.core.progress import print_end, reporter
 from gemquant.core.resources import human_bytes, parse_size, total_memory
 from gemquant.errors import ProblemCollector, UsageError, echo
 from gemquant.rockchip.options import AUTO, RkllmOptions

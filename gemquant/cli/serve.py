@@ -13,8 +13,8 @@ import click
 
 from gemquant.cli.chat import chat_request, model_flags
 from gemquant.cli.flags import flag, flags, output_flags, path_flag
-from gemquant.cli.progress import reporter
 from gemquant.cli.settings import problems_of, threads_of
+from gemquant.core.progress import reporter
 from gemquant.errors import UsageError, echo
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from gemquant.cli.flags import flags, output_flags
-from gemquant.cli.progress import reporter
+from gemquant.core.progress import reporter
 from gemquant.errors import echo
 
 PASSWORD = "GEMQUANT_KEY_PASSWORD"  # noqa: S105 (the variable's name)

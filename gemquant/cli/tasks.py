@@ -18,8 +18,8 @@ from gemquant.cli.flags import (
     too_small,
     unknown_place,
 )
-from gemquant.cli.progress import print_end, reporter
 from gemquant.cli.settings import problems_of, setting, threads_of
+from gemquant.core.progress import print_end, reporter
 from gemquant.core.resources import require_device
 from gemquant.errors import CalibrationError, GemquantError, UsageError, refuse
 

@@ -9,7 +9,7 @@ import click
 
 from gemquant.cli.artifacts import folders_at, opened
 from gemquant.cli.flags import artifacts_argument, flags, output_flags
-from gemquant.cli.progress import reporter
+from gemquant.core.progress import reporter
 from gemquant.errors import ArtifactError, GemquantError, UsageError, echo, refuse
 
 

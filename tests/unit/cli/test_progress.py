@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from gemquant.cli.progress import Bars, Lines, print_end, reporter
+from gemquant.core.progress import Bars, Lines, print_end, reporter
 from tests.helpers.tiny_gemma import write_tiny_gemma
 from tests.unit.cli.conftest import Run
 
