@@ -19,7 +19,7 @@ from gemquant.cli.settings import problems_of, target_folders, threads_of
 from gemquant.convert.external_options import AutoAwqOptions, ExternalRequest, OnnxOptions
 from gemquant.convert.run_recipe import RunJob, RunRecipe, preset, preset_names
 from gemquant.core.progress import print_end, reporter
-from gemquant.core.resources import human_bytes, parse_size, total_memory
+from gemquant.core.resources import human_bytes, parse_size
 from gemquant.errors import ProblemCollector, UsageError, echo
 from gemquant.rockchip.options import AUTO, RkllmOptions
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from gemquant.core.protocols import Progress
     from gemquant.core.targets import Target
 
-MEMORY_SHARE = 0.8
 TOOLS = {"onnx": OnnxOptions, "rkllm": RkllmOptions, "autoawq": AutoAwqOptions}
 """Programs that decide numbers themselves, and their options."""
 RECIPES = (".toml", ".json")
@@ -120,14 +119,14 @@ def command(ctx: click.Context, /, **params: Any) -> None:
         progress.start("checking the jobs", 0)
 
         from gemquant.cli import render
-        from gemquant.convert.run import RunRequest, plan_run
+        from gemquant.convert.run import RunRequest, default_memory, plan_run
 
         request = RunRequest(
             jobs,
             output,
             folders.value,
             count,
-            params["memory"] or int(MEMORY_SHARE * total_memory()),
+            params["memory"] or default_memory(),
             tool_step,
             force=params["force"],
             restart=params["restart"],

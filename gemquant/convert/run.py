@@ -17,7 +17,7 @@ from gemquant.core.artifact import Artifact
 from gemquant.core.artifact.staging import make_parents
 from gemquant.core.protocols import Progress, QuantizedSpec
 from gemquant.core.recipe import Recipe
-from gemquant.core.resources import human_bytes
+from gemquant.core.resources import human_bytes, total_memory
 from gemquant.core.targets import Target, load_target
 from gemquant.errors import Attempt, ProblemCollector
 from gemquant.models.architecture import layer_structure
@@ -149,6 +149,11 @@ def plan_run(request: RunRequest, progress: Progress) -> PlannedRun:
     if len(prepared) > len(models):
         reasons.append("jobs with other texts, windows or adapters have a pass of their own")
     return PlannedRun(passes, [each.value for each in checks], reasons)
+
+
+def default_memory() -> int:
+    """What the jobs of one pass may hold if nobody says so: four fifths of the machine's memory."""
+    return total_memory() * 4 // 5
 
 
 def held_bytes(prepared: PreparedConversion) -> int:

@@ -73,7 +73,12 @@ class RunRecipe:
         values = UntrustedFile(file, _MAX_BYTES).json_or_toml()
         if not isinstance(values, dict):
             raise UsageError(f"{file}: must hold a table of settings.")
-        problems = ProblemCollector()
+        return cls.of(values, str(file))
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], file: str) -> RunRecipe:
+        """The same from a mapping. file: its name, for messages."""
+        problems, values = ProblemCollector(), dict(values)
         jobs = values.pop("jobs", None)
         if not isinstance(jobs, list) or not jobs or not all(isinstance(j, dict) for j in jobs):
             problems.append(
@@ -83,7 +88,7 @@ class RunRecipe:
                     "gemquant run --preset publish --show",
                 )
             )
-        problems += setting_problems(values, str(file), {**_OF_MODEL, **_SHARED})
+        problems += setting_problems(values, file, {**_OF_MODEL, **_SHARED})
         if "model" in values and "models" in values:
             problems.append(UsageError(f"{file}: has both model and models.", hint="Name one."))
         models = values.get("models", [values["model"]] if "model" in values else [])
@@ -91,7 +96,7 @@ class RunRecipe:
             problems.append(UsageError(f"{file}: models must be a list of strings."))
         problems.refuse()
         shared = {key: value for key, value in values.items() if key not in _OF_MODEL}
-        return cls(str(file), models, values.get("output"), shared, jobs or [])
+        return cls(file, models, values.get("output"), shared, jobs or [])
 
     def for_models(self, models: Sequence[str]) -> RunRecipe:
         """The same jobs for other models, where any are named."""

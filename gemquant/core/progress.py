@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from gemquant.core.protocols import Progress, Silence
@@ -97,10 +98,10 @@ class Bars:
 
 @contextmanager
 def reporter(*, quiet: bool) -> Iterator[Progress]:
-    """Yield what suits stderr."""
+    """Yield what suits stderr, or the notebook."""
     if quiet:
         yield Silence()
-    elif not sys.stderr.isatty():
+    elif not sys.stderr.isatty() and not in_notebook():
         lines, ended = Lines(), threading.Event()
 
         def remind() -> None:
@@ -132,9 +133,15 @@ def reporter(*, quiet: bool) -> Iterator[Progress]:
             TextColumn("left"),
             TimeRemainingColumn(),
         )
-        console = Console(stderr=True)
+        console = Console(stderr=not in_notebook())
         with rich.progress.Progress(*columns, console=console, transient=True) as bars:
             yield Bars(bars)
+
+
+def in_notebook() -> bool:
+    """Whether a Jupyter kernel runs this, with the widgets that rich's bars need."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return hasattr(shell, "kernel") and find_spec("ipywidgets") is not None
 
 
 def print_end(*commands: str, quiet: bool) -> None:
