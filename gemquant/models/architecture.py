@@ -198,9 +198,11 @@ def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def stored_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """``tensor_shapes``, with the stacks for the matrices that they hold."""
-    stacks = stacked_tensors(config)
+def stored_shapes(
+    config: Mapping[str, Any], stacks: Mapping[str, Stack] | None = None
+) -> dict[str, tuple[int, ...]]:
+    """``tensor_shapes``, with stacks, the library's or others, for the matrices that they hold."""
+    stacks = stacked_tensors(config) if stacks is None else stacks
     parts = {part for stack in stacks.values() for part in stack.parts}
     shapes = {name: shape for name, shape in tensor_shapes(config).items() if name not in parts}
     return shapes | {name: stack.shape for name, stack in stacks.items()}

@@ -58,6 +58,17 @@ def expert_stacks(experts: int, hidden: int, inner: int) -> dict[str, Stack]:
     }
 
 
+def separate_stacks(name: str, stack: Stack) -> dict[str, Stack]:
+    """A stack's matrices with a tensor of their own for each kind, as some files store them."""
+    kinds: dict[str, list[str]] = {}
+    for part in stack.parts:
+        kinds.setdefault(part.removesuffix(".weight").rpartition(".")[2], []).append(part)
+    experts, rows, columns = stack.shape
+    shape = (experts, rows // len(kinds), columns)
+    inside = name.rpartition(".")[0]
+    return {f"{inside}.{kind}": Stack(shape, tuple(parts)) for kind, parts in kinds.items()}
+
+
 def expert_groups(experts: int, norm: NormFold) -> tuple[InputGroup, ...]:
     """All gates and ups, whose common scale folds into ``norm``; then each expert's down."""
     read = tuple(f"experts.{e}.{part}" for e in range(experts) for part in ("gate_proj", "up_proj"))

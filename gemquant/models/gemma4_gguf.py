@@ -151,6 +151,10 @@ IN_GGUF4 = GgufFacts(
         "ffn_gate_up_exps.weight": "experts.gate_up_proj",
         "ffn_down_exps.weight": "experts.down_proj",
     },
+    older={
+        "ffn_gate_exps.weight": "experts.gate_proj",
+        "ffn_up_exps.weight": "experts.up_proj",
+    },
     outside={
         "per_layer_token_embd.weight": PER_LAYER_TABLE,
         "per_layer_model_proj.weight": PER_LAYER_PROJECTION,

@@ -232,7 +232,8 @@ class GgufFacts:
     key before the dimensions. ollama: number of layers → keys of the configuration that its files
     have wrong and its runner corrects. end_of_turn_id: the token that its converter writes as EOT
     where the tokenizer's files name none.
-    parameters: what of a layer ``tensors`` cannot spell, ``ffn_gate_inp.scale`` → ``router.scale``.
+    parameters: what of a layer ``tensors`` cannot spell, ``ffn_gate_inp.scale`` → ``router.scale``;
+    older: what older converters wrote instead, which is read and not written.
     outside: further tensors that belong to no layer. in_float32: parts that stay in float32 though
     they are matrices; in_16_bits: that stay in 16 bits. rope_types: of full layers, that it
     computes. rope_factors: content of ``rope_freqs.weight``, which divides each frequency of full
@@ -258,6 +259,7 @@ class GgufFacts:
     end_of_turn_id: int | None = None
     ollama: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     parameters: Mapping[str, str] = field(default_factory=dict)
+    older: Mapping[str, str] = field(default_factory=dict)
     outside: Mapping[str, str] = field(default_factory=dict)
     in_float32: frozenset[str] = frozenset()
     in_16_bits: frozenset[str] = frozenset()

@@ -19,7 +19,10 @@ import pytest
 import torch
 
 from ci.bench.llama_quantize import Llama, QuantizeOptions, read_importance
+from gemquant.formats.checkpoint import open_checkpoint
 from gemquant.formats.gguf.imatrix import ImportanceEntry, ImportanceMatrix, write_imatrix
+from gemquant.formats.gguf.mixtures import FILE_TYPES
+from gemquant.formats.gguf.types import TypeRequest, choose_types
 from tests.helpers.tiny_gemma import GEMMA4, GENERATIONS, Kind
 from tests.helpers.tiny_sentencepiece import write_convertible_gemma
 from tests.unit.cli.conftest import Run
@@ -151,6 +154,27 @@ def test_quantizing_again_gives_llama_cpps_bytes(
     llama.quantize(first, tmp_path / "theirs.gguf", "Q5_K_M", options)
     (again,) = (tmp_path / "again").glob("*.gguf")
     assert again.read_bytes() == (tmp_path / "theirs.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("experts", [8, 16])
+def test_types_of_a_model_with_eight_experts_or_more_are_llama_cpps(
+    run: Run, llama: Llama, tmp_path: Path, experts: int
+) -> None:
+    sizes = {**WIDE, "num_experts": experts}
+    model = write_convertible_gemma(tmp_path / "experts", "gemma4_moe", sizes)
+    out = tmp_path / "out"
+    assert run("gguf", str(model), "--type", "BF16", "--no-eval", "-o", str(out)).code == 0
+    (source,), config = out.glob("*.gguf"), open_checkpoint(str(model)).config
+    for name, file_type in FILE_TYPES.items():
+        if name == "Q2_K_S":  # only with an importance matrix
+            continue
+        llama.quantize(source, tmp_path / "theirs.gguf", name, QuantizeOptions())
+        theirs = {
+            tensor.name: tensor.tensor_type.name
+            for tensor in gguf.GGUFReader(tmp_path / "theirs.gguf").tensors
+        }
+        plan = choose_types(config, TypeRequest(file_type), has_importance=False)
+        assert {tensor.name: tensor.type.name for tensor in plan.tensors} == theirs, name
 
 
 @pytest.mark.real

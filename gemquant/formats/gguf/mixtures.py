@@ -1,7 +1,7 @@
 """The file types that llama-quantize offers, and which tensors each stores in more bits, as data.
 
 A file type names a mixture: Q4_K_M stores most tensors in Q4_K and the sensitive ones in Q6_K. The
-rules are llama.cpp's, spelled out for a dense model with Gemma's tensor names. For each file type
+rules are llama.cpp's, spelled out for models with Gemma's tensor names. For each file type
 and kind of tensor the first rule that applies decides; without one it is the default format.
 
 Source: llama.cpp ``include/llama.h`` (``enum llama_ftype``), ``src/llama-quant.cpp``
@@ -99,7 +99,7 @@ class Place:
 
     index: its turn among the tensors of its kind that these rules decide, or its layer's number in
     a model with experts; layers: of the model, or how many have such a tensor.
-    heads_per_kv: query heads that share a key-value head.
+    heads_per_kv: query heads that share a key-value head. experts: of a layer, or 0.
     has_importance: whether the file is quantized with an importance matrix at all.
     """
 
@@ -107,6 +107,7 @@ class Place:
     layers: int
     heads_per_kv: int
     has_importance: bool
+    experts: int = 0
 
 
 Condition = Callable[[Place], bool]
@@ -197,8 +198,21 @@ COUNTED = ("attn_v", "ffn_down")
 """The kinds of tensor whose rules depend on their position."""
 
 
+_EIGHT = 8
+_OF_EIGHT: Mapping[str, Mapping[str, str]] = {
+    "attn_v": dict.fromkeys(FILE_TYPES, "Q8_0"),
+    "attn_k": dict.fromkeys(FILE_TYPES, "Q8_0"),
+    "attn_output": dict.fromkeys(
+        ("Q2_K", "Q3_K_S", "Q3_K_M", "Q4_K_S", "Q4_K_M", "IQ4_NL", "IQ4_XS"), "Q5_K"
+    ),
+}
+"""Instead of other rules in a model of eight experts, where these are a small part."""
+
+
 def layer_type(file_type: FileType, kind: str, place: Place) -> GgmlType:
     """Return the format of a linear inside a layer. kind: ``attn_v``, as in ``blk.0.attn_v``."""
+    if place.experts == _EIGHT and kind in _OF_EIGHT:
+        return TYPES[_OF_EIGHT[kind].get(file_type.name, file_type.default.name)]
     for applies, name in _RULES.get(file_type.name, {}).get(kind, ()):
         if applies(place):
             return TYPES[name]

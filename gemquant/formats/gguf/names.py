@@ -44,7 +44,7 @@ def from_gguf(name: str, model_type: str) -> str | None:
     if match is None:
         return None
     index, part = match.groups()
-    ours = _of_layers(model_type).get(part)
+    ours = _of_layers(model_type).get(part, ARCHITECTURES[model_type].gguf.older.get(part))
     return None if ours is None else f"{layer_prefix(int(index))}{ours}"
 
 

@@ -37,7 +37,8 @@ from gemquant.models.architecture import (
     stored_shapes,
     tensor_shapes,
 )
-from gemquant.models.structure import EMBEDDING, HEAD
+from gemquant.models.experts import separate_stacks
+from gemquant.models.structure import EMBEDDING, HEAD, Stack
 from gemquant.numerics.ggml import dequantize_rows
 from gemquant.numerics.ggml_types import TYPES
 
@@ -98,7 +99,12 @@ class GgufTensors:
         )
         for name in [name for name in self._entries if architecture.unused(self.config, name)]:
             del self._entries[name]
-        self._places = places_in_stacks(stacked_tensors(self.config), self.shapes)
+        self._stacks: dict[str, Stack] = {}
+        for name, stack in stacked_tensors(self.config).items():
+            apart = separate_stacks(name, stack)
+            older = name not in self._entries and apart.keys() & self._entries.keys()
+            self._stacks |= apart if older else {name: stack}
+        self._places = places_in_stacks(self._stacks, self.shapes)
         refuse(self._problems(unknown))
 
     @property
@@ -174,7 +180,7 @@ class GgufTensors:
 
     def _problems(self, unknown: Sequence[str]) -> list[GemquantError]:
         problems: list[GemquantError] = []
-        expected = stored_shapes(self.config)
+        expected = stored_shapes(self.config, self._stacks)
         missing = [name for name in expected if name not in self._entries]
         for names, what in ((missing, "missing"), (unknown, "not part of a Gemma")):
             if names:

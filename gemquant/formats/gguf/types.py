@@ -316,7 +316,7 @@ def _places(
         if experts and kind.startswith("ffn"):
             turn = int(name.split(".")[1])
         of = values if kind == "attn_v" else layers
-        places[name] = Place(turn, of, heads_per_kv, has_importance)
+        places[name] = Place(turn, of, heads_per_kv, has_importance, experts or 0)
         if kind in turns and name not in taken:
             turns[kind] += 1
     return places

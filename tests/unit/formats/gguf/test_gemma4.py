@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,15 +68,17 @@ def test_a_certificate_holds_no_codes_of_the_per_layer_table(
         assert measured.kl_mean.value == pytest.approx(said.kl_mean.value, rel=1e-5)
 
 
-def with_more(path: Path, target: Path, tensors: Mapping[str, np.ndarray]) -> Path:
-    """The same file with other or further tensors."""
+def with_more(
+    path: Path, target: Path, tensors: Mapping[str, np.ndarray], without: Collection[str] = ()
+) -> Path:
+    """The same file with other or further tensors, or without some."""
     reader, writer = gguf.GGUFReader(path), gguf.GGUFWriter(target, "gemma4")
     for key, field in reader.fields.items():
         if not key.startswith(("GGUF.", "general.architecture")):
             element = field.types[1] if len(field.types) > 1 else None
             writer.add_key_value(key, field.contents(), field.types[0], element)
     for tensor in reader.tensors:
-        if tensor.name not in tensors:
+        if tensor.name not in tensors and tensor.name not in without:
             writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
     for name, values in tensors.items():
         writer.add_tensor(name, values)
@@ -113,6 +115,27 @@ def test_a_file_in_bfloat16_reads_back_as_its_folder(
     assert ends == {1, tokenizers[1]["model"]["vocab"]["<turn|>"]}
     generation = json.loads(read.tokenizer_files()["generation_config.json"])
     assert generation.get("suppress_tokens") == ([7, 11] if kind == "gemma4_unified" else None)
+
+
+def test_gate_and_up_of_experts_in_tensors_of_their_own_are_read(
+    folders: Mapping[Kind, Path], tmp_path: Path
+) -> None:
+    folder = open_checkpoint(str(folders["gemma4_moe"]))
+    path, older = written(folder, tmp_path, "F16"), {}
+    for tensor in gguf.GGUFReader(path).tensors:
+        if tensor.name.endswith("ffn_gate_up_exps.weight"):
+            for part, values in zip(("gate", "up"), np.split(tensor.data, 2, axis=1), strict=True):
+                older[tensor.name.replace("gate_up", part)] = np.ascontiguousarray(values)
+    dropped = {name.replace("gate_exps", "gate_up_exps") for name in older}
+    again = with_more(path, tmp_path / "older.gguf", older, without=dropped)
+    read, whole = open_checkpoint(str(again)), open_checkpoint(str(path))
+    assert len(older) == 8
+    for name in whole.names():
+        assert torch.equal(read.tensor(name), whole.tensor(name)), name
+    first, second = (
+        written(each, tmp_path / out, "Q8_0") for each, out in ((read, "a"), (whole, "b"))
+    )
+    assert first.read_bytes() == second.read_bytes()
 
 
 def test_keys_and_values_that_no_layer_reads_are_passed_over(
@@ -206,6 +229,15 @@ def test_columns_of_704_and_2112_fall_back() -> None:
     assert [types[f"blk.{n}.ffn_down_exps.weight"] for n in (0, 3, 5)] == ["Q8_0", "Q5_0", "Q8_0"]
     assert [types[f"blk.{n}.ffn_down.weight"] for n in (0, 3, 5)] == ["Q8_0", "Q5_0", "Q8_0"]
     assert types["blk.0.ffn_gate_up_exps.weight"] == "Q4_K"
+
+
+def test_attention_of_a_model_with_eight_experts_has_more_bits() -> None:
+    eight = {**A4B, "num_experts": 8}
+    types = types_of(eight, "Q4_K_M")
+    kinds = {kind: types[f"blk.3.attn_{kind}.weight"] for kind in ("q", "k", "v", "output")}
+    assert kinds == {"q": "Q4_K", "k": "Q8_0", "v": "Q8_0", "output": "Q5_K"}
+    assert types_of(eight, "Q3_K_L")["blk.3.attn_output.weight"] == "Q3_K"
+    assert types_of(A4B, "Q4_K_M")["blk.3.attn_k.weight"] == "Q4_K"
 
 
 def test_of_layers_without_values_only_those_with_them_are_counted() -> None:
