@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
@@ -62,7 +63,7 @@ def compiler() -> list[str] | None:
 
 
 def build(folder: Path = FOLDER) -> list[Path]:
-    """Compile all levels into ``folder``; return what was built, nothing where it cannot be.
+    """Compile all levels at once into ``folder``; return what was built, perhaps nothing.
 
     A compiler that lacks a level, or fails, is reported on stderr; the package works without.
     """
@@ -70,25 +71,27 @@ def build(folder: Path = FOLDER) -> list[Path]:
     if command is None:
         print("gemquant: no C compiler found; built without native kernels", file=sys.stderr)
         return []
-    sources = [str(path) for path in sorted(SOURCES.glob("*.c"))]
-    built = []
-    for level, flags in levels().items():
-        target = folder / library_name(level)
-        # Renamed when complete: a running program still uses the library that it has mapped.
-        scratch = target.with_name(f".{target.name}.{os.getpid()}")
-        line = [*command, *FLAGS, *flags, f'-DGQ_DIGEST="{digest()}"', *sources, "-lm"]
-        try:
-            subprocess.run(
-                [*line, "-o", str(scratch)], check=True, capture_output=True, text=True, timeout=600
-            )
-        except (OSError, subprocess.SubprocessError) as error:
-            message = getattr(error, "stderr", None) or str(error)
-            print(f"gemquant: kernels for {level} were not built: {message}", file=sys.stderr)
-            scratch.unlink(missing_ok=True)
-            continue
-        scratch.replace(target)
-        built.append(target)
-    return built
+    with ThreadPoolExecutor() as pool:
+        made = pool.map(lambda level: _compiled(command, level, folder), levels())
+        return [path for path in made if path]
+
+
+def _compiled(command: Sequence[str], level: str, folder: Path) -> Path | None:
+    target = folder / library_name(level)
+    # Renamed when complete: a running program still uses the library that it has mapped.
+    scratch = target.with_name(f".{target.name}.{os.getpid()}")
+    sources = map(str, sorted(SOURCES.glob("*.c")))
+    flags = (*FLAGS, *levels()[level], f'-DGQ_DIGEST="{digest()}"')
+    line = [*command, *flags, *sources, "-lm", "-o", str(scratch)]
+    try:
+        subprocess.run(line, check=True, capture_output=True, text=True, timeout=600)
+    except (OSError, subprocess.SubprocessError) as error:
+        message = getattr(error, "stderr", None) or str(error)
+        print(f"gemquant: kernels for {level} were not built: {message}", file=sys.stderr)
+        scratch.unlink(missing_ok=True)
+        return None
+    scratch.replace(target)
+    return target
 
 
 if __name__ == "__main__":
