@@ -113,7 +113,8 @@ def job_of(args: argparse.Namespace, quantizer: Quantizer, out: Path, *, eval_wi
 def tracing_dtype(args: argparse.Namespace) -> torch.dtype:
     """The type that the command line would trace calibration windows in, on this machine."""
     recipe = Recipe(model=args.model, quantizer="")
-    return getattr(torch, calibration_dtype(recipe))
+    dtype: torch.dtype = getattr(torch, calibration_dtype(recipe))
+    return dtype
 
 
 class Stopwatch:

@@ -58,12 +58,12 @@ def _config(original: Any) -> Any:
         "max_position_embeddings", "rms_norm_eps", "query_pre_attn_scalar", "sliding_window",
         "bos_token_id", "eos_token_id", "pad_token_id",
     )  # fmt: skip
-    values = {name: getattr(original, name) for name in same}
-    return Gemma2Config(**values, **dict.fromkeys(SOFTCAPS))
+    values: dict[str, Any] = {name: getattr(original, name) for name in same}
+    return Gemma2Config(**{**values, **dict.fromkeys(SOFTCAPS)})
 
 
 @torch.no_grad()
-def _attention_of(model: nn.Module, ids: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+def _attention_of(model: Any, ids: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """What goes into and comes out of each layer's attention: (windows, tokens, hidden) each."""
     inputs: list[list[Tensor]] = [[] for _ in model.model.layers]
     outputs: list[list[Tensor]] = [[] for _ in model.model.layers]

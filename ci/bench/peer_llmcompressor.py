@@ -73,14 +73,15 @@ class Phases:
         return wrapped
 
 
-def batches(tokens: torch.Tensor, batch_size: int) -> DataLoader[dict[str, torch.Tensor]]:
+def batches(tokens: torch.Tensor, batch_size: int) -> DataLoader[Any]:
     """The windows in their order, as the batches that llm-compressor feeds to the model."""
 
     def collate(windows: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         ids = torch.stack(windows)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
-    return DataLoader(list(tokens), batch_size=batch_size, shuffle=False, collate_fn=collate)
+    windows: Any = list(tokens)  # a list does for a map-style data set
+    return DataLoader(windows, batch_size=batch_size, shuffle=False, collate_fn=collate)
 
 
 def quantize(job: dict[str, Any]) -> dict[str, Any]:

@@ -300,7 +300,7 @@ class Transformers(HiddenStatesRuntime, SpeedRuntime):
 
         # Hooks on the model would be compiled with it, again for every run.
         computed, chosen = _Computed(self.device), _Chosen(self.device)
-        config = GenerationConfig(  # type: ignore[no-untyped-call]
+        config = GenerationConfig(
             max_new_tokens=new_tokens,
             min_new_tokens=new_tokens,  # as many as requested, wherever the text would end
             do_sample=False,

@@ -67,7 +67,8 @@ def draw(
     }
     # One slice has few windows; how they lie about their mean is drawn from those of all slices.
     sources = [(name, n) for name, each in pool.before.items() for n in range(len(each["kl"]))]
-    before, now = {}, {}
+    before: dict[str, Columns] = {}
+    now: dict[str, dict[str, list[float]]] = {}
     for name, columns in pool.before.items():
         own = [chance.randrange(len(columns["kl"])) for _ in range(windows)]
         drawn = [chance.choice(sources) for _ in range(windows)]
