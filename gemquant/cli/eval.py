@@ -64,7 +64,11 @@ Examples:
     ),
     document_flag("all figures, window by window,"),
     flag("--dry-run", "Print what would be measured; measure nothing."),
-    flag("--by-layer", "Also measure each layer's own error, given the original's hidden states."),
+    flag(
+        "--by-layer",
+        "Also measure each layer's own error, given the original's hidden states, and name the "
+        "tensors that cost most, with the options that store them in a larger type.",
+    ),
     click.Option(
         ["--native/--no-native"],
         default=True,

@@ -8,7 +8,7 @@ from gemquant.cli.render import losses, print_json, print_tables, table, verbose
 from gemquant.core.resources import human_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from gemquant.core.artifact import Artifact
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         EvaluationDocument,
         LayerErrors,
         LevelEvaluation,
+        TensorCost,
     )
     from gemquant.core.tables import Table
     from gemquant.measure.quality.evaluation import Evaluation
@@ -33,17 +34,105 @@ def print_document(document: EvaluationDocument) -> None:
     for artifact in document.artifacts:
         for level in artifact.levels:
             if len(document.artifacts) == 1 or verbose() or level.not_run or level.layers_own:
-                print_tables("", *_level(artifact, level))
+                print_tables("", *_level(artifact, level, document.original.architecture))
     for name, rows in comparisons(document.artifacts):
         rows.title = f"Level {name}"
         print_tables("", rows)
     print_tables(OVERALL if len(document.artifacts) == 1 else f"{OVERALL} Each slice: -v.")
 
 
-def _level(artifact: ArtifactEvaluation, level: LevelEvaluation) -> Sequence[Table | str]:
+def _level(
+    artifact: ArtifactEvaluation, level: LevelEvaluation, model_type: str
+) -> Sequence[Table | str]:
+    from gemquant.core.artifact.losses import collapse_hint
+
     size = f"{human_bytes(artifact.size_bytes)}, {artifact.bits_per_weight:.2f} bits per weight"
     parts = losses([level], title=f"{artifact.name}: {size}; level {level.level}")
-    return [*parts, "", _layers(level)] if level.layers_own else parts
+    if level.layers_own:
+        parts += ["", _layers(level)]
+    if level.tensors:
+        parts += ["", _tensors(level), *_larger_types(artifact, level.tensors, model_type)]
+    elif not level.layers_own and (hint := collapse_hint(level, artifact.name)):
+        parts.append(hint)
+    return parts
+
+
+def _tensors(level: LevelEvaluation) -> Table:
+    """What the costliest tensors lose alone."""
+    numbers = ("KL mean alone", "own error")
+    rows = table("tensor", *numbers, title="Most costly tensors, one at a time", numbers=numbers)
+    for cost in level.tensors:
+        own = "—" if cost.own_error is None else f"{cost.own_error:.5f}"
+        rows.add_row(cost.tensor, f"{cost.kl_mean:.5f}", own)
+    return rows
+
+
+def _larger_types(
+    artifact: ArtifactEvaluation, tensors: Sequence[TensorCost], model_type: str
+) -> Iterator[str]:
+    """The options that store what costs most in a larger type, where the quantizer has them."""
+    from gemquant.convert.plugins import quantizer_type
+    from gemquant.core.artifact.losses import costliest
+    from gemquant.core.options import options_of
+    from gemquant.errors import GemquantError
+
+    try:
+        known = {option.name for option in options_of(quantizer_type(artifact.quantizer))}
+    except GemquantError:  # a plug-in that is not installed, or no quantizer of ours
+        return
+    modules = [cost.tensor for cost in costliest(tensors) if cost.kl_mean > 0]
+    if "tensor_type" in known:
+        flags = _larger_ggml_types(modules, artifact.scheme, model_type)
+    elif "skip" in known:
+        flags = _skipping(modules)
+    else:
+        return
+    if flags:
+        yield f"To lose less, make it again with {' '.join(flags)}"
+
+
+def _larger_ggml_types(modules: Sequence[str], scheme: str, model_type: str) -> list[str]:
+    from gemquant.formats.gguf.names import to_gguf
+    from gemquant.models.experts import expert_number
+    from gemquant.models.structure import EMBEDDING, HEAD, PER_LAYER_TABLE
+
+    larger = "BF16" if "Q8_0" in scheme else "Q8_0"
+    tables = {
+        EMBEDDING: "--embedding-type",
+        HEAD: "--output-type",
+        PER_LAYER_TABLE: "--per-layer-embedding-type",
+    }
+    flags: dict[str, None] = {}
+    for module in modules:
+        if table := tables.get(f"{module}.weight"):
+            flags[f"{table} {larger}"] = None
+            continue
+        names = [f"{module}.weight"]
+        if expert_number(f"{module}.up_proj") is not None:  # one tensor has those of all experts
+            layer = module.rpartition(".")[0]
+            names = [f"{layer}.gate_up_proj", f"{layer}.down_proj"]
+        for name in names:
+            flags[f"--tensor-type '{to_gguf(name, model_type)}={larger}'"] = None
+    return list(flags)
+
+
+def _skipping(modules: Sequence[str]) -> list[str]:
+    from gemquant.models.experts import expert_number
+    from gemquant.models.structure import EMBEDDING, HEAD, PER_LAYER_TABLE
+
+    tables = {EMBEDDING: "embedding", PER_LAYER_TABLE: "embedding", HEAD: "head"}
+    words: dict[str, None] = {}
+    patterns: dict[str, None] = {}
+    for module in modules:
+        short = module.removeprefix("model.")
+        if table := tables.get(f"{module}.weight"):
+            words[f"--no-quantize-{table}"] = None
+        elif expert_number(f"{module}.up_proj") is not None:
+            # Loaders have one scheme for all experts of a layer.
+            patterns[f"{short.rpartition('.')[0]}.*"] = None
+        else:
+            patterns[short] = None
+    return [*words, *([f"--skip '{','.join(patterns)}'"] if patterns else [])]
 
 
 def _layers(level: LevelEvaluation) -> Table:

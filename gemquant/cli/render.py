@@ -173,11 +173,16 @@ def _artifact_document(made: Artifact) -> dict[str, Any]:
 
 def artifact(made: Artifact, *, as_json: bool) -> None:
     """Print a finished artifact: what it is, and what was lost in it."""
+    from gemquant.core.artifact.losses import collapse_hint, headline
+
     if as_json:
         print_json(_artifact_document(made))
     else:
         print_tables(f"{made.path}", *_facts(made.manifest), "")
         print_certificates(made.manifest.certificates)
+        level = headline(made.manifest.certificates)
+        if level is not None and (hint := collapse_hint(level, shlex.quote(str(made.path)))):
+            print_tables(hint)
         if not made.manifest.certificates:
             print_tables("No certificate (--no-eval).")
 

@@ -3,7 +3,8 @@
 For a converter that rounds weights and activations to 8 bits: the model that it reads computes the
 same function and loses less of it. Scales fold only where that is exact: into the norms before
 q, k, v and before gate, up; into the rows of v before o, where heads that share a key-value head
-share scales; into the rows of up before down, since gelu(gate) · up is linear in up.
+share scales, but not in Gemma 4, which norms values; into the rows of up before down, since
+gelu(gate) · up is linear in up.
 
 Source: Xiao et al., 2022, https://arxiv.org/abs/2211.10438.
 """
@@ -65,10 +66,10 @@ class SmoothQuant(Quantizer):
         return changed
 
     def _problem(self, block: Block, group: InputGroup) -> SmoothingProblem:
-        statistics = block.statistics.get(group.linears[0])
+        statistics = block.statistics.get(group.reader)
         if statistics is None or statistics.sample is None:
             raise UnsupportedError(
-                f"{block.prefix}{group.linears[0]} has no sample of its inputs: SmoothQuant needs "
+                f"{block.prefix}{group.reader} has no sample of its inputs: SmoothQuant needs "
                 "calibrated statistics."
             )
         return SmoothingProblem(

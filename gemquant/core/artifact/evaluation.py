@@ -124,6 +124,23 @@ class LayerErrors(Record):
     cosine: tuple[float, ...] = Field(description="Mean cosine between the two, over tokens.")
 
 
+class TensorCost(Record):
+    """What one linear, expert or table of an artifact costs alone, all others the original's."""
+
+    tensor: str = Field(
+        description="Its module: `model.layers.3.mlp.down_proj`, `model.layers.3.experts.7` for an "
+        "expert's three, `model.embed_tokens` for a table and the head that is tied to it."
+    )
+    own_error: float | None = Field(
+        description="Norm of the difference of its layer's output over the norm of the original's; "
+        "an expert's: its share of that of all experts together. Null for tables."
+    )
+    kl_mean: float = Field(
+        description="Mean divergence, nats per token, over the first window of every slice, "
+        "truncated to 2048 tokens in all."
+    )
+
+
 class Emulation(Record):
     """One corner of the bracket that level ``emulated`` consists of."""
 
@@ -164,6 +181,12 @@ class LevelEvaluation(Record):
         default=(),
         description="Each layer fed with the original's hidden states: its own error; one per "
         "slice. Only with `--by-layer`.",
+    )
+    tensors: tuple[TensorCost, ...] = Field(
+        default=(),
+        exclude_if=lambda record: not record,
+        description="Tables, and the eight linears or experts of the largest errors, the most "
+        "costly first. Only with `--by-layer`.",
     )
     emulation: Emulation | None = Field(
         default=None,

@@ -12,6 +12,7 @@ from gemquant.core.artifact.evaluation import (
     Level,
     LevelEvaluation,
     SliceEvaluation,
+    TensorCost,
 )
 from gemquant.core.resources import human_bytes
 from gemquant.core.tables import Cell, Column, Table, columns, interval, number
@@ -161,6 +162,35 @@ def from_reference(level: LevelEvaluation) -> str | None:
         "KL divergence of this level from level reference: "
         f"{interval(level.kl_from_reference)} nats per token."
     )
+
+
+LARGE_KL = 0.5
+"""Nats per token, over all slices: a model that has lost its way. Good 4 bits are below 0.1."""
+
+
+def collapse_hint(level: LevelEvaluation, artifact: str) -> str | None:
+    """What to type where an artifact's divergence is large; None where it is not.
+
+    artifact: its name or path, as it is typed.
+    """
+    if not level.slices or level.emulation or Overall.of(level).kl_mean < LARGE_KL:
+        return None
+    return (
+        f"This divergence is large. gemquant eval {artifact} --by-layer names the tensors that "
+        "cost most."
+    )
+
+
+def costliest(tensors: Sequence[TensorCost]) -> list[TensorCost]:
+    """The first of them that make half of the sum, at most four."""
+    chosen: list[TensorCost] = []
+    for cost in tensors:
+        if len(chosen) == 4 or 2 * sum(c.kl_mean for c in chosen) >= sum(
+            c.kl_mean for c in tensors
+        ):
+            break
+        chosen.append(cost)
+    return chosen
 
 
 def eval_results(levels: Sequence[LevelEvaluation], **dataset_args: Any) -> Iterator[EvalResult]:

@@ -77,7 +77,7 @@ def emulate(
     streams.candidates = [
         stream.copy(stream.hidden.clone()) for stream in streams.candidates for _ in GRANULARITIES
     ]
-    for index in streams.layers(original, progress, "emulating layers"):
+    for index, _ in streams.layers(original, progress, "emulating layers"):
         prefix, names = layer_prefix(index), layer_parameters(original.config, index)
         linears = layer_structure(original.config, index).linears
         candidates = iter(streams.candidates)

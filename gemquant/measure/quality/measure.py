@@ -10,9 +10,9 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from gemquant.calibration.stream import layer_weights
+from gemquant.calibration.stream import Stream, layer_weights
 from gemquant.calibration.windows import TokenWindows
-from gemquant.core.artifact.evaluation import LevelEvaluation
+from gemquant.core.artifact.evaluation import LevelEvaluation, TensorCost
 from gemquant.core.protocols import Progress, Silence, Weights
 from gemquant.errors import ArtifactError, GemquantError, UnsupportedError, refuse
 from gemquant.measure.quality.divergence import Table, TokenScores
@@ -29,6 +29,7 @@ from gemquant.measure.quality.streams import (
     head_table,
     reference_runtime,
 )
+from gemquant.measure.quality.tensors import TOKENS, OwnErrors, tensor_costs
 from gemquant.models.architecture import architecture_of, layer_parameters
 from gemquant.models.skeleton import Skeleton
 from gemquant.models.structure import layer_prefix
@@ -106,7 +107,7 @@ def measure(
     """Measure every artifact at level ``reference``, and ``native`` where a runtime is given.
 
     seed: of the resampling of windows. by_layer: also each layer's own error, for one more run of
-    each artifact's layers.
+    each artifact's layers, and what single tensors cost.
     UnsupportedError if an artifact is of another architecture, or the original's values are not
     finite; ArtifactError if an artifact's are not, with the first layer where they are not, or if
     a perplexity is beyond float64.
@@ -123,7 +124,8 @@ def measure(
     }
     refuse(chain.from_iterable(each.embedding_problems() for each in tracks.values()))
     inputs = streams.original.hidden.clone() if by_layer else None
-    for index in streams.layers(original, progress):
+    before = _short(streams) if by_layer else None
+    for index, parameters in streams.layers(original, progress):
         prefix, names = layer_prefix(index), layer_parameters(original.config, index)
         for track in tracks.values():
             weights = layer_weights(track.weights, prefix, names, skeleton)
@@ -134,15 +136,25 @@ def measure(
                 alone.advance(index, weights)
                 track.observe_own(alone.hidden)
         refuse(chain.from_iterable(each.problems(index) for each in tracks.values()))
-        if by_layer:
-            inputs = streams.original.hidden.clone()
+        if before is not None:
+            inputs, after = streams.original.hidden.clone(), _short(streams)
+            for track in tracks.values():
+                weights = layer_weights(track.weights, prefix, names, skeleton)
+                track.tensors.observe(index, before, after.hidden, parameters, weights)
+            before = after
     models = [
         (final_norm(weights, skeleton), head_table(weights, skeleton))
         for weights in (original, *(weights for _, weights in decoded))
     ]
-    before, *heads = streams.predictors(models)
-    compared = streams.compare(before, heads, progress) if heads else []
+    predictor, *heads = streams.predictors(models)
+    compared = streams.compare(predictor, heads, progress) if heads else []
     refuse(chain.from_iterable(map(_Track.head_problems, tracks.values(), compared)))
+    costs: dict[str, tuple[TensorCost, ...]] = {}
+    if by_layer:
+        cut = streams.beginnings(tokens=TOKENS, window=None).slices
+        for name, track in tracks.items():
+            fresh = EvaluationStreams(skeleton, cut)
+            costs[name] = tensor_costs(original, track.weights, track.tensors, fresh, progress)
     runtime = reference_runtime(skeleton)
     measured = []
     for subject in subjects:
@@ -158,6 +170,7 @@ def measure(
                 slices=streams.figures(compared[number], seed=seed, artifact=subject.name),
                 layers_accumulated=layer_errors(streams.slices, decoded_track.accumulated),
                 layers_own=layer_errors(streams.slices, decoded_track.own),
+                tensors=costs.get(subject.name, ()),
             )
             alone_streams, model_pair = streams.only(number), [models[0], models[number + 1]]
         levels = [level]
@@ -165,6 +178,12 @@ def measure(
             levels.append(_native(subject, alone_streams, model_pair, seed, progress))
         measured.append(tuple(levels))
     return measured
+
+
+def _short(streams: EvaluationStreams) -> Stream:
+    """The original's hidden states that single tensors are measured on, as they are now."""
+    original = streams.beginnings(tokens=TOKENS, window=None).original
+    return original.copy(original.hidden.clone())
 
 
 class _Track:
@@ -179,6 +198,7 @@ class _Track:
         self.stream = streams.candidates[number]
         self.accumulated: list[list[LayerError]] = [[] for _ in streams.slices]
         self.own: list[list[LayerError]] = []
+        self.tensors = OwnErrors(self.stream.skeleton)
         self._streams = streams
 
     def observe(self) -> None:

@@ -58,10 +58,12 @@ class EvaluationStreams:
 
     def layers(
         self, original: Weights, progress: Progress, task: str = "evaluating layers"
-    ) -> Iterator[int]:
-        """Advance the original layer by layer; candidates follow before the next is asked for."""
-        for index, _ in stream_layers(self.original, original, progress, task):
-            yield index
+    ) -> Iterator[tuple[int, Mapping[str, Tensor]]]:
+        """Advance the original layer by layer; candidates follow before the next is asked for.
+
+        Yields each layer's index and the original's parameters by short name.
+        """
+        return stream_layers(self.original, original, progress, task)
 
     def predictors(self, models: Sequence[tuple[Tensor, Table]]) -> list[Head]:
         """The original, then every candidate, at their heads; a model is (norm weight, table)."""

@@ -15,9 +15,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from gemquant.calibration.trace import Trace
 from gemquant.core.protocols import Block, Container
 from gemquant.formats.checkpoint import open_checkpoint
+from gemquant.measure.quality.tensors import Unfolded
 from gemquant.models.experts import expert_number
 from gemquant.models.skeleton import Skeleton
 from gemquant.quantizers.awq import AWQ, scaled_groups
+from gemquant.quantizers.smoothquant import SmoothQuant
 from tests.helpers.tiny_gemma import GEMMA4, Kind, stacked, write_tiny_gemma
 from tests.helpers.tiny_windows import tiny_windows
 
@@ -66,7 +68,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Kind], Traced]
         checkpoint = open_checkpoint(str(folder))
         config = dict(checkpoint.config)
         before = {name: checkpoint.tensor(name, torch.float32) for name in checkpoint.names()}
-        trace = Trace(checkpoint, Skeleton(config), CALIBRATION, gram=True)
+        trace = Trace(checkpoint, Skeleton(config), CALIBRATION, gram=True, sampled=True)
         blocks = list(trace.blocks())
         return Traced(config, before, blocks, trace, logits(config, before))
 
@@ -123,6 +125,53 @@ def test_a_scale_between_values_and_output_would_change_the_logits(
     }
     found = logits(model.config, {**model.before, **changed})
     assert (found - model.expected).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("kind", GEMMA4)
+def test_smoothing_leaves_float32_logits_equal(
+    traced: Callable[[Kind], Traced], kind: Kind
+) -> None:
+    model = traced(kind)
+    groups: dict[str, float] = {}
+    quantizer = SmoothQuant(
+        -1, lambda _, group, found: groups.update({group.name: found.by_activations})
+    )
+    container = Container(torch.float32, torch.float32)
+    changed = {
+        block.prefix + name: tensor
+        for block in model.blocks
+        for name, tensor in quantizer.quantize(block, container).items()
+    }
+    experts = {"experts", *(f"experts.{n}.down" for n in range(8))}
+    assert set(groups) == {"qkv", "gate_up", "down", *(experts if "moe" in kind else ())}
+    assert any(groups.values())
+    found = logits(model.config, {**model.before, **changed})
+    torch.testing.assert_close(found, model.expected, rtol=0, atol=1e-5)
+
+
+def test_smoothing_reads_the_inputs_of_all_experts_for_their_common_scale(
+    traced: Callable[[Kind], Traced],
+) -> None:
+    block = traced("gemma4_moe").blocks[0]
+    (group,) = (each for each in block.structure.groups if each.name == "experts")
+    tokens = SmoothQuant(-1, lambda *_: None)._problem(block, group).inputs.shape[0]
+    sample = block.statistics["experts"].sample
+    assert sample is not None
+    assert tokens == sample.shape[0]
+
+
+@pytest.mark.parametrize("kind", GEMMA4)
+def test_what_was_folded_is_taken_back_before_tensors_are_compared(
+    traced: Callable[[Kind], Traced], kind: Kind
+) -> None:
+    model = traced(kind)
+    artifact = {**model.before, **folded(model.blocks)}
+    for block in model.blocks:
+        layer = {name: artifact[block.prefix + name] for name in block.structure.shapes}
+        unfolded = Unfolded(block.structure, block.weights, layer)
+        for part in unfolded.parts:
+            for name, weight in unfolded.weights(part).items():
+                torch.testing.assert_close(weight, block.weights[name], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", GEMMA4)

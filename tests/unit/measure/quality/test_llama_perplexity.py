@@ -33,7 +33,7 @@ def token_scores(original: Checkpoint, other: Checkpoint, windows: TokenWindows)
     skeleton = Skeleton(original.config)
     streams = EvaluationStreams(skeleton, [windows])
     streams.embed(original, [(other, None)])
-    for index in streams.layers(original, Silence()):
+    for index, _ in streams.layers(original, Silence()):
         names = layer_parameters(original.config, index)
         weights = layer_weights(other, layer_prefix(index), names, skeleton)
         streams.candidates[0].advance(index, weights)
