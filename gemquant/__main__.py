@@ -18,13 +18,15 @@ import click
 
 from gemquant.cli import cli
 from gemquant.core.resources import yield_idle_processors
-from gemquant.errors import OutputError, echo
+from gemquant.errors import GemquantError, OutputError, UsageError, echo
 
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
 # 128 + SIGINT, 128 + SIGTERM, as shells report them.
 ENDINGS = {False: ("interrupted", 130), True: ("terminated", 143)}
 LEAST_ALIKE = 0.65
 """Ratio of difflib, from 0 to 1."""
+PATH_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+_LONGEST_NAME = 300
 BROKEN_PIPE = 1  # what Click answers when it notices first
 
 
@@ -60,7 +62,7 @@ def main(args: Sequence[str] | None = None) -> int:
         echo(f"{ended}; {left[-1]}", err=True)
         return code
     except OSError as error:
-        return _output_failed(error)
+        return _system_failed(error)
     except Exception as error:  # noqa: BLE001 - the last place where it can be explained
         return _internal_error(error)
     return code if isinstance(code, int) else 0
@@ -79,17 +81,22 @@ def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
     raise Terminated
 
 
-def _output_failed(error: OSError) -> int:
-    """The exit code where stdout has no reader or no space; any other error is internal."""
-    if error.errno not in (errno.EPIPE, errno.ENOSPC):
+def _system_failed(error: OSError) -> int:
+    """The exit code of what is no defect: stdout without reader or space, a path that cannot be."""
+    named = str(error.filename or "stdout")[:_LONGEST_NAME]
+    if error.errno in PATH_ERRORS and error.filename:
+        failure: GemquantError = UsageError(f"{named}: {error.strerror}.")
+    elif error.errno in (errno.EPIPE, errno.ENOSPC):
+        # What is still buffered cannot be written either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return BROKEN_PIPE
+        failure = OutputError(f"{named} cannot be written: {error.strerror}.")
+    else:
         return _internal_error(error)
-    # What is still buffered cannot be written either.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if isinstance(error, BrokenPipeError):
-        return BROKEN_PIPE
-    full = OutputError(f"{error.filename or 'stdout'} cannot be written: {error.strerror}.")
-    full.show()
-    return full.exit_code
+    _trace_if_debugging()
+    failure.show()
+    return failure.exit_code
 
 
 def _notes(error: BaseException | None) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,15 @@ settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
 
 from tests.helpers.tiny_gemma import GENERATIONS, KINDS, Kind, write_tiny_gemma  # noqa: E402 (torch)
+
+
+@pytest.fixture(autouse=True)
+def log() -> Iterator[None]:
+    """Leave the program's logger as it was: a command sends its records to stderr alone."""
+    logger = logging.getLogger("gemquant")
+    before = logger.handlers, logger.level, logger.propagate
+    yield
+    logger.handlers, logger.level, logger.propagate = before
 
 
 @pytest.fixture(params=GENERATIONS)

@@ -19,7 +19,7 @@ from gemquant.calibration.windows import (
 )
 from gemquant.core.json_document import Record
 from gemquant.core.resources import data_folder
-from gemquant.core.untrusted import MAX_TOML_BYTES, UntrustedFile
+from gemquant.core.untrusted import MAX_TOML_BYTES, UntrustedFile, user_path
 from gemquant.errors import CalibrationError, GemquantError, UsageError, refuse
 from gemquant.models.chat import ChatTemplate
 
@@ -68,7 +68,7 @@ class SuiteText(Suite):
         suites = read_suites()
         if name in suites:
             return cls(name=name, **dict(suites[name]))
-        path = Path(name).expanduser()
+        path = user_path(name)
         if not path.suffix and not path.is_file():
             raise UsageError(
                 f"--suite {name}: neither a file nor one of {', '.join(suites)}.",

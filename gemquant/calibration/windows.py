@@ -13,7 +13,6 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 import torch
@@ -27,6 +26,7 @@ from gemquant.calibration.documents import (
 )
 from gemquant.calibration.text import Library, Split, TextFile, largest_remainder
 from gemquant.core.resources import human_bytes
+from gemquant.core.untrusted import user_path
 from gemquant.errors import CalibrationError, GemquantError, UsageError, refuse
 from gemquant.models.architecture import architecture_of
 from gemquant.models.chat import ChatTemplate, choose_template, render
@@ -237,7 +237,7 @@ def own_documents(source: str, library: Library) -> list[Document]:
     """The user's documents: FILE.txt, FILE.jsonl or hf:DATASET."""
     if source.startswith(PREFIX):
         return read_hub_dataset(source)
-    path = Path(source).expanduser()
+    path = user_path(source)
     if not path.suffix and not path.exists():
         raise UsageError(
             f"--calib {source}: neither a file nor one of {', '.join(library.mixtures)}.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +36,18 @@ def folders_at(path: Path) -> list[Path]:
     if inside:
         return inside
     raise _no_artifact(path)
+
+
+def missing(names: Iterable[str]) -> list[GemquantError]:
+    """The names that stand for nothing that is there, before torch is loaded to open them."""
+    return [
+        ArtifactError(
+            f"{name}: neither a folder nor a file.",
+            hint="Name an artifact, a checkpoint's folder, or a .gguf file.",
+        )
+        for name in names
+        if not name.startswith("sample:") and not Path(name).exists()
+    ]
 
 
 def opened(paths: Sequence[Path]) -> list[Artifact]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gemquant.cli.artifacts import missing
 from gemquant.cli.board import bench_on_board, bench_problems, bench_subjects, board_flags
 from gemquant.cli.flags import (
     CommaList,
@@ -144,6 +145,7 @@ def command(ctx: click.Context, /, **params: Any) -> None:
     elif params["threads"] is None:
         params["threads"] = default_threads()
     refuse(problems)
+    refuse(missing(params["artifacts"]))
     request = _request(params)
     with reporter(quiet=params["quiet"]) as progress:
         before = Benchmark.read(Path(params["compare"])) if params["compare"] else None

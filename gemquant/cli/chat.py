@@ -122,8 +122,7 @@ def command(ctx: click.Context, /, **params: Any) -> None:
     memory_extreme  q4_0             2048     bfloat16
     auto            the first of speed, memory, memory_extreme that fits in free memory
     """  # noqa: D301 - \b is Click's mark for lines that stay as they are
-    from gemquant.runtimes.chat.load import load_chat_model
-    from gemquant.runtimes.chat.session import Session
+    from gemquant.formats.gguf.find import check_place
     from gemquant.runtimes.sampling import Sampling
 
     problems = problems_of(ctx)
@@ -138,6 +137,11 @@ def command(ctx: click.Context, /, **params: Any) -> None:
         )
     question = "" if typed else _piped(problems)
     refuse(problems)
+    check_place(params["artifact"])  # before torch is loaded
+
+    from gemquant.runtimes.chat.load import load_chat_model
+    from gemquant.runtimes.chat.session import Session
+
     request, system = chat_request(params, threads), params["system"]
     opening: list[Message] = [{"role": "user", "content": "Hello"}]
     if system is not None:

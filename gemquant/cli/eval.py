@@ -97,6 +97,11 @@ def command(ctx: click.Context, /, **params: Any) -> None:
     quiet, as_json = params["quiet"], params["as_json"]
     with reporter(quiet=quiet or params["dry_run"]) as progress:
         progress.start("checking the artifacts", 0)
+        problems = ProblemCollector()
+        found = [problems.attempt(partial(folders_at, path)) for path in params["artifacts"]]
+        folders = dict.fromkeys(folder for each in found if each.succeeded for folder in each.value)
+        if not folders:
+            problems.refuse()
 
         from gemquant.cli import evaluation_tables, render
         from gemquant.convert.plugins import open_weights
@@ -110,9 +115,6 @@ def command(ctx: click.Context, /, **params: Any) -> None:
         )
         from gemquant.rockchip.evaluate import measure_on_board
 
-        problems = ProblemCollector()
-        found = [problems.attempt(partial(folders_at, path)) for path in params["artifacts"]]
-        folders = dict.fromkeys(folder for each in found if each.succeeded for folder in each.value)
         opened = [problems.attempt(partial(Artifact.open, path)) for path in folders]
         problems += document_problems(output, EvaluationDocument)
         suite = problems.attempt(lambda: _suite(params))

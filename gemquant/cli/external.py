@@ -76,6 +76,7 @@ def run_external(
     """
     tool = tool_settings(ctx.params, problems_of(ctx))
     request = read_request(ctx, options, exporter=container)
+    request.check_place()
 
     external = ExternalRequest(
         **request.common,

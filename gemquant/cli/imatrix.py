@@ -67,6 +67,8 @@ def command(
     Σx² of every linear's inputs over the calibration text. `gemquant gguf --importance` computes
     the same during quantization; a file serves other tools, or several runs.
     """
+    from gemquant.formats.checkpoint.recognition import check_place
+
     problems = problems_of(ctx)
     threads = threads_of(params, problems)
     del params["threads"]
@@ -85,6 +87,7 @@ def command(
         problems.append(OutputError(f"{output.absolute().parent}: no such folder."))
     problems.refuse()
     assert output is not None
+    check_place(recipe.model)  # before torch is loaded
 
     with reporter(quiet=quiet) as progress:
         progress.start(f"opening {model}", 0)

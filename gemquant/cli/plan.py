@@ -138,22 +138,25 @@ def command(ctx: click.Context, /, **params: Any) -> None:
     with reporter(quiet=params["quiet"]) as progress:
         progress.start(f"reading {ref}", 0)
 
-        from gemquant.convert.estimate import EstimateRequest, estimate, read_headers
         from gemquant.core.targets import load_target
+        from gemquant.formats.checkpoint.recognition import check_place
 
         targets = [problems.attempt(partial(load_target, name, folders)) for name in names]
-        headers = problems.attempt(lambda: read_headers(ref)) if ref else None
         problems.refuse()
-        assert headers is not None
+        check_place(ref)  # before torch is loaded
+
+        from gemquant.convert.estimate import EstimateRequest, estimate, read_headers
+
+        headers = read_headers(ref)
         plans = []
         for target in (each.value for each in targets):
             memory = params["memory"] or _own_memory(target.name)
             request = EstimateRequest(memory, context, params["device_model"], bandwidth)
-            plans.append(Plan(target, request, *estimate(target, headers.value.config, request)))
+            plans.append(Plan(target, request, *estimate(target, headers.config, request)))
     if params["as_json"]:
-        _print_json(headers.value, plans)
+        _print_json(headers, plans)
     else:
-        _print(headers.value, plans, everything=params["all"])
+        _print(headers, plans, everything=params["all"])
 
 
 def _own_memory(target: str) -> int | None:

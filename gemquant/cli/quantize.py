@@ -71,6 +71,7 @@ class QuantizerCommand(click.Command):
     def invoke(self, ctx: click.Context) -> None:
         """Run the command."""
         request, quiet = read_request(ctx, self.quantizer), ctx.params["quiet"]
+        request.check_place()
         with reporter(quiet=quiet) as progress:
             progress.start(f"opening {request.recipe.model}", 0)
 

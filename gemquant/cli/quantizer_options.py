@@ -238,6 +238,12 @@ class QuantizerRequest:
     force: bool
     restart: bool
 
+    def check_place(self) -> None:
+        """Raise what the model's path alone shows, before torch is loaded to open it."""
+        from gemquant.formats.checkpoint.recognition import check_place
+
+        check_place(self.recipe.model)
+
     @property
     def common(self) -> dict[str, Any]:
         """What every program's request has."""

@@ -96,6 +96,8 @@ def command(ctx: click.Context, /, **params: Any) -> None:
         if params["converted"] and params[name]
     )
     shared = read_request(ctx, RkllmOptions)
+    if not params["converted"]:
+        shared.check_place()
     as_json, quiet = params["as_json"], params["quiet"]
     with reporter(quiet=quiet) as progress:
         opening = "sealing" if params["converted"] else "opening"

@@ -20,6 +20,7 @@ from gemquant.convert.plugins import plugins
 from gemquant.core.options import former_names
 from gemquant.core.recipe import SETTINGS, read_settings, suggest
 from gemquant.core.resources import default_threads
+from gemquant.core.untrusted import user_path
 from gemquant.errors import GemquantError, ProblemCollector, UsageError, echo
 
 DEFAULTS_FILE = Path("gemquant.toml")
@@ -220,7 +221,7 @@ def target_folders(folder: str | None) -> Sequence[Path]:
     """Return the user's folder of targets, if there is one; UsageError if it is no folder."""
     if folder is None:
         return ()
-    path = Path(folder).expanduser()
+    path = user_path(folder)
     if not path.is_dir():
         raise UsageError(
             f"target folder {folder}: not a folder.",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gemquant.cli.artifacts import missing
 from gemquant.cli.flags import (
     CommaList,
     complete_model,
@@ -116,15 +117,18 @@ def command(ctx: click.Context, /, **params: Any) -> None:
         from gemquant.core.artifact.staged_files import document_problems, write_document
         from gemquant.measure.tasks import harness
         from gemquant.measure.tasks.document import TasksDocument
-        from gemquant.measure.tasks.measure import measure, open_subjects
 
         problems = problems_of(ctx)
         threads = threads_of(params, problems)
         problems += [*_problems(params), *document_problems(params["output"], TasksDocument)]
         refuse(problems)
-        request = _request(params)
         harness.version()
-        refuse(harness.misspelt(request.tasks, request.folder))
+        refuse(harness.misspelt(params["tasks"], params["task_folder"]))
+        refuse(missing([params["artifact"]]))
+
+        from gemquant.measure.tasks.measure import measure, open_subjects
+
+        request = _request(params)
         require_device(params["device"])
         import torch
 

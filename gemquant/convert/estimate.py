@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from gemquant.convert.candidates import Candidate, container_candidates, npu_candidates
 from gemquant.core.targets import Footprint, Speed, Target
+from gemquant.core.untrusted import user_path
 from gemquant.errors import UnsupportedError, UsageError
 from gemquant.formats.checkpoint import open_checkpoint
 from gemquant.formats.checkpoint.folder import read_raw_config
-from gemquant.formats.checkpoint.hub import download, parse_hub_reference
+from gemquant.formats.checkpoint.hub import download
+from gemquant.formats.checkpoint.recognition import parse_hub_reference
 from gemquant.models.config import text_config
 from gemquant.runtimes.chat.presets import kv_cache_bytes
 
@@ -145,7 +146,7 @@ class Headers:
 
 def read_headers(ref: str) -> Headers:
     """Read a model's configuration; of a Hub id and of a folder config.json is enough."""
-    path = Path(ref).expanduser()
+    path = user_path(ref)
     if path.is_dir():
         return Headers(ref, text_config(read_raw_config(path)))
     reference = parse_hub_reference(ref)

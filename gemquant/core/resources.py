@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+from gemquant.core.untrusted import user_path
 from gemquant.errors import UsageError
 
 UNITS: Mapping[str, int] = {
@@ -34,7 +35,7 @@ def data_folder(name: Literal["calib_data", "targets"]) -> Path:
 def cache_folder() -> Path:
     """Folder for files made once: $GEMQUANT_CACHE, else the user's cache folder. Not created."""
     if chosen := os.environ.get("GEMQUANT_CACHE"):
-        return Path(chosen).expanduser()
+        return user_path(chosen)
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "gemquant"
     base = os.environ.get("XDG_CACHE_HOME")

@@ -30,6 +30,11 @@ _PROBLEMS_SHOWN = 8
 M = TypeVar("M", bound="BaseModel")
 
 
+def user_path(text: str) -> Path:
+    """The path that a user typed; ``~`` is the home folder where there is one."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path's own fails for an unknown ~user
+
+
 def open_regular(path: Path) -> BinaryIO:
     """Open a regular file; OSError for anything else, at once: a FIFO never blocks."""
     try:

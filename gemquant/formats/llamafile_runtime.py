@@ -24,7 +24,7 @@ from urllib.parse import urljoin, urlsplit
 
 from gemquant.core.protocols import Progress
 from gemquant.core.resources import cache_folder, human_bytes
-from gemquant.core.untrusted import sha256_of
+from gemquant.core.untrusted import sha256_of, user_path
 from gemquant.errors import (
     ArtifactError,
     GemquantError,
@@ -102,7 +102,7 @@ def find_runtime(name: str, sha256: str | None, progress: Progress) -> Runtime:
     """Open a runtime, downloading it first if ``name`` is a URL; that needs its hash."""
     expected = None if sha256 is None else checked_sha256(sha256)
     if "://" not in name:
-        path = Path(name).expanduser()
+        path = user_path(name)
         return open_runtime(path, origin=path.name, sha256=expected)
     require_https(name)
     if expected is None:

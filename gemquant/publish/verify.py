@@ -11,8 +11,10 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import math
 import sys
 import tempfile
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ from gemquant.core.artifact.finalize import (
     files_in,
     manifests_in,
 )
-from gemquant.core.protocols import Silence
+from gemquant.core.protocols import Silence, Weights
 from gemquant.core.targets import conversion_problems
 from gemquant.core.untrusted import UntrustedFile
 from gemquant.errors import (
@@ -46,6 +48,8 @@ from gemquant.errors import (
     refuse,
 )
 from gemquant.formats import llamafile_record as llamafile
+from gemquant.formats.checkpoint.files import read_json_object
+from gemquant.runtimes.text import read_tokenizer
 
 INSTALL = "pip install 'gemquant[signing]'"
 CREATE_KEYS = (
@@ -55,6 +59,8 @@ CREATE_KEYS = (
 _REJECTED = (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError)
 """What the package raises for an invalid signature, or one that differs."""
 _SIGNATURE_LIMIT_BYTES = 64_000_000
+_WEIGHT_FILES = (".safetensors", ".gguf")
+_BITS_TOLERANCE = 0.01
 _KEY_LIMIT_BYTES = 100_000
 
 
@@ -72,10 +78,40 @@ def artifact_problems(path: Path) -> list[GemquantError]:
         artifact = Artifact.open(path)
         if artifact.manifest.conversion is not None:
             return [*conversion_problems(path, artifact.manifest)]
-        open_weights(artifact)
+        return [*_structure_problems(artifact)]
     except GemquantError as error:
-        return list(error.parts)
-    return []
+        return [_of_the_artifact(part) for part in error.parts]
+
+
+def _of_the_artifact(problem: GemquantError) -> GemquantError:
+    """What reading an artifact found, in the class of errors of artifacts."""
+    if isinstance(problem, RuntimeMissingError):
+        return problem
+    return ArtifactError(problem.message, hint=problem.hint)
+
+
+def _structure_problems(artifact: Artifact) -> Iterator[GemquantError]:
+    """Open weights and tokenizer, and compare them with what the manifest says of them."""
+    manifest, weights = artifact.manifest, open_weights(artifact)
+    found = weights.config["model_type"]
+    if found != manifest.architecture:
+        yield ArtifactError(
+            f"{artifact.path}: its manifest says {manifest.architecture}, its weights are {found}."
+        )
+    said, bits = manifest.quantization.bits_per_weight, _bits_per_weight(manifest, weights)
+    if bits and abs(said - bits) > _BITS_TOLERANCE * bits:
+        yield ArtifactError(
+            f"{artifact.path}: its manifest says {said:.3f} bits per weight; it has {bits:.3f}."
+        )
+    read_tokenizer(artifact.path, manifest.container)
+    for name in sorted({"tokenizer_config.json", "generation_config.json"} & {*manifest.files}):
+        read_json_object(artifact.path / name)
+
+
+def _bits_per_weight(manifest: Manifest, weights: Weights) -> float:
+    """Stored bits over the number of weights; 0 where they lie in files of another form."""
+    stored = sum(r.bytes for n, r in manifest.files.items() if n.endswith(_WEIGHT_FILES))
+    return 8 * stored / sum(math.prod(weights.shape(name)) for name in weights.names())
 
 
 def _set_problems(folder: Path) -> list[GemquantError]:
@@ -106,7 +142,7 @@ def _open_alone(folder: Path, manifest: Manifest) -> None:
             link = Path(alone) / name
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to((folder / name).resolve())
-        open_weights(Artifact(Path(alone), manifest))
+        refuse(_structure_problems(Artifact(Path(alone), manifest)))
 
 
 # ---------------------------------------------------------------- signatures

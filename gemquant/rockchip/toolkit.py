@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemquant.core.targets import Toolkit, ToolkitVersion, version_key
+from gemquant.core.untrusted import user_path
 from gemquant.errors import GemquantError, RuntimeMissingError, UnsupportedError
 from gemquant.formats.checkpoint.files import read_json_object
 from gemquant.rockchip.options import AUTO
@@ -57,7 +58,7 @@ def _wheel(package: Path) -> str | None:
 
 
 def _environments() -> Iterator[Path]:
-    folders = [Path(folder).expanduser() for folder in _FOLDERS]
+    folders = [user_path(folder) for folder in _FOLDERS]
     for variable in ("VIRTUAL_ENV", "CONDA_PREFIX"):
         if os.environ.get(variable):
             yield Path(os.environ[variable])

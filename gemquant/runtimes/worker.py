@@ -27,7 +27,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from gemquant.core.json_document import Record
 from gemquant.core.protocols import Progress
 from gemquant.core.resources import human_bytes
-from gemquant.core.untrusted import UntrustedFile
+from gemquant.core.untrusted import UntrustedFile, user_path
 from gemquant.errors import RuntimeMissingError, UnsupportedError, WorkerError
 from gemquant.runtimes.worker_process import (
     MAX_LINE_BYTES,
@@ -258,7 +258,7 @@ class Interpreter:
         not answer.
         """
         # An absolute path with its links: a virtual environment's Python is one.
-        program = sys.executable if python is None else shutil.which(Path(python).expanduser())
+        program = sys.executable if python is None else shutil.which(user_path(python))
         if program is None:
             raise RuntimeMissingError(
                 f"{flag} {python}: no such program.",

@@ -13,15 +13,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from gemquant.core.untrusted import open_regular, sha256_of
+from gemquant.core.untrusted import sha256_of, user_path
 from gemquant.errors import CheckpointError, GemquantError, ProblemCollector
 from gemquant.formats.checkpoint.folder import FolderTensors, read_raw_config
-from gemquant.formats.checkpoint.hub import (
-    ADAPTER_FILES,
-    MODEL_FILES,
-    download,
-    parse_hub_reference,
-)
+from gemquant.formats.checkpoint.hub import ADAPTER_FILES, MODEL_FILES, download
 from gemquant.formats.checkpoint.lora import Adapters, LoraAdapter, open_lora, weighted
 from gemquant.formats.checkpoint.provenance import (
     Provenance,
@@ -29,7 +24,12 @@ from gemquant.formats.checkpoint.provenance import (
     gguf_provenance,
     is_same_model,
 )
-from gemquant.formats.checkpoint.recognition import meant
+from gemquant.formats.checkpoint.recognition import (
+    SAMPLE,
+    check_place,
+    hub_reference,
+    meant,
+)
 from gemquant.formats.checkpoint.sample import assembled, sample_named
 from gemquant.formats.checkpoint.source import TensorSource, require_finite
 from gemquant.formats.checkpoint.tokenizer_files import (
@@ -45,8 +45,6 @@ from gemquant.models.architecture import architecture_of, tensor_shapes
 from gemquant.models.chat import SpecialTokens
 from gemquant.models.config import corrections, text_config
 from gemquant.models.structure import EMBEDDING, HEAD
-
-_SAMPLE = "sample:"
 
 _log = logging.getLogger(__name__)
 
@@ -69,39 +67,22 @@ def open_checkpoint(ref: str, *, lora: Sequence[str] = ()) -> Checkpoint:
 
 
 def _open(ref: str, lora: Sequence[str]) -> Checkpoint:
-    if ref.startswith(_SAMPLE):
-        sample = sample_named(ref.removeprefix(_SAMPLE))
+    check_place(ref)
+    if ref.startswith(SAMPLE):
+        sample = sample_named(ref.removeprefix(SAMPLE))
         origin = Provenance(sample.base_model, sample.license, None)
         return _open_gguf(assembled(sample), ref, lora, origin)
-    path = Path(ref).expanduser()
+    path = user_path(ref)
     if path.is_dir():
         return _open_folder(path, ref, None, lora)
     if path.is_file():
-        if path.suffix.lower() == ".gguf" or _begins_as_gguf(path):
-            return _open_gguf(path, ref, lora, None)
-        raise CheckpointError(
-            f"{ref} is a file, and not a .gguf.",
-            hint=f"Open its folder: {path.parent}",
-        )
+        return _open_gguf(path, ref, lora, None)
     folder, revision = _from_hub(ref, MODEL_FILES)
     return _open_folder(folder, ref, revision, lora)
 
 
-def _begins_as_gguf(path: Path) -> bool:
-    """Whether a file of any name is a GGUF: ollama's are called sha256-…"""
-    with open_regular(path) as file:
-        return file.read(4) == b"GGUF"
-
-
 def _from_hub(ref: str, files: tuple[str, ...]) -> tuple[Path, str]:
-    reference = parse_hub_reference(ref)
-    if reference is None or ref.lower().endswith(".gguf"):
-        raise CheckpointError(
-            f"{ref}: no such file or folder.",
-            hint=meant(ref)
-            or "Give a folder, a FILE.gguf, a Hub id such as google/gemma-2-2b, or "
-            "sample:gemma-3-270m.",
-        )
+    reference = hub_reference(ref)
     try:
         folder = download(*reference, files=files)
     except CheckpointError as error:
@@ -162,7 +143,7 @@ def _adapters(
     merged: list[LoraAdapter] = []
     for each in lora:
         name, weight = weighted(each)
-        folder = Path(name).expanduser()
+        folder = user_path(name)
         if not folder.exists():
             folder, _ = _from_hub(name, ADAPTER_FILES)
         is_base = partial(is_same_model, ref=ref, provenance=provenance)

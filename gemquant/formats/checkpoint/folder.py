@@ -21,8 +21,8 @@ from gemquant.errors import (
     listed,
     refuse,
 )
-from gemquant.formats.checkpoint.files import contained, hub_repository, read_json_object
-from gemquant.formats.checkpoint.recognition import not_a_model
+from gemquant.formats.checkpoint.files import contained, read_json_object
+from gemquant.formats.checkpoint.recognition import check_folder, not_a_model
 from gemquant.formats.checkpoint.source import text_name
 from gemquant.formats.checkpoint.towers import Towers, read_towers
 from gemquant.formats.safetensors_reader import SafetensorsFiles
@@ -49,22 +49,8 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 def read_raw_config(folder: Path) -> dict[str, Any]:
     """Return a folder's config.json as it is. Raises CheckpointError where there is none."""
-    if not (folder / "config.json").exists():
-        if (other := not_a_model(folder, configured=False)) is not None:
-            raise other
-        hint = "Give a folder that holds config.json, model.safetensors and tokenizer.json."
-        if ggufs := sorted(folder.glob("*.gguf")):
-            hint = f"Open the file itself: {ggufs[0]}"
-        elif repository := hub_repository(folder):
-            get = f"hf download {repository} --include '*.gguf' --local-dir ."
-            hint = f"If it holds GGUF files, download one: {get}"
-        raise CheckpointError(
-            f"{folder}: config.json is missing; this is not a model folder.", hint=hint
-        )
-    raw = read_json_object(contained(folder, "config.json"))
-    if (other := not_a_model(folder, configured=True)) is not None:
-        raise other
-    return raw
+    check_folder(folder)
+    return read_json_object(contained(folder, "config.json"))
 
 
 class FolderTensors:

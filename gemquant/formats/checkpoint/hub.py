@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from huggingface_hub import errors as hub_errors
@@ -10,10 +9,6 @@ from huggingface_hub import snapshot_download
 
 from gemquant.errors import CheckpointError, GemquantError, UsageError
 from gemquant.formats.checkpoint.files import PROCESSOR_FILES
-
-_REFERENCE = re.compile(
-    r"(?P<id>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@(?P<revision>[\w./-]{1,200}))?"
-)
 
 MODEL_FILES = (
     "config.json",
@@ -46,19 +41,6 @@ ADAPTER_FILES = (
 )
 NESTED = ("?/*", "??/*", "[!a]*/*", "a[!d]*/*", "ad[!d]*/*", "add[!i]*/*", "*/*/*")
 """Files in folders below the top: exports for other runtimes; not additional_chat_templates."""
-
-
-def parse_hub_reference(ref: str) -> tuple[str, str | None] | None:
-    """Split ``OWNER/NAME[@REVISION]``; None for any other text.
-
-    >>> parse_hub_reference("google/gemma-2-2b@main")
-    ('google/gemma-2-2b', 'main')
-    >>> parse_hub_reference("./models/gemma")
-    """
-    match = _REFERENCE.fullmatch(ref)
-    if match is None or ".." in ref:
-        return None
-    return match["id"], match["revision"]
 
 
 def download(repository: str, revision: str | None, *, files: tuple[str, ...]) -> Path:

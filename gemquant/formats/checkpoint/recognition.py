@@ -8,10 +8,17 @@ import re
 import shlex
 from pathlib import Path
 
+from gemquant.core.untrusted import open_regular, user_path
 from gemquant.errors import CheckpointError, GemquantError, command_with, listed
 from gemquant.formats.checkpoint.files import hub_repository, read_json_object
+from gemquant.formats.checkpoint.sample import sample_named
 
 ADAPTER = "adapter_config.json"
+SAMPLE = "sample:"
+
+_REFERENCE = re.compile(
+    r"(?P<id>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@(?P<revision>[\w./-]{1,200}))?"
+)
 
 _TRAINED = re.compile(r"checkpoint-(\d{1,9})")
 _PAGE = re.compile(r"https?://(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+).*")
@@ -20,10 +27,83 @@ _OLLAMAS = re.compile(r"[\w.-]+:[\w.-]+")
 _MOST_LISTED, _LONGEST = 1000, 300
 
 
+def parse_hub_reference(ref: str) -> tuple[str, str | None] | None:
+    """Split ``OWNER/NAME[@REVISION]``; None for any other text.
+
+    >>> parse_hub_reference("google/gemma-2-2b@main")
+    ('google/gemma-2-2b', 'main')
+    >>> parse_hub_reference("./models/gemma")
+    """
+    match = _REFERENCE.fullmatch(ref)
+    if match is None or ".." in ref:
+        return None
+    return match["id"], match["revision"]
+
+
+def check_place(ref: str) -> None:
+    """Raise what a MODEL's name or path alone shows of one that is none; needs no torch."""
+    if ref.startswith(SAMPLE):
+        sample_named(ref.removeprefix(SAMPLE))
+        return
+    try:
+        _check_path(ref, user_path(ref))
+    except OSError as error:
+        raise CheckpointError(f"{ref[:_LONGEST]}: cannot be read: {error.strerror}.") from None
+
+
+def _check_path(ref: str, path: Path) -> None:
+    if path.is_dir():
+        check_folder(path)
+    elif path.is_file():
+        if path.suffix.lower() != ".gguf" and not _begins_as_gguf(path):
+            raise CheckpointError(
+                f"{ref} is a file, and not a .gguf.", hint=f"Open its folder: {path.parent}"
+            )
+    else:
+        hub_reference(ref)
+
+
+def hub_reference(ref: str) -> tuple[str, str | None]:
+    """The Hub's id and revision that a name stands for which is no path."""
+    reference = parse_hub_reference(ref)
+    if reference is None or ref.lower().endswith(".gguf"):
+        raise CheckpointError(
+            f"{ref[:_LONGEST]}: no such file or folder.",
+            hint=meant(ref)
+            or "Give a folder, a FILE.gguf, a Hub id such as google/gemma-2-2b, or "
+            "sample:gemma-3-270m.",
+        )
+    return reference
+
+
+def check_folder(folder: Path) -> None:
+    """Raise what a folder is that is no model's."""
+    configured = (folder / "config.json").exists()
+    if (other := not_a_model(folder, configured=configured)) is not None:
+        raise other
+    if configured:
+        return
+    hint = "Give a folder that holds config.json, model.safetensors and tokenizer.json."
+    if ggufs := sorted(folder.glob("*.gguf")):
+        hint = f"Open the file itself: {ggufs[0]}"
+    elif repository := hub_repository(folder):
+        get = f"hf download {repository} --include '*.gguf' --local-dir ."
+        hint = f"If it holds GGUF files, download one: {get}"
+    raise CheckpointError(
+        f"{folder}: config.json is missing; this is not a model folder.", hint=hint
+    )
+
+
 def not_a_model(folder: Path, *, configured: bool) -> GemquantError | None:
     """Say what a folder is that is no model; configured: it has a config.json and weights."""
     checks = (_artifact,) if configured else (_artifact, _adapter, _training, _holder)
     return next((error for check in checks if (error := check(folder)) is not None), None)
+
+
+def _begins_as_gguf(path: Path) -> bool:
+    """Whether a file of any name is a GGUF: ollama's are called sha256-…"""
+    with open_regular(path) as file:
+        return file.read(4) == b"GGUF"
 
 
 def not_an_adapter(path: Path) -> GemquantError | None:
@@ -143,6 +223,8 @@ def _subfolders(folder: Path) -> list[str]:
 
 def meant(ref: str) -> str | None:
     """What was probably meant by a name that is neither a file nor a folder, as a hint."""
+    if len(ref) > _LONGEST:
+        return None
     if page := _PAGE.fullmatch(ref):
         return f"Give its name on the Hub: {command_with(page[1])}"
     if file := _HUB_FILE.fullmatch(ref):

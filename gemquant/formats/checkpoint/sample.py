@@ -6,12 +6,12 @@ import importlib
 import logging
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gemquant.core.resources import cache_folder
 from gemquant.core.untrusted import sha256_of
 from gemquant.errors import CheckpointError, OutputError, RuntimeMissingError, UsageError
 from gemquant.models.licences import GEMMA_TERMS
@@ -41,16 +41,6 @@ SAMPLES: Mapping[str, Sample] = {
         license=GEMMA_TERMS.name,
     )
 }
-
-
-def cache_folder() -> Path:
-    """Folder of assembled samples: $GEMQUANT_CACHE, or the platform's cache."""
-    if chosen := os.environ.get("GEMQUANT_CACHE"):
-        return Path(chosen).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "gemquant"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "gemquant"
 
 
 def sample_named(name: str) -> Sample:

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from gemquant.core.artifact import MANIFEST_FILE, Manifest, read_manifest
+from gemquant.core.untrusted import user_path
 from gemquant.errors import CheckpointError, UnsupportedError, UsageError
 from gemquant.formats.checkpoint.sample import assembled, sample_named
-from gemquant.formats.gguf.header import read_gguf_header
-from gemquant.formats.source_file import SourceFile
 from gemquant.models.architecture import gguf_architectures
 from gemquant.models.licences import GEMMA_TERMS
 
@@ -59,22 +58,31 @@ def find_gguf(ref: str) -> GgufFile:
     if ref.startswith(SAMPLE):
         sample = sample_named(ref.removeprefix(SAMPLE))
         return open_gguf(assembled(sample), sample.sha256)
-    path = Path(ref).expanduser()
+    check_place(ref)
+    path = user_path(ref)
     if path.is_dir():
         return _of_artifact(path) if (path / MANIFEST_FILE).is_file() else _of_folder(path)
-    if not path.is_file():
-        named = ref.lower().endswith(SUFFIX)
-        raise CheckpointError(
-            f"{ref}: no such file or folder.",
-            hint=None if named else f"Make a GGUF with: gemquant gguf {ref} --type Q4_K_M",
-        )
     if path.suffix.lower() != SUFFIX:
         raise CheckpointError(f"{ref}: its name does not end in {SUFFIX}.")
     return open_gguf(path, _recorded(path))
 
 
+def check_place(ref: str) -> None:
+    """Raise if a name stands for nothing that is there; needs no torch."""
+    path = user_path(ref)
+    if not ref.startswith(SAMPLE) and not path.is_dir() and not path.is_file():
+        named = ref.lower().endswith(SUFFIX)
+        raise CheckpointError(
+            f"{ref}: no such file or folder.",
+            hint=None if named else f"Make a GGUF with: gemquant gguf {ref} --type Q4_K_M",
+        )
+
+
 def open_gguf(path: Path, sha256: str | None = None) -> GgufFile:
     """Read a GGUF's header. Raises CheckpointError where it is damaged or holds no model."""
+    from gemquant.formats.gguf.header import read_gguf_header  # loads torch
+    from gemquant.formats.source_file import SourceFile
+
     try:
         header = read_gguf_header(SourceFile(path))
     except OSError as error:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gemquant.core.artifact import MANIFEST_FILE, Manifest, read_manifest
 from gemquant.core.protocols import Progress
 from gemquant.core.resources import free_memory_bytes, require_device
+from gemquant.core.untrusted import user_path
 from gemquant.errors import CalibrationError, RuntimeMissingError, UnsupportedError, UsageError
 from gemquant.formats.gguf.find import GgufFile, find_gguf, ggufs_of
 from gemquant.models.architecture import architecture_of
@@ -91,7 +92,7 @@ def load_chat_model(
     opening: messages that the template must accept, such as a system message and a question.
     Raises a GemquantError before anything is loaded if that can be known.
     """
-    folder = Path(request.model).expanduser()
+    folder = user_path(request.model)
     manifest = read_manifest(folder) if (folder / MANIFEST_FILE).is_file() else None
     if manifest is not None and not ggufs_of(manifest):
         return _load_folder(request, folder, manifest, opening, progress)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from gemquant.core.artifact import MANIFEST_FILE, read_manifest
 from gemquant.core.protocols import Progress
+from gemquant.core.untrusted import user_path
 from gemquant.errors import GemquantError, RuntimeMissingError, UnsupportedError, UsageError
 from gemquant.formats.gguf.find import find_gguf, ggufs_of
 from gemquant.models.chat import Message
@@ -173,7 +174,7 @@ def _binding_problems(address: Address) -> list[GemquantError]:
 
 
 def _require_gguf(ref: str) -> None:
-    folder = Path(ref).expanduser()
+    folder = user_path(ref)
     if not (folder / MANIFEST_FILE).is_file():
         return
     manifest = read_manifest(folder)

@@ -59,6 +59,28 @@ def test_a_folder_that_is_no_artifact_exits_with_6(run: Run) -> None:
     assert run("show", ".").code == 6
 
 
+LONG = "a" * 5000
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (["awq", LONG], 3),
+        (["awq", "a/" * 1900], 3),
+        (["awq", "~nobody-of-this-name/x"], 3),
+        (["awq", ".", "--target-folder", "~nobody-of-this-name/x"], 2),
+        (["show", LONG], 2),
+        (["verify", LONG], 2),
+        (["push", LONG, "me/x"], 2),
+        (["bench", LONG], 2),
+    ],
+)
+def test_a_path_that_cannot_exist_is_no_defect(run: Run, args: list[str], code: int) -> None:
+    result = run(*args)
+    assert (result.code, result.out) == (code, "")
+    assert result.err.startswith("error: ")
+
+
 def test_an_error_has_no_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(program, "cli", failing_with(ArtifactError("bad.", hint="Do this.")))
     result = run("fail")

@@ -18,10 +18,15 @@ sys.exit(code)
 """
 
 
-def modules_after(*args: str) -> set[str]:
+def modules_after(*args: str, code: int = 0) -> set[str]:
     done = subprocess.run(
-        [sys.executable, "-c", LISTING, *args], capture_output=True, text=True, check=True
+        [sys.executable, "-c", LISTING, *args],
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
     )
+    assert done.returncode == code, done.stderr
     # What an editable installation leaves behind is no import of ours.
     found = {name for name in json.loads(done.stderr.splitlines()[-1]) if "editable" not in name}
     return found - {"_distutils_hack", "sitecustomize", "usercustomize", "_virtualenv"}
@@ -34,6 +39,28 @@ def test_help_imports_click_and_nothing_else(args: list[str]) -> None:
 
 def test_listing_quantizers_imports_rich_but_no_torch() -> None:
     assert modules_after("quantizers", "--json") & {"torch", "transformers", "pydantic"} == set()
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("awq ./typo", 3),
+        ("gguf ./typo Q4_K_M", 3),
+        ("imatrix ./typo -o x", 3),
+        ("plan ./typo", 3),
+        ("rkllm ./typo", 3),
+        ("chat ./typo", 2),
+        ("serve ./typo", 3),
+        ("eval typo", 6),
+        ("bench typo", 6),
+        ("tasks typo --tasks hellaswag", 6),
+        ("show typo", 6),
+        ("verify typo", 6),
+        ("card typo", 6),
+    ],
+)
+def test_what_a_path_alone_shows_is_said_before_torch_is_loaded(command: str, code: int) -> None:
+    assert "torch" not in modules_after(*command.split(), code=code)
 
 
 ON_WINDOWS = """

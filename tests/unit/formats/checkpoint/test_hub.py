@@ -12,7 +12,8 @@ from huggingface_hub import errors as hub_errors
 
 from gemquant.errors import CheckpointError, UsageError
 from gemquant.formats.checkpoint import open_checkpoint
-from gemquant.formats.checkpoint.hub import MODEL_FILES, NESTED, hub_problem, parse_hub_reference
+from gemquant.formats.checkpoint.hub import MODEL_FILES, NESTED, hub_problem
+from gemquant.formats.checkpoint.recognition import parse_hub_reference
 from tests.helpers.tiny_gemma import Kind
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
