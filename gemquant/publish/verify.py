@@ -59,7 +59,8 @@ CREATE_KEYS = (
 _REJECTED = (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError)
 """What the package raises for an invalid signature, or one that differs."""
 _SIGNATURE_LIMIT_BYTES = 64_000_000
-_WEIGHT_FILES = (".safetensors", ".gguf")
+_TOKENIZER = "tokenizer.json"
+_CONFIGURATIONS = {"tokenizer_config.json", "generation_config.json"}
 _BITS_TOLERANCE = 0.01
 _KEY_LIMIT_BYTES = 100_000
 
@@ -103,14 +104,16 @@ def _structure_problems(artifact: Artifact) -> Iterator[GemquantError]:
         yield ArtifactError(
             f"{artifact.path}: its manifest says {said:.3f} bits per weight; it has {bits:.3f}."
         )
-    read_tokenizer(artifact.path, manifest.container)
-    for name in sorted({"tokenizer_config.json", "generation_config.json"} & {*manifest.files}):
+    if manifest.container == "gguf" or _TOKENIZER in manifest.files:
+        read_tokenizer(artifact.path, manifest.container)
+    for name in _CONFIGURATIONS & manifest.files.keys():
         read_json_object(artifact.path / name)
 
 
 def _bits_per_weight(manifest: Manifest, weights: Weights) -> float:
     """Stored bits over the number of weights; 0 where they lie in files of another form."""
-    stored = sum(r.bytes for n, r in manifest.files.items() if n.endswith(_WEIGHT_FILES))
+    ending = ".gguf" if manifest.container == "gguf" else ".safetensors"
+    stored = sum(file.bytes for name, file in manifest.files.items() if name.endswith(ending))
     return 8 * stored / sum(math.prod(weights.shape(name)) for name in weights.names())
 
 

@@ -121,8 +121,12 @@ def in_runs(tensor: Tensor, rows: int) -> RowChunks:
     return RowChunks((tensor.shape[0], tensor.shape[1]), tensor.dtype, chunks)
 
 
-def tiny_manifest(header: ArtifactHeader, container: str) -> Manifest:
-    """A manifest without files or measurements."""
+def tiny_manifest(header: ArtifactHeader, container: str | Exporter) -> Manifest:
+    """A manifest without files or measurements. container: or its exporter, for the true size."""
+    file_bytes = 1_000_000
+    if not isinstance(container, str):
+        file_bytes = sum(container.file_sizes(header).values())
+        container = container.name
     return Manifest(
         container=container,
         architecture=header.config["model_type"],
@@ -130,7 +134,7 @@ def tiny_manifest(header: ArtifactHeader, container: str) -> Manifest:
         source=Source(ref="google/gemma-2-2b", revision="c5ebcd4", files={"w": "0" * 64}),
         recipe={"model": "google/gemma-2-2b", "quantizer": "rtn", "samples": 16},
         quantization=quantization_record(
-            "rtn", header.layout, float_dtype="bfloat16", file_bytes=1_000_000
+            "rtn", header.layout, float_dtype="bfloat16", file_bytes=file_bytes
         ),
         certificates=(
             LevelEvaluation(level="native", runtime="transformers", not_run="not installed"),
@@ -144,7 +148,7 @@ def write_tiny_artifact(path: Path, exporter: Exporter) -> Artifact:
     header = tiny_header(exporter)
     with staged(path, force=False, needed_bytes=0) as folder:
         write_tiny_weights(folder, exporter, header)
-        finalize(folder, tiny_manifest(header, exporter.name))
+        finalize(folder, tiny_manifest(header, exporter))
     return Artifact.open(path)
 
 

@@ -27,7 +27,7 @@ def two_large_files(path: Path) -> Artifact:
     header = tiny_header(exporter)
     write_tiny_weights(path, exporter, header)
     (path / "zz.gguf").write_bytes(bytes(range(256)) * 8000)  # larger, so sent behind the weights
-    finalize(path, tiny_manifest(header, exporter.name))
+    finalize(path, tiny_manifest(header, exporter))
     return Artifact.open(path)
 
 

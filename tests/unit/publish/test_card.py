@@ -29,7 +29,7 @@ def artifact(tmp_path: Path) -> Artifact:
     header = tiny_header(exporter)
     with staged(path, force=False, needed_bytes=0) as folder:
         write_tiny_weights(folder, exporter, header)
-        finalize(folder, tiny_manifest(header, exporter.name), original_card=ORIGINAL)
+        finalize(folder, tiny_manifest(header, exporter), original_card=ORIGINAL)
     return Artifact.open(path)
 
 

@@ -149,7 +149,7 @@ def written(file: str, content: str) -> Edit:
     return lambda folder: (folder / file).write_text(content)
 
 
-OTHER_TYPE = {"I8": "U8", "U8": "I8", "I32": "F32", "U32": "I32", "I64": "F64"}
+OTHER_TYPE = {"I8": "U8", "U8": "I8", "F32": "I32", "I32": "F32", "U32": "I32", "I64": "F64"}
 IN_SAFETENSORS: dict[str, Edit] = {
     "a norm has another name": in_header(lambda h, n: h.update({f"x.{n}": h.pop(n)}), "norm"),
     "codes have another name": in_header(lambda h, n: h.update({f"x.{n}": h.pop(n)}), "q_proj"),
