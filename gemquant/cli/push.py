@@ -101,14 +101,14 @@ def command(
     if quiet or not sys.stderr.isatty():
         utils.disable_progress_bars()
     try:
-        beside = present_set(destination, api) if add else None
+        present = present_set(destination, api) if add else None
         progress.note(f"verifying {', '.join(map(str, folders))}")
         upload = prepare_upload(
             folders,
             destination,
             message=f"Upload {named}" if message is None else message,
             public_key=public_key,
-            beside=beside,
+            present=present,
         )
         pushed = None if dry_run else push(upload, api, replace=replace, progress=progress)
     finally:
@@ -179,7 +179,7 @@ def _print(upload: Upload, pushed: Pushed | None) -> None:
 
 def _card(upload: Upload) -> list[str]:
     """The card of a set, up to its commands; that of one artifact lies in its folder."""
-    if len(upload.artifacts) == 1 and upload.beside is None:
+    if len(upload.artifacts) == 1 and upload.present is None:
         return []
     card = next(file for file in upload.files if file.name == "README.md").content().decode()
     body = card.partition("\n---\n")[2].partition("\n## What was lost")[0]

@@ -41,8 +41,8 @@ from gemquant.models.architecture import ARCHITECTURES
 CONTAINER = "gguf"
 
 
-def set_problems(artifacts: Sequence[Artifact], beside: Sequence[Manifest]) -> list[GemquantError]:
-    """What keeps artifacts from standing in one repository. beside: of files already there."""
+def set_problems(artifacts: Sequence[Artifact], present: Sequence[Manifest]) -> list[GemquantError]:
+    """Why artifacts cannot share one repository. present: of files already there."""
     problems: list[GemquantError] = [
         UsageError(
             f"{each.path}: its container is {each.manifest.container}; only GGUF files share a "
@@ -55,7 +55,7 @@ def set_problems(artifacts: Sequence[Artifact], beside: Sequence[Manifest]) -> l
     if problems:
         return problems
     manifests = [each.manifest for each in artifacts]
-    names = sorted({model_name(each) for each in [*manifests, *beside]})
+    names = sorted({model_name(each) for each in [*manifests, *present]})
     if len(names) > 1:
         problems.append(UsageError(f"{', '.join(names)}: a repository is of one model."))
     for label, count in Counter(map(scheme_label, manifests)).items():
@@ -65,14 +65,14 @@ def set_problems(artifacts: Sequence[Artifact], beside: Sequence[Manifest]) -> l
 
 
 def set_files(
-    artifacts: Sequence[Artifact], beside: Sequence[Manifest], repository: str
+    artifacts: Sequence[Artifact], present: Sequence[Manifest], repository: str
 ) -> dict[str, bytes]:
     """The files that are made for the repository: its card, its picture, a manifest per artifact.
 
-    beside: manifests of what the repository holds already and what stays there.
+    present: manifests of what the repository holds already and what stays there.
     """
     ours = {scheme_label(each.manifest): shared(each.manifest) for each in artifacts}
-    every = {scheme_label(each): each for each in beside} | ours
+    every = {scheme_label(each): each for each in present} | ours
     manifests = sorted(every.values(), key=lambda each: -_weight_bytes(each))
     old = (artifacts[0].path / CARD_FILE).read_text(encoding="utf-8", errors="replace")
     picture = size_and_loss(manifests)

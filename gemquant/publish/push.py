@@ -101,13 +101,13 @@ class Present:
 
 @dataclass(frozen=True)
 class Upload:
-    """Artifacts to upload, with the hashes of all files. beside: what they are added to."""
+    """Artifacts to upload, with the hashes of all files. present: what they are added to."""
 
     artifacts: Sequence[Artifact]
     destination: Destination
     message: str
     files: tuple[UploadFile, ...]
-    beside: Present | None = None
+    present: Present | None = None
 
     @property
     def total_bytes(self) -> int:
@@ -121,15 +121,15 @@ def prepare_upload(
     *,
     message: str,
     public_key: Path | None = None,
-    beside: Present | None = None,
+    present: Present | None = None,
 ) -> Upload:
     """Check everything without the network and list the files to send.
 
     artifacts: one, or GGUF files that share the branch. public_key: include the artifact's
-    signature, which must be from this key's private half. beside: a set to add them to. Raises for
+    signature, which must be from this key's private half. present: a set to add them to. Raises for
     an invalid destination, artifact or signature, and for missing licence files.
     """
-    together = len(artifacts) > 1 or beside is not None
+    together = len(artifacts) > 1 or present is not None
     problems = ProblemCollector(_destination_problems(destination))
     for each in artifacts:
         problems += artifact_problems(each)
@@ -140,7 +140,7 @@ def prepare_upload(
     if not message.strip():
         problems.append(UsageError("The commit message is empty."))
     if together:
-        problems += set_problems(opened, () if beside is None else beside.manifests)
+        problems += set_problems(opened, () if present is None else present.manifests)
         if public_key is not None:
             problems.append(
                 UsageError(
@@ -152,10 +152,10 @@ def prepare_upload(
         problems += signature_problems(artifacts[0], signature_path(artifacts[0]), public_key)
     problems.refuse()
     if together:
-        files = _set_files(opened, destination, beside)
+        files = _set_files(opened, destination, present)
     else:
         files = _artifact_files(opened[0], destination, signed=public_key is not None)
-    return Upload(opened, destination, message.strip(), tuple(files), beside)
+    return Upload(opened, destination, message.strip(), tuple(files), present)
 
 
 def _artifact_files(
@@ -178,7 +178,7 @@ def _artifact_files(
 
 
 def _set_files(
-    artifacts: Sequence[Artifact], destination: Destination, beside: Present | None
+    artifacts: Sequence[Artifact], destination: Destination, present: Present | None
 ) -> list[UploadFile]:
     """The files of all artifacts, flat, and those that are made for the set."""
     files = {
@@ -186,7 +186,7 @@ def _set_files(
         for each in artifacts
         for name, record in shared(each.manifest).files.items()
     }
-    known = beside.manifests if beside is not None else ()
+    known = present.manifests if present is not None else ()
     made = set_files(artifacts, known, destination.repository)
     return [*files.values(), *(UploadFile.made(*each) for each in made.items())]
 
@@ -277,8 +277,8 @@ def push(upload: Upload, api: HfApi, *, replace: bool, progress: Progress) -> Pu
         names = {file.name for file in upload.files}
         foreign = sorted(set(branch.files) - names - {HUB_ATTRIBUTES})
         differing = sorted(file.name for file in lacking if file.name in branch.files)
-        if upload.beside is not None:
-            if upload.beside.head != branch.head:
+        if upload.present is not None:
+            if upload.present.head != branch.head:
                 raise OutputError(
                     f"{destination.repository} changed during the push.", hint="Rerun the command."
                 )
@@ -396,7 +396,7 @@ def _compare(upload: Upload, api: HfApi, commit: str) -> None:
     """Raise OutputError unless the Hub has exactly the artifact's files."""
     remote = _files(api, upload.destination.repository, commit)
     wrong = [file.name for file in upload.files if not _same(file, remote.get(file.name))]
-    if upload.beside is None:
+    if upload.present is None:
         wrong += sorted(set(remote) - {file.name for file in upload.files} - {HUB_ATTRIBUTES})
     if wrong:
         raise OutputError(
