@@ -88,7 +88,7 @@ class Trace:
         ranges: Mapping[int, ActivationRange],
         routed: Mapping[int, RoutedTokens],
     ) -> None:
-        """Leave out the first layers, of which an earlier run has told this much."""
+        """Leave out the first layers, of which an earlier run has saved these."""
         self._first = finished
         self.activation_ranges.layers |= ranges
         self.routed |= routed

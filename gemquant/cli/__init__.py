@@ -14,7 +14,7 @@ from gemquant.convert.plugins import first_line, plugins
 from gemquant.errors import echo
 
 MAKING = ("run", "imatrix", "onnx", "rkllm")
-"""Commands that make files, beside the quantizers."""
+"""Commands that make files, other than the quantizers."""
 
 GROUPS = {
     "Start": ("doctor", "plan", "targets", "quantizers"),

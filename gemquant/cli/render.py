@@ -300,15 +300,15 @@ def _table_of_inputs(quantization: Quantization) -> str | None:
 
 
 def _stored_bits(manifest: Manifest) -> str:
-    """Bits in the quantized matrices alone, where one scheme with groups tells them."""
+    """Bits in the quantized matrices alone, where one scheme with groups determines them."""
     options = manifest.recipe.get("options")
     nested = isinstance(options, dict) and options.get("double_quantization")
     match manifest.quantization.schemes:
         case [scheme] if scheme.group_size > 0 and scheme.codes in {INTEGER, "nf4", "fp4"}:
-            beside = 16 if scheme.symmetric else 16 + scheme.bits
+            overhead = 16 if scheme.symmetric else 16 + scheme.bits
             if scheme.codes != INTEGER:
-                beside = 8 if nested else 32
-            bits = scheme.bits + beside / scheme.group_size
+                overhead = 8 if nested else 32
+            bits = scheme.bits + overhead / scheme.group_size
             return f" (about {bits:.1f} in the {matrices(scheme.modules)})"
     return ""
 

@@ -43,7 +43,7 @@ OTHER_VARIABLES = (
     *("GEMQUANT_MODEL", "GEMQUANT_NATIVE", "GEMQUANT_RECIPE", "GEMQUANT_TARGET"),
     "GEMQUANT_TARGETS",
 )
-"""Variables beside those of a command's own flags."""
+"""Variables besides those of a command's own flags."""
 
 FORMER = "gemquant.former"
 """Key of ``Context.meta`` for values that were given under a flag's former name."""

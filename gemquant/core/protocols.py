@@ -236,8 +236,8 @@ class Container:
     float_dtype: type of everything that stays floating point (norms, embeddings).
     biases: an affine weight is stored as scale · code + bias, the bias in the scale's type. Its
         zero points are then −bias / scale, unless the scheme is symmetric.
-    self_contained: the weight files carry configuration and tokenizer too, so that none are written
-        beside them.
+    self_contained: the weight files carry configuration and tokenizer too, so that no files of
+        either are written.
     """
 
     scale_dtype: dtype

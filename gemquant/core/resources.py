@@ -25,7 +25,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def data_folder(name: Literal["calib_data", "targets"]) -> Path:
-    """Folder of shipped data: beside the package in a source checkout, inside it in a wheel."""
+    """Folder of shipped data: next to the package in a source checkout, inside it in a wheel."""
     checkout = PACKAGE.parent
     if (checkout / "pyproject.toml").is_file() and (checkout / name).is_dir():
         return checkout / name

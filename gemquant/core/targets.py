@@ -171,7 +171,7 @@ class Target(Record):
     """A device: its containers, and which of them is the default for each generation.
 
     npu: where a vendor's toolkit makes the file, and no exporter of ours. footprint, speeds: what
-    runs take beside the weights, and how fast devices of this kind read them.
+    runs take besides the weights, and how fast devices of this kind read them.
     """
 
     name: NonEmpty

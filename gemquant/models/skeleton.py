@@ -136,7 +136,7 @@ class Skeleton:
         """Run decoder layer ``index`` on hidden states (windows, tokens, hidden).
 
         weights: every parameter of the layer by short name, in the compute type. own: its input
-        beside hidden states, where it has one. shared: what layers share of keys and values, which
+        besides hidden states, where it has one. shared: what layers share of keys and values, which
         this one reads or adds to. experts: gives the weights of experts, where it has some.
         """
         layer: Any = self._emptied.layers[index]
@@ -168,7 +168,7 @@ class Skeleton:
         return self._emptied.layers[index]
 
     def arguments(self, index: int, tokens: int) -> Mapping[str, Any]:
-        """What the library passes to decoder layer ``index`` beside hidden states of one length."""
+        """What the library passes to decoder layer ``index`` with hidden states of one length."""
         return self._layer_arguments(tokens)[index]
 
     @torch.no_grad()

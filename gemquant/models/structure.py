@@ -317,7 +317,7 @@ class Architecture:
     activation_key, activations: where the activation's name stands, and the spellings accepted.
     heads_divide_hidden: hidden_size must be a multiple of num_attention_heads.
     layer: describes decoder layer ``index`` of a configuration.
-    outside: shapes of the tensors that come before the layers, beside the embedding.
+    outside: shapes of the tensors that come before the layers, apart from the embedding.
     settings: reads and checks the keys of the configuration that this generation alone has.
     other_keys: what programs that do not use the library read of a configuration; None for the
     spellings of transformers 4.

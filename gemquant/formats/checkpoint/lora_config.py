@@ -165,7 +165,7 @@ def read_lora_config(raw: Mapping[str, Any], where: str) -> LoraConfig:
 def read_mlx_config(raw: Mapping[str, Any], where: str) -> LoraConfig:
     """Check mlx-lm's configuration; all its modules have one rank and one scale.
 
-    An ``alpha`` beside the scale is ignored, as mlx-lm ignores it.
+    An ``alpha`` next to the scale is ignored, as mlx-lm ignores it.
     """
     kind, base = raw.get("fine_tune_type", "lora"), raw.get("model")
     base = base if isinstance(base, str) and base else None

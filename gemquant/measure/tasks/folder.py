@@ -139,7 +139,7 @@ def _with_included(folder: Path, problems: ProblemCollector) -> Iterator[tuple[P
 
 
 def _read(path: Path, folder: Path) -> _TaskFile:
-    # Resolved once, as lm-eval does: a file included by a link lies beside the link's target.
+    # Resolved once, as lm-eval does: a file included by a link is in the link's target's folder.
     resolved = path.resolve()
     if not resolved.is_relative_to(folder.resolve()):
         raise UnsupportedError(f"{path}: outside the task folder {folder}.")
