@@ -81,8 +81,8 @@ def command(
     """Upload artifacts to the Hugging Face Hub, in one commit.
 
     Verifies the artifact, then sends manifest.json and the files that it lists, nothing else;
-    refuses an artifact without the Gemma notice and terms. Several GGUF artifacts of one model, or
-    a folder of them, go to one branch: all files flat, one card with a table and a picture, each
+    refuses an artifact without its licence's notice and terms. Several GGUF artifacts of one model,
+    or a folder of them, go to one branch: all files flat, one card with a table and a picture, each
     manifest in manifests/. Rerun it after an interruption: files that the Hub has are not sent
     twice. The token is that of `hf auth login`, or HF_TOKEN.
     """

@@ -83,6 +83,13 @@ def problems(
     provider: str,
 ) -> Iterator[GemquantError]:
     """Everything that the builder or onnxruntime would get wrong or refuse, by name."""
+    architecture = architecture_of(config)
+    if architecture.no_onnx is not None:
+        yield UnsupportedError(
+            f"no model builder for a {architecture.name}: {architecture.no_onnx}.",
+            hint="Use another container: gemquant gguf MODEL, or gemquant awq MODEL.",
+        )
+        return
     if options.bits == 16 and provider == "cpu":
         yield UnsupportedError(
             "--bits 16 for cpu: onnxruntime computes bfloat16 on GPUs only, and Gemma 2 and 3 "

@@ -27,7 +27,6 @@ from gemquant.errors import GemquantError, OutputError, refuse
 from gemquant.formats.checkpoint import Checkpoint
 from gemquant.formats.source_model import Origin
 from gemquant.models.architecture import (
-    container_problems,
     kept_reason,
     linear_shapes,
     tensor_shapes,
@@ -123,7 +122,6 @@ def plan(jobs: Sequence[Job], checkpoint: Checkpoint) -> list[PlannedJob]:
     ending = interrupted_at_the_end(jobs[0].out)
     for job in jobs:
         job_problems = [
-            *container_problems(checkpoint.config["model_type"], job.exporter.name),
             *problems_with(job.quantizer),
             *job.quantizer.problems(linears),
         ]

@@ -33,7 +33,7 @@ from gemquant.formats.affine import (
     affine_schemes,
     affine_weight,
 )
-from gemquant.formats.packed import plain_linears
+from gemquant.formats.packed import experts_refused, plain_linears
 from gemquant.formats.packed_weights import PackedLinear, module_of
 from gemquant.formats.safetensors_reader import SafetensorsFiles
 from gemquant.numerics.packing import pack_awq_gemm, unpack_awq_gemm
@@ -89,7 +89,7 @@ class AwqGemm(AffineFolder):
         self, header: ArtifactHeader, schemes: Mapping[str, AffineScheme]
     ) -> list[GemquantError]:
         """One group size for the whole model; output channels that fill words."""
-        problems: list[GemquantError] = []
+        problems = experts_refused(schemes, self.name)
         sizes = sorted({scheme.group_size for scheme in schemes.values()})
         if len(sizes) > 1:
             problems.append(

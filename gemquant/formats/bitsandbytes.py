@@ -36,10 +36,9 @@ from gemquant.core.weights import (
     RowwiseWeight,
 )
 from gemquant.errors import ArtifactError, GemquantError, UnsupportedError, listed
-from gemquant.formats.packed import PackedFolder, mixed, plain_linears
+from gemquant.formats.packed import PackedFolder, experts_refused, mixed, plain_linears
 from gemquant.formats.packed_weights import PackedLinear, module_of
 from gemquant.formats.safetensors_reader import SafetensorsFiles
-from gemquant.models.experts import has_experts
 from gemquant.numerics.bitsandbytes import (
     NESTED_BLOCK,
     codebook,
@@ -213,15 +212,7 @@ class BitsAndBytes(PackedFolder):
             )
             return problems
         problems += mixed(map(describe, schemes), self.name)
-        if has_experts(quantized):
-            problems.append(
-                UnsupportedError(
-                    f"{self.name} holds no experts: transformers loads them as one tensor, which "
-                    "bitsandbytes leaves as it is.",
-                    hint="Use gemquant rtn or awq, whose container vLLM reads, or leave the "
-                    "experts in bfloat16: --skip '*.experts.*'",
-                )
-            )
+        problems += experts_refused(quantized, self.name)
         odd = [
             f"{module_of(name)} {spec.shape}"
             for name, spec in quantized.items()

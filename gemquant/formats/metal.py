@@ -19,7 +19,7 @@ from gemquant.core.protocols import AffineScheme, ArtifactHeader, Container, Lay
 from gemquant.errors import ArtifactError, GemquantError
 from gemquant.formats.affine import AffineFolder, affine_schemes
 from gemquant.formats.mlx import BiasLinear
-from gemquant.formats.packed import mixed, plain_linears
+from gemquant.formats.packed import experts_refused, mixed, plain_linears
 from gemquant.formats.packed_weights import PackedLinear
 from gemquant.formats.safetensors_reader import SafetensorsFiles
 
@@ -44,7 +44,8 @@ class Metal(AffineFolder):
     ) -> list[GemquantError]:
         """One scheme for the whole model."""
         words = [f"{s.bits} bits in groups of {s.group_size}" for s in schemes.values()]
-        return mixed(words, self.name, hint="Use the mlx container for mixed schemes.")
+        hint = "Use the mlx container for mixed schemes."
+        return [*mixed(words, self.name, hint=hint), *experts_refused(schemes, self.name)]
 
     def quantization(self, layout: Layout) -> Mapping[str, Any]:
         """What transformers looks up; plain linears are named as unconverted."""

@@ -154,9 +154,10 @@ class MLX(AffineFolder):
         ]
 
     def config(self, header: ArtifactHeader) -> Mapping[str, Any]:
-        """``config.json``, with the quantization under mlx-lm's name too."""
+        """``config.json``, with the keys that mlx-lm looks up."""
         config = super().config(header)
-        return {**config, "quantization": config["quantization_config"]}
+        keys = architecture_of(header.config).mlx.keys
+        return {**config, **keys, "quantization": config["quantization_config"]}
 
     def quantization(self, layout: Layout) -> Mapping[str, Any]:
         """What mlx-lm looks up: the commonest scheme for all, others module by module."""

@@ -36,6 +36,7 @@ from gemquant.formats.safetensors_reader import SafetensorsFiles
 from gemquant.formats.safetensors_writer import MAX_SHARD_BYTES, SafetensorsWriter, file_sizes
 from gemquant.formats.transformers_config import runtime_config
 from gemquant.models.architecture import places_in_stacks
+from gemquant.models.experts import has_experts
 from gemquant.models.structure import EMBEDDING, HEAD, PER_LAYER_TABLE
 from gemquant.numerics.precision import narrowed
 
@@ -136,6 +137,23 @@ def mixed(words: Iterable[str], container: str, hint: str | None = None) -> list
         UnsupportedError(
             f"{container} holds one scheme for the whole model; asked for {listed(distinct)}.",
             hint=hint,
+        )
+    ]
+
+
+def experts_refused(names: Iterable[str], container: str) -> list[GemquantError]:
+    """Refuse quantized experts where transformers alone would read them: it has one tensor of all.
+
+    names: of the quantized weights.
+    """
+    if not has_experts(names):
+        return []
+    return [
+        UnsupportedError(
+            f"{container} holds no experts: transformers loads them as one tensor, which it does "
+            "not quantize.",
+            hint="Use gemquant gguf, or gemquant rtn or awq with --symmetric for vLLM, or leave "
+            "the experts in bfloat16: --skip '*.experts.*'",
         )
     ]
 

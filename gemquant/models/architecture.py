@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
-from gemquant.errors import GemquantError, UnsupportedError
 from gemquant.models.experts import EXPERTS, expert_number, has_experts
 from gemquant.models.gemma1 import GEMMA1
 from gemquant.models.gemma2 import GEMMA2
@@ -94,20 +93,6 @@ def gguf_architectures() -> dict[str, Architecture]:
     for architecture in ARCHITECTURES.values():
         first.setdefault(architecture.gguf.architecture, architecture)
     return first
-
-
-def container_problems(model_type: str, container: str) -> list[GemquantError]:
-    """Refuse a container that does not hold a generation yet."""
-    architecture = ARCHITECTURES[model_type]
-    if architecture.containers is None or container in architecture.containers:
-        return []
-    held = ", ".join(architecture.containers)
-    return [
-        UnsupportedError(
-            f"{container} does not hold a {architecture.name} yet.",
-            hint=f"These do: {held}. See: gemquant targets",
-        )
-    ]
 
 
 def text_prefixes() -> dict[str, str]:

@@ -73,6 +73,13 @@ def text_config(raw: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
+_NOT_READ: Mapping[str, str] = {
+    "gemma3n": "Gemma 3n is not read: each of its layers mixes four hidden states (AltUp), adds a "
+    "low-rank branch (LAuReL) and thins out activations; docs/formats.md says what that would take",
+}
+"""Gemmas that are none of ``ARCHITECTURES``, by how their ``model_type`` begins."""
+
+
 def corrections(config: Mapping[str, Any]) -> dict[str, str]:
     """What to do about values that were published by mistake, by their keys."""
     known = ARCHITECTURES[config["model_type"]].corrections
@@ -88,6 +95,9 @@ def architecture_of_file(raw: Mapping[str, Any]) -> Architecture:
     """Return the architecture of a parsed ``config.json``; UnsupportedError if it has none."""
     classes, types = library_classes(), model_types()
     supported = ", ".join(classes)
+    for begin, reason in _NOT_READ.items():
+        if str(raw.get("model_type")).startswith(begin):
+            raise UnsupportedError(f"{reason}.", hint=f"Supported are {supported}.")
     names = raw.get("architectures")
     if isinstance(names, list) and names:
         for name in names:

@@ -271,8 +271,6 @@ _SMALL = "a small matrix that decides much"
 
 _TOWERS = ("vision_tower", "audio_tower", "embed_vision", "embed_audio")
 
-_CONTAINERS = ("safetensors", "compressed-tensors", "bitsandbytes", "gguf")
-
 GEMMA4 = Architecture(
     name="Gemma 4",
     model_type="gemma4_text",
@@ -323,7 +321,8 @@ GEMMA4 = Architecture(
     ),
     gguf=IN_GGUF4,
     mlx=MlxFacts(untied_head=True),
-    containers=(*_CONTAINERS, "mlx"),
+    no_onnx="that of onnxruntime-genai 0.18 ends where heads differ between layers, with "
+    "transformers 5.23; per-layer inputs it does not have at all",
 )
 
 GEMMA4_UNIFIED = replace(
@@ -332,7 +331,11 @@ GEMMA4_UNIFIED = replace(
     model_type="gemma4_unified_text",
     causal_lm="Gemma4UnifiedForCausalLM",
     library=_unified_library,
-    containers=_CONTAINERS,
+    # mlx-lm has the text model under this name alone, with per-layer inputs unless told otherwise.
+    mlx=replace(
+        GEMMA4.mlx,
+        keys={"model_type": GEMMA4.model_type, "hidden_size_per_layer_input": 0},
+    ),
     wrappers={"Gemma4UnifiedForConditionalGeneration": "gemma4_unified"},
     towers=tuple(f"model.{part}." for part in ("vision_embedder", "embed_vision", "embed_audio")),
     # As transformers 5 has them in memory.

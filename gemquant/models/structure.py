@@ -284,7 +284,7 @@ class MlxFacts:
 
     untied_head: it reads a head that differs from the embedding. ignores_window: it lets sliding
     layers attend to everything. regular_layer_types: it lets every n-th layer attend to everything,
-    whatever ``layer_types`` says.
+    whatever ``layer_types`` says. keys: of ``config.json`` that it wants otherwise.
 
     Source: mlx-lm 0.32 ``models/gemma*.py``.
     """
@@ -292,6 +292,7 @@ class MlxFacts:
     untied_head: bool = False
     ignores_window: bool = False
     regular_layer_types: bool = False
+    keys: Mapping[str, Any] = field(default_factory=dict)
 
 
 Settings = Callable[[Mapping[str, Any], Mapping[str, Any], list[GemquantError]], dict[str, Any]]
@@ -327,7 +328,7 @@ class Architecture:
     norm_offset: norms multiply by norm_offset + w.
     eager_attention: the library computes it with no other implementation than ``eager``.
     overflows_float16: activations exceed float16. vllm_float16: vLLM accepts float16 for it.
-    autoawq: AutoAWQ quantizes it. containers: those that hold it; None for all.
+    autoawq: AutoAWQ quantizes it. no_onnx: why onnxruntime-genai's builder does not make it.
     text_prefixes: how a multimodal checkpoint's tensors of the text model begin → how the text
     model's own do, the published spelling first.
     towers: how its other tensors begin, as published. tower_spellings: how else they begin, without
@@ -366,7 +367,7 @@ class Architecture:
     overflows_float16: bool = False
     vllm_float16: bool = False
     autoawq: bool = False
-    containers: tuple[str, ...] | None = None
+    no_onnx: str | None = None
     text_prefixes: Mapping[str, str] = field(default_factory=dict)
     towers: tuple[str, ...] = ()
     tower_spellings: Mapping[str, str] = field(default_factory=dict)

@@ -512,6 +512,12 @@ def _licence_problems(artifact: Artifact) -> list[GemquantError]:
     notice = (artifact.path / NOTICE_FILE).read_text(encoding="utf-8", errors="replace")
     if licence.notice.strip() not in notice:
         problems.append(ArtifactError(f"{NOTICE_FILE} must contain: {licence.notice.strip()}"))
+    others = {each.licence.notice.strip(): each.licence.name for each in ARCHITECTURES.values()}
+    problems += [
+        ArtifactError(f"{NOTICE_FILE} names the terms {name!r}, which do not hold for this model.")
+        for text, name in others.items()
+        if text in notice and name != licence.name
+    ]
     card = (artifact.path / CARD_FILE).read_text(encoding="utf-8", errors="replace")
     stated = _front_matter(card).get("license")
     hint = f"gemquant card {artifact.path}"

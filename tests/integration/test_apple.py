@@ -181,6 +181,7 @@ def test_mlx_lm_computes_with_the_quantized_embedding(
         ("gemma4_e", ("--quantize-embedding",)),
         ("gemma4_text", ()),
         ("gemma4_moe", ()),
+        ("gemma4_unified", ()),
     ],
 )
 def test_mlx_lm_computes_a_gemma_4_from_its_stored_weights(

@@ -12,16 +12,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from gemquant.core.protocols import Exporter, Quantizer, Weights
+from gemquant.core.protocols import Exporter, QuantizedSpec, Quantizer, Weights
 from gemquant.errors import RuntimeMissingError
+from gemquant.formats.awq_gemm import AwqGemm
 from gemquant.formats.bitsandbytes import BitsAndBytes
 from gemquant.formats.checkpoint import open_checkpoint
 from gemquant.formats.compressed_tensors import CompressedTensors
+from gemquant.formats.metal import Metal
 from gemquant.formats.plain_safetensors import PlainSafetensors
 from gemquant.quantizers.bitsandbytes import FP4, NF4, Int8
 from gemquant.quantizers.cast import Cast
 from gemquant.quantizers.rtn import RoundToNearest
 from gemquant.runtimes.transformers import Transformers
+from tests.helpers.packed_modules import compare_packed_linears
 from tests.helpers.tiny_gemma import GEMMA4, Kind, stacked, write_tiny_gemma
 from tests.helpers.tiny_job import run_tiny, tiny_job
 
@@ -109,6 +112,31 @@ def test_every_layer_of_bitsandbytes_decodes_to_our_weights(
     assert "per_layer_projection" not in compared
     with torch.no_grad():
         assert torch.isfinite(model(IDS).logits).all()
+
+
+@pytest.mark.parametrize("kind", DENSE)
+def test_metal_decodes_to_our_weights(kind: Kind, tmp_path: Path) -> None:
+    weights = made(kind, tmp_path, RoundToNearest(group_size=32), Metal())
+    model = Transformers.load(tmp_path / "out", "metal").model
+    for name, spec in weights.layout.items():
+        if isinstance(spec, QuantizedSpec):
+            found = model.get_parameter(name).bfloat16()  # in which transformers decodes
+            assert torch.equal(found, weights.tensor(name, torch.bfloat16)), name
+    with torch.no_grad():
+        assert torch.isfinite(model(IDS).logits).all()
+
+
+@pytest.mark.parametrize("kind", DENSE)
+def test_every_linear_of_gptqmodel_computes_the_decoded_weight(kind: Kind, tmp_path: Path) -> None:
+    pytest.importorskip("gptqmodel", reason="gptqmodel is not installed")
+    weights = made(kind, tmp_path, RoundToNearest(group_size=32), AwqGemm())
+    runner = Transformers.load(tmp_path / "out", "awq-gemm")
+    decoded = {
+        name: weights.tensor(name, torch.float32)
+        for name, spec in weights.layout.items()
+        if isinstance(spec, QuantizedSpec)
+    }
+    assert compare_packed_linears(runner.model, decoded, tolerance=0.02) == len(decoded)
 
 
 def test_quantized_experts_are_refused_and_not_left_random(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from gemquant.errors import CheckpointError, GemquantError, UnsupportedError, refuse
 from gemquant.formats.gguf.values import GgufValue, booleans, float32, int32s, string, uint32
-from gemquant.models.architecture import architecture_of, container_problems, gguf_architectures
+from gemquant.models.architecture import architecture_of, gguf_architectures
 from gemquant.models.config import corrections, text_config
 from gemquant.models.structure import FULL, SLIDING, Architecture, GgufKey, GgufKeys
 
@@ -66,11 +66,7 @@ def gguf_architecture(metadata: Mapping[str, Any]) -> Architecture:
         what, hint = _OTHER_KINDS[kind]
         raise UnsupportedError(f"This GGUF is no model but {what}.", hint=hint)
     name = metadata.get("general.architecture")
-    supported = {
-        theirs: architecture
-        for theirs, architecture in gguf_architectures().items()
-        if not container_problems(architecture.model_type, "gguf")
-    }
+    supported = gguf_architectures()
     if not isinstance(name, str) or name not in supported:
         raise UnsupportedError(
             f"GGUF architecture {name!r}: supported are {', '.join(supported)}.",

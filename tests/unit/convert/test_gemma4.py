@@ -19,7 +19,7 @@ from gemquant.formats.awq_gemm import AwqGemm
 from gemquant.formats.bitsandbytes import BitsAndBytes
 from gemquant.formats.checkpoint import open_checkpoint
 from gemquant.formats.compressed_tensors import CompressedTensors
-from gemquant.formats.mlx import MLX
+from gemquant.formats.metal import Metal
 from gemquant.formats.plain_safetensors import PlainSafetensors
 from gemquant.quantizers.awq import AWQ
 from gemquant.quantizers.bitsandbytes import NF4
@@ -121,13 +121,8 @@ def test_an_interrupted_run_goes_on_and_writes_the_same_bytes(
 @pytest.mark.parametrize(
     ("kind", "quantizer", "exporter", "message"),
     [
-        ("gemma4_text", AWQ(group_size=32), AwqGemm(), "awq-gemm does not hold a Gemma 4 yet"),
-        (
-            "gemma4_unified",
-            RoundToNearest(group_size=32),
-            MLX(),
-            "mlx does not hold a Gemma 4 unified",
-        ),
+        ("gemma4_moe", AWQ(group_size=32), AwqGemm(), "awq-gemm holds no experts"),
+        ("gemma4_moe", RoundToNearest(group_size=32), Metal(), "metal holds no experts"),
         ("gemma4_moe", NF4(), BitsAndBytes(), "bitsandbytes holds no experts"),
         (
             "gemma4_moe",
@@ -137,7 +132,7 @@ def test_an_interrupted_run_goes_on_and_writes_the_same_bytes(
         ),
     ],
 )
-def test_what_a_container_cannot_hold_yet_is_refused(
+def test_experts_that_no_loader_reads_are_refused(
     kind: Kind, quantizer: Quantizer, exporter: Exporter, message: str, tmp_path: Path
 ) -> None:
     checkpoint = open_checkpoint(str(write_tiny_gemma(tmp_path / "model", kind)))

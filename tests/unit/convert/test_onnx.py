@@ -12,7 +12,7 @@ from gemquant.convert.external_options import OnnxOptions
 from gemquant.errors import RuntimeMissingError, UnsupportedError, UsageError
 from gemquant.models.config import text_config
 from gemquant.runtimes.worker import Interpreter
-from tests.helpers.tiny_gemma import Kind, tiny_config, write_tiny_gemma
+from tests.helpers.tiny_gemma import GEMMA4, Kind, tiny_config, write_tiny_gemma
 from tests.unit.cli.conftest import Result, Run, run
 
 __all__ = ["run"]
@@ -72,6 +72,14 @@ def test_rotary_scaling_that_was_not_tested_is_refused_by_name() -> None:
     (problem,) = onnx.problems(config, linears(config), OnnxOptions(), "cpu")
     assert isinstance(problem, UnsupportedError)
     assert "rotary scaling 'yarn': not tested with the builder for a gemma2." in problem.message
+
+
+@pytest.mark.parametrize("kind", GEMMA4)
+def test_gemma_4_is_refused_with_the_reason(kind: Kind) -> None:
+    config = text_config(tiny_config(kind))
+    (problem,) = onnx.problems(config, linears(config), OnnxOptions(), "cpu")
+    assert "heads differ between layers, with transformers 5.23" in problem.message
+    assert problem.hint is not None
 
 
 def test_gemma_3_tells_the_builder_both_rotary_tables() -> None:

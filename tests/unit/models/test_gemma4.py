@@ -155,6 +155,14 @@ def test_a_contradictory_configuration_is_refused(
 def test_an_unknown_generation_lists_the_supported() -> None:
     with pytest.raises(UnsupportedError, match=r"Gemma5ForCausalLM: supported are Gemma.*Gemma4"):
         text_config({"architectures": ["Gemma5ForCausalLM"], "model_type": "gemma5"})
+    with pytest.raises(UnsupportedError, match=r"model_type 'gemma5'\): supported are .*Gemma4"):
+        text_config({"model_type": "gemma5"})
+
+
+@pytest.mark.parametrize("model_type", ["gemma3n", "gemma3n_text"])
+def test_gemma_3n_is_refused_with_what_it_has_besides(model_type: str) -> None:
+    with pytest.raises(UnsupportedError, match=r"Gemma 3n is not read: .*AltUp.*LAuReL"):
+        text_config({"architectures": ["Gemma3nForCausalLM"], "model_type": model_type})
 
 
 # ---------------------------------------------------------------- checkpoints

@@ -13,6 +13,7 @@ from gemquant.core.artifact import Artifact, Manifest
 from gemquant.core.artifact.finalize import content_digest, finalize
 from gemquant.core.protocols import Silence
 from gemquant.errors import ArtifactError, OutputError, UsageError
+from gemquant.models.licences import APACHE, GEMMA_TERMS
 from gemquant.publish.card import make_card, refuse_stale
 from gemquant.publish.push import Destination, Pushed, Upload, prepare_upload, push
 from tests.helpers.hub_stand_in import TOKEN, Refusal, StandIn, hub_stand_in
@@ -317,6 +318,12 @@ def test_without_the_licence_files_nothing_is_pushed(artifact: Artifact, name: s
 def test_an_emptied_notice_is_refused(artifact: Artifact) -> None:
     with pytest.raises(ArtifactError, match="NOTICE must contain: Gemma is provided under"):
         prepared(resealed(artifact, NOTICE="\n"))
+
+
+def test_a_notice_of_terms_that_do_not_hold_is_refused(artifact: Artifact) -> None:
+    both = GEMMA_TERMS.notice + APACHE.notice
+    with pytest.raises(ArtifactError, match=r"NOTICE names the terms 'apache-2\.0'"):
+        prepared(resealed(artifact, NOTICE=both))
 
 
 def test_a_card_without_the_terms_is_refused(artifact: Artifact) -> None:
