@@ -18,6 +18,7 @@ from gemquant.calibration.stream import (
 )
 from gemquant.calibration.windows import TokenWindows
 from gemquant.core.protocols import (
+    FLOAT16_LIMIT,
     ActivationRange,
     Block,
     Progress,
@@ -34,6 +35,7 @@ from gemquant.models.structure import (
     EMBEDDING,
     FINAL_NORM,
     HEAD,
+    LAYER_SCALAR,
     LayerStructure,
     head_structure,
     layer_prefix,
@@ -113,6 +115,9 @@ class Trace:
                     statistics |= dict.fromkeys((group.reader, *group.linears), shared)
                     # What gate and up produce together is the output of no module.
                     observer(f"{group.reader} (input)", shared.max_abs)
+                if LAYER_SCALAR in structure.shapes:  # nor is the residual stream before this
+                    scalar = weights[LAYER_SCALAR].abs().clamp(min=FLOAT16_LIMIT**-2)
+                    observer(f"{LAYER_SCALAR} (input)", observer.seen[""].float() / scalar)
                 activation_range = observer.close()
                 if structure.stacks:
                     self._divide_among_experts(index, statistics, gatherers)
