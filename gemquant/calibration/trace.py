@@ -137,7 +137,8 @@ class Trace:
         """One for every input of a layer's linears, by what reads it.
 
         Of experts that read one input, each has one more for the tokens that reach it, without a
-        Gram matrix: so many would need more memory than the rest of the run.
+        Gram matrix: so many would need more memory than the rest of the run, and at equal memory
+        the layer's is best (ci/bench/experts).
         """
         shapes, device, every = structure.linear_shapes, self._skeleton.device, self._every
         gatherers = {}
