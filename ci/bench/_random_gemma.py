@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -60,6 +60,24 @@ _GEMMA4: Mapping[str, Any] = {
 _E2B_TABLE = 35 * 256
 SHAPES: Mapping[str, Mapping[str, Any]] = {
     "gemma-2-2b": {**SHAPE, "num_hidden_layers": 26},
+    "gemma-2-9b": {
+        **SHAPE,
+        "num_hidden_layers": 42,
+        "hidden_size": 3584,
+        "intermediate_size": 14336,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+    },
+    "gemma-2-27b": {
+        **SHAPE,
+        "num_hidden_layers": 46,
+        "hidden_size": 4608,
+        "intermediate_size": 36864,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 16,
+        "head_dim": 128,
+        "query_pre_attn_scalar": 144,
+    },
     "gemma-4-26b-a4b": {
         **_GEMMA4,
         "num_hidden_layers": 30,
@@ -140,9 +158,18 @@ def write_checkpoint(folder: Path, layers: int, shape: Mapping[str, Any] = SHAPE
         writer.finish()
 
 
-def timed(command: Sequence[str | Path]) -> tuple[float, int]:
-    """Run a command; return its seconds and its peak of anonymous memory in bytes."""
-    began = time.monotonic()
+class Run(NamedTuple):
+    """What a command took: seconds, anonymous memory in bytes, processor time, bytes from disk."""
+
+    seconds: float
+    peak: int
+    processor: float
+    read: int
+
+
+def timed(command: Sequence[str | Path]) -> Run:
+    """Run a command to its end."""
+    began, before = time.monotonic(), os.times()
     process = subprocess.Popen(
         [str(part) for part in command],
         stdout=subprocess.DEVNULL,
@@ -156,25 +183,39 @@ def timed(command: Sequence[str | Path]) -> tuple[float, int]:
     if process.returncode != 0:
         raise SystemExit(f"{' '.join(map(str, command))}: code {process.returncode}\n{errors}")
     sampler.join()
-    return time.monotonic() - began, sampler.peak
+    after = os.times()
+    processor = sum(after[2:4]) - sum(before[2:4])
+    return Run(time.monotonic() - began, sampler.peak, processor, sampler.read)
+
+
+def forget(folder: Path) -> None:
+    """Write a folder's files to disk and drop them from the page cache."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 class PeakSampler(threading.Thread):
-    """Samples a process's anonymous memory every 20 ms."""
+    """Samples a process's anonymous memory, and what it has read from disk, every 20 ms."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
         self.pid = pid
-        self.peak = 0
+        self.peak = self.read = 0
 
     def run(self) -> None:
         """Sample until the process is gone."""
         while True:
             try:
                 status = Path(f"/proc/{self.pid}/status").read_text()
+                disk = Path(f"/proc/{self.pid}/io").read_text()
             except OSError:
                 return
             for line in status.splitlines():
                 if line.startswith("RssAnon:"):
                     self.peak = max(self.peak, int(line.split()[1]) * 1024)
+            for line in disk.splitlines():
+                if line.startswith("read_bytes:"):
+                    self.read = int(line.split()[1])
             time.sleep(0.02)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -44,6 +45,8 @@ from gemquant.models.structure import (
 from gemquant.numerics.precision import fast_products
 
 SAMPLED_TOKENS = 512
+HELD_BYTES = 1 << 29
+"""A calibrated layer of at most so many bytes in float32 is read once and held."""
 
 
 class Trace:
@@ -101,7 +104,10 @@ class Trace:
         for index in range(self._first, self._skeleton.layers):
             structure = layer_structure(self._weights.config, index)
             prefix, names = layer_prefix(index), list(structure.shapes)
-            weights = UnheldWeights.of_layer(self._weights, prefix, names, self._skeleton.device)
+            source, device = self._weights, self._skeleton.device
+            weights = UnheldWeights.of_layer(source, prefix, names, device)
+            if stream is not None and _layer_bytes(structure) <= HELD_BYTES:
+                weights = UnheldWeights.of_layer(source, prefix, names, device, dict(weights))
             statistics: dict[str, Statistics] = {}
             activation_range: ActivationRange | None = None
             if stream is not None:
@@ -222,6 +228,10 @@ class Trace:
                 f"{prefix.rstrip('.')}: the activations are not finite in {self._skeleton.dtype}.",
                 hint="Trace in float32: --calib-dtype float32.",
             )
+
+
+def _layer_bytes(structure: LayerStructure) -> int:
+    return sum(map(math.prod, structure.shapes.values())) * torch.float32.itemsize
 
 
 def _spacing(calibration: TokenWindows) -> int:

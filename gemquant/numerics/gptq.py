@@ -150,70 +150,87 @@ def _quantize_rows(
 ) -> tuple[Tensor, Tensor, Tensor]:
     columns = rows.shape[1]
     width = group_width(columns, config.group_size)
-    step = min(width, COLUMNS_AT_ONCE)
     # Columns come first from here on: one column of every row is then contiguous.
     weight = rows.T.contiguous()
     errors = torch.zeros_like(weight)
     codes = torch.empty_like(weight, dtype=torch.uint8)
-    blocks: list[ColumnBlock] = []
-    for start in range(0, columns, step):
-        span = slice(start, min(start + step, columns))
-        feedback, compensated = _targets(weight, errors, cholesky, span)
-        if start % width == 0:
-            group = slice(start, start + width)
-            if width > step:
-                _, compensated = _targets(weight, errors, cholesky, group)
-            scales, zero_points = search_range(
-                (compensated * scale[group, None]).T,
-                rounding=config.rounding,
-                metric=cholesky.residual_variance[group] / scale[group].square(),
-                clip=config.clip,
+    diagonal = cholesky.upper.diagonal()[:, None]
+    blocks: dict[int, ColumnBlock] = {}
+    groups: list[tuple[Tensor, Tensor]] = []
+    for span, parts in _spans(columns, width):
+        earlier = _pushed(cholesky.upper, errors, slice(0, span.start), span)
+        for part in parts:
+            pushed = earlier[part.start - span.start : part.stop - span.start]
+            if part.start > span.start:
+                within = slice(span.start, part.start)
+                pushed = pushed + _pushed(cholesky.upper, errors, within, part)
+            if part.start % width == 0:
+                group = slice(part.start, part.start + width)
+                compensated, ahead = weight[group], pushed
+                if group.stop > part.stop:
+                    ahead = _pushed(cholesky.upper, errors, slice(0, part.start), group)
+                if part.start:
+                    compensated = compensated + _solved(cholesky.upper[group, group], ahead)
+                groups.append(
+                    search_range(
+                        (compensated * scale[group, None]).T,
+                        rounding=config.rounding,
+                        metric=cholesky.residual_variance[group] / scale[group].square(),
+                        clip=config.clip,
+                    )
+                )
+            block = ColumnBlock(
+                weight[part], errors[part], codes[part], scale[part], *groups[-1], config.rounding
             )
-        block = ColumnBlock(
-            weight[span],
-            errors[span],
-            codes[span],
-            scale[span],
-            scales,
-            zero_points,
-            config.rounding,
-        )
-        diagonal = cholesky.upper.diagonal()[span]
-        round_columns(block, feedback, cholesky.upper[span, span] / diagonal)
-        blocks.append(block)
+            feedback = weight[part] + pushed / diagonal[part]
+            round_columns(block, feedback, cholesky.upper[part, part] / diagonal[part, 0])
+            blocks[part.start] = block
     # The damping counts here too: without it the codes would fit the calibration tokens where these
     # are no more than the channels, and lose on others.
     curvature = gram.diagonal() + cholesky.damping
     for _ in range(config.cd_passes):
-        for n, block in enumerate(blocks):
-            span = slice(n * step, min(n * step + step, columns))
+        for span, parts in _spans(columns, width):
             damping = cholesky.damping[span, None]
-            gradient = torch.addcmul(gram[span] @ errors, damping, block.errors)
-            descend_columns(block, gradient, gram[span, span], curvature[span])
-    groups = blocks[:: -(-width // step)]
-    return (
-        codes.T.contiguous(),
-        torch.stack([block.scales for block in groups], dim=1),
-        torch.stack([block.zero_points for block in groups], dim=1),
-    )
+            gradients = torch.addcmul(gram[span] @ errors, damping, errors[span])
+            before = errors[span].clone() if len(parts) > 1 else errors[span]
+            for part in parts:
+                within = slice(span.start, part.start)
+                gradient = gradients[part.start - span.start : part.stop - span.start]
+                if part.start > span.start:
+                    change = errors[within] - before[: part.start - span.start]
+                    gradient = torch.addmm(gradient, gram[part, within], change)
+                descend_columns(blocks[part.start], gradient, gram[part, part], curvature[part])
+    scales, zero_points = (torch.stack(each, dim=1) for each in zip(*groups, strict=True))
+    return codes.T.contiguous(), scales, zero_points
 
 
-def _targets(
-    weight: Tensor, errors: Tensor, cholesky: CholeskyFactor, span: slice
-) -> tuple[Tensor, Tensor]:
-    """Values that some columns should take after the errors before them, (columns, rows) each.
+def _spans(columns: int, width: int) -> Iterator[tuple[slice, list[slice]]]:
+    """Blocks of columns that take the feedback of all earlier ones at once, and their groups.
 
-    First with those errors alone: the columns' own are added one by one. Second the values if the
-    columns themselves were rounded without error.
+    A block is of several whole groups, or a part of one.
     """
-    if span.start == 0:
-        return weight[span], weight[span]
-    pushed = cholesky.upper[: span.start, span].T @ errors[: span.start]
-    # A product with the inverse: for this many rows, several times as fast as solving.
-    corner = cholesky.upper[span, span]
+    whole = max(width, COLUMNS_AT_ONCE // width * width)
+    for first in range(0, columns, whole):
+        last = min(first + whole, columns)
+        for start in range(first, last, COLUMNS_AT_ONCE):
+            stop = min(start + COLUMNS_AT_ONCE, last)
+            starts = range(start, stop, width)
+            yield slice(start, stop), [slice(n, min(n + width, stop)) for n in starts]
+
+
+def _pushed(upper: Tensor, errors: Tensor, earlier: slice, span: slice) -> Tensor:
+    """What the errors of earlier columns ask of a span, times R's diagonal: (columns, rows)."""
+    return upper[earlier, span].T @ errors[earlier]
+
+
+def _solved(corner: Tensor, pushed: Tensor) -> Tensor:
+    """By how much columns would move if they were themselves rounded without error.
+
+    A product with the inverse: for this many rows, several times as fast as solving.
+    """
     identity = torch.eye(corner.shape[0], device=corner.device)
-    solved = torch.linalg.solve_triangular(corner.T, identity, upper=False) @ pushed
-    return weight[span] + pushed / corner.diagonal()[:, None], weight[span] + solved
+    inverse: Tensor = torch.linalg.solve_triangular(corner.T, identity, upper=False)
+    return inverse @ pushed
 
 
 # ---------------------------------------------------------------- columns, one after the other

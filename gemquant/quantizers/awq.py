@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+FAR_APART = 16
+"""From so many rows on, reading single ones takes less time than reading all."""
+
 
 @dataclass(frozen=True)
 class AWQ(AffineOptions):
@@ -200,7 +203,7 @@ def _search(
     stride = sampling_stride(sum(block.shape(name)[0] for name in names))
     return search_scale(
         ScaleProblem(
-            rows=torch.cat([block.weights[name][::stride].clone() for name in names]),
+            rows=torch.cat([_every(stride, block, name) for name in names]),
             salience=statistics.mean_abs,
             sensitivity=sensitivity,
             rounding=_rounding(options, container),
@@ -208,6 +211,16 @@ def _search(
             shared=shared_inputs(group.fold, statistics.mean_abs.shape[0]),
         )
     )
+
+
+def _every(stride: int, block: Block, name: str) -> Tensor:
+    """One row of so many; read alone where they lie far apart."""
+    import torch
+
+    if stride < FAR_APART:
+        return block.weights[name][::stride].clone()
+    rows = range(0, block.shape(name)[0], stride)
+    return torch.cat([block.rows(name, row, row + 1) for row in rows])
 
 
 # ---------------------------------------------------------------- folding

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -149,3 +150,22 @@ def test_weights_that_are_no_numbers_are_an_error_that_names_the_tensor(tmp_path
     trace = Trace(checkpoint, Skeleton(checkpoint.config), None, gram=True)
     with pytest.raises(CheckpointError, match=r"model\.layers\.2\.mlp\.up_proj\.weight"):
         [dict(block.weights) for block in trace.blocks()]
+
+
+@pytest.mark.parametrize(("held_bytes", "times"), [(1 << 29, 1), (0, 3)])
+def test_a_calibrated_layer_that_is_small_is_read_once(
+    tiny_folders: dict[Kind, Path], monkeypatch: pytest.MonkeyPatch, held_bytes: int, times: int
+) -> None:
+    checkpoint = open_checkpoint(str(tiny_folders["gemma2"]))
+    monkeypatch.setattr("gemquant.calibration.trace.HELD_BYTES", held_bytes)
+    reads: list[str] = []
+    read = Checkpoint.rows
+
+    def noted(self: Checkpoint, name: str, *args: Any) -> Tensor:
+        reads.append(name)
+        return read(self, name, *args)
+
+    monkeypatch.setattr(Checkpoint, "rows", noted)
+    for block in Trace(checkpoint, Skeleton(checkpoint.config), CALIBRATION, gram=True).blocks():
+        assert dict(block.weights).keys() == dict(block.weights).keys()
+    assert reads.count("model.layers.1.mlp.up_proj.weight") == times

@@ -91,6 +91,14 @@ def test_codes_are_those_of_gptq(rounding: AffineRounding, group_size: int) -> N
     assert (codes == expected).double().mean() > 0.99
 
 
+@pytest.mark.parametrize(("columns", "group_size"), [(192, 48), (300, 100), (384, 192), (160, 32)])
+def test_blocks_end_where_groups_do(columns: int, group_size: int) -> None:
+    weight, gram = problem(24, columns)
+    codes, scales, zeros = compensated(weight, gram, group_size=group_size)
+    expected = gptq(weight, gram, scales, zeros, W4.largest_code)
+    assert (codes == expected).double().mean() > 0.99
+
+
 @pytest.mark.parametrize("group_size", [256, 512])
 def test_groups_wider_than_a_block_are_those_of_gptq(group_size: int) -> None:
     weight, gram = problem(12, 1024, tokens=2000)
@@ -210,13 +218,14 @@ def test_every_pass_of_refinement_lowers_the_loss(group_size: int) -> None:
     assert losses[2] < 0.97 * losses[0]
 
 
-def test_after_refinement_no_single_code_can_be_bettered() -> None:
-    weight, gram = problem(3, 32)
+@pytest.mark.parametrize("columns", [32, 160])
+def test_after_refinement_no_single_code_can_be_bettered(columns: int) -> None:
+    weight, gram = problem(3, columns)
     priced = damped(gram)
     codes, scales, zeros = compensated(weight, gram, group_size=32, cd_passes=20)
     settled = layer_loss(weight, (codes, scales, zeros), priced)
     for row in range(3):
-        for column in range(32):
+        for column in range(columns):
             for step in (-1, 1):
                 moved = codes.to(torch.int16)
                 moved[row, column] += step

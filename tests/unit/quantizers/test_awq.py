@@ -115,6 +115,19 @@ def test_blocks_without_gram_matrices_are_refused_by_name(block: Block) -> None:
         AWQ().quantize(dataclasses.replace(block, statistics=bare), CONTAINER)
 
 
+def test_rows_read_alone_give_the_same_codes(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gemquant.numerics.awq.SAMPLED_ROWS", 16)
+    whole = AWQ(group_size=32).quantize(block, CONTAINER)
+    monkeypatch.setattr("gemquant.quantizers.awq.FAR_APART", 1)
+    alone = AWQ(group_size=32).quantize(block, CONTAINER)
+    for name, weight in whole.items():
+        found = alone[name]
+        if isinstance(weight, AffineWeight) and isinstance(found, AffineWeight):
+            assert torch.equal(found.codes, weight.codes)
+        else:
+            assert torch.equal(found, weight)
+
+
 def test_the_block_itself_is_not_changed(block: Block) -> None:
     before = {name: weight.clone() for name, weight in block.weights.items()}
     gram = block.statistics["mlp.down_proj"].gram

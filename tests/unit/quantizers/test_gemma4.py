@@ -54,7 +54,7 @@ def logits(config: Mapping[str, object], tensors: Mapping[str, Tensor]) -> Tenso
 
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Kind], Traced]:
-    """Make each kind's once, with gains near one wherever nothing folds."""
+    """Make each kind's once, with gains near one wherever nothing folds; no weight is held."""
 
     @functools.cache
     def make(kind: Kind) -> Traced:
@@ -69,7 +69,9 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Kind], Traced]
         config = dict(checkpoint.config)
         before = {name: checkpoint.tensor(name, torch.float32) for name in checkpoint.names()}
         trace = Trace(checkpoint, Skeleton(config), CALIBRATION, gram=True, sampled=True)
-        blocks = list(trace.blocks())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("gemquant.calibration.trace.HELD_BYTES", 0)
+            blocks = list(trace.blocks())
         return Traced(config, before, blocks, trace, logits(config, before))
 
     return make
