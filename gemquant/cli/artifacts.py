@@ -38,6 +38,30 @@ def folders_at(path: Path) -> list[Path]:
     raise _no_artifact(path)
 
 
+SET_FILES = (
+    *("manifests/*.json", "*.gguf", "NOTICE", "README.md", "*.svg"),
+    *("manifest.json", "*.safetensors", "*.json", "*.jinja", "tokenizer.model"),
+)
+"""Files of artifacts in a repository."""
+
+
+def downloaded(path: Path, files: Sequence[str] = SET_FILES) -> Path:
+    """The path itself, or the folder of a repository of artifacts on the Hub that it names."""
+    from gemquant.formats.checkpoint.recognition import parse_hub_reference
+
+    reference = None if path.exists() else parse_hub_reference(str(path))
+    if reference is None or path.suffix == ".gguf":
+        return path
+    from gemquant.formats.checkpoint.hub import download
+
+    return download(*reference, files=tuple(files), nested=True)
+
+
+def is_set(path: Path) -> bool:
+    """Whether a folder is a repository of several artifacts, with a manifest of each."""
+    return (path / "manifests").is_dir()
+
+
 def missing(names: Iterable[str]) -> list[GemquantError]:
     """The names that stand for nothing that is there, before torch is loaded to open them."""
     return [

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from gemquant.cli.artifacts import folders_at
+from gemquant.cli.artifacts import downloaded, folders_at, is_set
 from gemquant.cli.board import board_flags, board_problems, connect
 from gemquant.cli.flags import (
     artifacts_argument,
@@ -27,6 +29,7 @@ from gemquant.errors import ProblemCollector, refuse
 
 if TYPE_CHECKING:
     from gemquant.calibration.suites import SuiteText
+    from gemquant.core.artifact import Artifact
 
 SETTINGS = (
     *("against", "eval_windows", "eval_slices", "seq_len", "seed", "device", "dtype"),
@@ -85,7 +88,8 @@ Examples:
 def command(ctx: click.Context, /, **params: Any) -> None:
     """Compare quantized artifacts with the original model.
 
-    ARTIFACT is a folder that gemquant wrote, a file inside, or a folder of several artifacts.
+    ARTIFACT is a folder that gemquant wrote, a file inside, a folder of several artifacts, or a
+    repository of artifacts on the Hub, by its id or downloaded.
     Streams the original and all artifacts made from it through the same evaluation windows in one
     pass and prints perplexity, KL divergence and top-1 agreement with 95 % intervals: level
     reference. The windows are those of the artifacts' own certificates, or a suite's. Then loads
@@ -98,14 +102,10 @@ def command(ctx: click.Context, /, **params: Any) -> None:
     with reporter(quiet=quiet or params["dry_run"]) as progress:
         progress.start("checking the artifacts", 0)
         problems = ProblemCollector()
-        found = [problems.attempt(partial(folders_at, path)) for path in params["artifacts"]]
-        folders = dict.fromkeys(folder for each in found if each.succeeded for folder in each.value)
-        if not folders:
-            problems.refuse()
+        folders, sets = _places(params["artifacts"], problems)
 
         from gemquant.cli import evaluation_tables, render
         from gemquant.convert.plugins import open_weights
-        from gemquant.core.artifact import Artifact
         from gemquant.core.artifact.evaluation import EvaluationDocument
         from gemquant.core.artifact.staged_files import document_problems, write_document
         from gemquant.measure.quality.evaluation import (
@@ -115,10 +115,10 @@ def command(ctx: click.Context, /, **params: Any) -> None:
         )
         from gemquant.rockchip.evaluate import measure_on_board
 
-        opened = [problems.attempt(partial(Artifact.open, path)) for path in folders]
         problems += document_problems(output, EvaluationDocument)
         suite = problems.attempt(lambda: _suite(params))
-        artifacts = [each.value for each in opened if each.succeeded]
+        scratch = Path(ctx.with_resource(TemporaryDirectory()))
+        artifacts = _opened(folders, sets, scratch, problems)
         if not artifacts:
             problems.refuse()
         problems += [*name_problems(artifacts), *board_problems(artifacts, params)]
@@ -148,6 +148,36 @@ def command(ctx: click.Context, /, **params: Any) -> None:
     else:
         evaluation_tables.print_document(document)
     print_end(*([f"gemquant report {output} --html report.html"] if output else []), quiet=quiet)
+
+
+def _places(
+    paths: Sequence[Path], problems: ProblemCollector
+) -> tuple[Sequence[Path], Sequence[Path]]:
+    """Folders of artifacts, and of repositories; raises if there is none of them."""
+    attempts = [problems.attempt(partial(downloaded, path)) for path in paths]
+    places = [each.value for each in attempts if each.succeeded]
+    sets = [path for path in places if path not in paths or is_set(path)]
+    found = [problems.attempt(partial(folders_at, path)) for path in places if path not in sets]
+    folders = dict.fromkeys(folder for each in found if each.succeeded for folder in each.value)
+    if not folders and not sets:
+        problems.refuse()
+    return list(folders), sets
+
+
+def _opened(
+    folders: Sequence[Path], sets: Sequence[Path], scratch: Path, problems: ProblemCollector
+) -> list[Artifact]:
+    """The artifacts. scratch: for links to the files of repositories."""
+    from gemquant.core.artifact import Artifact
+    from gemquant.core.artifact.finalize import members
+
+    found = [problems.attempt(partial(Artifact.open, path)) for path in folders]
+    several = [
+        problems.attempt(partial(members, path, scratch / str(number)))
+        for number, path in enumerate(sets)
+    ]
+    alone = [each.value for each in found if each.succeeded]
+    return [*alone, *(one for each in several if each.succeeded for one in each.value)]
 
 
 def _suite(params: Mapping[str, Any]) -> SuiteText | None:

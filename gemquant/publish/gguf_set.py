@@ -9,8 +9,9 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 
-from gemquant.core.artifact import Artifact, Manifest, fallbacks_by_reason
+from gemquant.core.artifact import Artifact, Manifest, fallbacks_by_reason, read_manifest
 from gemquant.core.artifact.card import (
     CARD_FILE,
     Inherited,
@@ -21,9 +22,10 @@ from gemquant.core.artifact.card import (
     inherited_again,
     origin,
     recipe_json,
+    repository_in,
 )
 from gemquant.core.artifact.evaluation import LEVELS
-from gemquant.core.artifact.finalize import ABOUT_FILES, MANIFESTS, PICTURE
+from gemquant.core.artifact.finalize import ABOUT_FILES, MANIFESTS, PICTURE, manifests_in
 from gemquant.core.artifact.loading import loaders
 from gemquant.core.artifact.losses import (
     OVERALL,
@@ -31,14 +33,18 @@ from gemquant.core.artifact.losses import (
     compared_cells,
     compared_columns,
     headline,
+    overall_results,
 )
 from gemquant.core.artifact.manifest import model_name, original_bytes, scheme_label
 from gemquant.core.resources import human_bytes
 from gemquant.core.tables import Column, Table, markdown, number
-from gemquant.errors import GemquantError, UsageError
+from gemquant.core.untrusted import UntrustedFile
+from gemquant.errors import ArtifactError, GemquantError, UsageError, refuse
 from gemquant.models.architecture import ARCHITECTURES
+from gemquant.publish.card import Card
 
 CONTAINER = "gguf"
+_CARD_LIMIT_BYTES = 10_000_000
 
 
 def set_problems(artifacts: Sequence[Artifact], present: Sequence[Manifest]) -> list[GemquantError]:
@@ -82,6 +88,21 @@ def set_files(
     return made | ({PICTURE: picture.encode()} if picture else {})
 
 
+def set_card(folder: Path) -> Card:
+    """The card and the picture of a repository's folder, from the manifests in it."""
+    card = UntrustedFile(folder / CARD_FILE, _CARD_LIMIT_BYTES, ArtifactError).bytes()
+    found = [Artifact(folder, read_manifest(folder, name)) for name in manifests_in(folder)]
+    refuse(set_problems(found, ()))
+    named = repository_in(card.decode(errors="replace")) or "OWNER/NAME"
+    made = {k: v for k, v in set_files(found, (), named).items() if k in {CARD_FILE, PICTURE}}
+    changed = {
+        name: content
+        for name, content in made.items()
+        if not (folder / name).is_file() or (folder / name).read_bytes() != content
+    }
+    return Card(folder, found[0].manifest, made[CARD_FILE].decode(), changed)
+
+
 def shared(manifest: Manifest) -> Manifest:
     """The manifest of an artifact without a card of its own."""
     files = {name: file for name, file in manifest.files.items() if name not in ABOUT_FILES}
@@ -99,15 +120,26 @@ def _weight_bytes(manifest: Manifest) -> int:
 def _card(
     manifests: Sequence[Manifest], repository: str, inherited: Inherited, picture: str | None
 ) -> str:
+    from huggingface_hub.repocard_data import eval_results_to_model_index
+
     first = manifests[-1]
+    matter = dict(front_matter(first, inherited, index=False))
+    results = [
+        result
+        for each in manifests
+        if (level := headline(each.certificates)) is not None
+        for result in overall_results(scheme_label(each), level)
+    ]
+    if results:
+        matter["model-index"] = eval_results_to_model_index(f"{model_name(first)} GGUF", results)
     table = Table([Column("type"), *compared_columns(), Column("file")])
     for each in manifests:
-        bits, level = each.quantization.bits_per_weight, headline(each.certificates)
-        cells = compared_cells(_weight_bytes(each), bits, level)
+        measured = headline(each.certificates)
+        cells = compared_cells(_weight_bytes(each), each.quantization.bits_per_weight, measured)
         table.add_row(scheme_label(each), *cells, ", ".join(_ggufs(each)))
     return card_text(
         card_template("gemquant.publish", "set.md.jinja"),
-        front_matter(first, inherited, index=False),
+        matter,
         inherited,
         title=f"{model_name(first)} GGUF, for llama.cpp",
         origin=origin(first),

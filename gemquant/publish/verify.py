@@ -34,6 +34,7 @@ from gemquant.core.artifact.finalize import (
     accompanies,
     file_problems,
     files_in,
+    linked,
     manifests_in,
 )
 from gemquant.core.protocols import Silence, Weights
@@ -140,12 +141,9 @@ def _set_problems(folder: Path) -> list[GemquantError]:
 
 def _open_alone(folder: Path, manifest: Manifest) -> None:
     """Open one artifact of a set, as if no other were there."""
+    files = {name: (folder / name).resolve() for name in manifest.files}
     with tempfile.TemporaryDirectory() as alone:
-        for name in manifest.files:
-            link = Path(alone) / name
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to((folder / name).resolve())
-        refuse(_structure_problems(Artifact(Path(alone), manifest)))
+        refuse(_structure_problems(linked(manifest, files, Path(alone))))
 
 
 # ---------------------------------------------------------------- signatures

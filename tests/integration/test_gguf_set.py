@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import ModelCard, ModelCardData, constants
 
 from gemquant.__main__ import main
 from tests.helpers.hub_stand_in import TOKEN, StandIn, hub_stand_in
@@ -232,3 +232,51 @@ def test_what_is_no_artifact_is_called_by_its_name(
     result = run(command, path, *(["me/x"] if command == "push" else []), "-q")
     assert message in result.err
     assert result.code in {2, 6}
+
+
+def test_a_set_is_measured_by_its_id_and_as_a_copy(
+    run: Run, made: Path, ggufs: Path, hub: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(ggufs.parent / "cache"))
+    assert run("push", "ggufs", REPOSITORY, "-q").code == 0
+    fetched(hub, Path("copy"))
+    options = ("--against", str(made / "tiny"), "--no-native", "--threads", "1", "-q")
+    for where in ("copy", REPOSITORY):
+        result = run("eval", where, *options)
+        assert result.code == 0, result.err
+        lines = result.out.splitlines()[-4:-1]
+        assert [line.split()[0] for line in lines] == ["tiny-Q8_0", "tiny-Q5_0", "tiny-Q4_0"]
+    content = Path("copy/tiny-Q4_0.gguf").read_bytes()
+    Path("copy/tiny-Q4_0.gguf").write_bytes(content[:-1] + b"x")
+    assert run("eval", "copy", *options).code == 6
+
+
+def test_the_card_of_a_set_is_made_again_from_its_manifests(
+    run: Run, ggufs: Path, hub: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(ggufs.parent / "cache"))
+    assert run("push", "ggufs", REPOSITORY, "-q").code == 0
+    copy = fetched(hub, Path("copy"))
+    assert run("card", "copy", "--check").out == "copy/README.md: up to date\n"
+    assert run("card", REPOSITORY, "--check").code == 0
+    before = (copy / CARD).read_text()
+    (copy / CARD).write_text(before.replace("for llama.cpp", "for me"))
+    assert run("card", "copy", "--check").code == 6
+    assert run("card", "copy").out == f"copy/README.md: written; changed: {CARD}\n"
+    assert (copy / CARD).read_text() == before
+    assert run("card", REPOSITORY).code == 2
+    assert run("card", REPOSITORY, "-o", "card.md").code == 0
+    assert Path("card.md").read_text() == before
+
+
+def test_the_card_of_a_set_has_the_figures_of_each_file_as_metadata(
+    run: Run, ggufs: Path, hub: StandIn
+) -> None:
+    assert run("push", "ggufs", REPOSITORY, "-q").code == 0
+    data = ModelCard(hub.repositories[REPOSITORY].files()[CARD].decode()).data
+    assert isinstance(data, ModelCardData)
+    assert data.eval_results is not None
+    assert data.model_name == "tiny GGUF"
+    found = [(result.metric_config, result.metric_type) for result in data.eval_results]
+    types = ("kl_divergence", "kl_divergence", "top1_agreement")
+    assert found == [(label, metric) for label in ("Q8_0", "Q5_0", "Q4_0") for metric in types]

@@ -12,7 +12,13 @@ from typing import Self
 from pydantic import ValidationError
 
 from gemquant.core.artifact.card import CARD_FILE, inherited_from, render_card
-from gemquant.core.artifact.manifest import MANIFEST_FILE, FileRecord, Manifest
+from gemquant.core.artifact.manifest import (
+    MANIFEST_FILE,
+    FileRecord,
+    Manifest,
+    model_name,
+    scheme_label,
+)
 from gemquant.core.untrusted import UntrustedFile, wrong_fields
 from gemquant.errors import ArtifactError, GemquantError, OutputError, refuse
 from gemquant.models.architecture import ARCHITECTURES
@@ -140,6 +146,31 @@ def read_manifest(path: Path, name: str = MANIFEST_FILE) -> Manifest:
 def manifests_in(folder: Path) -> list[str]:
     """Names of the manifests of several artifacts in one folder; none in other folders."""
     return [f"{MANIFESTS}/{file.name}" for file in sorted((folder / MANIFESTS).glob("*.json"))]
+
+
+def members(folder: Path, scratch: Path) -> list[Artifact]:
+    """The artifacts of a repository, each as links in a folder of its own.
+
+    A download may be links into the Hub's cache. ArtifactError lists what differs.
+    """
+    found = []
+    for name in manifests_in(folder) or [MANIFEST_FILE]:
+        manifest = read_manifest(folder, name)
+        files = {each: (folder / each).resolve() for each in manifest.files}
+        refuse(
+            [p for each, f in files.items() for p in _differences(f, each, manifest.files[each])]
+        )
+        called = f"{model_name(manifest)}-{scheme_label(manifest)}"
+        found.append(linked(manifest, files, scratch / called))
+    return found
+
+
+def linked(manifest: Manifest, files: Mapping[str, Path], alone: Path) -> Artifact:
+    """An artifact as links to files that lie among others."""
+    for name, file in files.items():
+        (alone / name).parent.mkdir(parents=True, exist_ok=True)
+        (alone / name).symlink_to(file)
+    return Artifact(alone, manifest)
 
 
 def accompanies(name: str) -> bool:

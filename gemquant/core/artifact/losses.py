@@ -243,3 +243,27 @@ def _level_name(level: LevelEvaluation) -> str:
 def rounded(value: float) -> float:
     """A figure with six significant digits."""
     return float(f"{value:.{DIGITS}g}")
+
+
+def overall_results(label: str, level: LevelEvaluation) -> Iterator[EvalResult]:
+    """Entries of the model-index for one of several artifacts: the figures of their table."""
+    from huggingface_hub import EvalResult
+
+    overall, name = Overall.of(level), _level_name(level)
+    for metric, words, value in (
+        ("kl_divergence", "KL divergence from the original, mean, nats", overall.kl_mean),
+        ("kl_divergence", "KL divergence from the original, 99.9 %, nats", overall.kl_p999),
+        ("top1_agreement", "Same first token as the original", overall.top1),
+    ):
+        yield EvalResult(
+            task_type="text-generation",
+            task_name="Text generation",
+            dataset_type="gemquant-evaluation-text",
+            dataset_name="gemquant evaluation text, all slices",
+            dataset_args={"slices": [each.slice for each in level.slices]},
+            metric_type=metric,
+            metric_name=f"{words} ({label}, level {name})",
+            metric_config=label,
+            metric_value=rounded(value),
+            metric_args={"runtime": level.runtime},
+        )

@@ -43,15 +43,20 @@ NESTED = ("?/*", "??/*", "[!a]*/*", "a[!d]*/*", "ad[!d]*/*", "add[!i]*/*", "*/*/
 """Files in folders below the top: exports for other runtimes; not additional_chat_templates."""
 
 
-def download(repository: str, revision: str | None, *, files: tuple[str, ...]) -> Path:
+def download(
+    repository: str, revision: str | None, *, files: tuple[str, ...], nested: bool = False
+) -> Path:
     """Return the folder of a snapshot, named by its commit; download what the cache lacks.
 
-    Only the listed files at the top of the repository are fetched. Raises CheckpointError with
-    the next step: accept the terms, log in, correct the name, go online.
+    Only the listed files are fetched. nested: also those below the top of the repository. Raises
+    CheckpointError with the next step: accept the terms, log in, correct the name, go online.
     """
     try:
         folder = snapshot_download(
-            repository, revision=revision, allow_patterns=list(files), ignore_patterns=list(NESTED)
+            repository,
+            revision=revision,
+            allow_patterns=list(files),
+            ignore_patterns=None if nested else list(NESTED),
         )
     except (hub_errors.HfHubHTTPError, hub_errors.HFValidationError, OSError, ValueError) as error:
         raise hub_problem(error, repository, revision) from error
