@@ -155,6 +155,11 @@ def stacked_tensors(config: Mapping[str, Any]) -> dict[str, Stack]:
     }
 
 
+def expert_count(config: Mapping[str, Any]) -> int:
+    """Experts of a layer; 0 where there are none."""
+    return max((stack.shape[0] for stack in layer_structure(config, 0).stacks.values()), default=0)
+
+
 def places_in_stacks(
     stacks: Mapping[str, Stack], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, tuple[str, int]]:

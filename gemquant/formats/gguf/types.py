@@ -29,7 +29,7 @@ from gemquant.formats.gguf.mixtures import (
     tensor_type,
 )
 from gemquant.formats.gguf.names import gguf_shapes
-from gemquant.models.architecture import architecture_of, layer_structure
+from gemquant.models.architecture import architecture_of, expert_count, layer_structure
 from gemquant.numerics.ggml_types import TYPES, GgmlType
 
 _ESCAPE = r"\\(?:[dws]|[^A-Za-z0-9\s])"
@@ -304,7 +304,7 @@ def _places(
     first = layer_structure(config, 0).linear_shapes
     heads_per_kv = first["self_attn.q_proj"][0] // first["self_attn.k_proj"][0]
     values, layers = sum(_kind(name) == "attn_v" for name in shapes), config["num_hidden_layers"]
-    experts = config.get("num_experts")
+    experts = expert_count(config)
     turns = dict.fromkeys(COUNTED, 0)
     places = {}
     for name in shapes:
@@ -316,7 +316,7 @@ def _places(
         if experts and kind.startswith("ffn"):
             turn = int(name.split(".")[1])
         of = values if kind == "attn_v" else layers
-        places[name] = Place(turn, of, heads_per_kv, has_importance, experts or 0)
+        places[name] = Place(turn, of, heads_per_kv, has_importance, experts)
         if kind in turns and name not in taken:
             turns[kind] += 1
     return places

@@ -114,6 +114,25 @@ def test_the_next_release_that_reads_the_model_is_named(converting: Converting) 
     assert problem.hint == "Use rkllm-toolkit 1.2.0 or newer."
 
 
+def test_of_gemma_4_only_models_with_per_layer_inputs_are_read_by_1_3_0(
+    converting: Converting,
+) -> None:
+    assert list(release_problems(converting("1.3.0"), config("gemma4_e"))) == []
+    (older,) = release_problems(converting("1.2.3"), config("gemma4_e"))
+    assert str(older) == (
+        "rkllm-toolkit 1.2.3 does not read gemma4_text+per-layer-inputs.\n"
+        "  hint: Use rkllm-toolkit 1.3.0 or newer."
+    )
+    kinds: dict[Kind, str] = {
+        "gemma4_text": "gemma4_text",
+        "gemma4_moe": "gemma4_text+experts",
+        "gemma4_unified": "gemma4_unified_text",
+    }
+    for kind, named in kinds.items():
+        (problem,) = release_problems(converting("1.3.0"), config(kind))
+        assert str(problem) == f"rkllm-toolkit 1.3.0 does not read {named}."
+
+
 def test_1_0_1_converts_heads_of_256_that_make_up_the_hidden_size(converting: Converting) -> None:
     problems = [str(p) for p in release_problems(converting("1.0.1"), config("gemma"))]
     size, heads = problems
