@@ -18,7 +18,7 @@ from gemquant.formats.compressed_tensors import CompressedTensors
 from tests.helpers.hub_stand_in import TOKEN, StandIn, hub_stand_in
 from tests.helpers.tiny_artifact import tiny_header, tiny_manifest, write_tiny_weights
 
-SECONDS = 60
+SECONDS = 300
 
 
 def two_large_files(path: Path) -> Artifact:
@@ -62,10 +62,11 @@ def test_a_push_that_was_killed_goes_on_with_what_is_missing(tmp_path: Path) -> 
 
         hub.fault = stall
         killed = start(artifact, hub)
-        assert reached.wait(SECONDS)
+        in_time = reached.wait(SECONDS)
         killed.send_signal(signal.SIGKILL)
-        killed.communicate(timeout=SECONDS)
+        _, err = killed.communicate(timeout=SECONDS)
         released.set()
+        assert in_time, err
         weights = artifact.manifest.files["model.safetensors"].sha256
         assert hub.uploaded == [weights]
         assert list(hub.repositories["me/tiny"].files()) == [".gitattributes"]
