@@ -146,11 +146,14 @@ def _fallbacks(planned: PlannedJob) -> dict[tuple[str, str], list[str]]:
 
 
 def _plan_document(planned: PlannedJob) -> dict[str, Any]:
+    from gemquant.core.artifact import tower_records
+
     return {
         "path": str(planned.job.out),
         "recipe": planned.job.recipe.to_dict(),
         "bits_per_weight": planned.bits_per_weight,
         "file_sizes": dict(planned.file_sizes),
+        "towers": [each.model_dump() for each in tower_records(planned.header.towers)],
         "quantized": list(planned.quantized),
         "kept": list(planned.kept),
         "fallbacks": [
@@ -161,7 +164,8 @@ def _plan_document(planned: PlannedJob) -> dict[str, Any]:
 
 
 def _plan(planned: PlannedJob) -> list[Table | str]:
-    from gemquant.cli.render import fact_table, fallback_table, named
+    from gemquant.cli.render import fact_table, fallback_table, named, tower_facts
+    from gemquant.core.artifact import tower_records
     from gemquant.core.protocols import QuantizedSpec
     from gemquant.core.resources import human_bytes
     from gemquant.core.scheme import describe
@@ -200,6 +204,8 @@ def _plan(planned: PlannedJob) -> list[Table | str]:
             f"{share:.0%} of the weights are the table of per-layer inputs, in "
             f"{stored.removeprefix('torch.')}",
         )
+    for tower in tower_records(planned.header.towers):
+        facts.add_row(tower.name, tower_facts(tower))
     facts.add_row("certificate", _certificate(job.recipe))
     groups = _fallbacks(planned).items()
     return [facts, *formats, *fallback_table((modules, *why) for why, modules in groups)]

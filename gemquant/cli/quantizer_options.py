@@ -61,6 +61,7 @@ RECIPE_FLAGS = (
     "calib_dtype",
     "lora",
     "chat_template",
+    "text_only",
 )
 """Flags whose values go into the recipe under the same name."""
 
@@ -205,6 +206,11 @@ def common_flags(quantizer: type[Any]) -> list[click.Parameter]:
             help="Chat template for chat text and for the artifact: stock, system, system-in-user, "
             "systemgemma2, or a file.",
             complete=complete_template,
+        ),
+        setting(
+            "--text-only/--no-text-only",
+            default=False,
+            help="Leave the vision and audio towers of a multimodal Gemma out.",
         ),
         *evaluation_flags(),
         click.Option(["--no-eval"], is_flag=True, help="Write no certificate."),

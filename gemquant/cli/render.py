@@ -23,7 +23,7 @@ from gemquant.core.tables import counted as counted  # noqa: PLC0414 - for the o
 from gemquant.errors import echo, inert
 
 if TYPE_CHECKING:
-    from gemquant.core.artifact import Artifact, LevelEvaluation, Manifest
+    from gemquant.core.artifact import Artifact, LevelEvaluation, Manifest, TowerRecord
     from gemquant.core.artifact.manifest import Quantization
 
 MATRICES_NAMED = 4
@@ -185,6 +185,8 @@ def artifact(made: Artifact, *, as_json: bool) -> None:
             print_tables(hint)
         if not made.manifest.certificates:
             print_tables("No certificate (--no-eval).")
+        elif made.manifest.towers:
+            print_tables("The certificate is of the text model.")
 
 
 def print_certificates(levels: Sequence[LevelEvaluation]) -> None:
@@ -251,6 +253,8 @@ def _facts(manifest: Manifest) -> list[Table | str]:
     )
     if table := _table_of_inputs(quantization):
         facts.add_row("table", f"of per-layer inputs, in {table}")
+    for tower in manifest.towers:
+        facts.add_row(tower.name, tower_facts(tower))
     if manifest.conversion is not None:
         conversion = manifest.conversion
         facts.add_row("platform", f"{conversion.platform}, {conversion.dtype}")
@@ -297,6 +301,12 @@ def _table_of_inputs(quantization: Quantization) -> str | None:
     if name in quantization.unquantized:
         return quantization.float_dtype
     return next((describe(s) for s in quantization.schemes if name in s.modules), None)
+
+
+def tower_facts(tower: TowerRecord) -> str:
+    """What a tower is, in a table of facts."""
+    size = human_bytes(tower.bytes)
+    return f"as it was: {counted(tower.tensors, 'tensor')} in {tower.dtype}, {size}"
 
 
 def _stored_bits(manifest: Manifest) -> str:

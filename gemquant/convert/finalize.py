@@ -20,6 +20,7 @@ from gemquant.core.artifact import (
     SmoothingRecord,
     Source,
     TokensWithoutRow,
+    TowerRecord,
     finalize,
     quantization_record,
 )
@@ -41,6 +42,7 @@ class ArtifactFacts:
     recipe: with the container that was chosen. quantizer: what decided the numbers.
     float_dtype: type of everything that is not quantized. file_bytes: of all weight files.
     calibration: None where the numbers depend on no text. libraries: further versions.
+    towers: what passed through of a multimodal model; their bytes are among ``file_bytes``.
     """
 
     checkpoint: Checkpoint
@@ -56,6 +58,7 @@ class ArtifactFacts:
     fallbacks: Sequence[Fallback] = ()
     activation_range: ActivationRangeRecord | None = None
     routed: Sequence[RoutedRecord] = ()
+    towers: Sequence[TowerRecord] = ()
     conversion: ConversionRecord | None = None
     smoothing: SmoothingRecord | None = None
 
@@ -77,7 +80,7 @@ class ArtifactFacts:
                 self.quantizer,
                 self.layout,
                 float_dtype=self.float_dtype,
-                file_bytes=self.file_bytes,
+                file_bytes=self.file_bytes - sum(tower.bytes for tower in self.towers),
             ),
             calibration=_calibration_record(self.calibration),
             certificates=self.certificates,
@@ -85,6 +88,8 @@ class ArtifactFacts:
             fallbacks=tuple(self.fallbacks),
             activation_range=self.activation_range,
             routed=tuple(self.routed),
+            towers=tuple(self.towers),
+            certificates_of="text model" if self.towers else None,
             conversion=self.conversion,
             smoothing=self.smoothing,
             tokens_without_row=tokens_without_row(self.checkpoint),

@@ -14,7 +14,12 @@ from gemquant.calibration.windows import TokenWindows
 from gemquant.convert.finalize import ArtifactFacts, write_config
 from gemquant.convert.plan import SMALL_FILES_BYTES, PlannedJob
 from gemquant.convert.resume import RunCheckpoint
-from gemquant.core.artifact import ActivationRangeRecord, RoutedRecord, staged
+from gemquant.core.artifact import (
+    ActivationRangeRecord,
+    RoutedRecord,
+    staged,
+    tower_records,
+)
 from gemquant.core.artifact.evaluation import LevelEvaluation, SliceEvaluation
 from gemquant.core.protocols import (
     FLOAT16_LIMIT,
@@ -160,6 +165,17 @@ class JobWriter:
                 tensor = narrowed(name, self._checkpoint.tensor(name), self._float)
                 self._writer.write({name: tensor})
 
+    @property
+    def has_towers(self) -> bool:
+        """Whether the artifact is multimodal."""
+        return bool(self._planned.header.towers)
+
+    def write_towers(self) -> None:
+        """Copy a multimodal checkpoint's towers, tensor by tensor."""
+        for name in self._planned.header.towers:
+            assert self._checkpoint.towers is not None
+            self._writer.write({name: self._checkpoint.towers.tensor(name)})
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor outside the layers."""
         return self.layout[name].shape
@@ -196,9 +212,7 @@ class JobWriter:
         job, header = self._planned.job, self._planned.header
         config = self._writer.finish()
         if not self._container.self_contained:
-            write_config(
-                self._folder, config, header.origin.tokenizer_files if header.origin else {}
-            )
+            write_config(self._folder, config, self._accompanying_files())
         # A folder that its own reader cannot open must never get its final name.
         job.exporter.open(self._folder)
         runtime = reference_runtime(self._skeleton)
@@ -211,6 +225,7 @@ class JobWriter:
             layout=header.layout,
             float_dtype=str(self._float).removeprefix("torch."),
             file_bytes=self._planned.total_bytes,
+            towers=tower_records(header.towers),
             calibration=calibration if job.quantizer.needs else None,
             certificates=(certificate,) if slices else (),
             libraries={"gemquant-kernels": native.version()},
@@ -221,6 +236,11 @@ class JobWriter:
                 for layer, each in (routed.items() if job.quantizer.needs else ())
             ],
         ).finalize(self._folder)
+
+    def _accompanying_files(self) -> Mapping[str, bytes]:
+        header, towers = self._planned.header, self._checkpoint.towers
+        processors = towers.processor_files if towers is not None and header.towers else {}
+        return {**processors, **(header.origin.tokenizer_files if header.origin else {})}
 
     def _decoded(self, value: Tensor | QuantizedWeight) -> Tensor:
         tensor = value if isinstance(value, Tensor) else value.dequantize()

@@ -38,6 +38,7 @@ from gemquant.numerics.precision import fast_products
 
 CALIBRATION, ORIGINAL, CANDIDATE = "calibration", "original", "candidate."
 SEALING = "writing and hashing files"
+TOWERS = "copying the towers"
 FIRST_TABLES = (EMBEDDING, PER_LAYER_TABLE, PER_LAYER_PROJECTION)
 TABLES = {
     EMBEDDING: "quantizing the embedding",
@@ -118,6 +119,7 @@ def run(
         for writer in writers:
             writer.write_outer_norms()
         _write_tables([HEAD], writers, trace, progress)
+        _write_towers([writer for writer in writers if writer.has_towers], progress)
         results: list[tuple[SliceEvaluation, ...]] = [() for _ in writers]
         if streams is not None:
             original, *candidates = streams.predictors(
@@ -231,6 +233,14 @@ def _write_tables(
 ) -> None:
     for name in names:
         _write_table(name, writers, trace, progress)
+
+
+def _write_towers(writers: Sequence[JobWriter], progress: Progress) -> None:
+    if writers:
+        progress.start(TOWERS, len(writers))
+    for writer in writers:
+        writer.write_towers()
+        progress.advance(TOWERS)
 
 
 def _write_table(name: str, writers: Sequence[JobWriter], trace: Trace, progress: Progress) -> None:

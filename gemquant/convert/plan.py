@@ -65,9 +65,15 @@ class PlannedJob:
         return sum(self.file_sizes.values())
 
     @property
+    def tower_bytes(self) -> int:
+        """Size of the towers' values."""
+        return sum(prod(spec.shape) * spec.dtype.itemsize for spec in self.header.towers.values())
+
+    @property
     def bits_per_weight(self) -> float:
-        """Stored bits over the number of weights."""
-        return 8 * self.total_bytes / sum(prod(s.shape) for s in self.header.layout.values())
+        """Stored bits over the number of weights, of the text model."""
+        text_bytes = self.total_bytes - self.tower_bytes
+        return 8 * text_bytes / sum(prod(s.shape) for s in self.header.layout.values())
 
     @property
     def schemes(self) -> list[Scheme]:
@@ -125,6 +131,9 @@ def plan(jobs: Sequence[Job], checkpoint: Checkpoint) -> list[PlannedJob]:
             *problems_with(job.quantizer),
             *job.quantizer.problems(linears),
         ]
+        if holds_towers(job, checkpoint):
+            assert checkpoint.towers is not None
+            job_problems += checkpoint.towers.problems()
         header = _header(job, checkpoint)
         # Sizes of an impossible layout mean nothing, and its problems would come twice.
         if not job_problems:
@@ -167,4 +176,13 @@ def _header(job: Job, checkpoint: Checkpoint) -> ArtifactHeader:
         layout[HEAD] = QuantizedSpec((rows, columns), head_scheme)
     origin = Origin(checkpoint, job.recipe.chat_template)
     facts = job.quantizer.facts(job.recipe)
-    return ArtifactHeader(config, layout, origin, job.quantizer.label, facts)
+    towers: dict[str, PlainSpec] = {}
+    if (read := checkpoint.towers) is not None and holds_towers(job, checkpoint):
+        towers = {n: PlainSpec(read.shape(n), read.stored_dtype(n)) for n in read.names()}
+    return ArtifactHeader(config, layout, origin, job.quantizer.label, facts, towers)
+
+
+def holds_towers(job: Job, checkpoint: Checkpoint) -> bool:
+    """Whether the artifact will be multimodal, as the checkpoint is."""
+    wanted = job.exporter.holds_towers and not job.recipe.text_only
+    return wanted and checkpoint.towers is not None

@@ -223,6 +223,12 @@ def prepare(request: ConversionRequest, progress: Progress) -> PreparedConversio
     targets = {id(quantizer.value): each.target for each, quantizer in requested}
     for made in planned.value:
         _warn_if_nothing_loads_it(targets[id(made.job.quantizer)], made, progress)
+    left_out = [each for each in planned.value if not each.header.towers]
+    containers = dict.fromkeys(each.job.exporter.name for each in left_out)
+    if checkpoint.towers is not None and containers and not shared.text_only:
+        progress.note(
+            f"{', '.join(containers)}: the towers are left out; the text model is converted."
+        )
     return PreparedConversion.of(
         planned.value,
         checkpoint,

@@ -242,7 +242,7 @@ def _type_problems(what: str, values: Sequence[Any], option: Option) -> list[Gem
     wanted = str if typing.get_origin(option.type) is tuple else option.type
     allowed = (int, float) if wanted is float else (wanted,)
     parts = [part for v in values for part in (v if isinstance(v, tuple) else (v,))]
-    words = {bool: "true or false", float: "a number", **TYPE_WORDS}[wanted]
+    words = {float: "a number", **TYPE_WORDS}[wanted]
     return [
         *(UsageError(f"{what}: {value!r} is given twice.") for value in repeated),
         *(

@@ -318,6 +318,7 @@ class ArtifactHeader:
 
     config: the text model's configuration. layout: what will be stored, in the order of writing.
     origin: for containers that hold more than tensors. label, facts: the quantizer's.
+    towers: of a multimodal artifact, what passes through unchanged, by published names.
     """
 
     config: Mapping[str, Any]
@@ -325,6 +326,7 @@ class ArtifactHeader:
     origin: Origin | None = None
     label: str = ""
     facts: Mapping[str, str | int] = field(default_factory=dict)
+    towers: Mapping[str, PlainSpec] = field(default_factory=dict)
 
 
 class Writer(Protocol):
@@ -346,6 +348,8 @@ class Exporter(Protocol):
     name: ClassVar[str]
     resumable: ClassVar[bool] = False
     """Whether ``create`` can continue the files of an interrupted run."""
+    holds_towers: ClassVar[bool] = False
+    """Whether it holds a multimodal model; its writer then gets the tensors of its towers too."""
 
     def configured(self, options: Mapping[str, Any]) -> Exporter:  # noqa: ARG002
         """The exporter for a quantizer's options: the type to store, sizes of files."""

@@ -41,6 +41,7 @@ class Recipe:
     dtype: the type that activations are computed in.
     calib_dtype: the same for the calibration windows; ``auto`` for bfloat16 where that is fast.
     lora: adapters to merge, in this order: a folder or Hub id, with ``=WEIGHT`` or without.
+    text_only: leave the towers of a multimodal model out.
     """
 
     model: str
@@ -59,6 +60,7 @@ class Recipe:
     calib_dtype: str = "auto"
     lora: tuple[str, ...] = ()
     chat_template: str | None = None
+    text_only: bool = False
 
     def problems(self) -> list[GemquantError]:
         """Return one error for every value that breaks its rule."""
@@ -140,13 +142,20 @@ SETTINGS: Mapping[str, tuple[type, ...]] = {
     "calib_dtype": (str,),
     "lora": (str, list, tuple, type(None)),
     "chat_template": (str, type(None)),
+    "text_only": (bool,),
 }
 """Keys of a recipe file and the types they may have."""
 
 _MAX_BYTES = 64_000_000
 """A recipe may be the manifest of an artifact."""
 
-TYPE_WORDS = {str: "a string", int: "an integer", dict: "a table", list: "a list"}
+TYPE_WORDS = {
+    bool: "true or false",
+    str: "a string",
+    int: "an integer",
+    dict: "a table",
+    list: "a list",
+}
 
 
 def read_settings(file: Path, keys: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:

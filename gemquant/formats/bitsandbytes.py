@@ -12,7 +12,7 @@ transformers 5.23 ``quantizers/quantizer_bnb_4bit.py``.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -192,6 +192,10 @@ class BitsAndBytes(PackedFolder):
     name: ClassVar[str] = "bitsandbytes"
     types: ClassVar[Container] = Container(torch.float32, torch.bfloat16)
     packing: ClassVar[PackedLinear] = BitsAndBytesLinear()
+    holds_towers: ClassVar[bool] = True
+    skipped: ClassVar[str] = "llm_int8_skip_modules"
+    # As vLLM and as transformers name them.
+    tower_patterns: ClassVar[Sequence[str]] = ("{}", "model.{}")
 
     def problems(self, header: ArtifactHeader) -> list[GemquantError]:
         """One of bitsandbytes' data types for the whole model; vocabulary matrices plain."""

@@ -110,6 +110,9 @@ class CompressedTensors(AffineFolder):
     types: ClassVar[Container] = Container(torch.bfloat16, torch.bfloat16)
     packing: ClassVar[PackedLinear] = PackQuantizedLinear()
     plain: ClassVar[tuple[str, ...]] = (EMBEDDING, PER_LAYER_TABLE)
+    holds_towers: ClassVar[bool] = True
+    skipped: ClassVar[str] = "ignore"
+    tower_patterns: ClassVar[Sequence[str]] = ("re:.*{}.*",)
     bits: ClassVar[Sequence[int]] = range(1, 9)
 
     def limits(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,7 +25,6 @@ from gemquant.core.scheme import Scheme
 from gemquant.core.weights import ChunkedWeight, QuantizedRows
 from gemquant.errors import ArtifactError, GemquantError, UnsupportedError, listed
 from gemquant.formats.packed_weights import (
-    Joined,
     PackedLinear,
     PackedWeights,
     apart,
@@ -34,10 +34,15 @@ from gemquant.formats.packed_weights import (
 )
 from gemquant.formats.safetensors_reader import SafetensorsFiles
 from gemquant.formats.safetensors_writer import MAX_SHARD_BYTES, SafetensorsWriter, file_sizes
-from gemquant.formats.transformers_config import runtime_config
-from gemquant.models.architecture import places_in_stacks
+from gemquant.formats.transformers_config import (
+    in_whole_model,
+    renamed_modules,
+    runtime_config,
+    whole_config,
+)
+from gemquant.models.architecture import architecture_of, places_in_stacks
 from gemquant.models.experts import has_experts
-from gemquant.models.structure import EMBEDDING, HEAD, PER_LAYER_TABLE
+from gemquant.models.structure import EMBEDDING, HEAD, PER_LAYER_TABLE, tower_of
 from gemquant.numerics.precision import narrowed
 
 TABLES = (EMBEDDING, PER_LAYER_TABLE, HEAD)
@@ -49,7 +54,9 @@ class PackedFolder(Exporter):
     """Writes and reads a container; a subclass adds its packing, configuration and limits.
 
     types: what it stores numbers in. packing: how a linear is stored; None where nothing is
-    quantized. plain: matrices that its loaders read in floating point alone.
+    quantized. plain: matrices that its loaders read in floating point alone. skipped: key of
+    ``quantization_config`` that names modules which are not quantized. tower_patterns: how it names
+    a tower there.
     """
 
     name: ClassVar[str]
@@ -57,6 +64,8 @@ class PackedFolder(Exporter):
     types: ClassVar[Container]
     packing: ClassVar[PackedLinear | None]
     plain: ClassVar[tuple[str, ...]] = (EMBEDDING, PER_LAYER_TABLE, HEAD)
+    skipped: ClassVar[str | None] = None
+    tower_patterns: ClassVar[Sequence[str]] = ()
     max_shard_bytes: int = field(default=MAX_SHARD_BYTES, kw_only=True)
 
     def quantization(self, layout: Layout) -> Mapping[str, Any] | None:  # noqa: ARG002
@@ -75,6 +84,14 @@ class PackedFolder(Exporter):
     def joined(self, module: str) -> tuple[str, int | None]:
         """The module that a quantized one is stored as, and which of several it is there."""
         return apart(module)
+
+    def whole_name(self, config: Mapping[str, Any], name: str) -> str:
+        """The name in a multimodal file of a tensor of the text model."""
+        return architecture_of(config).published_name(name)
+
+    def whole_module(self, module: str) -> str:
+        """How ``quantization_config`` of a multimodal artifact names a module of the text model."""
+        return in_whole_model(module)
 
     def container(self, config: Mapping[str, Any]) -> Container:  # noqa: ARG002 (protocol)
         """Types that this format stores."""
@@ -95,33 +112,50 @@ class PackedFolder(Exporter):
     def config(self, header: ArtifactHeader) -> Mapping[str, Any]:
         """``config.json``: the model's configuration, and how its layers are quantized."""
         dtype = self.container(header.config).float_dtype
-        return runtime_config(header.config, dtype, self.quantization(header.layout))
+        quantization = self.quantization(header.layout)
+        if not header.towers or header.origin is None:
+            return runtime_config(header.config, dtype, quantization)
+        if quantization is not None:
+            quantization = renamed_modules(quantization, self.whole_module)
+            if self.skipped is not None:
+                parts = dict.fromkeys(map(tower_of, header.towers))
+                patterns = [each.format(part) for part in parts for each in self.tower_patterns]
+                listed_before = quantization.get(self.skipped, [])
+                quantization = {**quantization, self.skipped: [*listed_before, *patterns]}
+        text = runtime_config(header.config, dtype, None)
+        return whole_config(header.origin.whole_config, text, quantization)
 
     def file_sizes(self, header: ArtifactHeader) -> Mapping[str, int]:
         """Exact bytes of every file."""
-        stacks = plain_stacks(header.config, header.layout)
-        specs = stored_specs(header.layout, self.packing, stacks, self.joined)
-        return file_sizes(specs, max_shard_bytes=self.max_shard_bytes)
+        return file_sizes(self._specs(header, header.layout), max_shard_bytes=self.max_shard_bytes)
+
+    def _naming(self, header: ArtifactHeader) -> Callable[[str], str]:
+        """How a tensor of the text model is named in the file."""
+        return partial(self.whole_name, header.config) if header.towers else str
+
+    def _specs(self, header: ArtifactHeader, layout: Layout) -> dict[str, PlainSpec]:
+        """Every tensor of the file that belongs to ``layout``, and those of towers."""
+        stacks, naming = plain_stacks(header.config, header.layout), self._naming(header)
+        specs = stored_specs(layout, self.packing, stacks, self.joined)
+        return {**{naming(name): spec for name, spec in specs.items()}, **header.towers}
 
     @contextmanager
     def create(
         self, folder: Path, header: ArtifactHeader, finished: Collection[str] | None = None
     ) -> Iterator[PackedWriter]:
         """Open a writer in a scratch folder, new or with the tensors of an interrupted run."""
-        layout, packing = header.layout, self.packing
-        stacks = plain_stacks(header.config, layout)
-        stored = None
+        layout, stored = header.layout, None
         if finished is not None:
-            done = {name: layout[name] for name in finished}
-            stored = stored_specs(done, packing, stacks, self.joined)
+            done = replace(header, towers={})
+            stored = self._specs(done, {name: layout[name] for name in finished})
+            stored = {self._naming(header)(name): spec for name, spec in stored.items()}
         with SafetensorsWriter(
             folder,
-            stored_specs(layout, packing, stacks, self.joined),
+            self._specs(header, layout),
             max_shard_bytes=self.max_shard_bytes,
             finished=stored,
         ) as files:
-            places = places_in_stacks(stacks, {name: spec.shape for name, spec in layout.items()})
-            yield PackedWriter(files, layout, packing, self.config(header), places, self.joined)
+            yield PackedWriter(self, files, header, self._naming(header))
 
     def open(self, folder: Path) -> PackedWeights:
         """Read a finished folder back; ArtifactError if its structure is not this container's."""
@@ -177,18 +211,18 @@ class PackedWriter:
 
     def __init__(
         self,
+        folder: PackedFolder,
         files: SafetensorsWriter,
-        layout: Layout,
-        packing: PackedLinear | None,
-        config: Mapping[str, Any],
-        places: Mapping[str, tuple[str, int]],
-        joined: Joined,
+        header: ArtifactHeader,
+        naming: Callable[[str], str],
     ) -> None:
-        self._files, self._joined = files, joined
-        self._places = places
-        self._layout = layout
-        self._packing = packing
-        self._config = config
+        self._files, self._naming = files, naming
+        self._layout, self._towers = header.layout, header.towers
+        self._packing, self._joined = folder.packing, folder.joined
+        self._config = folder.config(header)
+        stacks = plain_stacks(header.config, header.layout)
+        shapes = {name: spec.shape for name, spec in header.layout.items()}
+        self._places = places_in_stacks(stacks, shapes)
         self._matrices: dict[str, ChunkedWeight] = {}
 
     def write(self, tensors: Mapping[str, Any]) -> None:
@@ -197,6 +231,9 @@ class PackedWriter:
         Packing may span rows, so a quantized matrix is stored when its last rows have come.
         """
         for name, value in tensors.items():
+            if name in self._towers:
+                self._files.write(name, value)
+                continue
             spec = self._layout.get(name)
             if spec is None:
                 raise ValueError(f"{name} is not in the layout.")
@@ -205,12 +242,13 @@ class PackedWriter:
             elif isinstance(spec, QuantizedSpec):
                 self._write_quantized(name, value, spec)
             elif isinstance(value, RowChunks):
-                self._files.write_chunks(name, _narrowed_chunks(name, value, spec))
+                self._files.write_chunks(self._naming(name), _narrowed_chunks(name, value, spec))
             elif isinstance(value, Tensor) and name in self._places:
                 stack, first = self._places[name]
-                self._files.write_rows(stack, first, narrowed(name, value, spec.dtype))
+                rows = narrowed(name, value, spec.dtype)
+                self._files.write_rows(self._naming(stack), first, rows)
             elif isinstance(value, Tensor):
-                self._files.write(name, narrowed(name, value, spec.dtype))
+                self._files.write(self._naming(name), narrowed(name, value, spec.dtype))
             else:
                 raise ValueError(f"{name} came quantized, announced as {spec.dtype}.")
 
@@ -227,7 +265,8 @@ class PackedWriter:
         if self._packing is not None and self._packing.by_rows:
             self._packing.check(name, rows.weight, replace(spec, shape=rows.weight.shape))
             for suffix, tensor in self._packing.pack(rows.weight).items():
-                self._files.write_rows(f"{module_of(name)}.{suffix}", rows.start, tensor)
+                stored = self._naming(f"{module_of(name)}.{suffix}")
+                self._files.write_rows(stored, rows.start, tensor)
             return
         matrix = self._matrices.setdefault(name, ChunkedWeight(spec.shape))
         if rows.start != matrix.row_count:
@@ -245,10 +284,11 @@ class PackedWriter:
         self._packing.check(name, weight, spec)
         module, number = self._joined(module_of(name))
         for suffix, tensor in self._packing.pack(weight).items():
+            stored = self._naming(f"{module}.{suffix}")
             if number is None:
-                self._files.write(f"{module}.{suffix}", tensor)
+                self._files.write(stored, tensor)
             else:
-                self._files.write_rows(f"{module}.{suffix}", number * tensor.shape[0], tensor)
+                self._files.write_rows(stored, number * tensor.shape[0], tensor)
 
 
 def _narrowed_chunks(name: str, chunks: RowChunks, spec: PlainSpec) -> RowChunks:

@@ -10,12 +10,19 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from gemquant.core.artifact import MANIFEST_FILE, read_manifest, structure_problems
+from gemquant.core.artifact import (
+    MANIFEST_FILE,
+    read_manifest,
+    structure_problems,
+    tower_problems,
+)
 from gemquant.core.protocols import Layout, PlainSpec, QuantizedSpec, QuantizedWeight
 from gemquant.core.scheme import PER_CHANNEL, Scheme
 from gemquant.errors import ArtifactError, GemquantError, Problems, listed, refuse
 from gemquant.formats.checkpoint.files import read_json_object
+from gemquant.formats.checkpoint.source import text_module, text_name
 from gemquant.formats.safetensors_reader import SafetensorsFiles
+from gemquant.formats.transformers_config import renamed_modules
 from gemquant.models.architecture import places_in_stacks, stacked_tensors, tensor_shapes
 from gemquant.models.config import text_config
 from gemquant.models.structure import Stack
@@ -167,7 +174,17 @@ class PackedWeights(StoredWeights):
             quantization = runtime.pop("quantization_config", None)
             runtime.pop("quantization", None)  # mlx-lm's name for the same
             config = text_config(runtime)
-            stored = SafetensorsFiles(sorted(folder.glob("*.safetensors")))
+            files = sorted(folder.glob("*.safetensors"))
+            stored = SafetensorsFiles(files)
+        towers: dict[str, PlainSpec] = {}
+        if "text_config" in runtime:
+            towers = {
+                name: PlainSpec(shape, stored.stored_dtype(name))
+                for name, shape in stored.shapes.items()
+                if text_name(name) is None
+            }
+            stored = SafetensorsFiles(files, text_name)
+            quantization = renamed_modules(quantization, text_module)
         layout: dict[str, PlainSpec | QuantizedSpec] = {}
         shapes = tensor_shapes(config)
         stacks = {n: s for n, s in stacked_tensors(config).items() if n in stored.shapes}
@@ -190,7 +207,8 @@ class PackedWeights(StoredWeights):
             specs = stored_specs(layout, packing, stacks, joined)
         refuse(_differences(folder, specs, stored))
         if (folder / MANIFEST_FILE).exists():
-            refuse(structure_problems(read_manifest(folder), layout))
+            manifest = read_manifest(folder)
+            refuse([*structure_problems(manifest, layout), *tower_problems(manifest, towers)])
         return cls(config, layout, packing, stored, places, joined)
 
     def stored_dtype(self, name: str) -> torch.dtype:

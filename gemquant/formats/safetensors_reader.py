@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -170,19 +170,25 @@ def _layout_problems(
 class SafetensorsFiles:
     """All tensors of one or more safetensors files under the names in their headers.
 
-    Only headers are read on construction.
+    Only headers are read on construction. naming: other names for the tensors, None for those
+    to leave out.
 
     Raises CheckpointError for a damaged header and for a name that two files hold.
     """
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(
+        self, files: Sequence[Path], naming: Callable[[str], str | None] | None = None
+    ) -> None:
         self._files = tuple(files)
         self._entries: dict[str, tuple[SourceFile, TensorEntry]] = {}
         problems = ProblemCollector()
         headers = {file: problems.attempt(partial(read_header, file)) for file in self._files}
         for file, header in headers.items():
             source = SourceFile(file)
-            for name, entry in header.value.items() if header.succeeded else ():
+            for stored, entry in header.value.items() if header.succeeded else ():
+                name = stored if naming is None else naming(stored)
+                if name is None:
+                    continue
                 if name in self._entries:
                     first = self._entries[name][0].path.name
                     problems.append(CheckpointError(f"{name} is in both {first} and {file.name}."))

@@ -38,6 +38,11 @@ class Origin:
         return self.checkpoint.config
 
     @property
+    def whole_config(self) -> Mapping[str, Any]:
+        """``config.json`` as published, of a multimodal checkpoint; otherwise empty."""
+        return {} if self.checkpoint.towers is None else self.checkpoint.towers.config
+
+    @property
     def provenance(self) -> Provenance:
         """Where it comes from and under which terms."""
         return self.checkpoint.provenance

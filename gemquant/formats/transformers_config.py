@@ -8,7 +8,8 @@ same values; transformers 5 prefers the new one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -38,6 +39,45 @@ def runtime_config(
         if quantization is None
         else {**document, "quantization_config": dict(quantization)}
     )
+
+
+def in_whole_model(module: str) -> str:
+    """The library's name in a multimodal model of a module of the text model.
+
+    >>> in_whole_model("model.layers.0.mlp.up_proj"), in_whole_model("lm_head")
+    ('model.language_model.layers.0.mlp.up_proj', 'lm_head')
+    """
+    return re.sub(r"^model\.", "model.language_model.", module)
+
+
+def renamed_modules(value: Any, naming: Callable[[str], str]) -> Any:
+    """A part of a configuration in which every string and key is a module's name or no such."""
+    if isinstance(value, dict):
+        return {naming(key): renamed_modules(each, naming) for key, each in value.items()}
+    if isinstance(value, list):
+        return [renamed_modules(each, naming) for each in value]
+    return naming(value) if isinstance(value, str) else value
+
+
+def whole_config(
+    published: Mapping[str, Any], text: Mapping[str, Any], quantization: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """``config.json`` of a multimodal artifact: as published, with the text model's new part.
+
+    text: what ``runtime_config`` returns. The type and whether the head is tied stand in both.
+    """
+    architecture = architecture_of(text)
+    wrapper = {model_type: name for name, model_type in architecture.wrappers.items()}
+    model_type = published.get("model_type", next(iter(wrapper)))
+    both = {key: text[key] for key in ("dtype", "torch_dtype", "tie_word_embeddings")}
+    document = {
+        **{key: value for key, value in published.items() if key != "quantization_config"},
+        "architectures": published.get("architectures") or [wrapper[model_type]],
+        "model_type": model_type,
+        "text_config": {key: value for key, value in text.items() if key != "architectures"},
+        **both,
+    }
+    return document if quantization is None else {**document, "quantization_config": quantization}
 
 
 def _older_keys(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,8 +24,6 @@ PER_LAYER_INPUTS = "+per-layer-inputs"
 """Ends the name of a kind that has such a table."""
 PER_LAYER_PROJECTION = "model.per_layer_model_projection.weight"
 PER_LAYER_NORM = "model.per_layer_projection_norm.weight"
-LAYER_SCALAR = "layer_scalar"
-"""What a layer's output is multiplied by, where it has one."""
 
 FAMILY = "gemma"
 """The Hub's tag of every Gemma, and how the name of its architecture begins in a GGUF."""
@@ -384,8 +382,24 @@ class Architecture:
         published = {prefix.removeprefix("model."): prefix for prefix in self.towers}
         return {**published, **self.tower_spellings}
 
+    def published_name(self, name: str) -> str:
+        """The name in a published multimodal checkpoint of a tensor of the text model."""
+        for theirs, ours in self.text_prefixes.items():
+            if name.startswith(ours):
+                return theirs + name.removeprefix(ours)
+        return name
+
     def tower_name(self, name: str) -> str | None:
         """The published name of a tower's tensor; None for any other."""
         bare, prefixes = name.removeprefix("model."), self.tower_prefixes
         begins = max((each for each in prefixes if bare.startswith(each)), key=len, default=None)
         return None if begins is None else prefixes[begins] + bare.removeprefix(begins)
+
+
+def tower_of(name: str) -> str:
+    """The tower or projector that a tensor of a multimodal checkpoint belongs to.
+
+    >>> tower_of("model.vision_tower.patch_embedder.input_proj.weight")
+    'vision_tower'
+    """
+    return name.removeprefix("model.").partition(".")[0]

@@ -20,9 +20,10 @@ DTYPES = ("bfloat16", "float16", "float32")
 class Cast(Quantizer):
     """Convert to bfloat16, float16 or float32 without quantizing.
 
-    Merges an adapter (--lora) and extracts the text model of a multimodal Gemma, as every
-    quantizer does. float16 is refused where activations would overflow in it: the largest residual
-    and activation of every layer, traced over the calibration windows, must stay below 65504.
+    Merges an adapter (--lora) and, with --text-only, extracts the text model of a multimodal Gemma,
+    as every quantizer does. float16 is refused where activations would overflow in it: the largest
+    residual and activation of every layer, traced over the calibration windows, must stay below
+    65504.
     """
 
     name: ClassVar[str] = "cast"

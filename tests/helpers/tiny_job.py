@@ -20,11 +20,18 @@ EVALUATION = (tiny_windows(3, 40, seed=2, name="first"), tiny_windows(2, 40, see
 
 
 def tiny_job(
-    checkpoint: Checkpoint, quantizer: Quantizer, out: Path, exporter: Exporter | None = None
+    checkpoint: Checkpoint,
+    quantizer: Quantizer,
+    out: Path,
+    exporter: Exporter | None = None,
+    *,
+    text_only: bool = False,
 ) -> Job:
     """One artifact of a checkpoint, in compressed-tensors unless another container is given."""
     exporter = exporter or CompressedTensors()
-    recipe = Recipe(model="tiny", quantizer=quantizer.name, exporter=exporter.name)
+    recipe = Recipe(
+        model="tiny", quantizer=quantizer.name, exporter=exporter.name, text_only=text_only
+    )
     return Job(quantizer, exporter, out, recipe)
 
 

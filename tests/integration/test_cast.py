@@ -114,7 +114,8 @@ def test_the_text_model_is_taken_out_of_a_multimodal_one(
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    made = cast(run, tiny_folders["gemma3"], "bfloat16", "--no-eval", "-o", "out")
+    options = ("--text-only", "--no-eval", "-o", "out")
+    made = cast(run, tiny_folders["gemma3"], "bfloat16", *options)
     assert made.code == 0, made.err
     tower = load_file("out/model.safetensors")
     text = load_file(tiny_folders["gemma3_text"] / "model.safetensors")

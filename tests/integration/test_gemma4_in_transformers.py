@@ -36,7 +36,8 @@ IDS = torch.randint(3, 300, (2, 40), generator=torch.Generator().manual_seed(0))
 
 def made(kind: Kind, folder: Path, quantizer: Quantizer, exporter: Exporter) -> Weights:
     checkpoint = open_checkpoint(str(write_tiny_gemma(folder / "model", kind)))
-    run_tiny(checkpoint, [tiny_job(checkpoint, quantizer, folder / "out", exporter)], evaluation=())
+    job = tiny_job(checkpoint, quantizer, folder / "out", exporter, text_only=True)
+    run_tiny(checkpoint, [job], evaluation=())
     return exporter.open(folder / "out")
 
 

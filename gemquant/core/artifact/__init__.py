@@ -19,9 +19,12 @@ from gemquant.core.artifact.manifest import (
     SmoothingRecord,
     Source,
     TokensWithoutRow,
+    TowerRecord,
     fallbacks_by_reason,
     quantization_record,
     structure_problems,
+    tower_problems,
+    tower_records,
 )
 from gemquant.core.artifact.staging import output_problems, staged
 
@@ -45,6 +48,7 @@ __all__ = [
     "SmoothingRecord",
     "Source",
     "TokensWithoutRow",
+    "TowerRecord",
     "emulated_corners",
     "fallbacks_by_reason",
     "finalize",
@@ -53,4 +57,6 @@ __all__ = [
     "read_manifest",
     "staged",
     "structure_problems",
+    "tower_problems",
+    "tower_records",
 ]

@@ -165,7 +165,7 @@ def card_environment() -> SandboxedEnvironment:
     """Templates of a card: a sandbox, with filters that show texts from outside as they are."""
     environment = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
     environment.filters |= {"md": _escaped, "code": _code, "losses": _losses, "words": describe}
-    environment.filters["matrices"] = matrices
+    environment.filters |= {"matrices": matrices, "size": human_bytes}
     return environment
 
 
@@ -193,7 +193,7 @@ def front_matter(
     matter |= _lineage(manifest)
     matter |= {
         "library_name": _LIBRARIES.get(manifest.container, "transformers"),
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": "image-text-to-text" if manifest.towers else "text-generation",
         "tags": list(
             dict.fromkeys(
                 (

@@ -67,7 +67,8 @@ def _loaders(manifest: Manifest) -> list[Loader]:
     }
     if manifest.container not in known:
         return [Loader(f"See the documentation of `{manifest.container}`.")]
-    return known[manifest.container](manifest)
+    loaders = known[manifest.container](manifest)
+    return [*_WITH_IMAGES[manifest.container], *loaders] if manifest.towers else loaders
 
 
 def _awq_gemm(manifest: Manifest) -> list[Loader]:
@@ -219,6 +220,31 @@ model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.{dtype}, device
 inputs = tokenizer("The capital of France is", return_tensors="pt").to(model.device)
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))"""
     return Loader("With transformers:", "python", code)
+
+
+def _image_loader(packages: str) -> Loader:
+    code = f"""\
+# pip install transformers {packages} pillow torchvision
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+folder = "path/to/this/folder"
+processor = AutoProcessor.from_pretrained(folder)
+model = AutoModelForImageTextToText.from_pretrained(folder, device_map="auto")
+content = [{{"type": "image", "url": "IMAGE"}}, {{"type": "text", "text": "What is in it?"}}]
+inputs = processor.apply_chat_template(
+    [{{"role": "user", "content": content}}],
+    add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+).to(model.device)
+print(processor.decode(model.generate(**inputs, max_new_tokens=20)[0]))"""
+    return Loader("With transformers, and an image:", "python", code)
+
+
+_WITH_IMAGES: Mapping[str, list[Loader]] = {
+    "bitsandbytes": [_image_loader("bitsandbytes accelerate")],
+    "compressed-tensors": [_image_loader("compressed-tensors accelerate")],
+    "safetensors": [_image_loader("accelerate")],
+}
+"""How containers with towers are loaded."""
 
 
 def _vllm(flags: str = "") -> Loader:

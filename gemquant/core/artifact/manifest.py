@@ -19,9 +19,10 @@ from gemquant.core.scheme import INTEGER, describe
 from gemquant.errors import ArtifactError
 from gemquant.models.architecture import ARCHITECTURES, registered
 from gemquant.models.licences import GEMMA_TERMS
+from gemquant.models.structure import tower_of
 
 if TYPE_CHECKING:
-    from gemquant.core.protocols import Layout
+    from gemquant.core.protocols import Layout, PlainSpec
 
 MANIFEST_FILE = "manifest.json"
 SCHEMA_VERSION: Literal[2] = 2
@@ -79,6 +80,15 @@ class Quantization(Record):
         gt=0,
         description="Bits of all stored tensors over the number of weights, embeddings included.",
     )
+
+
+class TowerRecord(Record):
+    """A tower or projector that passed through as the checkpoint has it."""
+
+    name: str = Field(description="`vision_tower`, `multi_modal_projector`, …")
+    tensors: int = Field(ge=1, description="How many tensors it has.")
+    bytes: int = Field(ge=0, description="Size of their values.")
+    dtype: str = Field(description="Their type: `bfloat16`, …; of several all, with commas.")
 
 
 class Fallback(Record):
@@ -228,6 +238,17 @@ class Manifest(Document):
         description="Scales folded into the weights before they were converted; left out where "
         "there are none.",
     )
+    towers: tuple[TowerRecord, ...] = Field(
+        default=(),
+        exclude_if=lambda records: not records,
+        description="Towers and projectors of a multimodal model, not quantized; left out where "
+        "there are none.",
+    )
+    certificates_of: Literal["text model"] | None = Field(
+        default=None,
+        exclude_if=lambda part: part is None,
+        description="The part that certificates are of, where there are towers.",
+    )
     tokens_without_row: TokensWithoutRow | None = Field(
         default=None,
         exclude_if=lambda record: record is None,
@@ -260,9 +281,10 @@ _WEIGHTS = (".gguf", ".safetensors", ".rkllm", ".onnx", ".data")
 
 
 def original_bytes(manifest: Manifest) -> int:
-    """Size of the weights before, in bfloat16: two bytes for each."""
+    """Size of the weights before, in bfloat16: two bytes for each; of towers as they are."""
     stored = sum(f.bytes for name, f in manifest.files.items() if name.endswith(_WEIGHTS))
-    return round(16 * stored / manifest.quantization.bits_per_weight)
+    towers = sum(tower.bytes for tower in manifest.towers)
+    return round(16 * (stored - towers) / manifest.quantization.bits_per_weight) + towers
 
 
 FORMAT_OPTION = "type"
@@ -334,6 +356,22 @@ def quantization_record(
     )
 
 
+def tower_records(towers: Mapping[str, PlainSpec]) -> tuple[TowerRecord, ...]:
+    """Describe towers' tensors, by published names or by those of a container."""
+    grouped: dict[str, list[PlainSpec]] = {}
+    for name, spec in towers.items():
+        grouped.setdefault(tower_of(name), []).append(spec)
+    return tuple(
+        TowerRecord(
+            name=name,
+            tensors=len(specs),
+            bytes=sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in specs),
+            dtype=", ".join(sorted({str(spec.dtype).removeprefix("torch.") for spec in specs})),
+        )
+        for name, specs in sorted(grouped.items())
+    )
+
+
 # ---------------------------------------------------------------- container and manifest
 
 _LISTED = 8
@@ -363,6 +401,17 @@ def structure_problems(manifest: Manifest, layout: Layout) -> list[ArtifactError
             "These are not stored as the manifest describes: "
             f"{', '.join(differing[:_LISTED])}{rest}."
         )
+    ]
+
+
+def tower_problems(manifest: Manifest, towers: Mapping[str, PlainSpec]) -> list[ArtifactError]:
+    """Compare a container's own towers with the manifest."""
+    stored = {each.name: each for each in tower_records(towers)}
+    described = {each.name: each for each in manifest.towers}
+    return [
+        ArtifactError(f"{name} is not stored as the manifest describes.")
+        for name in {**described, **stored}
+        if described.get(name) != stored.get(name)
     ]
 
 

@@ -167,7 +167,7 @@ class Checkpoint:
 
     ref: as the user gave it. revision: the commit of a Hub checkpoint, otherwise None.
     config: the flat text configuration in transformers 5's spelling, every key present.
-    towers: what a multimodal checkpoint has beside its text model.
+    towers: what a multimodal checkpoint has besides its text model.
     """
 
     ref: str

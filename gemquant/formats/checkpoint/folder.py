@@ -31,7 +31,6 @@ from gemquant.models.architecture import (
     places_in_stacks,
     stacked_tensors,
     tensor_shapes,
-    tower_prefixes,
 )
 from gemquant.models.structure import EMBEDDING, HEAD, Stack
 
@@ -188,8 +187,6 @@ def _text_names(
         if name in names:
             problems.append(CheckpointError(f"{names[name]} and {stored} are the same tensor."))
         names[name] = stored
-    if towers := sum(stored.startswith(tower_prefixes()) for stored in mapped.shapes):
-        _log.warning("%d tensors of towers are left out: the text model is converted.", towers)
     wrapped = [n for n in names if n not in mapped.shapes]
     wrapped = [n for n in wrapped if not names[n].startswith(("language_model.", "model."))]
     if wrapped:

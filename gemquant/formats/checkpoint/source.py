@@ -43,6 +43,15 @@ def text_name(name: str) -> str | None:
     return name
 
 
+def text_module(module: str) -> str:
+    """The text model's name for a module of a multimodal one; other words stay as they are.
+
+    >>> text_module("model.language_model.layers.0.mlp"), text_module("Linear")
+    ('model.layers.0.mlp', 'Linear')
+    """
+    return (text_name(f"{module}.") or module).removesuffix(".")
+
+
 def unwrapped(name: str) -> str:
     """A tensor's name without what wrappers of modules add."""
     name = _INNER_WRAPPERS.sub("", name)

@@ -1,4 +1,4 @@
-"""What a multimodal checkpoint has beside its text model: towers, projectors, processor files."""
+"""What a multimodal checkpoint has besides its text model: towers, projectors, processor files."""
 
 from __future__ import annotations
 

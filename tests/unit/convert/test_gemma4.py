@@ -37,9 +37,15 @@ FOUR_BITS = AWQ(group_size=32, symmetric=True, cd_passes=0)
 def test_artifacts_are_written_certified_and_reopened(kind: Kind, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(str(write_tiny_gemma(tmp_path / "model", kind)))
     jobs = [
-        tiny_job(checkpoint, EIGHT_BITS, tmp_path / "rtn"),
-        tiny_job(checkpoint, FOUR_BITS, tmp_path / "awq"),
-        tiny_job(checkpoint, Cast(), tmp_path / "cast", PlainSafetensors(torch.bfloat16)),
+        tiny_job(checkpoint, EIGHT_BITS, tmp_path / "rtn", text_only=True),
+        tiny_job(checkpoint, FOUR_BITS, tmp_path / "awq", text_only=True),
+        tiny_job(
+            checkpoint,
+            Cast(),
+            tmp_path / "cast",
+            PlainSafetensors(torch.bfloat16),
+            text_only=True,
+        ),
     ]
     rtn, awq, cast = run_tiny(checkpoint, jobs)
     loss = [each.manifest.certificates[0].slices[0].kl_mean.value for each in (rtn, awq, cast)]
@@ -62,8 +68,14 @@ def test_experts_are_written_as_loaders_read_them(tmp_path: Path) -> None:
     source = write_tiny_gemma(tmp_path / "model", "gemma4_moe")
     checkpoint = open_checkpoint(str(source))
     jobs = [
-        tiny_job(checkpoint, FOUR_BITS, tmp_path / "awq"),
-        tiny_job(checkpoint, Cast(), tmp_path / "cast", PlainSafetensors(torch.bfloat16)),
+        tiny_job(checkpoint, FOUR_BITS, tmp_path / "awq", text_only=True),
+        tiny_job(
+            checkpoint,
+            Cast(),
+            tmp_path / "cast",
+            PlainSafetensors(torch.bfloat16),
+            text_only=True,
+        ),
     ]
     awq, _ = run_tiny(checkpoint, jobs, evaluation=())
     stored = load_file(tmp_path / "awq" / "model.safetensors")
@@ -145,7 +157,8 @@ def test_experts_that_no_loader_reads_are_refused(
 
 def test_experts_can_be_left_in_bfloat16_by_name(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(str(write_tiny_gemma(tmp_path / "model", "gemma4_moe")))
-    job = tiny_job(checkpoint, NF4(skip="*.experts.*"), tmp_path / "nf4", BitsAndBytes())
+    quantizer = NF4(skip="*.experts.*")
+    job = tiny_job(checkpoint, quantizer, tmp_path / "nf4", BitsAndBytes(), text_only=True)
     run_tiny(checkpoint, [job], evaluation=())
     stored = load_file(tmp_path / "nf4" / "model.safetensors")
     assert stored["model.layers.0.experts.down_proj"].shape == (8, 128, 64)

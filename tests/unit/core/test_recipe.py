@@ -29,6 +29,7 @@ def test_a_recipe_has_every_default_filled() -> None:
         "calib_dtype": "auto",
         "lora": None,
         "chat_template": None,
+        "text_only": False,
     }
 
 
