@@ -97,7 +97,7 @@ Examples:
         type=CommaList(),
         instead="all that load the artifact",
         metavar="NAME,…",
-        help="Runtimes: llama.cpp, mlx-lm, onnxruntime-genai, transformers.",
+        help="Runtimes: llama.cpp, mlx-lm, onnxruntime-genai, transformers, vllm.",
     ),
     setting(
         "--modes",

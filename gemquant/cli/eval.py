@@ -21,6 +21,7 @@ from gemquant.cli.flags import (
     flags,
     machine_flags,
     output_flags,
+    runtime_flag,
     window_flags,
 )
 from gemquant.cli.settings import problems_of, setting, threads_of
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 SETTINGS = (
     *("against", "eval_windows", "eval_slices", "seq_len", "seed", "device", "dtype"),
-    *("native", "by_layer"),
+    *("native", "runtime", "by_layer"),
 )
 """Flags that are fields of the request, by the same names."""
 
@@ -47,6 +48,7 @@ Examples:
   gemquant eval gemma-2-2b-awq --against google/gemma-2-2b --suite long --no-native
   gemquant eval gemma-2-2b-awq --suite long --dry-run
   gemquant eval gemma-2-2b-awq --suite my-text.jsonl --by-layer
+  gemquant eval gemma-2-2b-awq --runtime vllm
   gemquant eval gemma-2-2b-awq --eval-slices english,code --json
   gemquant eval gemma-2-2b-it-rkllm --board ssh://rock@rock-5b.local --seq-len 256""",
 )
@@ -78,6 +80,7 @@ Examples:
         show_default=True,
         help="Also run each artifact in the runtime it is made for, where that is installed.",
     ),
+    runtime_flag(),
     *board_flags(),
     *evaluation_flags(inherited="the suite's, or the artifacts'"),
     *window_flags(inherited="the suite's, or the artifacts'"),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         TensorCost,
     )
     from gemquant.core.tables import Table
-    from gemquant.measure.quality.evaluation import Evaluation
+    from gemquant.measure.quality.evaluation import Evaluation, EvaluationRequest
 
 
 def print_document(document: EvaluationDocument) -> None:
@@ -180,7 +180,7 @@ def plan(evaluation: Evaluation, board: str | None, output: Path | None) -> dict
             {
                 "name": artifact_name(each),
                 "path": str(each.path),
-                "levels": _levels(each, board, native=evaluation.request.native),
+                "levels": _levels(each, board, evaluation.request),
             }
             for each in evaluation.artifacts
         ],
@@ -188,7 +188,9 @@ def plan(evaluation: Evaluation, board: str | None, output: Path | None) -> dict
     }
 
 
-def _levels(artifact: Artifact, board: str | None, *, native: bool) -> list[dict[str, str | None]]:
+def _levels(
+    artifact: Artifact, board: str | None, request: EvaluationRequest
+) -> list[dict[str, str | None]]:
     """Each level that would be in the document; ``not_run``: why it could not be measured."""
     from gemquant.measure.quality.native import NativeRuntime
 
@@ -197,8 +199,9 @@ def _levels(artifact: Artifact, board: str | None, *, native: bool) -> list[dict
     levels: list[dict[str, str | None]] = [
         {"level": "reference", "runtime": "torch", "not_run": None}
     ]
-    if native:
-        runtime, not_run = NativeRuntime.available(artifact.manifest.container)
+    if request.native:
+        container = artifact.manifest.container
+        runtime, not_run = NativeRuntime.available(container, request.runtime)
         levels.append({"level": "native", "runtime": runtime, "not_run": not_run})
     return levels
 

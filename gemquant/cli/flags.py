@@ -16,6 +16,7 @@ from gemquant.cli.settings import Setting, former_flag, load_defaults, setting
 from gemquant.core.recipe import COMPUTE_DTYPES, Recipe
 from gemquant.core.resources import parse_size
 from gemquant.errors import GemquantError, UsageError, echo
+from gemquant.runtimes.runtime import LOGITS_RUNTIMES
 
 DEVICES = ("cpu", "cuda", "mps")
 DEFAULTS = Recipe(model="", quantizer="")
@@ -321,6 +322,17 @@ def runtime_flags(dtypes: Sequence[str], *, default: str, help: str) -> list[cli
         ),
         threads_flag("Processor threads of the runtime."),
     ]
+
+
+def runtime_flag() -> click.Parameter:
+    """``--runtime``: which of several runtimes executes an artifact."""
+    return setting(
+        "--runtime",
+        type=click.Choice(LOGITS_RUNTIMES),
+        instead="the first that loads the artifact",
+        metavar="NAME",
+        help=f"What executes the artifact: {', '.join(LOGITS_RUNTIMES)}.",
+    )
 
 
 def evaluation_flags(inherited: str | None = None) -> list[click.Parameter]:

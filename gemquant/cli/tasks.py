@@ -15,6 +15,7 @@ from gemquant.cli.flags import (
     flags,
     output_flags,
     path_flag,
+    runtime_flag,
     runtime_flags,
     too_small,
     unknown_place,
@@ -93,6 +94,7 @@ Examples:
         help="Windows per forward pass of transformers; more pay off on a GPU.",
     ),
     setting("--seed", type=int, default=0, metavar="N", help="Seed of examples and intervals."),
+    runtime_flag(),
     *runtime_flags(
         DTYPES,
         default="float32",
@@ -177,6 +179,7 @@ def _request(params: dict[str, Any]) -> TasksRequest:
             **settings,
         ),
         against=params["against"],
+        runtime=params["runtime"],
         with_original=not params["no_original"],
         folder=params["task_folder"],
         figures=figures,

@@ -208,6 +208,22 @@ def _llamacpp(finding: Finding) -> Finding:
     return Finding(finding.group, finding.name, "ok", found, finding.purpose)
 
 
+def vllm() -> list[Finding]:
+    """vLLM, which has an interpreter of its own."""
+    from gemquant.errors import GemquantError
+    from gemquant.runtimes.vllm import INSTALL, Vllm, found, kernels
+
+    purpose = "runs compressed-tensors, AWQ, GPTQ and plain folders: --runtime vllm"
+    try:
+        words = f"{found().words()}; {kernels()}"
+    except GemquantError as error:
+        return [Finding("runtimes", "vllm", "problem", error.message, purpose, error.hint)]
+    unmet = Vllm.unavailable("safetensors")
+    if unmet is not None:
+        return [Finding("runtimes", "vllm", "warning", unmet, purpose, INSTALL)]
+    return [Finding("runtimes", "vllm", "ok", words, purpose)]
+
+
 def version(package: str) -> str | None:
     """Version of an installed package, or None."""
     try:
@@ -261,6 +277,7 @@ CHECKS: Sequence[Callable[[], Sequence[Finding]]] = (
     core_packages,
     kernels_in_use,
     optional_packages,
+    vllm,
     devices_present,
 )
 """Every check, in the order of printing."""

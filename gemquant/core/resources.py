@@ -60,6 +60,16 @@ def usable_cpus() -> set[int]:
     return set(range(os.cpu_count() or 1))
 
 
+def processor_flags() -> frozenset[str]:
+    """Names of the processor's features, as Linux writes them; empty where it does not."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    flags = [line for line in lines if line.startswith("flags")]
+    return frozenset(flags[0].partition(":")[2].split() if flags else ())
+
+
 def _physical_cores(cpus: set[int]) -> int | None:
     """Count distinct cores under ``cpus``, or None where the system does not tell."""
     if sys.platform == "darwin":

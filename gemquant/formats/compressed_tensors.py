@@ -10,7 +10,7 @@ Source: compressed-tensors 0.20 ``compressors/pack_quantized/``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -102,8 +102,8 @@ class PackQuantizedLinear(AffineLinear):
 class CompressedTensors(AffineFolder):
     """Exporter for ``quant_method: compressed-tensors``, in Gemma's own bfloat16.
 
-    An untied ``lm_head`` may be quantized. The embedding may not: vLLM has no packed embedding, and
-    transformers ties it to a head that has no ``weight`` to share.
+    An untied ``lm_head`` may be quantized, the embedding not: neither vLLM nor transformers ties a
+    head to packed rows.
     """
 
     name: ClassVar[str] = "compressed-tensors"
@@ -138,10 +138,12 @@ class CompressedTensors(AffineFolder):
         modules: dict[AffineScheme, list[str]] = {}
         for name, scheme in affine_schemes(layout).items():
             modules.setdefault(scheme, []).append(module_of(name))
-        head = [] if isinstance(layout.get(HEAD), QuantizedSpec) else ["lm_head"]
+        head = isinstance(layout.get(HEAD), QuantizedSpec)
+        # vLLM's class of a head is not Linear: it takes a scheme by its name only.
+        every = ["Linear", "lm_head"] if head else ["Linear"]
         groups = {
             f"group_{n}": {
-                "targets": ["Linear"] if len(modules) == 1 else names,
+                "targets": every if len(modules) == 1 else _with_absent(names, layout),
                 "weights": _weights_config(scheme),
                 "input_activations": None,
                 "output_activations": None,
@@ -154,7 +156,10 @@ class CompressedTensors(AffineFolder):
             "format": "pack-quantized",
             "quantization_status": "compressed",
             "config_groups": groups,
-            "ignore": [*head, *plain_linears(layout)],
+            "ignore": [
+                *([] if head else ["lm_head"]),
+                *_with_absent(plain_linears(layout), layout),
+            ],
             "kv_cache_scheme": None,
             "global_compression_ratio": None,
             "version": "0.20.0",
@@ -171,7 +176,7 @@ class CompressedTensors(AffineFolder):
         """The scheme of the group that covers the module."""
         try:
             for group in quantization["config_groups"].values():
-                if module in group["targets"] or group["targets"] == ["Linear"]:
+                if module in group["targets"] or "Linear" in group["targets"]:
                     weights = group["weights"]
                     size = weights["group_size"] if weights["strategy"] == "group" else PER_CHANNEL
                     return AffineScheme(weights["num_bits"], size, weights["symmetric"])
@@ -180,6 +185,21 @@ class CompressedTensors(AffineFolder):
                 f"config.json: quantization_config is not that of compressed-tensors: {error}."
             ) from error
         raise ArtifactError(f"config.json: no group of quantization_config covers {module}.")
+
+
+def _with_absent(modules: Iterable[str], layout: Layout) -> list[str]:
+    """Add the k_proj and v_proj that a layer does not have, next to its q_proj.
+
+    Layers of Gemma 4 read keys or values elsewhere; vLLM's one matrix for q, k and v asks for the
+    scheme of all three there too.
+    """
+    names: list[str] = []
+    for module in modules:
+        names.append(module)
+        layer, _, kind = module.rpartition(".")
+        absent = [f"{layer}.{part}" for part in ("k_proj", "v_proj")] if kind == "q_proj" else []
+        names += [each for each in absent if f"{each}.weight" not in layout]
+    return names
 
 
 def _weights_config(scheme: AffineScheme) -> dict[str, Any]:

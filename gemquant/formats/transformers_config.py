@@ -3,7 +3,8 @@
 transformers 5 stores rotary embeddings in ``rope_parameters`` and layer kinds in ``layer_types``.
 vLLM, mlx-lm and transformers 4 read ``rope_theta``, ``rope_local_base_freq``, ``rope_scaling`` and
 ``sliding_window_pattern``, and ``torch_dtype`` for ``dtype``. Both spellings are written, with the
-same values; transformers 5 prefers the new one.
+same values; transformers 5 prefers the new one. vLLM takes the first class of ``architectures``
+that it knows.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ def runtime_config(
     where nothing is quantized.
     """
     name = str(dtype).removeprefix("torch.")
-    other_keys = architecture_of(config).other_keys
+    architecture = architecture_of(config)
+    other_keys, vllm_class = architecture.other_keys, architecture.vllm_class
     document = {
         **config,
-        "architectures": [architecture_of(config).causal_lm],
+        "architectures": [architecture.causal_lm, *([vllm_class] if vllm_class else [])],
         "dtype": name,
         **(_older_keys if other_keys is None else other_keys)(config),
         "torch_dtype": name,

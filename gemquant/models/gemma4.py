@@ -330,6 +330,7 @@ GEMMA4_UNIFIED = replace(
     name="Gemma 4 unified",
     model_type="gemma4_unified_text",
     causal_lm="Gemma4UnifiedForCausalLM",
+    vllm_class="Gemma4ForCausalLM",
     library=_unified_library,
     # mlx-lm has the text model under this name alone, with per-layer inputs unless told otherwise.
     mlx=replace(

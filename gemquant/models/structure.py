@@ -328,6 +328,7 @@ class Architecture:
     norm_offset: norms multiply by norm_offset + w.
     eager_attention: the library computes it with no other implementation than ``eager``.
     overflows_float16: activations exceed float16. vllm_float16: vLLM accepts float16 for it.
+    vllm_class: vLLM's name of the text model, where that is not the library's.
     autoawq: AutoAWQ quantizes it. no_onnx: why onnxruntime-genai's builder does not make it.
     text_prefixes: how a multimodal checkpoint's tensors of the text model begin → how the text
     model's own do, the published spelling first.
@@ -366,6 +367,7 @@ class Architecture:
     eager_attention: bool = False
     overflows_float16: bool = False
     vllm_float16: bool = False
+    vllm_class: str | None = None
     autoawq: bool = False
     no_onnx: str | None = None
     text_prefixes: Mapping[str, str] = field(default_factory=dict)

@@ -1,8 +1,8 @@
 """What a runtime offers, and the register of all runtimes.
 
 A runtime is the program that executes a finished artifact: llama.cpp, mlx-lm, onnxruntime,
-transformers. Each is one class in this package. ``eval`` (level native), ``bench``, ``tasks`` and
-``chat`` all load artifacts through it. To add one (vLLM, say), write a subclass of LogitsRuntime or
+transformers, vLLM. Each is one class in this package. ``eval`` (level native), ``bench``, ``tasks``
+and ``chat`` all load artifacts through it. To add one, write a subclass of LogitsRuntime or
 SpeedRuntime in a new file and add it to RUNTIMES.
 """
 
@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from gemquant.core.resources import peak_resident_bytes
 from gemquant.errors import RuntimeMissingError
 
 if TYPE_CHECKING:  # torch's memory must not count in a benchmark of llama.cpp
@@ -242,6 +243,10 @@ class SpeedRuntime(Runtime):
         del path, device
         return [Mode("default")]
 
+    def peak_resident_bytes(self) -> int | None:
+        """Peak resident memory of the process that computes; None if it is unknown."""
+        return peak_resident_bytes()
+
     @abstractmethod
     def time(self, prompt: Sequence[int], new_tokens: int) -> Timing:
         """Start a new sequence and continue a prompt greedily by exactly ``new_tokens`` tokens."""
@@ -278,12 +283,23 @@ RUNTIMES: Mapping[str, Entry] = {
             {"awq-gemm", "bitsandbytes", "compressed-tensors", "gptq", "metal", "safetensors"}
         ),
     ),
+    "vllm": Entry(
+        "vllm", "Vllm", frozenset({"awq-gemm", "compressed-tensors", "gptq", "safetensors"})
+    ),
 }
+"""In the order of preference, where several load a container."""
+LOGITS_RUNTIMES: Sequence[str] = [name for name, entry in RUNTIMES.items() if entry.logits]
 SPEED_RUNTIMES: Sequence[str] = [name for name, entry in RUNTIMES.items() if entry.speed]
 
 
-def logits_runtime(container: str) -> type[LogitsRuntime]:
-    """Return the runtime that evaluates a container; transformers for an unknown one."""
+def logits_runtime(container: str, name: str | None = None) -> type[LogitsRuntime]:
+    """Return the runtime that evaluates a container; transformers for an unknown one.
+
+    name: the one to take, whatever it says of the container.
+    """
+    if name is not None:
+        named: type[LogitsRuntime] = RUNTIMES[name].load_class()
+        return named
     entries = (each for each in RUNTIMES.values() if each.logits and container in each.containers)
     runtime: type[LogitsRuntime] = next(entries, RUNTIMES["transformers"]).load_class()
     return runtime

@@ -2,7 +2,7 @@
 
 Nothing of them is imported here. The tool reads its job from a JSON file; it writes JSON lines of
 progress to stdout and its result to a JSON file. Its time and memory are limited, and no process of
-it outlives the call.
+it outlives the call. A tool of a ``Session`` stays, and answers requests.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -40,6 +43,7 @@ from gemquant.runtimes.worker_process import (
 logger = logging.getLogger(__name__)
 
 PROGRAMS = Path(__file__).resolve().parent / "programs"
+RESULT = "result.json"
 MAX_RESULT_BYTES = 16_000_000
 SECONDS_BETWEEN_CHECKS = 0.1
 
@@ -80,21 +84,82 @@ def run_tool(
     killed, writes something that is not an event, exceeds a limit, or leaves no valid result. No
     process of the tool is alive when this returns or raises.
     """
+    with _started(tool, job, interpreter=interpreter, folder=folder, threads=threads) as process:
+        _listen(tool, process, limits, progress)
+    label = f"{tool.name} left a result that is not valid"
+    result_file = UntrustedFile(folder / RESULT, MAX_RESULT_BYTES, WorkerError, label=label)
+    return result_file.record(result)
+
+
+def _started(
+    tool: Tool, job: Mapping[str, Any], *, interpreter: Interpreter, folder: Path, threads: int
+) -> AbstractContextManager[subprocess.Popen[bytes]]:
     if platform.system() == "Windows":
         raise UnsupportedError(
             f"{tool.name} runs on Linux and macOS only.", hint="Use WSL on Windows."
         )
-    job_file, result_file = folder / "job.json", folder / "result.json"
+    job_file = folder / "job.json"
     job_file.write_text(json.dumps(job, allow_nan=False), encoding="utf-8")
     (folder / "tmp").mkdir(exist_ok=True)
-    files = (str(PROGRAMS / "harness.py"), str(tool.program), str(job_file), str(result_file))
+    files = (str(PROGRAMS / "harness.py"), str(tool.program), str(job_file), str(folder / RESULT))
     command = [str(interpreter.path), "-I", "-B", "-u", *files]
     logger.info("%s: %s", tool.name, " ".join(command))
     environment = tool_environment(folder / "tmp", threads)
-    with started(command, tool.name, folder=folder, environment=environment) as process:
-        _listen(tool, process, limits, progress)
-    label = f"{tool.name} left a result that is not valid"
-    return UntrustedFile(result_file, MAX_RESULT_BYTES, WorkerError, label=label).record(result)
+    return started(command, tool.name, folder=folder, environment=environment)
+
+
+class Session:
+    """A tool that stays loaded and answers one request after the other.
+
+    folder: scratch, for answers that are too long for a line. ready: the first answer, which comes
+    when the tool is loaded. The process ends with this object or with ours, however that ends.
+    WorkerError, with the end of the tool's stderr, if it fails, is killed, or takes longer than
+    ``seconds`` for an answer.
+    """
+
+    def __init__(
+        self,
+        tool: Tool,
+        job: Mapping[str, Any],
+        *,
+        interpreter: Interpreter,
+        threads: int,
+        seconds: float,
+    ) -> None:
+        self._tool, self._seconds, self._stack = tool, seconds, ExitStack()
+        weakref.finalize(self, self._stack.close)
+        temporary = tempfile.TemporaryDirectory(prefix="gemquant-")
+        self.folder = Path(self._stack.enter_context(temporary))
+        self._process = self._stack.enter_context(
+            _started(tool, job, interpreter=interpreter, folder=self.folder, threads=threads)
+        )
+        self.pid, self._lines = self._process.pid, read_lines(self._process.stdout)
+        self.ready = self._answer()
+
+    def ask(self, **request: Any) -> Mapping[str, Any]:
+        """Return the answer to a request of plain values."""
+        assert self._process.stdin is not None
+        with suppress(OSError):  # the process has ended; what it said last tells why
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> Mapping[str, Any]:
+        try:
+            line = self._lines.get(timeout=self._seconds)
+        except queue.Empty:
+            line = None
+            problem = f"did not answer within {self._seconds:g} seconds"
+        else:
+            problem = "ended without an answer"
+        event = None if line is None else read_event(line)
+        if isinstance(event, Answered):
+            return event.answer
+        if isinstance(event, Failed):
+            problem = f"failed: {event.error}"
+        error = WorkerError(f"{self._tool.name} {problem}.")
+        self._stack.__exit__(WorkerError, error, None)  # which adds the end of stderr
+        raise error
 
 
 # ---------------------------------------------------------------- while it runs
@@ -149,7 +214,7 @@ def _handle(tool: Tool, line: bytes, tasks: set[str], progress: Progress) -> boo
                 f"{tool.name} advanced a task that it had not started: {event.task!r}."
             )
         progress.advance(event.task, event.amount)
-    elif not isinstance(event, Done):
+    elif isinstance(event, Noted):
         progress.note(event.text)
     return isinstance(event, Done)
 
@@ -197,6 +262,13 @@ class Noted(Record):
     text: Annotated[str, Field(max_length=2000)]
 
 
+class Answered(Record):
+    """The answer to a request."""
+
+    event: Literal["answer"]
+    answer: dict[str, Any]
+
+
 class Failed(Record):
     """The tool failed, and why."""
 
@@ -210,7 +282,7 @@ class Done(Record):
     event: Literal["done"]
 
 
-Event = Started | Advanced | Noted | Failed | Done
+Event = Started | Advanced | Noted | Answered | Failed | Done
 
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
 

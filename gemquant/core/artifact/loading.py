@@ -5,11 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from gemquant.core.artifact.manifest import Manifest, scheme_label
+from gemquant.core.artifact.manifest import (
+    Manifest,
+    Quantization,
+    SchemeRecord,
+    scheme_label,
+)
 from gemquant.models.architecture import ARCHITECTURES
 from gemquant.models.experts import has_experts
 
 _VLLM_BITS = (4, 8)
+_FUSED = {
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "qkv"),
+    **dict.fromkeys(("gate_proj", "up_proj"), "gate_up"),
+}
+"""Linears that vLLM computes as one, and so in one scheme."""
 _RKLLM = "https://github.com/airockchip/rknn-llm/tree/main"
 
 
@@ -83,8 +93,8 @@ def _awq_gemm(manifest: Manifest) -> list[Loader]:
             _transformers("gptqmodel accelerate", "float32"),
         ]
     if not architecture.vllm_float16:
-        return [transformers, _vllm("--dtype bfloat16 --quantization awq_marlin")]
-    return [transformers, _vllm()]
+        return [transformers, _vllm(manifest, "--dtype bfloat16 --quantization awq_marlin")]
+    return [transformers, _vllm(manifest)]
 
 
 def _bitsandbytes(manifest: Manifest) -> list[Loader]:
@@ -104,12 +114,14 @@ def _compressed_tensors(manifest: Manifest) -> list[Loader]:
             return loaders
     if len(schemes) > 1 and not all(scheme.symmetric for scheme in schemes):
         loaders = [Loader("transformers 5.23 cannot load several schemes with zero points.")]
-    return [*loaders, _vllm()]
+    return [*loaders, _vllm(manifest)]
 
 
 def _gptq(manifest: Manifest) -> list[Loader]:
-    overflows = ARCHITECTURES[manifest.architecture].overflows_float16
-    return [_transformers("gptqmodel optimum accelerate", "float32" if overflows else "float16")]
+    architecture = ARCHITECTURES[manifest.architecture]
+    dtype = "float32" if architecture.overflows_float16 else "float16"
+    flags = "" if architecture.vllm_float16 else "--dtype bfloat16"
+    return [_transformers("gptqmodel optimum accelerate", dtype), _vllm(manifest, flags)]
 
 
 def _gguf(manifest: Manifest) -> list[Loader]:
@@ -204,8 +216,8 @@ def _safetensors(manifest: Manifest) -> list[Loader]:
         caution = Loader(f"{why} in float16: compute in bfloat16.")
         loaders = [caution, _transformers("accelerate", "bfloat16")]
     if dtype == "float16" and not ARCHITECTURES[manifest.architecture].vllm_float16:
-        return [*loaders, _vllm("--dtype bfloat16")]
-    return [*loaders, _vllm()]
+        return [*loaders, _vllm(manifest, "--dtype bfloat16")]
+    return [*loaders, _vllm(manifest)]
 
 
 def _transformers(packages: str, dtype: str) -> Loader:
@@ -247,5 +259,21 @@ _WITH_IMAGES: Mapping[str, list[Loader]] = {
 """How containers with towers are loaded."""
 
 
-def _vllm(flags: str = "") -> Loader:
+def _vllm(manifest: Manifest, flags: str = "") -> Loader:
+    if _has_split_linears(manifest.quantization):
+        return Loader(
+            "vLLM cannot load these: it computes q, k and v, and gate and up, as one matrix each, "
+            "in one scheme."
+        )
     return Loader("With vLLM, on a GPU:", "sh", f"vllm serve path/to/this/folder {flags}".rstrip())
+
+
+def _has_split_linears(quantization: Quantization) -> bool:
+    """Whether linears that vLLM computes as one are stored in several ways."""
+    stored = [(module, scheme) for scheme in quantization.schemes for module in scheme.modules]
+    found: dict[tuple[str, str], list[SchemeRecord | None]] = {}
+    for module, scheme in (*stored, *((module, None) for module in quantization.unquantized)):
+        layer, _, name = module.rpartition(".")
+        if name in _FUSED:
+            found.setdefault((layer, _FUSED[name]), []).append(scheme)
+    return any(each != ways[0] for ways in found.values() for each in ways)

@@ -11,11 +11,12 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from gemquant.core.json_document import Record
-from gemquant.core.resources import peak_resident_bytes, process_status
+from gemquant.core.resources import process_status
 from gemquant.errors import GemquantError
 from gemquant.measure.bench.document import Figures, Row, Settings, Speed, Spread
 from gemquant.measure.bench.subject import Subject
@@ -100,7 +101,7 @@ def run_job(job: Job) -> Answer:
         prompt_tokens=len(job.prompt),
         load_seconds=load_seconds,
         baseline_anonymous_bytes=baseline,
-        peak_resident_bytes=peak_resident_bytes(),
+        peak_resident_bytes=runtime.peak_resident_bytes(),
         peak_device_bytes=runtime.peak_device_bytes(),
     )
     return Answer(software=runtime.software, figures=figures)
@@ -149,6 +150,17 @@ def anonymous_bytes(pid: int) -> int | None:
     return process_status(pid, "RssAnon:")
 
 
+def _with_children(pid: int) -> int | None:
+    """The same of a process and of those that it started: vLLM computes in one of its own."""
+    size = anonymous_bytes(pid)
+    if size is None:
+        return None
+    with suppress(OSError):
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        size += sum(_with_children(int(child)) or 0 for child in children)
+    return size
+
+
 class PeakSampler(threading.Thread):
     """Samples another process's anonymous memory every 10 ms until stopped."""
 
@@ -161,7 +173,7 @@ class PeakSampler(threading.Thread):
     def run(self) -> None:
         """Sample until the process ends."""
         while not self._stopped.wait(_SECONDS_BETWEEN_SAMPLES):
-            size = anonymous_bytes(self._pid)
+            size = _with_children(self._pid)
             if size is None:
                 return
             self.peak = max(self.peak or 0, size)

@@ -96,9 +96,14 @@ def plan(
     refuse(_unknown(runtimes, SPEED_RUNTIMES, "--runtimes"))
     planned = []
     for subject in subjects:
-        for name in speed_runtimes(subject.container):
-            if runtimes is None or name in runtimes:
-                planned += _modes(subject, name, device)
+        each = [
+            mode
+            for name in speed_runtimes(subject.container)
+            if runtimes is None or name in runtimes
+            for mode in _modes(subject, name, device)
+        ]
+        # What lacks a runtime that nobody named is listed only if it has no other.
+        planned += [mode for mode in each if mode.mode or runtimes is not None] or each
     known = dict.fromkeys(each.mode for each in planned if each.mode)
     if known:  # otherwise nothing can be run at all, whatever was named
         refuse(_unknown(modes, known, "--modes"))

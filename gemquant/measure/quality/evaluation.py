@@ -50,7 +50,8 @@ class EvaluationRequest:
     """What to measure on finished artifacts; None leaves a setting to their own recipe.
 
     against: the original. suite: reduced to the slices, windows and length that were asked for.
-    native: also run each artifact in its runtime. by_layer: also each layer's own error.
+    native: also run each artifact in its runtime. runtime: the one to take, where several load it.
+    by_layer: also each layer's own error.
     """
 
     against: str | None = None
@@ -62,6 +63,7 @@ class EvaluationRequest:
     device: str | None = None
     dtype: str | None = None
     native: bool = True
+    runtime: str | None = None
     by_layer: bool = False
 
     def recipe(self, artifacts: Sequence[Artifact]) -> Recipe:
@@ -237,7 +239,9 @@ class Evaluation:
     ) -> AbstractContextManager[NativeRuntime]:
         """Load an artifact in the runtime it is made for, and let it continue a prompt."""
         container, device = artifact.manifest.container, self.recipe.device
-        runtime = NativeRuntime.find(artifact.path, container, device=device)
+        runtime = NativeRuntime.find(
+            artifact.path, container, device=device, runtime=self.request.runtime
+        )
         if runtime.not_run is None:
             self.note_continuation(runtime.runtime, runtime.generate(self.prompt), progress)
         return nullcontext(runtime)

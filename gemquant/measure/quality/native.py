@@ -52,19 +52,24 @@ class NativeRuntime:
     not_run: str | None = None
 
     @staticmethod
-    def available(container: str) -> tuple[str, str | None]:
+    def available(container: str, name: str | None = None) -> tuple[str, str | None]:
         """Return the name of a container's runtime, and what it lacks here; nothing is loaded."""
-        runtime = logits_runtime(container)
+        runtime = logits_runtime(container, name)
         return runtime.name, runtime.unavailable(container)
 
     @classmethod
-    def find(cls, folder: Path, container: str, *, device: str = "cpu") -> NativeRuntime:
-        """Load an artifact in the runtime of its container, if its packages are installed."""
-        name, reason = cls.available(container)
+    def find(
+        cls, folder: Path, container: str, *, device: str = "cpu", runtime: str | None = None
+    ) -> NativeRuntime:
+        """Load an artifact in the runtime of its container, if its packages are installed.
+
+        runtime: the one to take, where several load the container.
+        """
+        name, reason = cls.available(container, runtime)
         if reason is not None:
             return cls(name, None, reason)
         try:
-            loaded = logits_runtime(container).load(folder, container, LoadOptions(device))
+            loaded = logits_runtime(container, runtime).load(folder, container, LoadOptions(device))
         except RuntimeMissingError as error:
             return cls(name, None, error.message)
         return cls(loaded.software, loaded)

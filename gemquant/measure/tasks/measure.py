@@ -28,12 +28,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TasksRequest:
-    """What to run. against: the original; None for what the artifact was made from."""
+    """What to run. against: the original; None for what the artifact was made from.
+
+    runtime: what executes the artifact; None for its container's own.
+    """
 
     artifact: str
     tasks: tuple[str, ...]
     settings: Settings
     against: str | None = None
+    runtime: str | None = None
     with_original: bool = True
     folder: Path | None = None
     figures: tuple[Figure, ...] = ()
@@ -52,7 +56,7 @@ def open_subjects(request: TasksRequest) -> Subjects:
     """Open an artifact and its original; every problem of both at once."""
     problems = ProblemCollector()
     subject = problems.attempt(lambda: Subject.open(request.artifact))
-    problems.attempt(lambda: _require_runtime(subject.value))
+    problems.attempt(lambda: _require_runtime(subject.value, request.runtime))
     checkpoint = problems.attempt(
         lambda: _original(request, subject) if request.with_original else None
     )
@@ -68,8 +72,8 @@ def _manifest(subject: Subject) -> Manifest | None:
     return read_manifest(subject.path) if (subject.path / MANIFEST_FILE).is_file() else None
 
 
-def _require_runtime(subject: Subject) -> None:
-    runtime = logits_runtime(subject.container)
+def _require_runtime(subject: Subject, name: str | None) -> None:
+    runtime = logits_runtime(subject.container, name)
     reason = runtime.unavailable(subject.container)
     if reason is not None:
         raise RuntimeMissingError(
@@ -116,7 +120,7 @@ def measure(request: TasksRequest, subjects: Subjects, progress: Progress) -> Ta
     settings = request.settings.shortened(min(each.max_tokens for each in texts))
     if loaded.tasks:
         progress.start(f"loading {artifact.name}", 0)
-        runtime = load_artifact(artifact, settings)
+        runtime = load_artifact(artifact, settings, request.runtime)
         settings = settings.shortened(runtime.max_window)
         manifest = _manifest(artifact)
         record = ModelRecord(
@@ -155,10 +159,10 @@ def measure(request: TasksRequest, subjects: Subjects, progress: Progress) -> Ta
     )
 
 
-def load_artifact(subject: Subject, settings: Settings) -> LogitsRuntime:
-    """Load an artifact, whole, in the runtime of its container."""
+def load_artifact(subject: Subject, settings: Settings, name: str | None = None) -> LogitsRuntime:
+    """Load an artifact, whole, in the runtime of its container, or in the one that is named."""
     options = LoadOptions(settings.device, settings.dtype, batch_size=settings.batch_size)
-    return logits_runtime(subject.container).load(subject.path, subject.container, options)
+    return logits_runtime(subject.container, name).load(subject.path, subject.container, options)
 
 
 def load_original(checkpoint: Checkpoint, settings: Settings) -> LogitsRuntime:

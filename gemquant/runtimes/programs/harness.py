@@ -3,7 +3,8 @@
 PROGRAM is a file with ``run(job, report)``: ``job`` is the JSON object of the file JOB, and what
 ``run`` returns is written to RESULT. ``report`` takes events, which go to stdout one JSON object a
 line. Whatever a tool prints goes to stderr; it reads an empty stdin. When the process at the other
-end of stdin dies, so does this one, with all its children.
+end of stdin dies, so does this one, with all its children. A program that answers requests has
+``serve(job, report, requests)`` instead, and gets the lines of stdin.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import queue
 import signal
 import sys
 import threading
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 MAX_ERROR_LENGTH = 2000
@@ -24,7 +27,7 @@ def main(program: str, job_file: str, result_file: str) -> int:
     """Run a program; return the exit status."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # tools print to stdout whatever they like
-    _end_with_parent()
+    requests = _requests()
 
     def report(event: dict[str, object]) -> None:
         channel.write(json.dumps(event) + "\n")
@@ -37,7 +40,9 @@ def main(program: str, job_file: str, result_file: str) -> int:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         job = json.loads(Path(job_file).read_text(encoding="utf-8"))
-        result = json.dumps(module.run(job, report))
+        serve = getattr(module, "serve", None)
+        done = serve(job, report, requests) if serve else module.run(job, report)
+        result = json.dumps(done)
     except BaseException as error:  # noqa: BLE001 - SystemExit too is a failure of the tool
         traceback.print_exc()
         sys.stderr.flush()
@@ -51,19 +56,25 @@ def main(program: str, job_file: str, result_file: str) -> int:
     return 0
 
 
-def _end_with_parent() -> None:
-    """Kill this process group when the other end of stdin closes; give the tool an empty stdin."""
+def _requests() -> Iterator[bytes]:
+    """Return the lines of stdin; give the tool an empty one.
+
+    When the other end closes, this process group is killed.
+    """
     parent = os.dup(0)
     empty = os.open(os.devnull, os.O_RDONLY)
     os.dup2(empty, 0)
     os.close(empty)
+    lines = queue.Queue()  # type: queue.Queue[bytes]
 
     def wait() -> None:
-        while os.read(parent, 4096):
-            pass
+        with os.fdopen(parent, "rb") as stream:
+            for line in stream:
+                lines.put(line)
         os.killpg(os.getpgrp(), signal.SIGKILL)
 
     threading.Thread(target=wait, daemon=True).start()
+    return iter(lines.get, None)
 
 
 if __name__ == "__main__":

@@ -260,3 +260,32 @@ def test_a_damaged_scheme_is_no_artifact(tmp_path: Path, key: str, value: object
     with pytest.raises(GemquantError) as caught:
         exporter.open(tmp_path)
     assert caught.value.exit_code == 6
+
+
+def test_keys_and_values_read_elsewhere_are_named_for_vllm() -> None:
+    """Its one matrix for q, k and v asks for the scheme of all three."""
+    exporter, layer = CompressedTensors(), "model.layers.1.self_attn"  # v from k
+    skipped = {f"{layer}.{part}.weight": None for part in ("q_proj", "k_proj")}
+    header = tiny_header(exporter, "gemma4_text", W4_SYMMETRIC, schemes=skipped)
+    ignored = exporter.quantization(header.layout)["ignore"]
+    assert ignored == ["lm_head", *(f"{layer}.{part}_proj" for part in ("q", "v", "k"))]
+
+
+def test_several_schemes_name_keys_and_values_read_elsewhere() -> None:
+    exporter = CompressedTensors()
+    wide = AffineScheme(4, 128, symmetric=True)
+    names = tiny_header(exporter, "gemma4_e", W4_SYMMETRIC).layout
+    others = {name: wide for name in names if ".mlp." in name}
+    header = tiny_header(exporter, "gemma4_e", W4_SYMMETRIC, schemes=others)
+    groups = exporter.quantization(header.layout)["config_groups"].values()
+    (attention,) = (each["targets"] for each in groups if each["weights"]["group_size"] == 32)
+    shared = "model.layers.6.self_attn"  # has a query alone
+    assert {f"{shared}.{part}_proj" for part in "qkv"} <= set(attention)
+
+
+def test_a_quantized_head_is_named_for_vllm() -> None:
+    exporter = CompressedTensors()
+    header = tiny_header(exporter, "gemma2", W4_SYMMETRIC, tied=False, quantized_head=True)
+    quantization = exporter.quantization(header.layout)
+    assert quantization["config_groups"]["group_0"]["targets"] == ["Linear", "lm_head"]
+    assert quantization["ignore"] == []

@@ -44,3 +44,9 @@ def test_an_irregular_order_of_layers_has_no_pattern() -> None:
     config = text_config(tiny_config("gemma3_text"))
     config["layer_types"] = ["full_attention", "sliding_attention", "full_attention"]
     assert "sliding_window_pattern" not in runtime_config(config, torch.bfloat16, {})
+
+
+def test_the_12b_names_the_class_that_vllm_has() -> None:
+    written = runtime_config(text_config(tiny_config("gemma4_unified")), torch.bfloat16, None)
+    assert written["architectures"] == ["Gemma4UnifiedForCausalLM", "Gemma4ForCausalLM"]
+    assert text_config(written)["model_type"] == "gemma4_unified_text"

@@ -165,6 +165,17 @@ def test_three_bits_are_not_promised_for_vllm() -> None:
     assert "vllm serve" not in text
 
 
+@pytest.mark.parametrize(
+    ("skipped", "loads"), [("k_proj", False), ("up_proj", False), ("down_proj", True)]
+)
+def test_linears_that_vllm_computes_as_one_are_stored_as_one(skipped: str, loads: bool) -> None:
+    names = (name for name in tiny_header(CompressedTensors()).layout if skipped in name)
+    header = tiny_header(CompressedTensors(), schemes=dict.fromkeys(names))
+    text = render_card(tiny_manifest(header, "compressed-tensors"))
+    assert ("vllm serve" in text) == loads
+    assert ("vLLM cannot load these" in text) != loads
+
+
 def test_awq_of_gemma_2_asks_vllm_for_bfloat16() -> None:
     flags = "vllm serve path/to/this/folder --dtype bfloat16 --quantization awq_marlin"
     assert flags in loading("awq-gemm", "gemma2")

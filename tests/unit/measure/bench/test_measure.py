@@ -46,7 +46,7 @@ def test_modes_that_were_named_are_all_that_is_planned(folder: Subject) -> None:
     ("flag", "named", "said"),
     [
         ("modes", ["sdpaa"], "--modes sdpaa: must be one of eager"),
-        ("runtimes", ["vllm"], "--runtimes vllm"),
+        ("runtimes", ["exllama"], "--runtimes exllama"),
     ],
 )
 def test_a_name_that_is_none_is_refused(
