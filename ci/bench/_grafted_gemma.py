@@ -9,16 +9,37 @@ and activations have the outliers of a trained model, which is what it is for.
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from _common import SAMPLE
 from torch import Tensor, nn
+
+from gemquant.calibration.windows import Packer, calibration_windows, chat_template
+from gemquant.core.recipe import Recipe
+from gemquant.formats.checkpoint import open_checkpoint
+
+FITTED_TEXT: Mapping[str, Any] = {"samples": 24, "seq_len": 256, "seed": 7}
+"""Other text than benchmarks calibrate on."""
 
 STEPS = 150
 BATCH = 4
 LEARNING_RATE = 3e-4
 SOFTCAPS = ("attn_logit_softcapping", "final_logit_softcapping")
+
+
+def graft_sample(write: Callable[[Path, Path, Tensor], float], sample: Path, folder: Path) -> float:
+    """Write the sample as a folder, and with ``write`` what is made of it; returns its error."""
+    cast = [sys.executable, "-m", "gemquant", "cast", SAMPLE, "--quiet", "--no-eval"]
+    subprocess.run([*cast, "-o", str(sample)], check=True, stdout=subprocess.DEVNULL)
+    checkpoint, recipe = open_checkpoint(SAMPLE), Recipe(SAMPLE, quantizer="", **FITTED_TEXT)
+    packer = Packer.of(recipe, checkpoint, chat_template(recipe, checkpoint))
+    text = calibration_windows(packer, recipe.calib, recipe.samples)
+    return write(sample, folder, text.ids)
 
 
 def write_grafted(source: Path, folder: Path, ids: Tensor) -> float:
