@@ -19,6 +19,7 @@ from gemquant.calibration.stream import (
 )
 from gemquant.calibration.windows import TokenWindows
 from gemquant.core.protocols import (
+    FLOAT16_LIMIT,
     ActivationRange,
     Block,
     Progress,
@@ -35,6 +36,7 @@ from gemquant.models.structure import (
     EMBEDDING,
     FINAL_NORM,
     HEAD,
+    LAYER_SCALAR,
     LayerStructure,
     head_structure,
     layer_prefix,
@@ -119,6 +121,9 @@ class Trace:
                     statistics |= dict.fromkeys((group.reader, *group.linears), shared)
                     # What gate and up produce together is the output of no module.
                     observer(f"{group.reader} (input)", shared.max_abs)
+                if LAYER_SCALAR in structure.shapes:  # nor is the residual stream before this
+                    scalar = weights[LAYER_SCALAR].abs().clamp(min=FLOAT16_LIMIT**-2)
+                    observer(f"{LAYER_SCALAR} (input)", observer.seen[""].float() / scalar)
                 activation_range = observer.close()
                 if structure.stacks:
                     self._divide_among_experts(index, statistics, gatherers)
@@ -138,7 +143,8 @@ class Trace:
         """One for every input of a layer's linears, by what reads it.
 
         Of experts that read one input, each has one more for the tokens that reach it, without a
-        Gram matrix: so many would need more memory than the rest of the run.
+        Gram matrix: so many would need more memory than the rest of the run, and at equal memory
+        the layer's is best (ci/bench/experts).
         """
         shapes, device, every = structure.linear_shapes, self._skeleton.device, self._every
         gatherers = {}

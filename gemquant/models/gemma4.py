@@ -23,6 +23,7 @@ from gemquant.models.gemma4_gguf import IN_GGUF4
 from gemquant.models.licences import APACHE
 from gemquant.models.structure import (
     FULL,
+    LAYER_SCALAR,
     PER_LAYER_NORM,
     PER_LAYER_PROJECTION,
     PER_LAYER_TABLE,
@@ -76,7 +77,7 @@ def _layer(config: Mapping[str, Any], index: int) -> LayerStructure:
     }
     norms = dict.fromkeys(NORMS, hidden)
     norms |= dict.fromkeys(("self_attn.q_norm", *(() if shared else ("self_attn.k_norm",))), width)
-    plain: dict[str, tuple[int, ...]] = {"layer_scalar": (1,)}
+    plain: dict[str, tuple[int, ...]] = {LAYER_SCALAR: (1,)}
     stacks = {}
     if experts := config.get("enable_moe_block") and config["num_experts"]:
         sizes = (experts, hidden, config["moe_intermediate_size"])

@@ -24,6 +24,8 @@ PER_LAYER_INPUTS = "+per-layer-inputs"
 """Ends the name of a kind that has such a table."""
 PER_LAYER_PROJECTION = "model.per_layer_model_projection.weight"
 PER_LAYER_NORM = "model.per_layer_projection_norm.weight"
+LAYER_SCALAR = "layer_scalar"
+"""What a layer's output is multiplied by, where it has one."""
 
 FAMILY = "gemma"
 """The Hub's tag of every Gemma, and how the name of its architecture begins in a GGUF."""
