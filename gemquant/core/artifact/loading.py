@@ -78,7 +78,7 @@ def _loaders(manifest: Manifest) -> list[Loader]:
     if manifest.container not in known:
         return [Loader(f"See the documentation of `{manifest.container}`.")]
     loaders = known[manifest.container](manifest)
-    return [*_WITH_IMAGES[manifest.container], *loaders] if manifest.towers else loaders
+    return [*_WITH_IMAGES.get(manifest.container, []), *loaders] if manifest.towers else loaders
 
 
 def _awq_gemm(manifest: Manifest) -> list[Loader]:
