@@ -156,6 +156,7 @@ def _plan_document(planned: PlannedJob) -> dict[str, Any]:
         "towers": [each.model_dump() for each in tower_records(planned.header.towers)],
         "quantized": list(planned.quantized),
         "kept": list(planned.kept),
+        "grid": None if planned.grid is None else planned.grid.model_dump(mode="json"),
         "fallbacks": [
             {"modules": modules, "stored": stored, "reason": reason}
             for (stored, reason), modules in _fallbacks(planned).items()
@@ -164,7 +165,7 @@ def _plan_document(planned: PlannedJob) -> dict[str, Any]:
 
 
 def _plan(planned: PlannedJob) -> list[Table | str]:
-    from gemquant.cli.render import fact_table, fallback_table, named, tower_facts
+    from gemquant.cli.render import fact_table, fallback_table, grid_words, named, tower_facts
     from gemquant.core.artifact import tower_records
     from gemquant.core.protocols import QuantizedSpec
     from gemquant.core.resources import human_bytes
@@ -206,6 +207,8 @@ def _plan(planned: PlannedJob) -> list[Table | str]:
         )
     for tower in tower_records(planned.header.towers):
         facts.add_row(tower.name, tower_facts(tower))
+    if planned.grid is not None:
+        facts.add_row("grid", grid_words(planned.grid))
     facts.add_row("certificate", _certificate(job.recipe))
     groups = _fallbacks(planned).items()
     return [facts, *formats, *fallback_table((modules, *why) for why, modules in groups)]

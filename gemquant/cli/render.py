@@ -23,7 +23,13 @@ from gemquant.core.tables import counted as counted  # noqa: PLC0414 - for the o
 from gemquant.errors import echo, inert
 
 if TYPE_CHECKING:
-    from gemquant.core.artifact import Artifact, LevelEvaluation, Manifest, TowerRecord
+    from gemquant.core.artifact import (
+        Artifact,
+        GridRecord,
+        LevelEvaluation,
+        Manifest,
+        TowerRecord,
+    )
     from gemquant.core.artifact.manifest import Quantization
 
 MATRICES_NAMED = 4
@@ -270,6 +276,8 @@ def _facts(manifest: Manifest) -> list[Table | str]:
     if manifest.smoothing is not None:
         folds = counted(len(manifest.smoothing.folds), "scale")
         facts.add_row("smoothing", f"{folds} folded, in {manifest.smoothing.float_dtype}")
+    if manifest.grid is not None:
+        facts.add_row("grid", grid_words(manifest.grid))
     if manifest.tokens_without_row is not None:
         facts.add_row("tokens", str(manifest.tokens_without_row))
     if manifest.calibration is not None:
@@ -307,6 +315,14 @@ def tower_facts(tower: TowerRecord) -> str:
     """What a tower is, in a table of facts."""
     size = human_bytes(tower.bytes)
     return f"as it was: {counted(tower.tensors, 'tensor')} in {tower.dtype}, {size}"
+
+
+def grid_words(grid: GridRecord) -> str:
+    """How much lies on a 4-bit grid, how much of that is carried over, and how exactly."""
+    if not grid.carried:
+        return f"{grid}; none is carried over" if grid.on_grid else str(grid)
+    exact = "exact" if grid.scale_error == 0 else f"scales off by up to {grid.scale_error:.2%}"
+    return f"{grid}; carried over: {matrices(grid.carried)}, {exact}"
 
 
 def _stored_bits(manifest: Manifest) -> str:

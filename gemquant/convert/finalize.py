@@ -15,6 +15,7 @@ from gemquant.core.artifact import (
     CalibrationRecord,
     ConversionRecord,
     Fallback,
+    GridRecord,
     Manifest,
     RoutedRecord,
     SmoothingRecord,
@@ -59,6 +60,7 @@ class ArtifactFacts:
     activation_range: ActivationRangeRecord | None = None
     routed: Sequence[RoutedRecord] = ()
     towers: Sequence[TowerRecord] = ()
+    grid: GridRecord | None = None
     conversion: ConversionRecord | None = None
     smoothing: SmoothingRecord | None = None
 
@@ -90,6 +92,7 @@ class ArtifactFacts:
             routed=tuple(self.routed),
             towers=tuple(self.towers),
             certificates_of="text model" if self.towers else None,
+            grid=self.grid if self.grid and self.grid.on_grid else None,
             conversion=self.conversion,
             smoothing=self.smoothing,
             tokens_without_row=tokens_without_row(self.checkpoint),

@@ -230,6 +230,7 @@ class JobWriter:
             certificates=(certificate,) if slices else (),
             libraries={"gemquant-kernels": native.version()},
             fallbacks=self._planned.fallbacks,
+            grid=self._planned.grid,
             activation_range=_activation_range(ranges) if job.quantizer.needs else None,
             routed=[
                 RoutedRecord(layer=layer, tokens=each.tokens, least=each.least, few=each.few)

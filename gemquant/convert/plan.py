@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 
 from gemquant.convert.resume import interrupted_at_the_end
-from gemquant.core.artifact import Fallback
+from gemquant.core.artifact import Fallback, GridRecord, grid_record
 from gemquant.core.artifact.staging import interrupted_bytes, output_problems
 from gemquant.core.options import problems_with
 from gemquant.core.protocols import (
@@ -94,6 +94,13 @@ class PlannedJob:
             for n, spec in self.header.layout.items()
             if isinstance(spec, PlainSpec) and len(spec.shape) == 2
         ]
+
+    @property
+    def grid(self) -> GridRecord | None:
+        """How much of the checkpoint lies on a 4-bit grid; None where nobody looked."""
+        use = self.job.quantizer.grid_use
+        stored = self.job.exporter.container(self.header.config).scale_dtype
+        return grid_record(use, str(stored).removeprefix("torch.")) if use.surveyed else None
 
     @property
     def fallbacks(self) -> Sequence[Fallback]:

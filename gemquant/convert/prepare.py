@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import torch
@@ -37,6 +37,7 @@ from gemquant.formats.source_model import model_name
 from gemquant.models.architecture import loading_kind
 from gemquant.models.chat import ChatTemplate
 from gemquant.models.structure import EMBEDDING
+from gemquant.quantizers.qat import Survey, survey_grids
 
 
 @dataclass(frozen=True)
@@ -193,8 +194,10 @@ def prepare(request: ConversionRequest, progress: Progress) -> PreparedConversio
             f"caution: {shared.model} is quantized already "
             f"({', '.join(checkpoint.packed_formats)}); what was lost then stays lost."
         )
+    survey = cache(partial(survey_grids, checkpoint, progress))
     quantizers = [
-        model.attempt(partial(each.quantizer.for_model, checkpoint.config)) for each in request.jobs
+        model.attempt(partial(_quantizer_for, each.quantizer, checkpoint, survey))
+        for each in request.jobs
     ]
     requested = list(zip(request.jobs, quantizers, strict=True))
     jobs = [
@@ -237,6 +240,11 @@ def prepare(request: ConversionRequest, progress: Progress) -> PreparedConversio
         restart=request.restart,
         finished=finished,
     )
+
+
+def _quantizer_for(quantizer: Quantizer, checkpoint: Checkpoint, survey: Survey) -> Quantizer:
+    """Decide what depends on the model, and then on whether it lies on a 4-bit grid."""
+    return quantizer.for_model(checkpoint.config).with_grids(survey)
 
 
 def standing(out: Path, recipe: Recipe, checkpoint: Checkpoint) -> Artifact | None:

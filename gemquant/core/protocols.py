@@ -229,6 +229,43 @@ class Block:
 
 
 @dataclass(frozen=True)
+class GridShare:
+    """How much of a matrix lies on a 4-bit grid, as found in some of its rows.
+
+    shape: (out, in). groups: of 32 weights, those that tell; on_grid: of these, on a grid.
+    dtype: the type that the weights were rounded to, as torch spells it. group_sizes: those in
+    which the matrix lies on a grid; empty where it does not. scale_errors: type → the largest
+    relative error of a scale that it stores; 0 where all weights are exact.
+    """
+
+    shape: tuple[int, int]
+    groups: int
+    on_grid: int
+    dtype: str
+    group_sizes: tuple[int, ...] = ()
+    scale_errors: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GridUse:
+    """Matrices that were tested for a 4-bit grid, and those whose codes are carried over."""
+
+    surveyed: Mapping[str, GridShare] = field(default_factory=dict)
+    carried: Mapping[str, GridShare] = field(default_factory=dict)
+
+    @property
+    def on_grid(self) -> Mapping[str, GridShare]:
+        """Matrices that lie on a grid."""
+        return {name: share for name, share in self.surveyed.items() if share.group_sizes}
+
+    @property
+    def groups(self) -> tuple[int, int]:
+        """Groups of all matrices that tell, and of these those on a grid."""
+        shares = self.surveyed.values()
+        return sum(each.groups for each in shares), sum(each.on_grid for each in shares)
+
+
+@dataclass(frozen=True)
 class Container:
     """The types a file format stores numbers in, which a quantizer must round to.
 
@@ -270,6 +307,18 @@ class Quantizer(Protocol):
         Raises what is wrong with options and model together.
         """
         return self
+
+    def with_grids(self, survey: Callable[[], Mapping[str, GridShare]]) -> Quantizer:  # noqa: ARG002
+        """Take over matrices that lie on a 4-bit grid; called once, after ``for_model``.
+
+        survey: reads some rows of every matrix; full name → what was found.
+        """
+        return self
+
+    @property
+    def grid_use(self) -> GridUse:
+        """What was found and is carried over; nothing where ``with_grids`` did not look."""
+        return GridUse()
 
     def scheme_for(self, name: str, shape: tuple[int, int]) -> Scheme | None:
         """Scheme for a linear's weight by its full name, or None to leave it in floating point.

@@ -31,7 +31,7 @@ from gemquant.models.structure import (
     RowFold,
 )
 from gemquant.quantizers.options import AffineOptions
-from gemquant.quantizers.rtn import rounded_block
+from gemquant.quantizers.rtn import rounded, rounded_block
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
@@ -54,8 +54,6 @@ class AWQ(AffineOptions):
     """
 
     name: ClassVar[str] = "awq"
-    needs: ClassVar[frozenset[str]] = frozenset({"moments", "gram"})
-
     scale: bool = option(True, "AWQ: search activation-aware scales and fold them away.")
     clip: bool = option(True, "Search each group's range instead of covering all of it.")
     gptq: bool = option(
@@ -71,9 +69,18 @@ class AWQ(AffineOptions):
         formerly="refinements",
     )
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """Gram matrices, unless every matrix is carried over from a 4-bit grid."""
+        use = self.grid_use
+        left = [n for n, share in use.surveyed.items() if self._wants(n, share)]
+        if left and use.carried.keys() >= set(left):
+            return frozenset()
+        return frozenset({"moments", "gram"})
+
     def quantize(self, block: Block, container: Container) -> Mapping[str, Tensor | AffineWeight]:
         """Quantize a layer's linears, and the norms that scales fold into, by short name."""
-        if block.index < 0:
+        if block.index < 0 or not self.needs:
             # No activations multiply a table, so that nothing is salient.
             return rounded_block(self, block, container)
         if self.gptq and block.index == 0:
@@ -83,7 +90,12 @@ class AWQ(AffineOptions):
         for group in scaled_groups(self, block, container):
             quantized |= group.norms
             for linear, weight in group.weights.items():
-                quantized[f"{linear}.weight"] = _round(weight, group, self, rounding)
+                name = f"{linear}.weight"
+                if block.prefix + name in self.grid_use.carried:
+                    full = block.prefix + name
+                    quantized[name] = rounded(self, full, weight, self.scheme, container)
+                else:
+                    quantized[name] = _round(weight, group, self, rounding)
         return quantized
 
 
@@ -182,9 +194,16 @@ def _is_quantized(linear: str, options: AWQ, block: Block) -> bool:
 
 
 def _is_foldable(group: InputGroup, options: AWQ, block: Block) -> bool:
-    """A layer left in floating point cannot take a scale without being rounded again."""
+    """A layer left in floating point cannot take a scale without being rounded again.
+
+    Nor can one on a 4-bit grid: the scale would move it off.
+    """
     producers = (group.fold.linear,) if isinstance(group.fold, RowFold) else ()
-    return all(_is_quantized(linear, options, block) for linear in (*group.linears, *producers))
+    carried = options.grid_use.carried
+    return all(
+        _is_quantized(linear, options, block) and f"{block.prefix}{linear}.weight" not in carried
+        for linear in (*group.linears, *producers)
+    )
 
 
 def _search(

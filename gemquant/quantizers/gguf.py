@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from gemquant.core.options import option
-from gemquant.core.protocols import Block, Container, Quantizer
+from gemquant.core.protocols import Block, Container, GridShare, GridUse, Quantizer
 from gemquant.core.recipe import Recipe
 from gemquant.core.weights import BlockScheme, BlockWeight
 from gemquant.errors import (
@@ -32,6 +32,7 @@ from gemquant.formats.gguf.types import (
 )
 from gemquant.models.architecture import tensor_shapes
 from gemquant.numerics.ggml_types import TYPES, GgmlType
+from gemquant.quantizers import qat as grids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_GRID, _ON_GRID = "Q4_0", "--type Q4_0"
 VALUES_AT_ONCE = 1 << 18
 """Weights that a thread reads and quantizes at a time: 1 MB in float32 stays in its cache."""
 
@@ -51,12 +53,14 @@ class _Choice:
 
     types: format of every matrix by Gemma's full name; a tied head has none.
     weighting: how much each column's error counts; None for all alike.
+    asked: matrices whose format an option names.
     """
 
     types: Mapping[str, GgmlType] = field(default_factory=dict)
     fallbacks: Sequence[Fallback] = ()
     notes: Sequence[str] = ()
     weighting: ImportanceSource | None = None
+    asked: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -101,8 +105,10 @@ Examples:
         False, "Weigh errors by an importance matrix, computed from the calibration text."
     )
     split_max_size: str = option("", "Largest file to split into, such as 2GB.", size=True)
+    qat: str = option("auto", f"{grids.HELP} Only Q4_0 holds them.", choices=grids.CHOICES)
 
     choice: _Choice = field(default_factory=_Choice)
+    found: GridUse = field(default_factory=GridUse)
 
     @property
     def label(self) -> str:
@@ -111,8 +117,8 @@ Examples:
 
     @property
     def notes(self) -> Sequence[str]:
-        """Of the importance matrix, and overrides without effect."""
-        return self.choice.notes
+        """Of the importance matrix, overrides without effect, and what is carried over."""
+        return [*self.choice.notes, *grids.use_notes(self.found, self._wants, _ON_GRID)]
 
     @property
     def fallbacks(self) -> Sequence[Fallback]:
@@ -140,8 +146,38 @@ Examples:
                 fallbacks=_fallbacks(plan, config["model_type"]),
                 notes=[*(weighting.notes if weighting else ()), *plan.without_effect],
                 weighting=weighting,
+                asked=frozenset(n for n, tensor in where.items() if tensor in plan.asked),
             ),
         )
+
+    def with_grids(self, survey: grids.Survey) -> Self:
+        """Give matrices on a grid Q4_0 in a file of Q4_0, unless an option names their format."""
+        use = grids.grid_use(
+            self.qat, survey, holds=self._holds, wanted=self._wants, instead=_ON_GRID
+        )
+        types = {n: TYPES[_GRID] if n in use.carried else t for n, t in self.choice.types.items()}
+        choice = dataclasses.replace(
+            self.choice,
+            types=types,
+            fallbacks=[
+                each for each in self.choice.fallbacks if f"{each.module}.weight" not in use.carried
+            ],
+        )
+        return dataclasses.replace(self, choice=choice, found=use)
+
+    @property
+    def grid_use(self) -> GridUse:
+        """What lies on a 4-bit grid, and what of it is carried over."""
+        return self.found
+
+    def _wants(self, name: str, share: GridShare) -> bool:  # noqa: ARG002
+        kind = self.choice.types.get(name)
+        return kind is not None and not kind.is_float
+
+    def _holds(self, name: str, share: GridShare) -> bool:
+        kind = self.choice.types.get(name)
+        free = self.type == _GRID and name not in self.choice.asked
+        return kind is not None and (kind.name == _GRID or (free and self._wants(name, share)))
 
     def scheme_for(self, name: str, shape: tuple[int, int]) -> BlockScheme | None:  # noqa: ARG002
         """The format chosen for the model; None for a head that is the embedding."""
@@ -164,10 +200,13 @@ Examples:
             if kind is None:
                 continue
             weighting = None if kind.is_float else self.choice.weighting
-            key: Hashable = ("ggml", name, kind.name, weighting and weighting.key)
+            share = self.found.carried.get(block.prefix + name)
+            key: Hashable = ("ggml", name, kind.name, weighting and weighting.key, share is None)
             if key not in block.shared:
                 importance = weighting.importance(block, linear) if weighting else None
-                block.shared[key] = quantized_blocks(block, name, kind, importance=importance)
+                block.shared[key] = quantized_blocks(
+                    block, name, kind, importance=importance, share=share
+                )
             quantized[name] = block.shared[key]
         return quantized
 
@@ -239,17 +278,24 @@ def _parse(parse: Callable[[str], T], flag: str, name: str, known: Collection[st
 
 
 def quantized_blocks(
-    block: Block, name: str, kind: GgmlType, *, importance: Tensor | None
+    block: Block,
+    name: str,
+    kind: GgmlType,
+    *,
+    importance: Tensor | None,
+    share: GridShare | None = None,
 ) -> BlockWeight:
     """Read a matrix in small runs of rows and quantize them, on as many threads as torch has.
 
     What the checkpoint has in this format already is copied; it is read only to be checked.
+    share: of a matrix whose codes are carried over.
     """
     import torch
 
     from gemquant.numerics.ggml import quantize_rows
     from gemquant.numerics.native import over_rows
     from gemquant.numerics.precision import narrowed
+    from gemquant.quantizers.qat import carried_blocks
 
     rows, columns = block.shape(name)
     stored = block.source.blocks(name, kind.name, 0, rows) if block.source else None
@@ -266,7 +312,8 @@ def quantized_blocks(
                 continue
             if kind.name == "F16":
                 narrowed(block.prefix + name, weight, torch.float16)
-            out[first:last] = quantize_rows(weight, kind, importance=importance)
+            rounded = partial(quantize_rows, weight, kind, importance=importance)
+            out[first:last] = rounded() if share is None else carried_blocks(weight, share, rounded)
 
     over_rows(run, rows, threads=torch.get_num_threads())
     return BlockWeight(BlockScheme(kind), out)

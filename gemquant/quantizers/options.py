@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from typing import Self
 
 from gemquant.core.options import option
-from gemquant.core.protocols import PER_CHANNEL, AffineScheme, Quantizer
+from gemquant.core.protocols import PER_CHANNEL, AffineScheme, GridShare, GridUse, Quantizer
 from gemquant.errors import GemquantError, UnsupportedError, UsageError
 from gemquant.models.architecture import kept_reason
 from gemquant.models.structure import EMBEDDING, HEAD, PER_LAYER_TABLE
+from gemquant.quantizers import qat as grids
 
 BITS = (2, 3, 4, 6, 8)
 GROUP_SIZES = (32, 64, 128, PER_CHANNEL)
+_ON_GRID = "--group-size 32 --symmetric"
 
 
 def patterns(skip: str) -> tuple[str, ...]:
@@ -93,6 +96,9 @@ class AffineOptions(Quantizer):
         "Quantize the embedding too, and with it a head that is tied to it; a per-layer one to 8 "
         "bits (mlx).",
     )
+    qat: str = option("auto", grids.HELP, choices=grids.CHOICES)
+
+    found: GridUse = field(default_factory=GridUse)
 
     @property
     def scheme(self) -> AffineScheme:
@@ -110,6 +116,30 @@ class AffineOptions(Quantizer):
         if not optional.get(name, True) or is_skipped(name, self.skip):
             return None
         return self.scheme
+
+    def with_grids(self, survey: grids.Survey) -> Self:
+        """Carry over matrices on a grid of this group size; UsageError where --qat on cannot."""
+        use = grids.grid_use(
+            self.qat, survey, holds=self._holds, wanted=self._wants, instead=_ON_GRID
+        )
+        return replace(self, found=use)
+
+    @property
+    def grid_use(self) -> GridUse:
+        """What lies on a 4-bit grid, and what of it is carried over."""
+        return self.found
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What is carried over, or could be."""
+        return grids.use_notes(self.found, self._wants, _ON_GRID)
+
+    def _wants(self, name: str, share: GridShare) -> bool:
+        return self.scheme_for(name, share.shape) is not None
+
+    def _holds(self, name: str, share: GridShare) -> bool:
+        scheme = self.scheme_for(name, share.shape)
+        return scheme is not None and scheme.bits >= 4 and scheme.group_size in share.group_sizes
 
     def problems(self, linears: Mapping[str, tuple[int, int]]) -> list[GemquantError]:
         """Layers that the group size does not divide; patterns that match nothing."""

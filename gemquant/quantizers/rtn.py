@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from gemquant.core.protocols import AffineScheme, AffineWeight, Block, Container
 from gemquant.quantizers.options import AffineOptions
+from gemquant.quantizers.qat import carried_weight
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,8 +37,17 @@ def rounded_block(
         weight = block.weights[name]
         scheme = options.scheme_for(block.prefix + name, (weight.shape[0], weight.shape[1]))
         if scheme is not None:
-            quantized[name] = round_to_nearest(weight, scheme, container)
+            quantized[name] = rounded(options, block.prefix + name, weight, scheme, container)
     return quantized
+
+
+def rounded(
+    options: AffineOptions, name: str, weight: Tensor, scheme: AffineScheme, container: Container
+) -> AffineWeight:
+    """Carry over (out, in) where it lies on a grid, by its full name; round the rest to nearest."""
+    nearest = partial(round_to_nearest, weight, scheme, container)
+    share = options.grid_use.carried.get(name)
+    return carried_weight(weight, scheme, container, share, nearest) if share else nearest()
 
 
 def round_to_nearest(weight: Tensor, scheme: AffineScheme, container: Container) -> AffineWeight:

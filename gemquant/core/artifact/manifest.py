@@ -22,7 +22,7 @@ from gemquant.models.licences import GEMMA_TERMS
 from gemquant.models.structure import tower_of
 
 if TYPE_CHECKING:
-    from gemquant.core.protocols import Layout, PlainSpec
+    from gemquant.core.protocols import GridUse, Layout, PlainSpec
 
 MANIFEST_FILE = "manifest.json"
 SCHEMA_VERSION: Literal[2] = 2
@@ -179,6 +179,36 @@ class SmoothingRecord(Record):
     float_dtype: str = Field(description="Type that the folded weights were handed over in.")
 
 
+class GridRecord(Record):
+    """How much of the checkpoint lies on a 4-bit grid, as quantization-aware training leaves it.
+
+    Found in a sample of rows of every matrix.
+    """
+
+    matrices: int = Field(ge=0, description="Matrices that were tested.")
+    on_grid: int = Field(ge=0, description="Matrices that lie on a grid.")
+    groups: int = Field(ge=0, description="Sampled groups of 32 weights that can tell.")
+    groups_on_grid: int = Field(ge=0, description="Of these, those on a grid.")
+    carried: tuple[str, ...] = Field(
+        description="Matrices whose codes and scales were carried over instead of rounded anew."
+    )
+    scale_error: float = Field(
+        ge=0,
+        description="Largest relative error of a sampled scale in the type that stores it; 0 where "
+        "all weights are those of the checkpoint.",
+    )
+
+    def __str__(self) -> str:
+        share = self.groups_on_grid / self.groups if self.groups else 0.0
+        # Never all or none for what is only near it.
+        percent = f"{share:.1%}" if share in (0.0, 1.0) else f"{min(max(share, 1e-3), 0.999):.1%}"
+        verb = "lies" if self.on_grid == 1 else "lie"
+        return (
+            f"{self.on_grid} of {self.matrices} matrices {verb} on a 4-bit grid ({percent} of the "
+            "groups sampled)"
+        )
+
+
 class TokensWithoutRow(Record):
     """Tokens of the tokenizer whose ids lie beyond the embedding's rows."""
 
@@ -255,6 +285,11 @@ class Manifest(Document):
         description="Tokens that no text may hold, since the embedding has no rows for them; left "
         "out where there are none.",
     )
+    grid: GridRecord | None = Field(
+        default=None,
+        exclude_if=lambda record: record is None,
+        description="How much of the checkpoint lies on a 4-bit grid; left out where nothing does.",
+    )
     certificates: tuple[LevelEvaluation, ...] = Field(
         default=(),
         description="What was measured, one entry per level; at level `emulated` one per corner.",
@@ -322,6 +357,20 @@ def fallbacks_by_reason(manifest: Manifest) -> dict[tuple[str, str], list[str]]:
     for each in manifest.fallbacks:
         grouped.setdefault((each.stored, each.reason), []).append(each.module)
     return grouped
+
+
+def grid_record(use: GridUse, scale_dtype: str = "") -> GridRecord:
+    """What a quantizer found. scale_dtype: the type that its container stores scales in."""
+    groups, on_grid = use.groups
+    errors = [share.scale_errors.get(scale_dtype, 0.0) for share in use.carried.values()]
+    return GridRecord(
+        matrices=len(use.surveyed),
+        on_grid=len(use.on_grid),
+        groups=groups,
+        groups_on_grid=on_grid,
+        carried=tuple(name.removesuffix(".weight") for name in use.carried),
+        scale_error=max(errors, default=0.0),
+    )
 
 
 def quantization_record(

@@ -66,7 +66,7 @@ class GGUF(Exporter):
 
     def container(self, config: Mapping[str, Any]) -> Container:  # noqa: ARG002 (protocol)
         """float32 for everything but matrices."""
-        return Container(torch.float32, torch.float32, self_contained=True)
+        return Container(torch.float16, torch.float32, self_contained=True)
 
     def problems(self, header: ArtifactHeader) -> list[GemquantError]:
         """Matrices in formats other than ggml's, and what llama.cpp would compute differently."""

@@ -165,12 +165,14 @@ class TensorType:
 class TypePlan:
     """Every tensor in the order in which llama.cpp writes them.
 
-    without_effect: options that change nothing, each with the reason.
+    without_effect: options that change nothing, each with the reason. asked: names of tensors
+    whose format an option names.
     """
 
     request: TypeRequest
     tensors: tuple[TensorType, ...]
     without_effect: tuple[str, ...]
+    asked: frozenset[str] = frozenset()
 
 
 def choose_types(
@@ -219,7 +221,15 @@ def choose_types(
         tensors.append(TensorType(name, shape, fitted, preferred, needs))
     refuse(problems)
     without_effect = _without_effect(request, taken, tied=tied, table=_TABLE in shapes)
-    return TypePlan(request, tuple(tensors), without_effect)
+    return TypePlan(request, tuple(tensors), without_effect, _asked(request, taken, shapes))
+
+
+def _asked(request: TypeRequest, taken: Collection[str], shapes: Collection[str]) -> frozenset[str]:
+    """Tensors whose format an option names; that of the head is a tied embedding's too."""
+    asked = {*taken, *(name for name in _TABLES if _explicit(request, name) is not None)}
+    if _HEAD in asked and _HEAD not in shapes:
+        asked.add(_EMBEDDING)
+    return frozenset(asked)
 
 
 def importance_problems(plan: TypePlan, covered: Collection[str] | None) -> list[GemquantError]:
