@@ -32,9 +32,9 @@ HELP = (
 )
 GROUP_SIZES = (32, 64, 128)
 LEAST_SHARE = 0.99
-"""Of the groups that tell, on a grid. Training leaves all there; rounding with zero points and
-decoding leaves 36 to 57 % there in groups of 32 and 84 to 94 % in groups of 128, as zero points of 7
-and 8 are those of a symmetric grid; Q3_K leaves 12 %."""
+"""Of the groups that tell, on a grid. Training leaves all there. Rounding with zero points and
+decoding leaves 36 to 57 % in groups of 32 and 84 to 94 % in groups of 128, as zero points of 7 and
+8 are those of a symmetric grid; Q3_K leaves 12 %."""
 LARGEST_SCALE_ERROR = 2.0**-5
 """Beyond, a code of 8 would be nearer to another one: where float16 has no small numbers left."""
 RUNS, ROWS = 4, 16
