@@ -165,7 +165,7 @@ def _plan_document(planned: PlannedJob) -> dict[str, Any]:
 
 
 def _plan(planned: PlannedJob) -> list[Table | str]:
-    from gemquant.cli.render import fact_table, fallback_table, grid_words, named, tower_facts
+    from gemquant.cli.render import add_grid, fact_table, fallback_table, named, tower_facts
     from gemquant.core.artifact import tower_records
     from gemquant.core.protocols import QuantizedSpec
     from gemquant.core.resources import human_bytes
@@ -207,8 +207,7 @@ def _plan(planned: PlannedJob) -> list[Table | str]:
         )
     for tower in tower_records(planned.header.towers):
         facts.add_row(tower.name, tower_facts(tower))
-    if planned.grid is not None:
-        facts.add_row("grid", grid_words(planned.grid))
+    add_grid(facts, planned.grid)
     facts.add_row("certificate", _certificate(job.recipe))
     groups = _fallbacks(planned).items()
     return [facts, *formats, *fallback_table((modules, *why) for why, modules in groups)]

@@ -276,8 +276,7 @@ def _facts(manifest: Manifest) -> list[Table | str]:
     if manifest.smoothing is not None:
         folds = counted(len(manifest.smoothing.folds), "scale")
         facts.add_row("smoothing", f"{folds} folded, in {manifest.smoothing.float_dtype}")
-    if manifest.grid is not None:
-        facts.add_row("grid", grid_words(manifest.grid))
+    add_grid(facts, manifest.grid)
     if manifest.tokens_without_row is not None:
         facts.add_row("tokens", str(manifest.tokens_without_row))
     if manifest.calibration is not None:
@@ -317,12 +316,17 @@ def tower_facts(tower: TowerRecord) -> str:
     return f"as it was: {counted(tower.tensors, 'tensor')} in {tower.dtype}, {size}"
 
 
-def grid_words(grid: GridRecord) -> str:
-    """How much lies on a 4-bit grid, how much of that is carried over, and how exactly."""
-    if not grid.carried:
-        return f"{grid}; none is carried over" if grid.on_grid else str(grid)
-    exact = "exact" if grid.scale_error == 0 else f"scales off by up to {grid.scale_error:.2%}"
-    return f"{grid}; carried over: {matrices(grid.carried)}, {exact}"
+def add_grid(facts: Table, grid: GridRecord | None) -> None:
+    """Say how much lies on a 4-bit grid, how much of that is carried over, and how exactly."""
+    if grid is None:
+        return
+    words = str(grid)
+    if grid.carried:
+        exact = "exact" if grid.scale_error == 0 else f"scales off by up to {grid.scale_error:.2%}"
+        words += f"; carried over: {matrices(grid.carried)}, {exact}"
+    elif grid.on_grid:
+        words += "; none is carried over"
+    facts.add_row("grid", words)
 
 
 def _stored_bits(manifest: Manifest) -> str:
