@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from gemquant.core.resources import default_threads, process_status, processor_flags
+from gemquant.core.resources import process_status, processor_flags
 from gemquant.errors import ArtifactError, GemquantError, RuntimeMissingError, WorkerError
 from gemquant.runtimes.runtime import (
     DEFAULTS,
@@ -83,12 +83,14 @@ class Vllm(LogitsRuntime, SpeedRuntime):
     def load(cls, path: Path, container: str, options: LoadOptions = DEFAULTS) -> Self:
         """Load a folder. vLLM chooses the type where weights are quantized, whatever dtype is."""
         cls.require(path, container, options.device)
+        import torch
+
         from gemquant.formats.checkpoint.files import read_json_object
         from gemquant.models.architecture import cached_values
         from gemquant.models.config import text_config
 
         interpreter = found()
-        threads = options.threads or default_threads()
+        threads = options.threads or torch.get_num_threads()
         stored = read_json_object(path / "config.json")
         stored.pop("quantization_config", None)
         config = text_config(stored)
