@@ -73,6 +73,15 @@ def text_config(raw: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
+_PACKED: Mapping[str, tuple[str, str]] = {
+    "gemma": (
+        ": weights of quantization-aware training, packed for phones by transformers 5.24",
+        "Start from the repository of the same model that ends in -qat-q4_0-unquantized; its grid "
+        "is carried over",
+    ),
+}
+"""What a ``quant_method`` is, and what to start from instead."""
+
 _NOT_READ: Mapping[str, str] = {
     "gemma3n": "Gemma 3n is not read: each of its layers mixes four hidden states (AltUp), adds a "
     "low-rank branch (LAuReL) and thins out activations; docs/formats.md says what that would take",
@@ -218,10 +227,11 @@ def _unsupported(
     method = raw.get("quantization_config") or text.get("quantization_config")
     if method:
         name = method.get("quant_method") if isinstance(method, dict) else method
+        what, instead = _PACKED.get(str(name), ("", "Start from the original weights"))
         problems.append(
             UnsupportedError(
-                f"the checkpoint is quantized already (quant_method {name!r}).",
-                hint="Start from the original weights, in bfloat16, float16 or float32.",
+                f"the checkpoint is quantized already (quant_method {name!r}{what}).",
+                hint=f"{instead}, in bfloat16, float16 or float32.",
             )
         )
     if text.get("attention_bias"):

@@ -160,6 +160,11 @@ def test_a_wrong_value_is_named_with_its_rule(changes: dict[str, Any], words: st
         pytest.param(
             {"quantization_config": {"quant_method": "awq"}}, "quantized already", id="quantized"
         ),
+        pytest.param(
+            {"quantization_config": {"quant_method": "gemma"}},
+            "packed for phones by transformers 5.24",
+            id="packed",
+        ),
     ],
 )
 def test_what_cannot_be_carried_is_refused(changes: dict[str, Any], words: str) -> None:
