@@ -76,8 +76,7 @@ def text_config(raw: Mapping[str, Any]) -> dict[str, Any]:
 _PACKED: Mapping[str, tuple[str, str]] = {
     "gemma": (
         ": weights of quantization-aware training, packed for phones by transformers 5.24",
-        "Start from the repository of the same model that ends in -qat-q4_0-unquantized; its grid "
-        "is carried over",
+        "Start from the same model's -qat-q4_0-unquantized, whose grid is carried over",
     ),
 }
 """What a ``quant_method`` is, and what to start from instead."""
