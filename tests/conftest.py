@@ -22,11 +22,19 @@ from tests.helpers.tiny_gemma import GENERATIONS, KINDS, Kind, write_tiny_gemma 
 
 @pytest.fixture(autouse=True)
 def log() -> Iterator[None]:
-    """Leave the program's logger as it was: a command sends its records to stderr alone."""
-    logger = logging.getLogger("gemquant")
-    before = logger.handlers, logger.level, logger.propagate
+    """Give each test a logger as on import: a command sends its records to stderr alone.
+
+    Before the test too, since a fixture of a module or the session may have run a command.
+    """
+
+    def reset() -> None:
+        logger = logging.getLogger("gemquant")
+        logger.handlers, logger.propagate = [], True
+        logger.setLevel(logging.NOTSET)
+
+    reset()
     yield
-    logger.handlers, logger.level, logger.propagate = before
+    reset()
 
 
 @pytest.fixture(params=GENERATIONS)

@@ -129,6 +129,7 @@ def test_every_phase_of_a_conversion_is_named(run: Run, tmp_path: Path) -> None:
     phases = [re.split("[:,]", line)[0] for line in made.err.splitlines()]
     assert list(dict.fromkeys(phases)) == [
         "opening model",
+        "looking for a 4-bit grid",
         "reading the evaluation text",
         "embedding the text",
         "quantizing layers",

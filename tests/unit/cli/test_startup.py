@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -60,6 +61,8 @@ def test_listing_quantizers_imports_rich_but_no_torch() -> None:
     ],
 )
 def test_what_a_path_alone_shows_is_said_before_torch_is_loaded(command: str, code: int) -> None:
+    if command.startswith("tasks") and find_spec("lm_eval") is None:
+        code = 8  # lm-eval is missing, which is said first
     assert "torch" not in modules_after(*command.split(), code=code)
 
 
