@@ -95,15 +95,8 @@ def evaluate(
     settings: ``against, eval_windows, eval_slices, seq_len, seed, device, dtype, by_layer``.
     """
     problems = ProblemCollector()
-    opened = [
-        each if isinstance(each, Artifact) else problems.attempt(partial(Artifact.open, Path(each)))
-        for each in artifacts
-    ]
-    found = [
-        each if isinstance(each, Artifact) else each.value
-        for each in opened
-        if isinstance(each, Artifact) or each.succeeded
-    ]
+    opened = [problems.attempt(partial(_opened, each)) for each in artifacts]
+    found = [each.value for each in opened if each.succeeded]
     problems += name_problems(found)
     problems.refuse()
     text = None if suite is None else SuiteText.named(suite)
@@ -143,6 +136,10 @@ def load(path: str | Path) -> Artifact:
     ArtifactError that lists every difference from the manifest.
     """
     return Artifact.open(Path(path))
+
+
+def _opened(artifact: str | Path | Artifact) -> Artifact:
+    return artifact if isinstance(artifact, Artifact) else load(artifact)
 
 
 def _expanded(recipes: Sequence[RunRecipe]) -> list[RunJob]:

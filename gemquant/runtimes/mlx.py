@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from gemquant.errors import ArtifactError
+from gemquant.formats.checkpoint.tokenizer_files import token_ids
 from gemquant.models.architecture import model_types
 from gemquant.runtimes.runtime import (
     DEFAULTS,
@@ -47,8 +48,7 @@ class Mlx(HiddenStatesRuntime, SpeedRuntime):
         self.model, self._gpu = model, gpu
         self.software = software
         self.max_tokens = None if gpu else TOKENS_ON_CPU
-        eos = config.get("eos_token_id", ())
-        self.end_tokens = frozenset([eos] if isinstance(eos, int) else eos)
+        self.end_tokens = token_ids(config.get("eos_token_id"))
         architecture = model_types().get(config["model_type"])
         if architecture is not None and architecture.mlx.ignores_window:
             self.max_window = int(config["sliding_window"])

@@ -16,6 +16,7 @@ import numpy as np
 
 from gemquant.errors import ArtifactError, RuntimeMissingError
 from gemquant.formats.checkpoint.files import read_json_object
+from gemquant.formats.checkpoint.tokenizer_files import token_ids
 from gemquant.runtimes.runtime import (
     DEFAULTS,
     POSITIONS_AT_ONCE,
@@ -48,7 +49,7 @@ class OnnxRuntime(LogitsRuntime):
 
     def __init__(self, path: Path, session: Any, threads: int) -> None:
         config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))["model"]
-        decoder, eos = config["decoder"], config["eos_token_id"]
+        decoder = config["decoder"]
         shape = (1, decoder["num_key_value_heads"], 0, decoder["head_size"])
         self._session = session
         self._empty: Mapping[str, Array] = {
@@ -56,7 +57,7 @@ class OnnxRuntime(LogitsRuntime):
             for each in session.get_inputs()
             if each.name.startswith("past_key_values.")
         }
-        self.end_tokens = frozenset(eos if isinstance(eos, list) else [eos])
+        self.end_tokens = token_ids(config["eos_token_id"])
         self.software = f"onnxruntime {_any_version(self.packages)}; {cpu_place(threads)}"
 
     @classmethod

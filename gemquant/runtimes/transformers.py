@@ -25,6 +25,7 @@ from torch import Tensor
 
 from gemquant.errors import ArtifactError, RuntimeMissingError
 from gemquant.formats.checkpoint.files import read_json_object
+from gemquant.formats.checkpoint.tokenizer_files import token_ids
 from gemquant.models.architecture import model_types
 from gemquant.models.experts import has_experts
 from gemquant.models.skeleton import Skeleton
@@ -95,8 +96,7 @@ class Transformers(HiddenStatesRuntime, SpeedRuntime):
         self.model, self.software = model, software
         self.device = torch.device(options.device)
         self._mode, self._batch_size = options.mode, options.batch_size
-        eos = getattr(model.generation_config, "eos_token_id", None)
-        self.end_tokens = frozenset([eos] if isinstance(eos, int) else eos or ())
+        self.end_tokens = token_ids(getattr(model.generation_config, "eos_token_id", None))
 
     @classmethod
     def requirement(cls, container: str, device: str) -> Requirement:

@@ -188,8 +188,9 @@ def kernels() -> str:
 def _end_tokens(path: Path) -> frozenset[int]:
     """Ids that end a text, of the generation settings or of the configuration."""
     from gemquant.formats.checkpoint.files import read_json_object
+    from gemquant.formats.checkpoint.tokenizer_files import token_ids
 
     file = path / "generation_config.json"
     settings: dict[str, Any] = read_json_object(file) if file.is_file() else {}
-    eos = settings.get("eos_token_id", read_json_object(path / "config.json").get("eos_token_id"))
-    return frozenset([eos] if isinstance(eos, int) else eos or ())
+    config = read_json_object(path / "config.json")
+    return token_ids(settings.get("eos_token_id", config.get("eos_token_id")))

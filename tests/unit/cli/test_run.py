@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from gemquant.convert import pipeline, prepare
+from gemquant.convert import pipeline, prepare, resume
 from gemquant.convert.job import JobWriter
 from gemquant.convert.resume import ResumePolicy
 from gemquant.convert.run_recipe import PRESETS
@@ -113,9 +115,8 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(
 ) -> None:
     file = recipe()
     assert run("run", file, "-o", "whole").code == 0
-    monkeypatch.setattr(ResumePolicy, "every_seconds", 0.0)
-    of = prepare.ResumePolicy
-    monkeypatch.setattr(prepare, "ResumePolicy", lambda *a, **k: of(*a, **k, every_seconds=0.0))
+    monkeypatch.setattr(prepare, "ResumePolicy", partial(ResumePolicy, every_seconds=0.0))
+    monkeypatch.setattr(resume, "SHARE_OF_TIME", math.inf)
     save = pipeline._save
 
     def ending(saved, finished, *rest):  # type: ignore[no-untyped-def]
