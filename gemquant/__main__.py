@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import SequenceMatcher
 from types import FrameType
 from typing import NoReturn
@@ -23,6 +23,7 @@ from gemquant.errors import GemquantError, OutputError, UsageError, echo
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
 # 128 + SIGINT, 128 + SIGTERM, as shells report them.
 ENDINGS = {False: ("interrupted", 130), True: ("terminated", 143)}
+SECONDS_TO_UNWIND = 1.0
 LEAST_ALIKE = 0.65
 """Ratio of difflib, from 0 to 1."""
 PATH_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENOTDIR)
@@ -34,7 +35,8 @@ def run() -> int:
     """The program: prepare this process, then run ``main`` on its arguments."""
     yield_idle_processors()
     # A scratch folder must go on SIGTERM as it does on Ctrl-C.
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, _ends_by(Terminated))
+    signal.signal(signal.SIGINT, _ends_by(Interrupted))
     return main()
 
 
@@ -56,6 +58,7 @@ def main(args: Sequence[str] | None = None) -> int:
         echo(shown.getvalue(), err=True, nl=False)
         return error.exit_code
     except (Terminated, click.Abort, KeyboardInterrupt) as stop:
+        _raise_again(0.0)
         ended, code = ENDINGS[isinstance(stop, Terminated)]
         # Click turns a KeyboardInterrupt into its own exception.
         left = _notes(stop) or _notes(stop.__cause__) or ["nothing was left behind"]
@@ -77,8 +80,33 @@ class Terminated(BaseException):
     """SIGTERM arrived."""
 
 
-def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise Terminated
+class Interrupted(KeyboardInterrupt):
+    """SIGINT arrived; for a KeyboardInterrupt itself Python would kill the process at its end."""
+
+
+def _ends_by(stop: type[BaseException]) -> Callable[[int, FrameType | None], NoReturn]:
+    """A handler that raises ``stop``, and again where a library has swallowed it."""
+
+    def end(_signal: int, _frame: FrameType | None) -> NoReturn:
+        if hasattr(signal, "SIGALRM"):
+            signal.signal(signal.SIGALRM, again)
+        _raise_again(SECONDS_TO_UNWIND)
+        raise stop
+
+    def again(number: int, frame: FrameType | None) -> None:
+        error = sys.exc_info()[1]
+        while error is not None and not isinstance(error, stop):
+            error = error.__context__
+        if error is None:  # nothing above this frame cleans up after it
+            end(number, frame)
+
+    return end
+
+
+def _raise_again(seconds: float) -> None:
+    """Look every so many seconds whether the exception was swallowed; never for 0."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
 
 
 def _system_failed(error: OSError) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -153,6 +154,7 @@ def command(ctx: click.Context, /, **params: Any) -> None:
         progress.note(f"{model.software}; context {model.context}")
         progress.note(f"preset {name}{choice.reason})")
     session = Session(model, sampling, system)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it ends an answer, then the program
     if typed:
         _converse(session)
     else:

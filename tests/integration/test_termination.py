@@ -43,3 +43,34 @@ def test_a_run_ended_by_a_signal_leaves_nothing(
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors.splitlines()[-1]) == (code, said)
     assert list(tmp_path.iterdir()) == []
+
+
+SWALLOWS = """
+import os, signal, sys, time
+import click
+from gemquant import __main__ as program
+
+@click.command()
+def deaf():
+    try:
+        os.kill(os.getpid(), signal.{name})
+        time.sleep(60)
+    except BaseException:
+        pass
+    time.sleep(60)
+
+program.cli = deaf
+sys.exit(program.run())
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_that_a_library_swallows_ends_the_run_all_the_same(name: str, code: int) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", SWALLOWS.format(name=name)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        timeout=50,
+        check=False,
+    )
+    assert ended.returncode == code
