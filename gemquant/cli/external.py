@@ -101,7 +101,9 @@ def run_external(
 
 def _print_plan(prepared: PreparedExternal, *, as_json: bool) -> None:
     from gemquant.cli import render
+    from gemquant.convert.duration import external_duration, prepared_so_far
 
+    seconds = prepared_so_far().joined(external_duration(prepared))
     recipe, memory = prepared.recipe, prepared.request.tool.memory_bytes
     if as_json:
         render.print_json(
@@ -111,6 +113,7 @@ def _print_plan(prepared: PreparedExternal, *, as_json: bool) -> None:
                 "container": prepared.tool.container,
                 "needed_bytes": prepared.needed_bytes,
                 "tool_memory_bytes": memory,
+                "seconds_estimate": seconds.document(),
             }
         )
         return
@@ -121,4 +124,5 @@ def _print_plan(prepared: PreparedExternal, *, as_json: bool) -> None:
     space = human_bytes(prepared.needed_bytes)
     listing.add_row("space", f"at most {space}, most of it while the tool runs")
     listing.add_row("memory", f"at most {human_bytes(memory)} for the tool")
+    listing.add_row("time", str(seconds))
     render.print_tables(listing, "", "Nothing was written (--dry-run).")

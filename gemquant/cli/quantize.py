@@ -22,6 +22,7 @@ from gemquant.convert.plugins import quantizer_type
 from gemquant.core.progress import print_end, reporter
 
 if TYPE_CHECKING:
+    from gemquant.convert.duration import Duration
     from gemquant.convert.plan import PlannedJob
     from gemquant.core.artifact import Artifact
     from gemquant.core.recipe import Recipe
@@ -97,11 +98,14 @@ class QuantizerCommand(click.Command):
                 progress.note(f"the windows carry at most {carried} from layer to layer")
                 if layers := prepared.resumable_layers:
                     progress.note(f"an interrupted run will be resumed after layer {layers}")
+                from gemquant.convert.duration import pass_duration, prepared_so_far
+
+                duration = prepared_so_far().joined(pass_duration(prepared))
                 artifacts = None
             else:
                 artifacts = prepared.run(progress)
         if artifacts is None:
-            print_plan(prepared.planned, as_json=ctx.params["as_json"])
+            print_plan(prepared.planned, duration, as_json=ctx.params["as_json"])
         else:
             render.artifacts(artifacts, as_json=ctx.params["as_json"])
             print_end(*next_commands(artifacts), quiet=quiet)
@@ -124,17 +128,18 @@ def help_of(quantizer: type[Any]) -> str:
 # ---------------------------------------------------------------- --dry-run
 
 
-def print_plan(planned: Sequence[PlannedJob], *, as_json: bool) -> None:
-    """Print what jobs would write: where, how it is stored, its size."""
+def print_plan(planned: Sequence[PlannedJob], duration: Duration, *, as_json: bool) -> None:
+    """Print what jobs would write: where, how it is stored, its size; and how long all take."""
     from gemquant.cli.render import print_json, print_tables
 
     if as_json:
-        documents = [_plan_document(each) for each in planned]
+        seconds = {"seconds_estimate": duration.document()}
+        documents = [{**_plan_document(each), **seconds} for each in planned]
         print_json(documents[0] if len(documents) == 1 else documents)
         return
     for each in planned:
         print_tables(*_plan(each), "")
-    print_tables("Nothing was written (--dry-run).")
+    print_tables(f"time: {duration}.", "Nothing was written (--dry-run).")
 
 
 def _fallbacks(planned: PlannedJob) -> dict[tuple[str, str], list[str]]:

@@ -176,9 +176,10 @@ def _print_plan(prepared: PreparedRkllm, *, as_json: bool) -> None:
     """Print the expected file, the space and memory needed, and the toolkit's calls."""
     from gemquant.cli import render
     from gemquant.convert.candidates import weight_count
+    from gemquant.convert.duration import prepared_so_far
     from gemquant.core.resources import human_bytes, human_seconds
     from gemquant.rockchip.artifact import size_range
-    from gemquant.rockchip.rkllm import needed_bytes, worker_job
+    from gemquant.rockchip.rkllm import converting, needed_bytes, preparing, worker_job
 
     job, checkpoint = prepared.job, prepared.checkpoint
     conversion = job.conversion
@@ -188,6 +189,9 @@ def _print_plan(prepared: PreparedRkllm, *, as_json: bool) -> None:
     memory = int(per_weight * weights)
     toolkit = f"{conversion.toolkit.name} {conversion.release.version}"
     document = worker_job(job, checkpoint)
+    seconds = prepared_so_far().joined(preparing(job, checkpoint))
+    if prepared.interpreter is not None:
+        seconds = seconds.joined(converting(job, checkpoint))
     if as_json:
         render.print_json(
             {
@@ -197,6 +201,7 @@ def _print_plan(prepared: PreparedRkllm, *, as_json: bool) -> None:
                 "toolkit": toolkit,
                 "needed_bytes": needed_bytes(job, checkpoint),
                 "conversion_memory_bytes_estimate": memory,
+                "seconds_estimate": seconds.document(),
                 "job": document,
             }
         )
@@ -207,10 +212,10 @@ def _print_plan(prepared: PreparedRkllm, *, as_json: bool) -> None:
     listing.add_row("toolkit", toolkit)
     listing.add_row("runtime", f"librkllmrt {conversion.release.version}")
     listing.add_row("driver", f"{conversion.release.driver} or newer")
-    level = conversion.options.optimization_level
-    seconds = conversion.toolkit.conversion.seconds_per_million[level] * weights / 1e6
-    effort = f"about {human_bytes(memory)} of memory, {human_seconds(seconds)}"
-    listing.add_row("converting", f"{effort}; an estimate")
+    effort = f"about {human_bytes(memory)} of memory"
+    seconds_there = converting(job, checkpoint).seconds
+    listing.add_row("converting", f"{effort}, {human_seconds(seconds_there)}; an estimate")
+    listing.add_row("time", str(seconds))
     for call in document["calls"]:
         arguments = ", ".join(f"{name}={value!r}" for name, value in call["arguments"].items())
         listing.add_row(call["function"], arguments)

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from gemquant.errors import ProblemCollector, UsageError, echo
 from gemquant.rockchip.options import AUTO, RkllmOptions
 
 if TYPE_CHECKING:
+    from gemquant.convert.duration import Duration
     from gemquant.convert.run import PlannedRun, RunRequest
     from gemquant.core.artifact import Artifact
     from gemquant.core.protocols import Progress
@@ -150,6 +151,7 @@ class _Step:
     title: str
     out: Path
     finished: bool
+    duration: Callable[[], Duration]
     run: Callable[[Path, Progress], Artifact | None]
 
 
@@ -203,9 +205,16 @@ def tool_step(job: RunJob, target: Target, request: RunRequest, progress: Progre
                 progress=progress,
             )
 
-        return _Step(job.title, made.job.out, made.finished, convert)
+        def duration() -> Duration:
+            prepared = rkllm.preparing(made.job, made.checkpoint)
+            if made.interpreter is None:
+                return prepared
+            return prepared.joined(rkllm.converting(made.job, made.checkpoint))
+
+        return _Step(job.title, made.job.out, made.finished, duration, convert)
 
     from gemquant.convert import autoawq, onnx
+    from gemquant.convert.duration import external_duration
     from gemquant.convert.external import build, prepare_external
 
     check = onnx.check if recipe.quantizer == "onnx" else autoawq.check
@@ -214,6 +223,7 @@ def tool_step(job: RunJob, target: Target, request: RunRequest, progress: Progre
         job.title,
         prepared.out,
         prepared.finished is not None,
+        partial(external_duration, prepared),
         lambda shared, progress: build(prepared, progress, shared=shared),
     )
 
@@ -286,8 +296,12 @@ def _next_commands(made: Sequence[Artifact]) -> list[str]:
 def _print_plan(planned: PlannedRun, *, as_json: bool) -> None:
     """Print what would be made in which pass, and what that takes."""
     from gemquant.cli.render import print_json, print_tables, table
+    from gemquant.convert.duration import Duration, pass_duration, prepared_so_far
     from gemquant.convert.run import held_bytes
 
+    durations = [pass_duration(each) for each in planned.passes]
+    later = [step.duration() for step in planned.steps if not step.finished]
+    whole = reduce(Duration.joined, [*durations, *later], prepared_so_far())
     documents: list[dict[str, Any]] = []
     numbers = ("size", "bits per weight")
     rows = table("pass", "folder", "container", *numbers, numbers=numbers)
@@ -311,6 +325,7 @@ def _print_plan(planned: PlannedRun, *, as_json: bool) -> None:
             container = artifact.manifest.container
             rows.add_row("made", path, container, human_bytes(size), f"{bits:.2f}")
         document = {"model": each.checkpoint.ref, "jobs": jobs, "memory_bytes": held_bytes(each)}
+        document["seconds_estimate"] = durations[number - 1].document()
         documents.append(
             {**document, "finished": [str(artifact.path) for artifact in each.finished]}
         )
@@ -318,7 +333,16 @@ def _print_plan(planned: PlannedRun, *, as_json: bool) -> None:
     if as_json:
         steps = [{"path": str(s.out), "job": s.title, "made": s.finished} for s in planned.steps]
         reasons = list(planned.reasons)
-        print_json({"passes": documents, "steps": steps, "bytes": total, "reasons": reasons})
+        seconds = whole.document()
+        print_json(
+            {
+                "passes": documents,
+                "steps": steps,
+                "bytes": total,
+                "reasons": reasons,
+                "seconds_estimate": seconds,
+            }
+        )
         return
     memory = max(map(held_bytes, planned.passes), default=0)
     for step in planned.steps:
@@ -328,6 +352,7 @@ def _print_plan(planned: PlannedRun, *, as_json: bool) -> None:
     print_tables(
         rows,
         f"{human_bytes(total)} to write; about {human_bytes(memory)} of memory.",
+        f"time: {whole}.",
         *(f"{reason}." for reason in planned.reasons),
         *(f"An interrupted pass will be resumed after layer {n}." for n in resumed if n),
         "Nothing was written (--dry-run).",

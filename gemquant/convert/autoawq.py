@@ -29,6 +29,9 @@ VERSION = "0.2.9"
 PACKAGES = ("autoawq", "torch", "transformers", "triton")
 CONTAINER = "awq-gemm"
 CLIPPED_ROWS = 64
+PRODUCTS_PER_WEIGHT = 115.0
+"""And token, since it multiplies all of them for every scale that it tries. Measured: a Gemma 2 of
+270 million weights, 8 windows of 512 tokens, 472 s of two AVX2 cores."""
 DTYPE = "bfloat16"
 """What the plain folder stores, and so what AutoAWQ leaves unquantized."""
 
@@ -119,6 +122,7 @@ def check(request: ExternalRequest, model: OpenedModel) -> Attempt[ExternalTool]
                 "threads": request.threads,
             },
             config=runtime_config(config, DTYPE, quantization),
+            products_per_weight=PRODUCTS_PER_WEIGHT,
             calibration=calibration.value,
             # Versions of torch and so on are those of its environment, not of this one.
             library_names={name: f"{name} (AutoAWQ's)" for name in PACKAGES if name != "autoawq"},

@@ -54,6 +54,8 @@ class ExternalTool:
     dtype: what the plain folder stores. float_dtype: what the artifact stores unquantized.
     job: what the program reads, but for the folders. config: what config.json must hold.
     calibration: the text that it reads, if any. library_names: as the manifest lists its libraries.
+    products_per_weight: as many multiplications of a product of matrices take as long as it takes
+        for a weight, and for a token of its text where it reads one; measured.
     """
 
     name: str
@@ -65,6 +67,7 @@ class ExternalTool:
     float_dtype: str
     job: Mapping[str, Any]
     config: Mapping[str, Any]
+    products_per_weight: float
     calibration: TokenWindows | None = None
     library_names: Mapping[str, str] = field(default_factory=dict)
 

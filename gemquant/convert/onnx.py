@@ -35,6 +35,10 @@ CONTAINER = "onnx"
 PROVIDERS = ("cpu", "cuda")
 
 
+PRODUCTS_PER_WEIGHT = 8_000.0
+"""Measured: Gemma 3 270M in 4 bits, 20 s of one AVX-512 core."""
+
+
 def precision(options: OnnxOptions) -> str:
     """The builder's name for a number of bits."""
     return {4: "int4", 8: "int8", 16: "bf16", 32: "fp32"}[options.bits]
@@ -185,6 +189,7 @@ def check(request: ExternalRequest, model: OpenedModel) -> Attempt[ExternalTool]
                 "rope": rope_facts(config),
             },
             config=runtime_config(config, dtype, quantization=None),
+            products_per_weight=PRODUCTS_PER_WEIGHT,
         )
 
     return model.attempt(tool)

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Protocol
 
+from gemquant.convert.duration import Duration
 from gemquant.convert.plan import PlannedJob
 from gemquant.convert.prepare import ConversionRequest, JobRequest, PreparedConversion, prepare
 from gemquant.convert.run_recipe import RunJob
@@ -38,6 +39,9 @@ class ToolStep(Protocol):
     @property
     def finished(self) -> bool:
         """Whether it stands already."""
+
+    def duration(self) -> Duration:
+        """How long that will take."""
 
     def run(self, shared: Path, progress: Progress) -> Artifact | None:
         """Make it; None where no artifact comes of it. shared: a folder for all steps."""

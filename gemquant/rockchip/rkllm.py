@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemquant.convert import pipeline
 from gemquant.convert.candidates import weight_count
+from gemquant.convert.duration import Duration, evaluation_duration, planned_duration
 from gemquant.convert.external import plain_dtype
 from gemquant.convert.plan import SMALL_FILES_BYTES, Job, plan
 from gemquant.core.artifact import (
@@ -114,6 +115,27 @@ def needed_bytes(job: RkllmJob, checkpoint: Checkpoint) -> int:
         [_plain(job, checkpoint, job.out.with_name(f".{job.out.name}.p"))], checkpoint
     )
     return 2 * planned.total_bytes + SMALL_FILES_BYTES
+
+
+def preparing(job: RkllmJob, checkpoint: Checkpoint) -> Duration:
+    """Predict how long ``prepare`` takes."""
+    smoothed = smooths(job.conversion.dtype, job.conversion.options)
+    folds = Folds(job.conversion) if smoothed else None
+    planned = plan(
+        [_plain(job, checkpoint, job.out.with_name(f".{job.out.name}.p"), folds)], checkpoint
+    )
+    models = 1 + smoothed
+    emulation = evaluation_duration(
+        checkpoint, job.recipe, job.emulated, models=2 * models, heads=4 * models
+    )
+    return planned_duration(planned, checkpoint, job.windows, ()).joined(emulation)
+
+
+def converting(job: RkllmJob, checkpoint: Checkpoint) -> Duration:
+    """Predict how long the toolkit takes."""
+    rates = job.conversion.toolkit.conversion.seconds_per_million
+    rate = rates[job.conversion.options.optimization_level]
+    return Duration({job.conversion.toolkit.name: rate * weight_count(checkpoint.config) / 1e6})
 
 
 def prepare(job: RkllmJob, checkpoint: Checkpoint, folder: Path, progress: Progress) -> Preparation:

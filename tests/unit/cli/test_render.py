@@ -125,6 +125,7 @@ def test_json_is_one_document_with_the_manifest(
 def test_a_plan_names_folder_container_and_size(capsys: pytest.CaptureFixture[str]) -> None:
     import torch
 
+    from gemquant.convert.duration import Duration
     from gemquant.convert.plan import Job, PlannedJob
     from gemquant.convert.plugins import exporter, quantizer_type
     from gemquant.core.protocols import AffineScheme, ArtifactHeader, PlainSpec, QuantizedSpec
@@ -140,7 +141,7 @@ def test_a_plan_names_folder_container_and_size(capsys: pytest.CaptureFixture[st
         recipe=Recipe(model="m", quantizer="rtn", target="cpu"),
     )
     planned = PlannedJob(job, ArtifactHeader({}, layout), {"model.safetensors": 15_744})
-    quantize.print_plan([planned], as_json=False)
+    quantize.print_plan([planned], Duration({"writing": 70.4}), as_json=False)
     assert capsys.readouterr().out.splitlines() == [
         "model        m",
         "folder       made",
@@ -150,6 +151,7 @@ def test_a_plan_names_folder_container_and_size(capsys: pytest.CaptureFixture[st
         "size         15.7 kB in model.safetensors; 12.00 bits per weight over all",
         "certificate  4 windows of 512 tokens of all slices",
         "",
+        "time: about 1 min 10 s where nothing else runs (writing 1 min 10 s).",
         "Nothing was written (--dry-run).",
     ]
 
