@@ -41,6 +41,7 @@ from gemquant.formats.safetensors_reader import SafetensorsFiles
 from gemquant.formats.transformers_config import runtime_config
 from gemquant.models.architecture import architecture_of
 from gemquant.models.experts import expert_number
+from gemquant.models.structure import EMBEDDING
 from gemquant.numerics.mlx_affine import biases_of, zero_points_of
 from gemquant.numerics.packing import pack_bits, packed_width, unpack_bits
 
@@ -118,6 +119,7 @@ class MLX(AffineFolder):
     name: ClassVar[str] = "mlx"
     types: ClassVar[Container] = Container(torch.bfloat16, torch.bfloat16, biases=True)
     packing: ClassVar[PackedLinear] = BiasLinear()
+    holds_towers: ClassVar[bool] = True
     plain: ClassVar[tuple[str, ...]] = ()
     bits: ClassVar[Sequence[int]] = BITS
     group_sizes: ClassVar[Sequence[int]] = GROUP_SIZES
@@ -128,7 +130,23 @@ class MLX(AffineFolder):
         schemes: Mapping[str, AffineScheme],  # noqa: ARG002
     ) -> list[GemquantError]:
         """Refuse what mlx-lm would load and compute wrongly."""
-        return [*_unreadable(header.config), *self._divided(header.layout)]
+        return [*_unreadable(header), *self._divided(header.layout)]
+
+    def whole_name(self, config: Mapping[str, Any], name: str) -> str:  # noqa: ARG002
+        """As mlx-vlm and mlx-lm name it."""
+        return f"language_model.{name}"
+
+    def whole_module(self, module: str) -> str:
+        """The same of a module; other keys stay."""
+        return f"language_model.{module}" if module.startswith(("model.", "lm_head")) else module
+
+    def tower_name(self, name: str) -> str:
+        """As mlx-vlm names it."""
+        return name.removeprefix("model.")
+
+    def channels_last(self, name: str) -> bool:
+        """Weights of convolutions."""
+        return name.endswith(("patch_embedding.weight", ".conv.weight", "_conv1d.weight"))
 
     def joined(self, module: str) -> tuple[str, int | None]:
         """The experts of a layer are one module with three dimensions."""
@@ -155,9 +173,14 @@ class MLX(AffineFolder):
 
     def config(self, header: ArtifactHeader) -> Mapping[str, Any]:
         """``config.json``, with the keys that mlx-lm looks up."""
-        config = super().config(header)
-        keys = architecture_of(header.config).mlx.keys
-        return {**config, **keys, "quantization": config["quantization_config"]}
+        config, facts = super().config(header), architecture_of(header.config).mlx
+        config = {**config, "quantization": config["quantization_config"]}
+        if not header.towers:
+            return {**config, **facts.keys}
+        config["vocab_size"] = header.config["vocab_size"]  # where mlx-lm looks for it
+        for part, keys in facts.whole_keys(config, header.config).items():
+            config |= {part: {**config[part], **keys}} if part else keys
+        return config
 
     def quantization(self, layout: Layout) -> Mapping[str, Any]:
         """What mlx-lm looks up: the commonest scheme for all, others module by module."""
@@ -195,10 +218,20 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _unreadable(config: Mapping[str, Any]) -> list[GemquantError]:
-    """Refuse what mlx-lm would load and compute wrongly."""
-    problems: list[GemquantError] = []
+def _unreadable(header: ArtifactHeader) -> list[GemquantError]:
+    """Refuse what mlx-lm would load and compute wrongly, or mlx-vlm not at all."""
+    config, problems = header.config, list[GemquantError]()
     mlx = architecture_of(config).mlx
+    own = not config["tie_word_embeddings"] or isinstance(header.layout[EMBEDDING], QuantizedSpec)
+    if header.towers and own and not mlx.whole_head:
+        problems.append(
+            UnsupportedError(
+                f"mlx-vlm copies the head of a multimodal {architecture_of(config).name} from its "
+                "embedding, and reads neither a head of its own nor a quantized embedding.",
+                hint="Leave out --quantize-embedding and --quantize-head, or take the text model "
+                "alone: --text-only",
+            )
+        )
     if not config["tie_word_embeddings"] and not mlx.untied_head:
         problems.append(
             UnsupportedError(

@@ -93,6 +93,14 @@ class PackedFolder(Exporter):
         """How ``quantization_config`` of a multimodal artifact names a module of the text model."""
         return in_whole_model(module)
 
+    def tower_name(self, name: str) -> str:
+        """The name in the file of a tower's tensor, from that published."""
+        return name
+
+    def channels_last(self, name: str) -> bool:  # noqa: ARG002
+        """Whether the second axis of a tower's tensor is the last one in the file."""
+        return False
+
     def container(self, config: Mapping[str, Any]) -> Container:  # noqa: ARG002 (protocol)
         """Types that this format stores."""
         return self.types
@@ -137,7 +145,13 @@ class PackedFolder(Exporter):
         """Every tensor of the file that belongs to ``layout``, and those of towers."""
         stacks, naming = plain_stacks(header.config, header.layout), self._naming(header)
         specs = stored_specs(layout, self.packing, stacks, self.joined)
-        return {**{naming(name): spec for name, spec in specs.items()}, **header.towers}
+        towers = {
+            self.tower_name(name): PlainSpec(_moved(spec.shape), spec.dtype)
+            if self.channels_last(name)
+            else spec
+            for name, spec in header.towers.items()
+        }
+        return {**{naming(name): spec for name, spec in specs.items()}, **towers}
 
     @contextmanager
     def create(
@@ -216,7 +230,7 @@ class PackedWriter:
         header: ArtifactHeader,
         naming: Callable[[str], str],
     ) -> None:
-        self._files, self._naming = files, naming
+        self._folder, self._files, self._naming = folder, files, naming
         self._layout, self._towers = header.layout, header.towers
         self._packing, self._joined = folder.packing, folder.joined
         self._config = folder.config(header)
@@ -232,7 +246,9 @@ class PackedWriter:
         """
         for name, value in tensors.items():
             if name in self._towers:
-                self._files.write(name, value)
+                last = self._folder.channels_last(name)
+                tensor = value.movedim(1, -1).contiguous() if last else value
+                self._files.write(self._folder.tower_name(name), tensor)
                 continue
             spec = self._layout.get(name)
             if spec is None:
@@ -289,6 +305,10 @@ class PackedWriter:
                 self._files.write(stored, tensor)
             else:
                 self._files.write_rows(stored, number * tensor.shape[0], tensor)
+
+
+def _moved(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (shape[0], *shape[2:], shape[1])
 
 
 def _narrowed_chunks(name: str, chunks: RowChunks, spec: PlainSpec) -> RowChunks:

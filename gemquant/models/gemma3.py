@@ -36,6 +36,14 @@ def _layer(config: Mapping[str, Any], index: int) -> LayerStructure:
     )
 
 
+def _for_mlx_vlm(raw: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Sizes that it looks for elsewhere than they are published."""
+    return {
+        "": {"hidden_size": text["hidden_size"]},
+        "text_config": {"mm_tokens_per_image": raw.get("mm_tokens_per_image", 256)},
+    }
+
+
 _SCALED = {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}
 
 GEMMA3 = Architecture(
@@ -86,5 +94,7 @@ GEMMA3 = Architecture(
         block_count_first=True,
         ollama={26: {"final_logit_softcapping": None}} | dict.fromkeys((34, 48, 62), _SCALED),
     ),
-    mlx=MlxFacts(untied_head=True, regular_layer_types=True),
+    mlx=MlxFacts(
+        untied_head=True, regular_layer_types=True, whole_keys=_for_mlx_vlm, whole_head=False
+    ),
 )

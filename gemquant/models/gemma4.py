@@ -326,6 +326,18 @@ GEMMA4 = Architecture(
     "transformers 5.23; per-layer inputs it does not have at all",
 )
 
+
+def _for_mlx_vlm(raw: Mapping[str, Any], _text: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Of unified models: no per-layer inputs, and sizes that it does not derive."""
+    keys: dict[str, dict[str, Any]] = {"text_config": {"hidden_size_per_layer_input": 0}}
+    if vision := raw.get("vision_config"):
+        side = vision.get("patch_size", 16) * vision.get("pooling_kernel_size", 3)
+        keys["vision_config"] = {"model_patch_size": side}
+    if audio := raw.get("audio_config"):
+        keys["audio_config"] = {"output_proj_dims": audio.get("audio_embed_dim", 640)}
+    return keys
+
+
 GEMMA4_UNIFIED = replace(
     GEMMA4,
     name="Gemma 4 unified",
@@ -337,6 +349,7 @@ GEMMA4_UNIFIED = replace(
     mlx=replace(
         GEMMA4.mlx,
         keys={"model_type": GEMMA4.model_type, "hidden_size_per_layer_input": 0},
+        whole_keys=_for_mlx_vlm,
     ),
     wrappers={"Gemma4UnifiedForConditionalGeneration": "gemma4_unified"},
     towers=tuple(f"model.{part}." for part in ("vision_embedder", "embed_vision", "embed_audio")),

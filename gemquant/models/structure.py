@@ -280,6 +280,9 @@ class GgufFacts:
         return int(config["head_dim"])
 
 
+WholeKeys = Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Mapping[str, Any]]]
+
+
 @dataclass(frozen=True)
 class MlxFacts:
     """How mlx-lm computes a generation.
@@ -287,14 +290,19 @@ class MlxFacts:
     untied_head: it reads a head that differs from the embedding. ignores_window: it lets sliding
     layers attend to everything. regular_layer_types: it lets every n-th layer attend to everything,
     whatever ``layer_types`` says. keys: of ``config.json`` that it wants otherwise.
+    whole_keys: of a multimodal ``config.json`` and the text model's configuration, keys that
+    mlx-vlm wants in each part; those of "" at the top. whole_head: mlx-vlm reads a head of such a
+    model that is quantized or differs from the embedding.
 
-    Source: mlx-lm 0.32 ``models/gemma*.py``.
+    Source: mlx-lm 0.32 and mlx-vlm 0.7 ``models/gemma*``.
     """
 
     untied_head: bool = False
     ignores_window: bool = False
     regular_layer_types: bool = False
     keys: Mapping[str, Any] = field(default_factory=dict)
+    whole_keys: WholeKeys = lambda *_: {}
+    whole_head: bool = True
 
 
 Settings = Callable[[Mapping[str, Any], Mapping[str, Any], list[GemquantError]], dict[str, Any]]

@@ -91,7 +91,7 @@ class Mlx(HiddenStatesRuntime, SpeedRuntime):
             f"{'stored' if stored else 'float32'} on "
             f"{'Apple GPU' if gpu else 'CPU, no Apple GPU involved'}"
         )
-        return cls(model, config, software, gpu=gpu)
+        return cls(getattr(model, "language_model", model), config, software, gpu=gpu)
 
     def head_rows(self, start: int, stop: int) -> Tensor:
         """Rows of the output matrix; logits are hidden · rowsᵀ before any softcap."""

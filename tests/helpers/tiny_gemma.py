@@ -226,7 +226,7 @@ _EARS = {
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
     "output_proj_dims": 24,
-    "subsampling_conv_channels": [32, 4],
+    "subsampling_conv_channels": [128, 4],
 }
 _SENSES: Mapping[str, Mapping[str, Any]] = {
     "gemma4_e": {"vision_config": {**_EYES, "use_clipped_linears": True}, "audio_config": _EARS},

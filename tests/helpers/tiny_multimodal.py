@@ -39,8 +39,15 @@ _IMAGE = {
         "max_soft_tokens": 70,
     },
 }
-_SOUND = {"feature_extractor_type": "Gemma4AudioFeatureExtractor", "feature_size": 32}
-_PROCESSOR = {"gemma3": "Gemma3Processor", "gemma4": "Gemma4Processor"}
+_IMAGE["gemma4_unified"] = {
+    **_IMAGE["gemma4"],
+    "image_processor_type": "Gemma4UnifiedImageProcessor",
+}
+_SOUND = {"feature_extractor_type": "Gemma4AudioFeatureExtractor", "feature_size": 128}
+_PROCESSOR: dict[Kind, str] = {
+    "gemma3": "Gemma3Processor",
+    "gemma4_unified": "Gemma4UnifiedProcessor",
+}
 
 
 def _family(kind: Kind) -> str:
@@ -66,9 +73,10 @@ def write_tiny_multimodal(folder: Path, kind: Kind, **settings: Any) -> Path:
     _write(folder / "config.json", config)
     tokens = json.loads((folder / "tokenizer_config.json").read_text())
     _write(folder / "tokenizer_config.json", {**tokens, "extra_special_tokens": marks})
-    image = _IMAGE[_family(kind)]
+    image = _IMAGE.get(kind, _IMAGE[_family(kind)])
     sound = {"feature_extractor": _SOUND} if kind == "gemma4_e" else {}
-    processor = {"processor_class": _PROCESSOR[_family(kind)], "image_seq_length": 4}
+    name = _PROCESSOR.get(kind, "Gemma4Processor")
+    processor = {"processor_class": name, "image_seq_length": 4}
     _write(folder / "processor_config.json", {**processor, "image_processor": image, **sound})
     return folder
 
@@ -88,11 +96,13 @@ def _merged_patches(pixels: Any) -> dict[str, Tensor]:
     }
 
 
-def inputs_of(folder: Path, kind: Kind, *, shade: int = 120) -> dict[str, Tensor]:
+def inputs_of(
+    folder: Path, kind: Kind, *, shade: int = 120, sound: bool = True
+) -> dict[str, Tensor]:
     """What a model gets of a text with an image and, for E and unified models, a sound.
 
     The processors are those of the folder, but for the unified model, whose own need torchvision.
-    shade: makes another image.
+    shade: makes another image. sound: whether E and unified models hear one.
     """
     import numpy as np
     from PIL import Image
@@ -124,7 +134,9 @@ def inputs_of(folder: Path, kind: Kind, *, shade: int = 120) -> dict[str, Tensor
     parts = [words, torch.tensor([[mark["boi_token"], *[mark["image_token"]] * found]])]
     types = [torch.zeros_like(words), torch.tensor([[0, *[1] * found]])]
     inputs = dict(seen)
-    if "feature_extractor" in settings:
+    if not sound:
+        heard, count = {}, 0
+    elif "feature_extractor" in settings:
         ears = Gemma4AudioFeatureExtractor(**settings["feature_extractor"])
         wave = np.sin(np.arange(8000) / 7).astype(np.float32)
         heard = ears([wave], return_tensors="pt")
@@ -132,7 +144,7 @@ def inputs_of(folder: Path, kind: Kind, *, shade: int = 120) -> dict[str, Tensor
     elif kind == "gemma4_unified":
         wave = torch.arange(100.0).sin().view(1, 5, 20)
         heard, count = {"input_features": wave, "input_features_mask": wave[..., 0] > -2}, 5
-    if kind in {"gemma4_e", "gemma4_unified"}:
+    if sound and kind in {"gemma4_e", "gemma4_unified"}:
         parts.append(torch.tensor([[*[mark["audio_token"]] * count]]))
         types.append(torch.full((1, count), 3))
         inputs |= dict(heard)

@@ -14,7 +14,7 @@ from gemquant.core.protocols import AffineScheme, QuantizedSpec
 from gemquant.formats.checkpoint import open_checkpoint
 from gemquant.formats.mlx import MLX
 from gemquant.models.structure import EMBEDDING, HEAD
-from tests.helpers.tiny_gemma import Kind, write_tiny_gemma
+from tests.helpers.tiny_gemma import NESTED, Kind, write_tiny_gemma
 from tests.integration.test_command_line import make
 from tests.unit.cli.conftest import Run
 
@@ -205,14 +205,30 @@ def test_mlx_lm_computes_a_gemma_4_from_its_stored_weights(
     assert native["kl_from_reference"]["value"] < 1e-5
 
 
+@pytest.mark.peer
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", NESTED)
+def test_mlx_lm_computes_the_text_model_of_a_multimodal_folder(
+    run: Run, kind: Kind, tmp_path: Path
+) -> None:
+    pytest.importorskip("mlx_lm", reason="mlx-lm is not installed")
+    made = make(run, "rtn", write_tiny_gemma(tmp_path / "model", kind), "--target", "mps")
+    assert made.code == 0, made.err
+    assert json.loads(Path("out/manifest.json").read_text())["towers"]
+    result = run("eval", "out", "--threads", "1", "--json", *WINDOWS)
+    assert result.code == 0, result.err
+    _, native = json.loads(result.out)["artifacts"][0]["levels"]
+    assert native["kl_from_reference"]["value"] < 1e-5
+
+
 def test_experts_of_a_layer_are_stored_as_one_module(run: Run, tmp_path: Path) -> None:
     folder = write_tiny_gemma(tmp_path / "model", "gemma4_moe")
     made = make(run, "rtn", folder, "--target", "mps", "--no-eval")
     assert made.code == 0, made.err
     with safe_open("out/model.safetensors", "pt") as file:
-        packed = file.get_slice("model.layers.1.experts.switch_glu.down_proj.weight")
+        packed = file.get_slice("language_model.model.layers.1.experts.switch_glu.down_proj.weight")
         assert packed.get_shape() == [8, 128, 64 // 8]
-        assert "model.layers.1.router.proj.weight" in file.keys()  # noqa: SIM118
+        assert "language_model.model.layers.1.router.proj.weight" in file.keys()  # noqa: SIM118
     weights = MLX().open(Path("out"))
     plain = open_checkpoint(str(folder))
     name = "model.layers.1.experts.5.up_proj.weight"

@@ -251,9 +251,14 @@ print(processor.decode(model.generate(**inputs, max_new_tokens=20)[0]))"""
     return Loader("With transformers, and an image:", "python", code)
 
 
+_MLX_VLM = """\
+pip install mlx-vlm
+mlx_vlm.generate --model path/to/this/folder --image IMAGE --prompt 'What is in it?'"""
+
 _WITH_IMAGES: Mapping[str, list[Loader]] = {
     "bitsandbytes": [_image_loader("bitsandbytes accelerate")],
     "compressed-tensors": [_image_loader("compressed-tensors accelerate")],
+    "mlx": [Loader("With mlx-vlm, on a Mac, and an image:", "sh", _MLX_VLM)],
     "safetensors": [_image_loader("accelerate")],
 }
 """How containers with towers are loaded."""

@@ -18,6 +18,7 @@ from gemquant.formats.awq_gemm import AwqGemm
 from gemquant.formats.bitsandbytes import BitsAndBytes
 from gemquant.formats.checkpoint import open_checkpoint
 from gemquant.formats.compressed_tensors import CompressedTensors
+from gemquant.formats.mlx import MLX
 from gemquant.formats.plain_safetensors import PlainSafetensors
 from gemquant.quantizers.bitsandbytes import NF4
 from gemquant.quantizers.cast import Cast
@@ -29,6 +30,7 @@ FOUR_BITS = RoundToNearest(group_size=32, symmetric=True)
 CONTAINERS: dict[str, tuple[Quantizer, Exporter]] = {
     "compressed-tensors": (FOUR_BITS, CompressedTensors()),
     "bitsandbytes": (NF4(), BitsAndBytes()),
+    "mlx": (RoundToNearest(group_size=32), MLX()),
     "safetensors": (Cast(), PlainSafetensors(torch.float16)),
 }
 PUBLISHED_TEXT = {"gemma3": "language_model.model.", "gemma4_e": "model.language_model."}
@@ -73,6 +75,33 @@ def test_the_text_model_has_its_published_names(kind: Kind, tmp_path: Path) -> N
     stored = load_file(artifact.path / "model.safetensors")
     assert f"{PUBLISHED_TEXT[kind]}layers.0.mlp.up_proj.weight_packed" in stored
     assert not [name for name in stored if name.startswith(("model.layers.", "lm_head"))]
+
+
+@pytest.mark.parametrize("kind", NESTED)
+def test_mlx_has_the_names_and_the_layout_of_mlx_vlm(kind: Kind, tmp_path: Path) -> None:
+    artifact = made(tmp_path, kind, "mlx")
+    stored = load_file(artifact.path / "model.safetensors")
+    published = tower_tensors(tiny_config(kind))
+    dims = {name: tensor.dim() for name, tensor in published.items()}
+    convolutions = [n for n in published if dims[n] == 4 or (dims[n] == 3 and "conv" in n)]
+    for name, tensor in published.items():
+        expected = tensor.movedim(1, -1) if name in convolutions else tensor
+        assert torch.equal(stored[name.removeprefix("model.")], expected), name
+    assert len(convolutions) == {"gemma3": 1, "gemma4_e": 3}.get(kind, 0)
+    assert "language_model.model.layers.0.self_attn.q_proj.scales" in stored
+    config = json.loads((artifact.path / "config.json").read_text())
+    assert config["vocab_size"] == config["text_config"]["vocab_size"]
+
+
+@pytest.mark.parametrize("option", ["quantize_embedding", "quantize_head"])
+def test_a_head_that_mlx_vlm_would_copy_is_refused(option: str, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(str(write_tiny_gemma(tmp_path / "m", "gemma3")))
+    quantizer = RoundToNearest(group_size=32, **{option: True})  # type: ignore[arg-type]
+    job = tiny_job(checkpoint, quantizer, tmp_path / "o", MLX())
+    with pytest.raises(GemquantError, match="mlx-vlm copies the head of a multimodal Gemma 3"):
+        plan([job], checkpoint)
+    recipe = dataclasses.replace(job.recipe, text_only=True)
+    assert plan([dataclasses.replace(job, recipe=recipe)], checkpoint)[0].header.towers == {}
 
 
 def test_what_is_not_quantized_is_named(tmp_path: Path) -> None:
