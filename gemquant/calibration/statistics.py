@@ -8,6 +8,7 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from gemquant.core.protocols import ActivationRange, Statistics
 from gemquant.numerics import native
@@ -74,6 +75,26 @@ class StatisticsGatherer:
             gram=self._gram,
             sample=torch.cat(self._sample) if self._sample else None,
         )
+
+
+class RelativeGatherer(StatisticsGatherer):
+    """Accumulates inputs divided by the size of what a linear makes of them, head by head.
+
+    Where a norm divides each head's output by its root mean square, an error counts relative to it:
+    tokens with small values, such as the first of a text, on which many heads rest, count as much
+    as those with large ones. weight: (out, width). head_dim: outputs that are normed together.
+    """
+
+    def __init__(self, weight: Tensor, head_dim: int, eps: float) -> None:
+        super().__init__(weight.shape[1], gram=True, device=weight.device)
+        self._weight, self._head_dim, self._eps = weight, head_dim, eps
+
+    @torch.no_grad()
+    def __call__(self, inputs: Tensor) -> None:
+        """Add inputs (…, width), in the weight's type."""
+        heads = linear(inputs, self._weight).float().unflatten(-1, (-1, self._head_dim))
+        weight = (heads.square().mean(-1) + self._eps).reciprocal().mean(-1, keepdim=True)
+        super().__call__(inputs * weight.sqrt().to(inputs.dtype))
 
 
 def pooled(several: Sequence[Statistics]) -> Statistics:

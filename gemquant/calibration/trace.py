@@ -8,8 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from gemquant.calibration.statistics import ActivationRanges, StatisticsGatherer, pooled
+from gemquant.calibration.statistics import (
+    ActivationRanges,
+    RelativeGatherer,
+    StatisticsGatherer,
+    pooled,
+)
 from gemquant.calibration.stream import (
     RowsOf,
     Stream,
@@ -111,7 +117,7 @@ class Trace:
             statistics: dict[str, Statistics] = {}
             activation_range: ActivationRange | None = None
             if stream is not None:
-                gatherers = self._gatherers(structure)
+                gatherers = self._gatherers(structure, weights)
                 observer = self.activation_ranges.observer(index, prefix)
                 with self._skeleton.observing(index, inputs=gatherers, outputs=observer):
                     stream.advance(index, weights)
@@ -119,6 +125,9 @@ class Trace:
                 for group in structure.groups:
                     shared = gatherers.pop(group.reader).result()
                     statistics |= dict.fromkeys((group.reader, *group.linears), shared)
+                    if self._gram and group.normed is not None:
+                        gram = gatherers.pop(name := group.normed[0]).result().gram
+                        statistics[name] = replace(shared, gram=gram)
                     # What gate and up produce together is the output of no module.
                     observer(f"{group.reader} (input)", shared.max_abs)
                 if LAYER_SCALAR in structure.shapes:  # nor is the residual stream before this
@@ -139,20 +148,29 @@ class Trace:
             )
             del statistics
 
-    def _gatherers(self, structure: LayerStructure) -> dict[str, StatisticsGatherer]:
+    def _gatherers(
+        self, structure: LayerStructure, weights: Mapping[str, Tensor]
+    ) -> dict[str, StatisticsGatherer]:
         """One for every input of a layer's linears, by what reads it.
+
+        A linear whose output is normed has one more.
 
         Of experts that read one input, each has one more for the tokens that reach it, without a
         Gram matrix: so many would need more memory than the rest of the run, and at equal memory
         the layer's is best (ci/bench/experts).
         """
         shapes, device, every = structure.linear_shapes, self._skeleton.device, self._every
-        gatherers = {}
+        gatherers: dict[str, StatisticsGatherer] = {}
         for group in structure.groups:
             width = shapes[group.linears[0]][1]
             gatherers[group.reader] = StatisticsGatherer(
                 width, gram=self._gram, device=device, every=every
             )
+            if self._gram and group.normed is not None:
+                name, head_dim = group.normed
+                weight = weights[f"{name}.weight"].to(device, self._skeleton.dtype)
+                eps = self._skeleton.text_config["rms_norm_eps"]
+                gatherers[name] = RelativeGatherer(weight, head_dim, eps)
             if group.observed:
                 gatherers |= {
                     linear: StatisticsGatherer(width, gram=False, device=device, every=every)

@@ -60,8 +60,9 @@ def _layer(config: Mapping[str, Any], index: int) -> LayerStructure:
     inner = config["intermediate_size"] * (2 if shared and config["use_double_wide_mlp"] else 1)
     from_keys = config["attention_k_eq_v"] and kind == FULL
     kv = () if shared else ("self_attn.k_proj", *(() if from_keys else ("self_attn.v_proj",)))
+    normed = (kv[-1], width) if kv else None  # makes the values
     groups = [
-        InputGroup("qkv", ("self_attn.q_proj", *kv), _fold("input_layernorm")),
+        InputGroup("qkv", ("self_attn.q_proj", *kv), _fold("input_layernorm"), normed=normed),
         # Values are normed head by head, so that no scale folds into their projection.
         InputGroup("o", ("self_attn.o_proj",), None),
         InputGroup("gate_up", ("mlp.gate_proj", "mlp.up_proj"), _fold("pre_feedforward_layernorm")),

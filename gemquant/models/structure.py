@@ -67,12 +67,15 @@ class InputGroup:
     """Linears that read the same input, and what their common scale folds into, if anything.
 
     observed: the module whose input that is, where it is not the linears' own.
+    normed: (linear, head size) of one whose output a norm divides, head by head, by its size: only
+    errors relative to that size count.
     """
 
     name: str
     linears: tuple[str, ...]
     fold: NormFold | RowFold | None
     observed: str = ""
+    normed: tuple[str, int] | None = None
 
     @property
     def reader(self) -> str:

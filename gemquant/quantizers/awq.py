@@ -129,7 +129,8 @@ class ScaledGroup:
         each is read when it is looked up, so that experts need not be in memory together.
     scale: (in,), what the preceding norm or linear really divides by.
     norms: name → its weight after folding, as stored; empty where nothing folds into a norm.
-    gram: (in, in) of the unscaled input. cholesky: its factor, where GPTQ needs it.
+    gram: (in, in) of the unscaled input; of values that are normed, of the input relative to their
+        size. cholesky: its factor, where GPTQ needs it.
     """
 
     weights: Mapping[str, Tensor]
@@ -178,13 +179,13 @@ def scaled_groups(options: AWQ, block: Block, container: Container) -> Iterator[
                 stored = container.float_dtype
                 name, norm, scale = fold_scale(group.fold, scale, block.weights, dtype=stored)
                 norms[name] = norm.to(stored)
-        yield ScaledGroup(
-            ReadWeights(linears, folded),
-            scale,
-            norms,
-            gram,
-            cholesky,
-        )
+        normed = group.normed[0] if group.normed is not None else ""
+        if plain := [linear for linear in linears if linear != normed]:
+            yield ScaledGroup(ReadWeights(plain, folded), scale, norms, gram, cholesky)
+        if normed in linears and (own := block.statistics[normed].gram) is not None:
+            cholesky = damped_cholesky(own) if options.gptq else None
+            norms = {} if plain else norms
+            yield ScaledGroup(ReadWeights([normed], folded), scale, norms, own, cholesky)
 
 
 def _is_quantized(linear: str, options: AWQ, block: Block) -> bool:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gemquant.calibration.statistics import StatisticsGatherer
+from gemquant.calibration.statistics import RelativeGatherer, StatisticsGatherer
 from gemquant.core.protocols import Statistics
 
 
@@ -45,6 +45,21 @@ def test_bfloat16_activations_are_summed_in_wider_types() -> None:
     assert found.sum_squares.tolist() == [2000.0, 2000.0]
     assert found.gram is not None
     assert found.gram.tolist() == [[2000.0, 2000.0]] * 2
+
+
+def test_inputs_of_normed_outputs_count_relative_to_the_size_of_each_head() -> None:
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(2, 30, 12, generator=generator) * 10.0 ** torch.arange(-2, 4).repeat(5)[:, None]
+    weight = torch.randn(8, 12, generator=generator)
+    gatherer = RelativeGatherer(weight, head_dim=4, eps=1e-6)
+    for window in x:
+        gatherer(window)
+    found = gatherer.result().gram
+    wide = x.flatten(0, 1).double()
+    squares = (wide @ weight.T.double()).unflatten(1, (2, 4)).square().mean(-1) + 1e-6
+    expected = (wide.T * squares.reciprocal().mean(1)) @ wide
+    assert found is not None
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-4)
 
 
 def test_the_gram_matrix_is_gathered_only_when_asked_for() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from gemquant.calibration.trace import Trace
-from gemquant.core.protocols import Block, Container
+from gemquant.core.protocols import AffineWeight, Block, Container
 from gemquant.formats.checkpoint import open_checkpoint
 from gemquant.measure.quality.tensors import Unfolded
 from gemquant.models.experts import expert_number
@@ -127,6 +127,38 @@ def test_a_scale_between_values_and_output_would_change_the_logits(
     }
     found = logits(model.config, {**model.before, **changed})
     assert (found - model.expected).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("kind", GEMMA4)
+def test_values_alone_have_a_gram_matrix_of_their_own(
+    traced: Callable[[Kind], Traced], kind: Kind
+) -> None:
+    for block in traced(kind).blocks:
+        makers = [n for n in ("v", "k", "q") if f"self_attn.{n}_proj" in block.statistics]
+        query, *others = (block.statistics[f"self_attn.{n}_proj"] for n in reversed(makers))
+        apart = [each for each in others if each.gram is not query.gram]
+        assert len(apart) == min(1, len(others))
+        assert apart == others[-1:]
+        for each in apart:
+            assert each.mean_abs is query.mean_abs
+            assert each.sum_squares is query.sum_squares
+
+
+def test_values_are_rounded_for_errors_relative_to_their_size(
+    traced: Callable[[Kind], Traced],
+) -> None:
+    block, name = traced("gemma4_e").blocks[0], "self_attn.v_proj"
+    gram = block.statistics[name].gram
+    shared = {**block.statistics, name: block.statistics["self_attn.q_proj"]}
+    assert gram is not None
+
+    def loss(block: Block) -> float:
+        weight = AWQ(group_size=32, scale=False).quantize(block, BF16)[f"{name}.weight"]
+        assert isinstance(weight, AffineWeight)
+        error = (weight.dequantize() - block.weights[f"{name}.weight"]).double()
+        return float((error @ gram.double() * error).sum())
+
+    assert loss(block) < 0.95 * loss(replace(block, statistics=shared))
 
 
 @pytest.mark.parametrize("kind", GEMMA4)
