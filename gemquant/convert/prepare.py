@@ -26,7 +26,7 @@ from gemquant.convert.plugins import exporter
 from gemquant.convert.resume import ResumePolicy, resumable_layers, run_identity
 from gemquant.core.artifact import MANIFEST_FILE, Artifact, read_manifest
 from gemquant.core.options import problems_with, recorded_options
-from gemquant.core.protocols import Progress, Quantizer
+from gemquant.core.protocols import GridUse, Progress, Quantizer
 from gemquant.core.recipe import Recipe
 from gemquant.core.resources import require_device
 from gemquant.core.scheme import Scheme, label
@@ -189,11 +189,6 @@ def prepare(request: ConversionRequest, progress: Progress) -> PreparedConversio
     shared = request.jobs[0].recipe
     model = OpenedModel(shared, threads=request.threads, progress=progress)
     checkpoint = model.checkpoint
-    if checkpoint.packed_formats:
-        progress.note(
-            f"caution: {shared.model} is quantized already "
-            f"({', '.join(checkpoint.packed_formats)}); what was lost then stays lost."
-        )
     survey = cache(partial(survey_grids, checkpoint, progress))
     quantizers = [
         model.attempt(partial(_quantizer_for, each.quantizer, checkpoint, survey))
@@ -219,6 +214,12 @@ def prepare(request: ConversionRequest, progress: Progress) -> PreparedConversio
     calibration = model.calibration() if calibrated else None
     evaluation = model.evaluation() if jobs else Attempt(())
     model.refuse()
+    uses = [job.value.quantizer.grid_use for job in jobs]
+    if again := _quantized_again(checkpoint, uses):
+        progress.note(
+            f"caution: {shared.model} is quantized already ({', '.join(again)}); what was lost "
+            "then stays lost."
+        )
     if (beyond := tokens_without_row(checkpoint)) is not None:
         progress.note(f"{beyond}.")
     for note in dict.fromkeys(note for job in jobs for note in job.value.quantizer.notes):
@@ -245,6 +246,13 @@ def prepare(request: ConversionRequest, progress: Progress) -> PreparedConversio
 def _quantizer_for(quantizer: Quantizer, checkpoint: Checkpoint, survey: Survey) -> Quantizer:
     """Decide what depends on the model, and then on whether it lies on a 4-bit grid."""
     return quantizer.for_model(checkpoint.config).with_grids(survey)
+
+
+def _quantized_again(checkpoint: Checkpoint, uses: Sequence[GridUse]) -> list[str]:
+    """Formats of matrices that are quantized already and not carried over to every artifact."""
+    carried = [use.carried for use in uses]
+    packed = checkpoint.packed.items()
+    return sorted({kind for name, kind in packed if not all(name in each for each in carried)})
 
 
 def standing(out: Path, recipe: Recipe, checkpoint: Checkpoint) -> Artifact | None:

@@ -1,11 +1,6 @@
 """compressed-tensors ``pack-quantized``: bfloat16 scales, any width to 8 bits, safetensors.
 
-A Linear(in, out) becomes ``weight_packed`` int32 (out, ceil(in · bits / 32)), ``weight_scale``
-(out, groups), ``weight_shape`` int64 (2) and, unless symmetric, ``weight_zero_point`` int32
-(ceil(out · bits / 32), groups), packed down the rows. The library subtracts 2**(bits − 1) from
-codes and zero points when it unpacks both, so the unsigned ones are stored as they are.
-
-Source: compressed-tensors 0.20 ``compressors/pack_quantized/``.
+The tensors of a linear are described in ``checkpoint/pack_quantized.py``, which reads them.
 """
 
 from __future__ import annotations
@@ -36,12 +31,22 @@ from gemquant.formats.affine import (
     affine_schemes,
     affine_weight,
 )
+from gemquant.formats.checkpoint.pack_quantized import (
+    FORMAT,
+    PACKED,
+    SCALE,
+    SHAPE,
+    ZERO_POINT,
+    group_scheme,
+    stored_shapes,
+    unpacked,
+)
 from gemquant.formats.packed import plain_linears
 from gemquant.formats.packed_weights import PackedLinear, module_of
 from gemquant.formats.safetensors_reader import SafetensorsFiles
 from gemquant.models.experts import has_experts
 from gemquant.models.structure import EMBEDDING, HEAD, PER_LAYER_TABLE
-from gemquant.numerics.packing import pack_bits, packed_width, unpack_bits
+from gemquant.numerics.packing import pack_bits, unpack_bits
 
 
 @dataclass(frozen=True)
@@ -52,30 +57,21 @@ class PackQuantizedLinear(AffineLinear):
 
     def specs(self, spec: QuantizedSpec) -> Mapping[str, PlainSpec]:
         """``weight_zero_point`` only where the scheme is not symmetric."""
-        (rows, columns), scheme = spec.shape, affine_scheme(spec)
-        bits, groups = scheme.bits, scheme.groups(columns)
-        stored = {
-            "weight_packed": PlainSpec((rows, packed_width(columns, bits)), torch.int32),
-            "weight_scale": PlainSpec((rows, groups), self.scale_dtype),
-            "weight_shape": PlainSpec((2,), torch.int64),
-        }
-        if not scheme.symmetric:
-            words = packed_width(rows, bits)
-            stored["weight_zero_point"] = PlainSpec((words, groups), torch.int32)
-        return stored
+        types = {PACKED: torch.int32, SCALE: self.scale_dtype, SHAPE: torch.int64}
+        shapes = stored_shapes(affine_scheme(spec), spec.shape)
+        return {n: PlainSpec(shape, types.get(n, torch.int32)) for n, shape in shapes.items()}
 
     def pack(self, weight: QuantizedWeight) -> Mapping[str, Tensor]:
         """Codes along the rows, zero points down the columns."""
         affine = affine_weight(weight)
         bits = affine.scheme.bits
         stored = {
-            "weight_packed": pack_bits(affine.codes, bits),
-            "weight_scale": affine.scales,
-            "weight_shape": torch.tensor(affine.shape, dtype=torch.int64),
+            PACKED: pack_bits(affine.codes, bits),
+            SCALE: affine.scales,
+            SHAPE: torch.tensor(affine.shape, dtype=torch.int64),
         }
         if not affine.scheme.symmetric:
-            zero_points = pack_bits(affine.zero_points.t(), bits)
-            stored["weight_zero_point"] = zero_points.t().contiguous()
+            stored[ZERO_POINT] = pack_bits(affine.zero_points.t(), bits).t().contiguous()
         return stored
 
     def unpack(
@@ -83,19 +79,14 @@ class PackQuantizedLinear(AffineLinear):
     ) -> AffineWeight:
         """Undo pack; a stored shape that contradicts the model's is an ArtifactError."""
         (rows, columns), scheme = spec.shape, affine_scheme(spec)
-        bits = scheme.bits
-        if stored["weight_shape"].tolist() != [rows, columns]:
-            raise ArtifactError(
-                f"weight_shape is {stored['weight_shape'].tolist()}, the model {[rows, columns]}."
-            )
-        codes = unpack_bits(stored["weight_packed"][start:stop], bits, columns)
-        scales = stored["weight_scale"][start:stop]
-        if scheme.symmetric:
-            zero_points = torch.full(scales.shape, 2 ** (bits - 1), dtype=torch.uint8)
-        else:
-            packed = stored["weight_zero_point"].t()
-            zero_points = unpack_bits(packed, bits, rows).t()[start:stop].contiguous()
-        return AffineWeight(scheme, codes, scales, zero_points)
+        if (shape := stored[SHAPE].tolist()) != [rows, columns]:
+            raise ArtifactError(f"{SHAPE} is {shape}, the model {[rows, columns]}.")
+        zero_points = None
+        if not scheme.symmetric:
+            packed = stored[ZERO_POINT].t()
+            zero_points = unpack_bits(packed, scheme.bits, rows).t()[start:stop].contiguous()
+        codes, scales = stored[PACKED][start:stop], stored[SCALE][start:stop]
+        return unpacked(scheme, columns, codes, scales, zero_points)
 
 
 @dataclass(frozen=True)
@@ -147,13 +138,13 @@ class CompressedTensors(AffineFolder):
                 "weights": _weights_config(scheme),
                 "input_activations": None,
                 "output_activations": None,
-                "format": "pack-quantized",
+                "format": FORMAT,
             }
             for n, (scheme, names) in enumerate(modules.items())
         }
         config: dict[str, Any] = {
             "quant_method": "compressed-tensors",
-            "format": "pack-quantized",
+            "format": FORMAT,
             "quantization_status": "compressed",
             "config_groups": groups,
             "ignore": [
@@ -177,9 +168,7 @@ class CompressedTensors(AffineFolder):
         try:
             for group in quantization["config_groups"].values():
                 if module in group["targets"] or "Linear" in group["targets"]:
-                    weights = group["weights"]
-                    size = weights["group_size"] if weights["strategy"] == "group" else PER_CHANNEL
-                    return AffineScheme(weights["num_bits"], size, weights["symmetric"])
+                    return group_scheme(group["weights"])
         except (AttributeError, KeyError, TypeError) as error:
             raise ArtifactError(
                 f"config.json: quantization_config is not that of compressed-tensors: {error}."

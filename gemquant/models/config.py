@@ -80,6 +80,8 @@ _PACKED: Mapping[str, tuple[str, str]] = {
     ),
 }
 """What a ``quant_method`` is, and what to start from instead."""
+_DECODED = "compressed-tensors"
+"""The ``quant_method`` whose matrices are decoded while a checkpoint is read."""
 
 _NOT_READ: Mapping[str, str] = {
     "gemma3n": "Gemma 3n is not read: each of its layers mixes four hidden states (AltUp), adds a "
@@ -224,8 +226,8 @@ def _unsupported(
 ) -> list[GemquantError]:
     problems: list[GemquantError] = []
     method = raw.get("quantization_config") or text.get("quantization_config")
-    if method:
-        name = method.get("quant_method") if isinstance(method, dict) else method
+    name = method.get("quant_method") if isinstance(method, dict) else method
+    if method and name != _DECODED:
         what, instead = _PACKED.get(str(name), ("", "Start from the original weights"))
         problems.append(
             UnsupportedError(

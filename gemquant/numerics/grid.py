@@ -47,25 +47,42 @@ class Grid:
     high: Tensor
     kinds: Tensor
 
-    def stored_scales(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The scales in the type that stores them, as float32, and how far each is off.
+    def stored(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes, the scales in the type that stores them, as float32, and how far each is off.
 
         Of the two numbers of the type around a scale, the one that gives the stored weights, else
-        the nearest. The error is relative, 0 where the weights are exact; infinite off the grid.
+        the nearest; where none does, and the codes have a common multiple whose scale does, those.
+        The error is relative, 0 where the weights are exact; infinite off the grid.
         """
-        wanted = self.scales.abs()
-        chosen = wanted.to(dtype).float()
-        if dtype != torch.float32:
-            towards = torch.sign(wanted - chosen).to(torch.int16)
-            other = (wanted.to(dtype).view(torch.int16) + towards).view(dtype).float()
-            chosen = torch.where(self._exact(other) & ~self._exact(chosen), other, chosen)
-        beyond = torch.maximum(self.low - chosen, chosen - self.high).clamp(min=0)
-        error = torch.where(beyond > 0, beyond / chosen, beyond)
+        codes = self.codes.unflatten(1, (self.scales.shape[1], -1))
+        scales, error = _nearest(self.scales.abs(), self.low, self.high, dtype)
+        inexact = (error > 0) & (self.kinds != OFF_GRID)
+        if bool(inexact.any()) and bool((few := inexact & (codes.abs().amax(-1) <= 4)).any()):
+            codes = codes.clone()
+            for times in range(STEPS, 1, -1):
+                finer = codes[few] * times
+                low, high = self.low[few] / times, self.high[few] / times
+                nearest, off = _nearest(self.scales[few].abs() / times, low, high, dtype)
+                fits = (off == 0) & (finer.amin(-1) >= -8) & (finer.amax(-1) <= 7)
+                at = few.nonzero()[fits].unbind(1)
+                codes[at], scales[at], error[at] = finer[fits], nearest[fits], 0.0
+                few[at] = False
         error = torch.where(self.kinds == OFF_GRID, torch.inf, error)
-        return torch.copysign(chosen, self.scales), error
+        return codes.flatten(1), torch.copysign(scales, self.scales), error
 
-    def _exact(self, scales: Tensor) -> Tensor:
-        return (scales >= self.low) & (scales <= self.high)
+
+def _nearest(
+    wanted: Tensor, low: Tensor, high: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Magnitudes in a type, as float32, within bounds where one is; how far outside they are."""
+    chosen = wanted.to(dtype).float()
+    if dtype != torch.float32:
+        towards = torch.sign(wanted - chosen).to(torch.int16)
+        other = (wanted.to(dtype).view(torch.int16) + towards).view(dtype).float()
+        within = (other >= low) & (other <= high) & ~((chosen >= low) & (chosen <= high))
+        chosen = torch.where(within, other, chosen)
+    beyond = torch.maximum(low - chosen, chosen - high).clamp(min=0)
+    return chosen, torch.where(beyond > 0, beyond / chosen, beyond)
 
 
 def stored_type(weight: Tensor) -> torch.dtype:

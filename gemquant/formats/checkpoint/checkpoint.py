@@ -100,7 +100,9 @@ def _open_folder(folder: Path, ref: str, revision: str | None, lora: Sequence[st
     provenance = folder_provenance(
         folder, raw, assumed_license=architecture_of(config).licence.name
     )
-    tensors = problems.attempt(lambda: FolderTensors(folder, config))
+    tensors = problems.attempt(
+        lambda: FolderTensors(folder, config, raw.get("quantization_config"))
+    )
     tokenizer = problems.attempt(lambda: read_tokenizer_files(folder))
     known = tensors.value.config if tensors.succeeded else config
     adapters = problems.attempt(lambda: _adapters(lora, known, ref, provenance))
@@ -248,12 +250,9 @@ class Checkpoint:
         return self.source.blocks(stored, start, stop) if self.source.kind(stored) == kind else None
 
     @property
-    def packed_formats(self) -> Sequence[str]:
-        """Formats of matrices that are already quantized, by ggml's names."""
-        if not isinstance(self.source, GgufTensors):
-            return ()
-        kinds = {self.source.kind(name) for name in self.source.shapes}
-        return sorted(kinds - {"F32", "F16", "BF16"})
+    def packed(self) -> Mapping[str, str]:
+        """Format of every matrix that is quantized already: ggml's name, or the scheme."""
+        return self.source.packed
 
     def source_digest(self) -> dict[str, str]:
         """SHA-256 of every weight file, by name; of the adapter's with ``lora/`` before it."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gemquant.core.scheme import describe
 from gemquant.errors import (
     CheckpointError,
     GemquantError,
@@ -22,6 +23,7 @@ from gemquant.errors import (
     refuse,
 )
 from gemquant.formats.checkpoint.files import contained, read_json_object
+from gemquant.formats.checkpoint.pack_quantized import packed_matrices
 from gemquant.formats.checkpoint.recognition import check_folder, not_a_model
 from gemquant.formats.checkpoint.source import text_name
 from gemquant.formats.checkpoint.towers import Towers, read_towers
@@ -58,13 +60,22 @@ class FolderTensors:
     config: the text configuration, with ``tie_word_embeddings`` as the weights have it.
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
-        """Read all headers; raise everything that does not fit the configuration at once."""
+    def __init__(
+        self, folder: Path, config: Mapping[str, Any], quantization: Any | None = None
+    ) -> None:
+        """Read all headers; raise everything that does not fit the configuration at once.
+
+        quantization: ``quantization_config`` of config.json, where matrices are packed.
+        """
         files, promised = _weight_files(folder)
         self._mapped = SafetensorsFiles(files)
         self._stored_names, problems = _text_names(self._mapped, config)
-        alone = len({HEAD, EMBEDDING} & self._stored_names.keys()) == 1
-        tied = _tie(self._mapped, self._stored_names)
+        self._packed = (
+            packed_matrices(self._mapped, self._stored_names, quantization) if quantization else {}
+        )
+        known = self._stored_names.keys() | self._packed.keys()
+        alone = len({HEAD, EMBEDDING} & known) == 1
+        tied = HEAD not in self._packed and _tie(self._mapped, self._stored_names)
         if alone and not config["tie_word_embeddings"]:
             _log.warning(
                 "%s: config.json parts head and embedding, and only one of them is stored: it is "
@@ -76,9 +87,10 @@ class FolderTensors:
         stacks = {
             name: stack
             for name, stack in stacked_tensors(config).items()
-            if not any(part in self._stored_names for part in stack.parts)
+            if not any(part in known for part in stack.parts)
         }
-        problems += _shape_problems(self._mapped, self._stored_names, self.config, stacks)
+        packed = {name: matrix.shape for name, matrix in self._packed.items()}
+        problems += _shape_problems(self._mapped, self._stored_names, packed, self.config, stacks)
         refuse(problems)
         self._places = places_in_stacks(stacks, tensor_shapes(config))
 
@@ -94,15 +106,25 @@ class FolderTensors:
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shape of every tensor of the text model."""
-        return {name: self._mapped.shapes[stored] for name, stored in self._stored_names.items()}
+        plain = {name: self._mapped.shapes[stored] for name, stored in self._stored_names.items()}
+        return plain | {name: matrix.shape for name, matrix in self._packed.items()}
+
+    @property
+    def packed(self) -> Mapping[str, str]:
+        """Format of every matrix that is packed."""
+        return {name: describe(matrix.scheme) for name, matrix in self._packed.items()}
 
     def stored_dtype(self, name: str) -> torch.dtype:
-        """The type in the file."""
+        """The type in the file; float32 for packed matrices."""
+        if name in self._packed:
+            return torch.float32
         stack, _ = self._places.get(name, (name, 0))
         return self._mapped.stored_dtype(self._stored_names[stack])
 
     def read(self, name: str, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """Rows ``start`` to ``stop`` in ``dtype``."""
+        if name in self._packed:
+            return self._packed[name].rows(self._mapped, start, stop).dequantize().to(dtype)
         if name not in self._places:
             return self._mapped.read(self._stored_names[name], start, stop, dtype)
         stack, first = self._places[name]
@@ -247,6 +269,7 @@ def _promise_problems(
 def _shape_problems(
     mapped: SafetensorsFiles,
     names: Mapping[str, str],
+    packed: Mapping[str, tuple[int, int]],
     config: Mapping[str, Any],
     stacks: Mapping[str, Stack],
 ) -> list[GemquantError]:
@@ -256,7 +279,7 @@ def _shape_problems(
     }
     expected |= {name: stack.shape for name, stack in stacks.items()}
     problems: list[GemquantError] = []
-    missing = [name for name in expected if name not in names]
+    missing = [name for name in expected if name not in names and name not in packed]
     if missing:
         problems.append(
             CheckpointError(
@@ -265,6 +288,7 @@ def _shape_problems(
             )
         )
     unexpected = [stored for name, stored in names.items() if name not in expected]
+    unexpected += [name for name in packed if name not in expected]
     if unexpected:
         problems.append(
             UnsupportedError(
@@ -274,6 +298,12 @@ def _shape_problems(
             )
         )
     for name, shape in expected.items():
+        if packed.get(name, shape) != shape:
+            problems.append(
+                CheckpointError(
+                    f"{name}: weight_shape {packed[name]}, and config.json implies {shape}."
+                )
+            )
         if name not in names:
             continue
         stored = names[name]

@@ -71,6 +71,10 @@ class TensorSource(Protocol):
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Names and shapes from headers alone."""
 
+    @property
+    def packed(self) -> Mapping[str, str]:
+        """Format of every matrix that is quantized already: ggml's name, or the scheme."""
+
     def stored_dtype(self, name: str) -> torch.dtype:
         """The floating-point type that holds the tensor without loss."""
 

@@ -136,6 +136,12 @@ class GgufTensors:
             return torch.float32
         return _PLAIN.get(self._entry(name).type, torch.float32)
 
+    @property
+    def packed(self) -> Mapping[str, str]:
+        """ggml's name of the format of every matrix that is packed."""
+        kinds = {name: self.kind(name) for name in self.shapes}
+        return {name: kind for name, kind in kinds.items() if kind not in {"F32", "F16", "BF16"}}
+
     def kind(self, name: str) -> str:
         """ggml's name of a tensor's format."""
         return self._entry(name).type.name

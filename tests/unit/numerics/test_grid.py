@@ -77,8 +77,8 @@ def test_a_scale_of_the_stored_type_gives_the_stored_weights(
     codes, scales = grid(convention, scale_dtype)
     weight = (codes * scales).flatten(1).to(torch.bfloat16)
     found = find_grid(weight, torch.bfloat16)
-    stored, error = found.stored_scales(scale_dtype)
-    decoded = found.codes.unflatten(1, (-1, 32)) * stored[..., None]
+    carried, stored, error = found.stored(scale_dtype)
+    decoded = carried.unflatten(1, (-1, 32)) * stored[..., None]
     assert error.max() == 0
     assert torch.equal(decoded.flatten(1).to(torch.bfloat16), weight)
 
@@ -86,9 +86,19 @@ def test_a_scale_of_the_stored_type_gives_the_stored_weights(
 def test_a_scale_that_bfloat16_lacks_is_the_nearest() -> None:
     codes, scales = grid("7", torch.float32)
     found = find_grid((codes * scales).flatten(1), torch.float32)
-    stored, error = found.stored_scales(torch.bfloat16)
+    _, stored, error = found.stored(torch.bfloat16)
     assert torch.equal(stored, found.scales.to(torch.bfloat16).float())
     assert 0 < error.max() < 2**-8
+
+
+@pytest.mark.parametrize("code", [-8, 1, 3, 5, 7])
+def test_a_lone_weight_has_the_scale_of_its_type(code: int) -> None:
+    scale = torch.tensor(0.0123).to(torch.bfloat16).float()
+    weight = torch.zeros(1, 32)
+    weight[0, 9] = code * scale
+    codes, stored, error = find_grid(weight, torch.float32).stored(torch.bfloat16)
+    assert torch.equal(codes * stored, weight)
+    assert error.item() == 0
 
 
 def test_a_group_as_wide_as_several_needs_one_scale() -> None:
