@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -15,7 +16,7 @@ from gemquant.core.protocols import Silence
 from gemquant.errors import UsageError, echo
 
 if TYPE_CHECKING:
-    from gemquant.publish.push import Pushed, Upload
+    from gemquant.publish.push import Layout, Pushed, Upload
 
 
 @click.command(
@@ -26,6 +27,8 @@ Examples:
   gemquant push gemma-2-2b-awq me/gemma-2-2b-awq
   gemquant push gemma-2-2b-gguf me/gemma-2-2b-GGUF
   gemquant push gemma-2-2b-gguf-IQ4_XS me/gemma-2-2b-GGUF --add
+  gemquant push gemma-2-2b-quants me/gemma-2-2b-quantized --layout folders
+  gemquant push gemma-2-2b-quants me --layout repositories
   gemquant push gemma-2-2b-awq me/gemma-2-2b --revision w4-g128 --public""",
 )
 @click.argument(
@@ -35,7 +38,13 @@ Examples:
 @click.option(
     "--add",
     is_flag=True,
-    help="Add to the GGUF files of the repository, and renew its card and picture.",
+    help="Add to what the repository holds, and renew its card and picture.",
+)
+@click.option(
+    "--layout",
+    type=click.Choice(["files", "folders", "repositories"]),
+    help="Of several artifacts: GGUF files beside one another, a folder each, or a repository "
+    "OWNER/FOLDER each.  [default: files where all are GGUF, else folders]",
 )
 @click.option(
     "--private/--public",
@@ -69,6 +78,7 @@ def command(
     repository: str,
     *,
     add: bool,
+    layout: str | None,
     private: bool,
     revision: str,
     message: str | None,
@@ -78,13 +88,13 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Upload artifacts to the Hugging Face Hub, in one commit.
+    """Upload artifacts to the Hugging Face Hub.
 
     Verifies the artifact, then sends manifest.json and the files that it lists, nothing else;
-    refuses an artifact without its licence's notice and terms. Several GGUF artifacts of one model,
-    or a folder of them, go to one branch: all files flat, one card with a table and a picture, each
-    manifest in manifests/. Rerun it after an interruption: files that the Hub has are not sent
-    twice. The token is that of `hf auth login`, or HF_TOKEN.
+    refuses an artifact without its licence's notice and terms. Several artifacts of one model, or a
+    folder of them, go to one branch with one card, a table and a picture: a commit for each, then
+    one for the card. One artifact is one commit. Rerun it after an interruption: files that the Hub
+    has are not sent twice. The token is that of `hf auth login`, or HF_TOKEN.
     """
     import huggingface_hub
     from huggingface_hub import utils
@@ -94,30 +104,49 @@ def command(
 
     folders = _folders(artifacts, repository)
     progress = Silence() if quiet else Lines()
-    destination, api = Destination(repository, revision, private=private), huggingface_hub.HfApi()
-    named = artifacts[0].name if len(artifacts) == 1 else f"{len(folders)} artifacts"
+    api = huggingface_hub.HfApi()
+    apart = layout == "repositories"
+    if apart and (add or "/" in repository):
+        raise UsageError(
+            f"--layout repositories: {'--add does not go with it' if add else repository}.",
+            hint=f"Name the owner alone: gemquant push {shlex.join(map(str, artifacts))} "
+            f"{repository.partition('/')[0]} --layout repositories",
+        )
+    parts = [[each] for each in folders] if apart else [folders]
     # Without a terminal our lines replace the library's progress bars.
     had_bars = not utils.are_progress_bars_disabled()
     if quiet or not sys.stderr.isatty():
         utils.disable_progress_bars()
     try:
-        present = present_set(destination, api) if add else None
-        progress.note(f"verifying {', '.join(map(str, folders))}")
-        upload = prepare_upload(
-            folders,
-            destination,
-            message=f"Upload {named}" if message is None else message,
-            public_key=public_key,
-            present=present,
-        )
-        pushed = None if dry_run else push(upload, api, replace=replace, progress=progress)
+        uploads = []
+        for part in parts:  # all are checked before anything is sent
+            name = f"{repository}/{part[0].resolve().name}" if apart else repository
+            destination = Destination(name, revision, private=private)
+            present = present_set(destination, api) if add else None
+            progress.note(f"verifying {', '.join(map(str, part))}")
+            named = part[0].resolve().name if len(part) == 1 else f"{len(part)} artifacts"
+            upload = prepare_upload(
+                part,
+                destination,
+                message=f"Upload {named}" if message is None else message,
+                public_key=public_key,
+                present=present,
+                layout=None if apart else cast("Layout | None", layout),
+            )
+            uploads.append(upload)
+        pushed = [
+            None if dry_run else push(each, api, replace=replace, progress=progress)
+            for each in uploads
+        ]
     finally:
         if had_bars:
             utils.enable_progress_bars()
+    documents = [_document(*pair) for pair in zip(uploads, pushed, strict=True)]
     if as_json:
-        render.print_json(_document(upload, pushed))
-    else:
-        _print(upload, pushed)
+        render.print_json(documents if apart else documents[0])
+        return
+    for pair in zip(uploads, pushed, strict=True):
+        _print(*pair)
 
 
 def _folders(artifacts: tuple[Path, ...], repository: str) -> list[Path]:
@@ -178,9 +207,9 @@ def _print(upload: Upload, pushed: Pushed | None) -> None:
 
 
 def _card(upload: Upload) -> list[str]:
-    """The card of a set, up to its commands; that of one artifact lies in its folder."""
-    if len(upload.artifacts) == 1 and upload.present is None:
+    """The card of a collection, up to its commands; that of one artifact lies in its folder."""
+    if not any(file.commit for file in upload.files):
         return []
     card = next(file for file in upload.files if file.name == "README.md").content().decode()
-    body = card.partition("\n---\n")[2].partition("\n## What was lost")[0]
+    body = card.partition("\n---\n")[2].partition("\n## How to run")[0]
     return ["", "README.md begins:", body]

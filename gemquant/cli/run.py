@@ -20,7 +20,7 @@ from gemquant.convert.external_options import AutoAwqOptions, ExternalRequest, O
 from gemquant.convert.run_recipe import RunJob, RunRecipe, preset, preset_names
 from gemquant.core.progress import print_end, reporter
 from gemquant.core.resources import human_bytes, parse_size
-from gemquant.errors import ProblemCollector, UsageError, echo
+from gemquant.errors import GemquantError, ProblemCollector, UsageError, echo
 from gemquant.rockchip.options import AUTO, RkllmOptions
 
 if TYPE_CHECKING:
@@ -99,7 +99,8 @@ def command(ctx: click.Context, /, **params: Any) -> None:
     """Many artifacts of one checkpoint in one pass, from a recipe or a preset.
 
     Every layer is read, traced and evaluated once for all jobs. What stands already, made by the
-    same recipe, is left alone, and an interrupted run resumes.
+    same recipe, is left alone, and an interrupted run resumes. With --output, README.md there
+    is one card for all: a table, a picture, what fits which memory, how to run each.
     """
     problems, quiet = problems_of(ctx), params["quiet"]
     recipes = _recipes(params["arguments"], params["preset"], problems)
@@ -134,6 +135,8 @@ def command(ctx: click.Context, /, **params: Any) -> None:
         )
         planned = plan_run(request, progress)
         made = None if params["dry_run"] else planned.run(progress)
+        named = params["output"] is not None or any(recipe.output for recipe in recipes)
+        card = named and made and _write_card(output, progress)
     if made is None:
         _print_plan(planned, as_json=params["as_json"])
         return
@@ -141,7 +144,7 @@ def command(ctx: click.Context, /, **params: Any) -> None:
         render.artifacts(made, as_json=True)
     else:
         _print_by_kind(made)
-    print_end(*_next_commands(made), quiet=quiet)
+    print_end(*_next_commands(made, output if card else None), quiet=quiet)
 
 
 @dataclass(frozen=True)
@@ -288,9 +291,34 @@ def _print_by_kind(made: Sequence[Artifact]) -> None:
         render.artifacts([e for e in made if model_name(e.manifest) == name], as_json=False)
 
 
-def _next_commands(made: Sequence[Artifact]) -> list[str]:
+def _write_card(output: Path, progress: Progress) -> bool:
+    """One card for all artifacts in the folder, if there are several of one model."""
+    from gemquant.cli.artifacts import artifact_folders
+    from gemquant.publish.card import write_card
+    from gemquant.publish.collection import collection_card
+    from gemquant.publish.picture import INSTALL, installed
+
+    folders = artifact_folders([output])
+    if len(folders) < 2:
+        return False
+    try:
+        write_card(collection_card(folders, output))
+    except GemquantError as error:
+        progress.note(f"no card of all artifacts: {error.message}")
+        return False
+    note = "" if installed() else f"; a picture of size against loss needs matplotlib: {INSTALL}"
+    progress.note(f"{output / 'README.md'}: the card of {len(folders)} artifacts{note}")
+    return True
+
+
+def _next_commands(made: Sequence[Artifact], collection: Path | None) -> list[str]:
+    """What to type next. collection: a folder with one card for all."""
     folders = dict.fromkeys(str(each.path.parent) for each in made)
-    return [f"gemquant show {shlex.join(folders)}", f"gemquant report {shlex.join(folders)}"]
+    words = shlex.join(folders)
+    if collection is None:
+        return [f"gemquant show {words}", f"gemquant report {words}"]
+    name = collection.resolve().name
+    return [f"gemquant show {words}", f"gemquant push {shlex.quote(str(collection))} ME/{name}"]
 
 
 def _print_plan(planned: PlannedRun, *, as_json: bool) -> None:

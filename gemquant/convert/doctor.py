@@ -121,6 +121,13 @@ PARTS = (
         "sample",
     ),
     Part(
+        "matplotlib",
+        "publishing",
+        "draws the picture of a collection's card",
+        ("matplotlib>=3.9,<4",),
+        "picture",
+    ),
+    Part(
         "model-signing",
         "publishing",
         "signs artifacts and checks signatures",

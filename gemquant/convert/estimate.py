@@ -111,9 +111,7 @@ def _estimate(
     config: Mapping[str, Any],
     request: EstimateRequest,
 ) -> Estimate:
-    sliding = config["model_type"] in footprint.window_cache
-    cache = kv_cache_bytes(config, tokens=request.context, sliding=sliding)
-    overhead = int(footprint.runtime_mib * MIB + footprint.vocabulary_bytes * config["vocab_size"])
+    cache, overhead = beside_weights(footprint, config, request.context)
     memory = candidate.resident_bytes + cache + overhead
     return Estimate(
         candidate,
@@ -126,6 +124,16 @@ def _estimate(
         _rate(speed, candidate.token_bytes),
         _rate(speed, candidate.token_bytes + cache),
     )
+
+
+def beside_weights(
+    footprint: Footprint, config: Mapping[str, Any], context: int
+) -> tuple[int, int]:
+    """Bytes of the key-value cache, and of the runtime itself."""
+    sliding = config["model_type"] in footprint.window_cache
+    cache = kv_cache_bytes(config, tokens=context, sliding=sliding)
+    overhead = int(footprint.runtime_mib * MIB + footprint.vocabulary_bytes * config["vocab_size"])
+    return cache, overhead
 
 
 def _rate(speed: Speed, read_bytes: int) -> float:

@@ -133,12 +133,39 @@ class _Ordered:
         return self.values[block, inside]
 
 
-def expanded_tail(windows: int) -> float:
-    """Level below the interval of so many windows; 0.025 for infinitely many.
+def stratified_mean(
+    means: Sequence[Sequence[float]],
+    tokens: Sequence[Sequence[int]],
+    of: Callable[[Tensor], Tensor] = lambda mean: mean,
+) -> Estimate:
+    """Mean over the tokens of several texts, or what ``of`` makes of it, with its interval.
+
+    means, tokens: of each window of each text. Windows are drawn from each text anew, as many as it
+    has; a text of one window leaves no interval.
+    """
+    sums = torch.zeros(RESAMPLES + 1, dtype=torch.float64)
+    counts = torch.zeros_like(sums)
+    for seed, (values, sizes) in enumerate(zip(means, tokens, strict=True)):
+        once = torch.ones(1, len(values), dtype=torch.float64)
+        draws = torch.cat([once, WindowBootstrap.seeded(len(values), seed).draws])
+        size = torch.tensor(sizes, dtype=torch.float64)
+        sums += draws @ (torch.tensor(values, dtype=torch.float64) * size)
+        counts += draws @ size
+    whole, resampled = of(sums / counts).split([1, RESAMPLES])
+    fewest = min(map(len, means))
+    if fewest == 1:
+        return Estimate(float(whole))
+    tail = expanded_tail(fewest, len(means))
+    ends = torch.tensor([tail, 1 - tail], dtype=torch.float64)
+    return Estimate(float(whole), *torch.quantile(resampled, ends).tolist())
+
+
+def expanded_tail(windows: int, texts: int = 1) -> float:
+    """Level below the interval of so many windows of each text; 0.025 for infinitely many.
 
     >>> round(expanded_tail(8), 4)
     0.0057
     """
     normal = NormalDist()
-    t = quantile(1 - (1 - CONFIDENCE) / 2, windows - 1)
+    t = quantile(1 - (1 - CONFIDENCE) / 2, texts * (windows - 1))
     return normal.cdf(-math.sqrt(windows / (windows - 1)) * t)

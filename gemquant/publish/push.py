@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
@@ -29,7 +31,8 @@ from gemquant.core.artifact import (
     read_manifest,
 )
 from gemquant.core.artifact.card import CARD_FILE
-from gemquant.core.artifact.finalize import HUB_ATTRIBUTES, MANIFESTS, NOTICE_FILE, PICTURE
+from gemquant.core.artifact.finalize import HUB_ATTRIBUTES, MANIFESTS, NOTICE_FILE
+from gemquant.core.artifact.manifest import scheme_label
 from gemquant.core.protocols import Progress
 from gemquant.core.resources import human_bytes
 from gemquant.errors import (
@@ -42,7 +45,8 @@ from gemquant.errors import (
 )
 from gemquant.models.architecture import ARCHITECTURES
 from gemquant.publish.card import make_card
-from gemquant.publish.gguf_set import set_files, set_problems, shared
+from gemquant.publish.collection import GGUF, Collection, model_problems, set_problems, shared
+from gemquant.publish.picture import PICTURES
 from gemquant.publish.verify import (
     artifact_problems,
     signature_path,
@@ -50,6 +54,8 @@ from gemquant.publish.verify import (
 )
 
 MAIN = "main"
+Layout = Literal["files", "folders"]
+"""Of several artifacts in a repository: beside one another, or each in its folder."""
 _REVISION = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)*")
 
 
@@ -67,17 +73,21 @@ class Destination:
 
 @dataclass(frozen=True)
 class UploadFile:
-    """One file. name: in the repository. source: where it lies, or its content."""
+    """One file. name: in the repository. source: where it lies, or its content.
+
+    commit: the artifact with which it is committed; what has none is committed last.
+    """
 
     name: str
     source: Path | bytes
     size: int
     sha256: str
+    commit: str = ""
 
     @classmethod
-    def made(cls, name: str, content: bytes) -> UploadFile:
+    def made(cls, name: str, content: bytes, commit: str = "") -> UploadFile:
         """A file that is written for the repository."""
-        return cls(name, content, len(content), hashlib.sha256(content).hexdigest())
+        return cls(name, content, len(content), hashlib.sha256(content).hexdigest(), commit)
 
     def content(self) -> bytes:
         """The bytes; ArtifactError if they changed since they were verified."""
@@ -93,10 +103,10 @@ class UploadFile:
 
 @dataclass(frozen=True)
 class Present:
-    """A set of GGUF files that a branch holds already. head: the commit that was read."""
+    """What a branch holds already. head: the commit that was read. manifests: by place."""
 
     head: str
-    manifests: Sequence[Manifest]
+    manifests: Mapping[str, Manifest]
 
 
 @dataclass(frozen=True)
@@ -122,14 +132,16 @@ def prepare_upload(
     message: str,
     public_key: Path | None = None,
     present: Present | None = None,
+    layout: Layout | None = None,
 ) -> Upload:
     """Check everything without the network and list the files to send.
 
-    artifacts: one, or GGUF files that share the branch. public_key: include the artifact's
-    signature, which must be from this key's private half. present: a set to add them to. Raises for
-    an invalid destination, artifact or signature, and for missing licence files.
+    artifacts: one, or several that share the branch. public_key: include the artifact's
+    signature, which must be from this key's private half. present: what to add them to. layout: of
+    several, by default files for GGUF alone. Raises for an invalid destination, artifact or
+    signature, and for missing licence files.
     """
-    together = len(artifacts) > 1 or present is not None
+    together = len(artifacts) > 1 or present is not None or layout is not None
     problems = ProblemCollector(_destination_problems(destination))
     for each in artifacts:
         problems += artifact_problems(each)
@@ -139,20 +151,29 @@ def prepare_upload(
         problems += _licence_problems(artifact)
     if not message.strip():
         problems.append(UsageError("The commit message is empty."))
-    if together:
-        problems += set_problems(opened, () if present is None else present.manifests)
+    known = {} if present is None else present.manifests
+    if layout is None and together:
+        layout = _layout(opened, known)
+    if layout == "files":
+        problems += set_problems(opened, [*known.values()])
         if public_key is not None:
             problems.append(
                 UsageError(
                     "--public-key: a signature is of one artifact with its own card.",
-                    hint="Push signed artifacts one by one, each to its own repository or branch.",
+                    hint="--layout folders gives each artifact a folder with its signature.",
                 )
             )
     elif public_key is not None:
-        problems += signature_problems(artifacts[0], signature_path(artifacts[0]), public_key)
+        for each in artifacts:
+            problems += signature_problems(each, signature_path(each), public_key)
+    if layout == "folders":
+        problems += model_problems([each.manifest for each in opened] + [*known.values()])
+        problems += _folder_problems(opened)
     problems.refuse()
-    if together:
-        files = _set_files(opened, destination, present)
+    if layout == "files":
+        files = _flat_files(opened, destination, known)
+    elif layout == "folders":
+        files = _folder_files(opened, destination, known, signed=public_key is not None)
     else:
         files = _artifact_files(opened[0], destination, signed=public_key is not None)
     return Upload(opened, destination, message.strip(), tuple(files), present)
@@ -177,18 +198,64 @@ def _artifact_files(
     return [*files, *(UploadFile.made(*each) for each in changed.items())]
 
 
-def _set_files(
-    artifacts: Sequence[Artifact], destination: Destination, present: Present | None
+def _layout(artifacts: Sequence[Artifact], present: Mapping[str, Manifest]) -> Layout:
+    """That of the branch; of a new one, files where all are GGUF."""
+    if present:
+        return "folders" if any(name.endswith("/") for name in present) else "files"
+    return "files" if all(each.manifest.container == GGUF for each in artifacts) else "folders"
+
+
+def _folder_problems(artifacts: Sequence[Artifact]) -> Iterator[GemquantError]:
+    names = Counter(folder_name(each) for each in artifacts)
+    for name, count in names.items():
+        if count > 1:
+            yield UsageError(f"{count} artifacts are called {name}: rename a folder.")
+        if not _FOLDER.fullmatch(name):
+            yield UsageError(f"{name!r} is no name for a folder of a repository: rename it.")
+
+
+def folder_name(artifact: Artifact) -> str:
+    """Of an artifact in a repository of several: that of its folder."""
+    return artifact.path.resolve().name
+
+
+def _flat_files(
+    artifacts: Sequence[Artifact], destination: Destination, present: Mapping[str, Manifest]
 ) -> list[UploadFile]:
-    """The files of all artifacts, flat, and those that are made for the set."""
+    """The files of all artifacts beside one another, and those that are made for all."""
+    ours = {scheme_label(each.manifest): each for each in artifacts}
     files = {
-        name: UploadFile(name, each.path / name, record.bytes, record.sha256)
-        for each in artifacts
+        name: UploadFile(name, each.path / name, record.bytes, record.sha256, label)
+        for label, each in ours.items()
         for name, record in shared(each.manifest).files.items()
     }
-    known = present.manifests if present is not None else ()
-    made = set_files(artifacts, known, destination.repository)
+    for label, each in ours.items():
+        name = f"{MANIFESTS}/{label}.json"
+        files[name] = UploadFile.made(name, shared(each.manifest).to_json(), label)
+    made = Collection.of(ours, present, repository=destination.repository).files({})
     return [*files.values(), *(UploadFile.made(*each) for each in made.items())]
+
+
+def _folder_files(
+    artifacts: Sequence[Artifact],
+    destination: Destination,
+    present: Mapping[str, Manifest],
+    *,
+    signed: bool,
+) -> list[UploadFile]:
+    """The files of each artifact in its folder as they are, and those that are made for all."""
+    ours = {f"{folder_name(each)}/": each for each in artifacts}
+    files = []
+    for place, each in ours.items():
+        for name, record in each.manifest.files.items():
+            file = UploadFile(place + name, each.path / name, record.bytes, record.sha256, place)
+            files.append(file)
+        files += [
+            UploadFile.made(place + name, (each.path / name).read_bytes(), place)
+            for name in (MANIFEST_FILE, *([SIGNATURE_FILE] if signed else []))
+        ]
+    made = Collection.of(ours, present, repository=destination.repository).files({})
+    return [*files, *(UploadFile.made(*each) for each in made.items())]
 
 
 def present_set(destination: Destination, api: HfApi) -> Present:
@@ -198,13 +265,15 @@ def present_set(destination: Destination, api: HfApi) -> Present:
     with _explained(destination, api), TemporaryDirectory() as folder:
         head = str(api.repo_info(name, revision=destination.revision).sha)
         there = _files(api, name, head)
-        names = [n for n, file in there.items() if _MANIFEST.fullmatch(n) and file.size < LARGEST]
-        for file in names:
+        small = [name for name, file in there.items() if file.size < LARGEST]
+        found = {name: match for name in small if (match := _MANIFEST.fullmatch(name))}
+        for file in found:
             api.hf_hub_download(name, file, revision=head, local_dir=folder)
-        manifests = [read_manifest(Path(folder), file) for file in names]
+        manifests = {m[1] or m[2]: read_manifest(Path(folder), file) for file, m in found.items()}
     if not manifests:
         raise OutputError(
-            f"{name} has no {MANIFESTS}/ on {destination.revision}: it is no set of gemquant's.",
+            f"{name} has no {MANIFESTS}/ on {destination.revision}, nor a folder with a "
+            f"{MANIFEST_FILE}: it is no collection of gemquant's.",
             hint="Push a whole set first: gemquant push FOLDER OWNER/NAME",
         )
     return Present(head, manifests)
@@ -236,7 +305,8 @@ def _destination_problems(destination: Destination) -> list[GemquantError]:
     return problems
 
 
-_MANIFEST = re.compile(rf"{MANIFESTS}/[\w-][\w.-]*\.json")
+_MANIFEST = re.compile(rf"{MANIFESTS}/([\w-][\w.-]*)\.json|([\w-][\w.-]*/)manifest\.json")
+_FOLDER = re.compile(r"[\w-][\w.-]*")
 LARGEST = 64_000_000
 """Bytes of a manifest that is read from the Hub."""
 HELD_BYTES = 10_000_000
@@ -263,8 +333,9 @@ class _Branch:
 
 
 def push(upload: Upload, api: HfApi, *, replace: bool, progress: Progress) -> Pushed:
-    """Create the repository if missing, send missing files, commit once, compare.
+    """Create the repository if missing, send missing files, commit, compare.
 
+    Several artifacts are a commit each, then the card: an interrupted push resumes with the next.
     replace: delete other files of the branch and overwrite differing ones, in the same commit;
     without it, either is an error. OutputError for everything that the Hub refuses.
     """
@@ -283,23 +354,27 @@ def push(upload: Upload, api: HfApi, *, replace: bool, progress: Progress) -> Pu
                     f"{destination.repository} changed during the push.", hint="Rerun the command."
                 )
             foreign = []
-            differing = [name for name in differing if name not in {CARD_FILE, PICTURE}]
+            differing = [name for name in differing if name not in {CARD_FILE, *PICTURES}]
         if not (replace or branch.created):
             _refuse_other_content(destination, foreign, differing)
         url = f"{api.endpoint}/{destination.repository}/tree/{destination.revision}"
         if not lacking and not foreign:
             return Pushed(url, branch.head, (), ())
-        operations = _send(lacking, destination, api, progress)
-        progress.note(f"committing {len(lacking)} files to {destination.repository}")
-        commit = api.create_commit(
-            destination.repository,
-            [*operations, *(CommitOperationDelete(name) for name in foreign)],
-            commit_message=upload.message,
-            revision=destination.revision,
-            parent_commit=branch.head,
-        )
-        _compare(upload, api, commit.oid)
-    return Pushed(url, commit.oid, tuple(file.name for file in lacking), tuple(foreign))
+        head = branch.head
+        commits = sorted({file.commit for file in lacking} | ({""} if foreign else set()))
+        for part in [*filter(None, commits), *(each for each in commits if not each)]:
+            files = [file for file in lacking if file.commit == part]
+            operations = _send(files, destination, api, progress)
+            progress.note(f"committing {len(files)} files to {destination.repository}")
+            head = api.create_commit(
+                destination.repository,
+                [*operations, *(CommitOperationDelete(n) for n in foreign if not part)],
+                commit_message=f"{upload.message}: {part.rstrip('/')}" if part else upload.message,
+                revision=destination.revision,
+                parent_commit=head,
+            ).oid
+        _compare(upload, api, head)
+    return Pushed(url, head, tuple(file.name for file in lacking), tuple(foreign))
 
 
 def _ensure_repository(destination: Destination, api: HfApi, progress: Progress) -> None:

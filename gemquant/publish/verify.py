@@ -30,7 +30,6 @@ from gemquant.core.artifact import (
 from gemquant.core.artifact.card import CARD_FILE
 from gemquant.core.artifact.finalize import (
     MANIFESTS,
-    PICTURE,
     accompanies,
     file_problems,
     files_in,
@@ -50,6 +49,7 @@ from gemquant.errors import (
 )
 from gemquant.formats import llamafile_record as llamafile
 from gemquant.formats.checkpoint.files import read_json_object
+from gemquant.publish.picture import PICTURES
 from gemquant.runtimes.text import read_tokenizer
 
 INSTALL = "pip install 'gemquant[signing]'"
@@ -121,7 +121,7 @@ def _bits_per_weight(manifest: Manifest, weights: Weights) -> float:
 def _set_problems(folder: Path) -> list[GemquantError]:
     """Compare a downloaded set with its manifests; no file may be there that none lists."""
     problems = ProblemCollector()
-    known = {CARD_FILE, PICTURE}
+    known = {CARD_FILE, *PICTURES}
     for name in manifests_in(folder):
         read = problems.attempt(partial(read_manifest, folder, name))
         if not read.succeeded:

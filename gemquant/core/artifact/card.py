@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ from gemquant.core.artifact.manifest import (
 )
 from gemquant.core.resources import human_bytes
 from gemquant.core.scheme import describe
-from gemquant.core.tables import escaped, markdown, matrices, number
+from gemquant.core.tables import Bounded, escaped, interval, markdown, matrices, number
 from gemquant.models.architecture import ARCHITECTURES
 from gemquant.models.structure import FAMILY
 
@@ -53,7 +54,7 @@ _ORIGINAL_FOLLOWS = re.compile(
     r"(?:quantization|conversion)\.\*\n\n",
     re.MULTILINE,
 )
-_DOWNLOAD = re.compile(r"^hf download ([\w.-]+/[\w.-]+) --local-dir ", re.MULTILINE)
+_DOWNLOAD = re.compile(r"^hf download ([\w.-]+/[\w.-]+) ", re.MULTILINE)
 _LONGEST_TEXT = 10_000
 
 
@@ -165,7 +166,8 @@ def card_environment() -> SandboxedEnvironment:
     """Templates of a card: a sandbox, with filters that show texts from outside as they are."""
     environment = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
     environment.filters |= {"md": _escaped, "code": _code, "losses": _losses, "words": describe}
-    environment.filters |= {"matrices": matrices, "size": human_bytes}
+    environment.filters |= {"matrices": matrices, "size": human_bytes, "cell": _cell}
+    environment.filters["figure"] = partial(number, digits=3)
     return environment
 
 
@@ -306,6 +308,13 @@ def _code(text: object) -> str:
     longest = max((len(run) for run in re.findall("`+", plain)), default=0)
     fence = "`" * (longest + 1)
     return f"{fence} {plain} {fence}" if longest else f"`{plain}`"
+
+
+def _cell(figure: Bounded, *, as_percent: bool = False) -> str:
+    """A figure in a cell of a table, its interval below in small type."""
+    value, found, bounds = interval(figure, as_percent=as_percent).partition(" [")
+    value = value.replace(" ", "&nbsp;")
+    return f"{value}<br><sub>[{bounds.replace(' ', '&nbsp;')}</sub>" if found else value
 
 
 def _losses(levels: Sequence[LevelEvaluation]) -> str:

@@ -35,8 +35,6 @@ _MANIFEST_LIMIT_BYTES = 64_000_000
 
 MANIFESTS = "manifests"
 """Folder of a repository with several artifacts: a manifest each."""
-PICTURE = "size-and-loss.svg"
-"""Picture of such a repository's card."""
 EVALUATION_FILE = "evaluation.json"
 TASKS_FILE = "tasks.json"
 """What was measured later, as the card shows it."""

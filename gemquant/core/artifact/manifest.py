@@ -312,12 +312,12 @@ class Manifest(Document):
         return {**document, "schema_version": SCHEMA_VERSION, "certificates": certificates}
 
 
-_WEIGHTS = (".gguf", ".safetensors", ".rkllm", ".onnx", ".data")
+WEIGHT_FILES = (".gguf", ".safetensors", ".rkllm", ".onnx", ".data")
 
 
 def original_bytes(manifest: Manifest) -> int:
     """Size of the weights before, in bfloat16: two bytes for each; of towers as they are."""
-    stored = sum(f.bytes for name, f in manifest.files.items() if name.endswith(_WEIGHTS))
+    stored = sum(f.bytes for name, f in manifest.files.items() if name.endswith(WEIGHT_FILES))
     towers = sum(tower.bytes for tower in manifest.towers)
     return round(16 * (stored - towers) / manifest.quantization.bits_per_weight) + towers
 

@@ -1,10 +1,11 @@
-"""Several GGUF files of one model as one thing: shown, verified, pushed, added to, fetched."""
+"""Several artifacts of one model as one thing: shown, verified, described, pushed, fetched."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,12 @@ from tests.unit.cli.conftest import Run
 
 REPOSITORY = "me/tiny-GGUF"
 FEW = "--threads 1 --eval-windows 1 --seq-len 24 --eval-slices english,code -q".split()
-CARD, PICTURE = "README.md", "size-and-loss.svg"
+CARD = "README.md"
+PICTURES = (
+    {f"size-and-loss{dark}.{kind}" for dark in ("", "-dark") for kind in ("svg", "png")}
+    if find_spec("matplotlib")
+    else set()
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 
@@ -125,12 +131,12 @@ def test_a_set_is_pushed_flat_with_one_card_and_comes_back_valid(
     assert names(hub) == {
         *(f"tiny-{each}.gguf" for each in types),
         *(f"manifests/{each}.json" for each in types),
-        *("NOTICE", CARD, PICTURE),
+        *("NOTICE", CARD, *PICTURES),
     }
     card = hub.repositories[REPOSITORY].files()[CARD].decode()
-    assert "# tiny GGUF, for llama.cpp\n" in card
-    assert "\n![Size against mean KL divergence, a point per file](size-and-loss.svg)\n" in card
-    assert "\nllama-server -hf me/tiny-GGUF:Q4_0\n" in card
+    assert "# tiny GGUF\n" in card
+    assert ("<picture>" in card) == bool(PICTURES)
+    assert "\nllama-server -hf me/tiny-GGUF:Q8_0\n" in card
     assert run("verify", str(fetched(hub, Path("copy"))), "-q").out == "copy: valid\n"
     shown = run("show", "copy").out.splitlines()
     assert shown[0].startswith("copy: 3 files of tiny (in bfloat16: ")
@@ -157,7 +163,7 @@ def test_a_dry_run_shows_files_and_card_and_asks_nobody(
     run: Run, ggufs: Path, hub: StandIn
 ) -> None:
     result = run("push", "ggufs", REPOSITORY, "--dry-run", "-q")
-    for words in ("manifests/Q4_0.json", "size-and-loss.svg", "# tiny GGUF, for llama.cpp"):
+    for words in ("manifests/Q4_0.json", "# tiny GGUF", "## What fits", *PICTURES):
         assert words in result.out
     assert hub.requests == []
 
@@ -171,9 +177,9 @@ def test_one_more_type_is_added_and_the_card_shows_all(run: Run, ggufs: Path, hu
     assert added.code == 0, added.err
     after = hub.repositories[REPOSITORY].files()
     assert set(after) - set(before) == {"tiny-Q4_0.gguf", "manifests/Q4_0.json"}
-    assert {name for name in before if before[name] != after[name]} == {CARD, PICTURE}
+    assert {name for name in before if before[name] != after[name]} == {CARD, *PICTURES}
     card = after[CARD].decode()
-    assert all(f"| tiny-{each}\\_0.gguf |" in card for each in ("Q8", "Q5", "Q4"))
+    assert all(f"| [{each}\\_0](tiny-{each}_0.gguf) |" in card for each in ("Q8", "Q5", "Q4"))
     assert run("verify", str(fetched(hub, Path("copy"))), "-q").code == 0
 
 
@@ -196,13 +202,16 @@ def test_another_file_of_the_same_type_is_refused_unless_it_may_replace(
 def test_adding_to_what_is_no_set_is_refused(run: Run, ggufs: Path, hub: StandIn) -> None:
     hub.repository(REPOSITORY, notes=b"mine")
     result = run("push", "ggufs/Q4_0", REPOSITORY, "--add", "-q")
-    assert (result.code, "has no manifests/ on main" in result.err) == (7, True)
+    assert (
+        result.code,
+        "has no manifests/ on main, nor a folder with a manifest.json" in result.err,
+    ) == (7, True)
 
 
-def test_only_ggufs_share_a_branch(run: Run, made: Path, ggufs: Path) -> None:
+def test_only_ggufs_lie_flat(run: Run, made: Path, ggufs: Path) -> None:
     assert run("cast", str(made / "tiny"), *FEW, "--no-eval", "-o", "cast").code == 0
-    result = run("push", "ggufs/Q4_0", "cast", REPOSITORY, "--dry-run", "-q")
-    assert (result.code, "only GGUF files share a branch" in result.err) == (2, True)
+    result = run("push", "ggufs/Q4_0", "cast", REPOSITORY, "--layout", "files", "-q")
+    assert (result.code, "only GGUF files lie flat in a repository" in result.err) == (2, True)
 
 
 def test_swapped_arguments_are_named(run: Run, ggufs: Path) -> None:
@@ -260,7 +269,7 @@ def test_the_card_of_a_set_is_made_again_from_its_manifests(
     assert run("card", "copy", "--check").out == "copy/README.md: up to date\n"
     assert run("card", REPOSITORY, "--check").code == 0
     before = (copy / CARD).read_text()
-    (copy / CARD).write_text(before.replace("for llama.cpp", "for me"))
+    (copy / CARD).write_text(before.replace("# tiny GGUF", "# my GGUF"))
     assert run("card", "copy", "--check").code == 6
     assert run("card", "copy").out == f"copy/README.md: written; changed: {CARD}\n"
     assert (copy / CARD).read_text() == before
@@ -280,3 +289,175 @@ def test_the_card_of_a_set_has_the_figures_of_each_file_as_metadata(
     found = [(result.metric_config, result.metric_type) for result in data.eval_results]
     types = ("kl_divergence", "kl_divergence", "top1_agreement")
     assert found == [(label, metric) for label in ("Q8_0", "Q5_0", "Q4_0") for metric in types]
+
+
+# ---------------------------------------------------------------- folders of any artifacts
+
+
+RECIPE = """
+samples = 2
+seq_len = 24
+eval_windows = 2
+eval_slices = ["english", "code"]
+
+[[jobs]]
+quantizer = "gguf"
+type = ["Q8_0", "Q4_0"]
+
+[[jobs]]
+quantizer = "nf4"
+
+[[jobs]]
+quantizer = "rtn"
+bits = 8
+group_size = 64
+"""
+FOLDERS = {"tiny-gguf-Q4_0", "tiny-gguf-Q8_0", "tiny-nf4-g64", "tiny-rtn-w8-g64"}
+
+
+@pytest.fixture(scope="module")
+def ran(made: Path) -> Path:
+    """What one run makes, with its card."""
+    (made / "recipe.toml").write_text(RECIPE)
+    arguments = ["run", str(made / "recipe.toml"), str(made / "tiny"), "-q", "--threads", "1"]
+    assert main([*arguments, "-o", str(made / "tiny-quants")]) == 0
+    return made / "tiny-quants"
+
+
+@pytest.fixture
+def quants(ran: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(ran, tmp_path / "tiny-quants"))
+
+
+def test_a_run_ends_with_one_card_for_all(quants: Path) -> None:
+    assert {each.name for each in quants.iterdir()} == FOLDERS | {CARD, *PICTURES}
+    card = (quants / CARD).read_text()
+    for words in (
+        "# tiny quantized\n",
+        "### For llama.cpp, Ollama, LM Studio\n",
+        "### For transformers with bitsandbytes\n",
+        "| [Q4\\_0](tiny-gguf-Q4_0/tiny-Q4_0.gguf) | ",
+        "| [rtn-w8-g64](tiny-rtn-w8-g64/) | ",
+        "## What fits\n",
+        "hf download OWNER/NAME --include 'tiny-nf4-g64/*' --local-dir NAME\n",
+        "vLLM has no kernel for 8 bits with zero points.\n",
+        "Gemma Terms of Use",
+    ):
+        assert words in card, words
+    data = ModelCard(card).data
+    assert isinstance(data, ModelCardData)
+    assert data.tags == [
+        "gemma",
+        "gguf",
+        "8-bit",
+        "4-bit",
+        "rtn",
+        "compressed-tensors",
+        *data.tags[6:],
+    ]
+    assert {result.metric_config for result in data.eval_results or ()} == {
+        *("Q8_0", "Q4_0", "nf4-g64", "rtn-w8-g64"),
+    }
+
+
+def test_the_card_of_a_collection_is_the_same_every_time(run: Run, quants: Path) -> None:
+    before = {name: (quants / name).read_bytes() for name in (CARD, *PICTURES)}
+    assert run("card", "--collection", "tiny-quants", "--check").code == 0
+    for name in before:
+        (quants / name).unlink()
+    assert run("card", "--collection", "tiny-quants", "--check").code == 6
+    assert run("card", "--collection", "tiny-quants").code == 0
+    assert {name: (quants / name).read_bytes() for name in before} == before
+
+
+def test_pictures_of_other_figures_are_drawn_anew(run: Run, quants: Path) -> None:
+    pytest.importorskip("matplotlib")
+    before = (quants / "size-and-loss.svg").read_bytes()
+    shutil.rmtree(quants / "tiny-nf4-g64")
+    changed = run("card", "--collection", "tiny-quants", "--json").out
+    assert set(json.loads(changed)["changed"]) == {CARD, *PICTURES}
+    assert (quants / "size-and-loss.svg").read_bytes() != before
+
+
+def test_without_matplotlib_the_card_says_what_a_picture_needs(
+    run: Run, ggufs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gemquant.publish.picture.installed", lambda: False)
+    assert run("card", "--collection", "ggufs").code == 0
+    card = (ggufs / CARD).read_text()
+    assert (
+        "<!-- No picture: pip install 'gemquant[picture]', then make this card again. -->" in card
+    )
+    assert "<picture>" not in card
+
+
+def test_a_readme_of_the_users_own_stays(run: Run, quants: Path) -> None:
+    (quants / CARD).write_text("# Mine\n")
+    result = run("card", "--collection", "tiny-quants")
+    assert (result.code, "is no card of gemquant's" in result.err) == (7, True)
+    assert (quants / CARD).read_text() == "# Mine\n"
+    assert run("card", "--collection", "tiny-quants", "--force").code == 0
+
+
+def test_artifacts_of_two_models_have_no_common_card(run: Run, made: Path, quants: Path) -> None:
+    other = shutil.copytree(made / "tiny", "other")
+    assert run("cast", str(other), *FEW, "--no-eval", "-o", "tiny-quants/other").code == 0
+    result = run("card", "--collection", "tiny-quants")
+    assert (result.code, "other, tiny: a repository is of one model." in result.err) == (2, True)
+
+
+def test_a_collection_is_pushed_in_folders_and_comes_back_valid(
+    run: Run, quants: Path, hub: StandIn
+) -> None:
+    pushed = run("push", "tiny-quants", REPOSITORY, "-q")
+    assert pushed.code == 0, pushed.err
+    repository = hub.repositories[REPOSITORY]
+    assert {name.partition("/")[0] for name in names(hub)} == FOLDERS | {CARD, *PICTURES}
+    assert (
+        "hf download me/tiny-GGUF --include 'tiny-nf4-g64/*'" in repository.files()[CARD].decode()
+    )
+    copy = fetched(hub, Path("copy"))
+    for folder in FOLDERS:
+        manifest = (copy / folder / "manifest.json").read_bytes()
+        assert manifest == (quants / folder / "manifest.json").read_bytes()
+    assert run("verify", "copy", "-q").code == 0
+    assert run("card", "--collection", "copy", "--check").code == 0
+    assert run("push", "tiny-quants", REPOSITORY, "-q").out.split(": ")[1].startswith("unchanged")
+
+
+def test_an_interrupted_push_of_a_collection_resumes_with_the_next_artifact(
+    run: Run, quants: Path, hub: StandIn
+) -> None:
+    commits = 0
+
+    def fail(method: str, path: str) -> None:
+        nonlocal commits
+        commits += "/commit/" in path
+        if commits == 3:
+            raise ConnectionResetError
+
+    hub.fault = fail
+    assert run("push", "tiny-quants", REPOSITORY, "-q").code == 7
+    first = {name.partition("/")[0] for name in names(hub)}
+    assert first == {"tiny-gguf-Q4_0", "tiny-gguf-Q8_0"}
+    hub.fault = lambda method, path: None
+    sent = json.loads(run("push", "tiny-quants", REPOSITORY, "-q", "--json").out)["pushed"]["sent"]
+    assert {name.partition("/")[0] for name in sent} == (FOLDERS | {CARD, *PICTURES}) - first
+
+
+def test_an_artifact_is_added_to_a_collection_in_folders(
+    run: Run, quants: Path, hub: StandIn
+) -> None:
+    folders = [f"tiny-quants/{name}" for name in sorted(FOLDERS)]
+    assert run("push", *folders[1:], REPOSITORY, "-q").code == 0
+    added = run("push", folders[0], REPOSITORY, "--add", "-q")
+    assert added.code == 0, added.err
+    assert run("card", "--collection", str(fetched(hub, Path("copy"))), "--check").code == 0
+
+
+def test_each_artifact_may_have_a_repository(run: Run, quants: Path, hub: StandIn) -> None:
+    result = run("push", "tiny-quants", "me", "--layout", "repositories", "-q")
+    assert result.code == 0, result.err
+    assert set(hub.repositories) == {f"me/{name}" for name in FOLDERS}
+    wrong = run("push", "tiny-quants", REPOSITORY, "--layout", "repositories", "-q")
+    assert (wrong.code, "Name the owner alone" in wrong.err) == (2, True)
