@@ -75,7 +75,8 @@ def test_one_pass_makes_the_bytes_of_single_commands(
     run: Run, recipe: Recipe, tmp_path: Path
 ) -> None:
     assert run("run", recipe()).code == 0
-    assert {path.name for path in (tmp_path / "out").iterdir()} == ALONE.keys()
+    folders = {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()}
+    assert folders == ALONE.keys()
     for name, (command, *flags) in ALONE.items():
         assert run(command, "model", *flags, *FLAGS, "-o", f"alone/{name}").code == 0
         alone = tmp_path / "alone" / name
