@@ -30,7 +30,9 @@ NUMBERS = 16_777_259
 """So many random ones are drawn; a prime, so that rows of every width differ."""
 
 
-def write_checkpoint(folder: Path, layers: int, shape: Mapping[str, Any] = PUBLISHED["gemma-2-2b"]) -> None:
+def write_checkpoint(
+    folder: Path, layers: int, shape: Mapping[str, Any] = PUBLISHED["gemma-2-2b"]
+) -> None:
     """Write seeded normal weights of a Gemma's usual spread, the same ``NUMBERS`` over and over."""
     folder.mkdir(parents=True)
     raw = {**shape, "num_hidden_layers": layers}

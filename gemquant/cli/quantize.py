@@ -158,6 +158,9 @@ def _plan_document(planned: PlannedJob) -> dict[str, Any]:
         "recipe": planned.job.recipe.to_dict(),
         "bits_per_weight": planned.bits_per_weight,
         "file_sizes": dict(planned.file_sizes),
+        "per_layer_embedding": table.model_dump()
+        if (table := planned.per_layer_embedding) is not None
+        else None,
         "towers": [each.model_dump() for each in tower_records(planned.header.towers)],
         "quantized": list(planned.quantized),
         "kept": list(planned.kept),
@@ -208,7 +211,7 @@ def _plan(planned: PlannedJob) -> list[Table | str]:
         facts.add_row(
             "table",
             f"{share:.0%} of the weights are the table of per-layer inputs, in "
-            f"{stored.removeprefix('torch.')}",
+            f"{stored.removeprefix('torch.')}: {planned.per_layer_embedding}",
         )
     for tower in tower_records(planned.header.towers):
         facts.add_row(tower.name, tower_facts(tower))

@@ -258,7 +258,8 @@ def _facts(manifest: Manifest) -> list[Table | str]:
         f"{quantization.bits_per_weight:.2f} bits per weight over all{_stored_bits(manifest)}",
     )
     if table := _table_of_inputs(quantization):
-        facts.add_row("table", f"of per-layer inputs, in {table}")
+        size = f": {each}" if (each := manifest.per_layer_embedding) else ""
+        facts.add_row("table", f"of per-layer inputs, in {table}{size}")
     for tower in manifest.towers:
         facts.add_row(tower.name, tower_facts(tower))
     if manifest.conversion is not None:

@@ -20,6 +20,7 @@ from gemquant.core.artifact import (
     RoutedRecord,
     SmoothingRecord,
     Source,
+    TableRecord,
     TokensWithoutRow,
     TowerRecord,
     finalize,
@@ -59,6 +60,7 @@ class ArtifactFacts:
     fallbacks: Sequence[Fallback] = ()
     activation_range: ActivationRangeRecord | None = None
     routed: Sequence[RoutedRecord] = ()
+    per_layer_embedding: TableRecord | None = None
     towers: Sequence[TowerRecord] = ()
     grid: GridRecord | None = None
     conversion: ConversionRecord | None = None
@@ -90,6 +92,7 @@ class ArtifactFacts:
             fallbacks=tuple(self.fallbacks),
             activation_range=self.activation_range,
             routed=tuple(self.routed),
+            per_layer_embedding=self.per_layer_embedding,
             towers=tuple(self.towers),
             certificates_of="text model" if self.towers else None,
             grid=self.grid if self.grid and self.grid.on_grid else None,

@@ -225,6 +225,7 @@ class JobWriter:
             layout=header.layout,
             float_dtype=str(self._float).removeprefix("torch."),
             file_bytes=self._planned.total_bytes,
+            per_layer_embedding=self._planned.per_layer_embedding,
             towers=tower_records(header.towers),
             calibration=calibration if job.quantizer.needs else None,
             certificates=(certificate,) if slices else (),

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
 from gemquant.convert.resume import interrupted_at_the_end
-from gemquant.core.artifact import Fallback, GridRecord, grid_record
+from gemquant.core.artifact import Fallback, GridRecord, TableRecord, grid_record
 from gemquant.core.artifact.staging import interrupted_bytes, output_problems
 from gemquant.core.options import problems_with
 from gemquant.core.protocols import (
@@ -23,6 +23,7 @@ from gemquant.core.protocols import (
 )
 from gemquant.core.recipe import Recipe
 from gemquant.core.scheme import Scheme
+from gemquant.core.weights import BlockScheme
 from gemquant.errors import GemquantError, OutputError, refuse
 from gemquant.formats.checkpoint import Checkpoint
 from gemquant.formats.source_model import Origin
@@ -31,7 +32,7 @@ from gemquant.models.architecture import (
     linear_shapes,
     tensor_shapes,
 )
-from gemquant.models.structure import EMBEDDING, HEAD
+from gemquant.models.structure import EMBEDDING, HEAD, PER_LAYER_TABLE
 
 # Tokenizer, card, configuration and manifest: a generous guess.
 SMALL_FILES_BYTES = 64_000_000
@@ -74,6 +75,22 @@ class PlannedJob:
         """Stored bits over the number of weights, of the text model."""
         text_bytes = self.total_bytes - self.tower_bytes
         return 8 * text_bytes / sum(prod(s.shape) for s in self.header.layout.values())
+
+    @property
+    def per_layer_embedding(self) -> TableRecord | None:
+        """What the table of per-layer inputs takes; None where there is none."""
+        layout = dict(self.header.layout)
+        if (table := layout.pop(PER_LAYER_TABLE, None)) is None:
+            return None
+        weights = prod(table.shape)
+        if isinstance(table, PlainSpec):
+            size = weights * table.dtype.itemsize
+        elif isinstance(table.scheme, BlockScheme):
+            size = table.shape[0] * table.scheme.type.row_bytes(table.shape[1])
+        else:  # with what the file's header says of it, some hundred bytes
+            rest = self.job.exporter.file_sizes(replace(self.header, layout=layout))
+            size = self.total_bytes - sum(rest.values())
+        return TableRecord(weights=weights, bytes=size, bits_per_weight=8 * size / weights)
 
     @property
     def schemes(self) -> list[Scheme]:

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field, JsonValue, model_validator
 from gemquant.core.artifact.evaluation import LevelEvaluation
 from gemquant.core.artifact.manifest_v1 import read_certificates
 from gemquant.core.json_document import Document, Record
+from gemquant.core.resources import human_bytes
 from gemquant.core.scheme import INTEGER, describe
 from gemquant.errors import ArtifactError
 from gemquant.models.architecture import ARCHITECTURES, registered
@@ -89,6 +90,17 @@ class TowerRecord(Record):
     tensors: int = Field(ge=1, description="How many tensors it has.")
     bytes: int = Field(ge=0, description="Size of their values.")
     dtype: str = Field(description="Their type: `bfloat16`, …; of several all, with commas.")
+
+
+class TableRecord(Record):
+    """A table that is read by rows."""
+
+    weights: int = Field(ge=1, description="How many it has.")
+    bytes: int = Field(ge=0, description="Size of its tensors.")
+    bits_per_weight: float = Field(gt=0, description="The same in bits, over its weights.")
+
+    def __str__(self) -> str:
+        return f"{human_bytes(self.bytes)}, {self.bits_per_weight:.2f} bits per weight"
 
 
 class Fallback(Record):
@@ -267,6 +279,12 @@ class Manifest(Document):
         exclude_if=lambda record: record is None,
         description="Scales folded into the weights before they were converted; left out where "
         "there are none.",
+    )
+    per_layer_embedding: TableRecord | None = Field(
+        default=None,
+        exclude_if=lambda record: record is None,
+        description="The table that gives every token an input for every layer, a large part of an "
+        "E model; left out where there is none.",
     )
     towers: tuple[TowerRecord, ...] = Field(
         default=(),

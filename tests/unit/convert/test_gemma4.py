@@ -20,6 +20,7 @@ from gemquant.formats.bitsandbytes import BitsAndBytes
 from gemquant.formats.checkpoint import open_checkpoint
 from gemquant.formats.compressed_tensors import CompressedTensors
 from gemquant.formats.metal import Metal
+from gemquant.formats.mlx import MLX
 from gemquant.formats.plain_safetensors import PlainSafetensors
 from gemquant.quantizers.awq import AWQ
 from gemquant.quantizers.bitsandbytes import NF4
@@ -62,6 +63,22 @@ def test_artifacts_are_written_certified_and_reopened(kind: Kind, tmp_path: Path
     assert dict(plain.config) == dict(checkpoint.config)
     name = checkpoint.names()[-3]
     assert torch.equal(plain.tensor(name), checkpoint.tensor(name))
+
+
+def test_the_manifest_has_the_size_of_the_per_layer_embedding(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(str(write_tiny_gemma(tmp_path / "model", "gemma4_e")))
+    eight_bits = RoundToNearest(group_size=32, quantize_embedding=True)
+    jobs = [
+        tiny_job(checkpoint, FOUR_BITS, tmp_path / "awq", text_only=True),
+        tiny_job(checkpoint, eight_bits, tmp_path / "mlx", MLX(), text_only=True),
+    ]
+    artifacts = run_tiny(checkpoint, jobs, evaluation=())
+    for artifact, bits in zip(artifacts, (16, 9), strict=True):
+        table = artifact.manifest.per_layer_embedding
+        assert table is not None
+        assert table.weights == 465 * 224
+        assert table.bits_per_weight == pytest.approx(bits, abs=0.05)
+        assert table.bytes == pytest.approx(table.weights * bits / 8, abs=600)
 
 
 def test_experts_are_written_as_loaders_read_them(tmp_path: Path) -> None:

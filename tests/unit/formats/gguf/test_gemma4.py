@@ -23,7 +23,7 @@ from gemquant.formats.gguf.mixtures import file_type
 from gemquant.formats.gguf.types import TypeRequest, choose_types
 from gemquant.measure.quality.measure import compare
 from gemquant.models.config import text_config
-from gemquant.models.structure import EMBEDDING
+from gemquant.models.structure import EMBEDDING, PER_LAYER_TABLE
 from gemquant.quantizers.gguf import KQuant
 from tests.helpers.tiny_gemma import GEMMA4, Kind, tiny_config
 from tests.helpers.tiny_job import EVALUATION, run_tiny
@@ -60,6 +60,10 @@ def test_a_certificate_holds_no_codes_of_the_per_layer_table(
     quantizer = KQuant(type="Q4_0").for_model(checkpoint.config)
     recipe = Recipe(model="tiny", quantizer="gguf", exporter="gguf")
     (artifact,) = run_tiny(checkpoint, [Job(quantizer, GGUF(), tmp_path / "out", recipe)])
+    table = artifact.manifest.per_layer_embedding
+    assert table is not None
+    assert table.bits_per_weight == 8.5  # Q8_0
+    assert table.weights == checkpoint.shape(PER_LAYER_TABLE)[0] * 7 * 32
     # The embedding and the projection alone: the table has 7 · 32 columns.
     assert {columns for _, columns in held} == {128}
     (again,) = compare(checkpoint, GGUF().open(artifact.path), EVALUATION)
