@@ -17,7 +17,7 @@ from typing import NoReturn
 import click
 
 from gemquant.cli import cli
-from gemquant.core.resources import yield_idle_processors
+from gemquant.core.resources import open_missing_streams, yield_idle_processors
 from gemquant.errors import GemquantError, OutputError, UsageError, echo
 
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
@@ -33,6 +33,7 @@ BROKEN_PIPE = 1  # what Click answers when it notices first
 
 def run() -> int:
     """The program: prepare this process, then run ``main`` on its arguments."""
+    open_missing_streams()
     yield_idle_processors()
     # A scratch folder must go on SIGTERM as it does on Ctrl-C.
     signal.signal(signal.SIGTERM, _ends_by(Terminated))

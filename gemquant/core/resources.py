@@ -143,6 +143,20 @@ def require_device(device: str) -> None:
         )
 
 
+def open_missing_streams() -> None:
+    """Open the null device for standard streams that were closed, as by ``>&-``.
+
+    Otherwise the next file that is opened takes such a stream's number, and what a library prints.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r"))  # noqa: SIM115, PTH123
+
+
 def yield_idle_processors() -> None:
     """Let torch's threads sleep soon while they wait for one another, unless the user decided.
 

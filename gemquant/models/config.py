@@ -108,15 +108,20 @@ def architecture_of_file(raw: Mapping[str, Any]) -> Architecture:
     for begin, reason in _NOT_READ.items():
         if str(raw.get("model_type")).startswith(begin):
             raise UnsupportedError(f"{reason}.", hint=f"Supported are {supported}.")
-    names = raw.get("architectures")
+    names, model_type = raw.get("architectures"), raw.get("model_type")
     if isinstance(names, list) and names:
         for name in names:
             if isinstance(name, str) and name in classes:
+                if model_type is not None and types.get(str(model_type)) is not classes[name]:
+                    raise CheckpointError(
+                        f"config.json: model_type {model_type!r} and architectures {name!r} "
+                        "contradict each other.",
+                        hint=f"Of a {classes[name].name} it is {classes[name].model_type!r}.",
+                    )
                 return classes[name]
         raise UnsupportedError(
             f"architecture {', '.join(map(str, names))[:200]}: supported are {supported}."
         )
-    model_type = raw.get("model_type")
     if isinstance(model_type, str) and model_type in types:
         return types[model_type]
     raise UnsupportedError(

@@ -25,7 +25,7 @@ from gemquant.errors import (
 from gemquant.formats.checkpoint.files import contained, read_json_object
 from gemquant.formats.checkpoint.pack_quantized import packed_matrices
 from gemquant.formats.checkpoint.recognition import check_folder, not_a_model
-from gemquant.formats.checkpoint.source import text_name
+from gemquant.formats.checkpoint.source import is_wrapped, text_name
 from gemquant.formats.checkpoint.towers import Towers, read_towers
 from gemquant.formats.safetensors_reader import SafetensorsFiles
 from gemquant.models.architecture import (
@@ -200,6 +200,7 @@ def _text_names(
 ) -> tuple[dict[str, str], list[GemquantError]]:
     """Map text-only names to stored names."""
     names: dict[str, str] = {}
+    twice: list[str] = []
     problems: list[GemquantError] = []
     unused = architecture_of(config).unused
     for stored in mapped.shapes:
@@ -207,10 +208,13 @@ def _text_names(
         if name is None or unused(config, name):
             continue
         if name in names:
-            problems.append(CheckpointError(f"{names[name]} and {stored} are the same tensor."))
+            twice.append(f"{names[name]} and {stored}")
         names[name] = stored
-    wrapped = [n for n in names if n not in mapped.shapes]
-    wrapped = [n for n in wrapped if not names[n].startswith(("language_model.", "model."))]
+    if twice:
+        problems.append(
+            CheckpointError(f"{len(twice)} tensors are stored under two names: {listed(twice, 2)}.")
+        )
+    wrapped = [name for name, stored in names.items() if is_wrapped(stored)]
     if wrapped:
         _log.warning(
             "%d tensors are read under the name that Gemma has for them: %s is %s.",

@@ -108,7 +108,11 @@ def read_lora_config(raw: Mapping[str, Any], where: str) -> LoraConfig:
     hint = merge_with_peft(base, where)
     kind = raw.get("peft_type")
     if kind in _NO_WEIGHTS:
-        raise UnsupportedError(f"{where}: peft_type {kind}: no change of weights can replace it.")
+        raise UnsupportedError(
+            f"{where}: peft_type {kind}: no change of weights can replace it.",
+            hint="Train a LoRA instead, or run it with peft: from peft import "
+            f'AutoPeftModelForCausalLM; AutoPeftModelForCausalLM.from_pretrained("{where}")',
+        )
     if kind not in ("LORA", _TOKENS_ALONE):
         raise UnsupportedError(
             f"{where}: peft_type {kind!r}: only LORA and {_TOKENS_ALONE} are merged here.",

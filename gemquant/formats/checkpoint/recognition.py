@@ -59,6 +59,11 @@ def _check_path(ref: str, path: Path) -> None:
             raise CheckpointError(
                 f"{ref} is a file, and not a .gguf.", hint=f"Open its folder: {path.parent}"
             )
+    elif path.is_symlink() or path.exists():
+        raise CheckpointError(
+            f"{ref}: not a regular file or folder"
+            + (", but a link to nothing that can be opened." if path.is_symlink() else ".")
+        )
     else:
         hub_reference(ref)
 

@@ -19,6 +19,8 @@ _WRAPPERS = ("module.", "base_model.model.")
 _INNER_WRAPPERS = re.compile(
     r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
+# A module that holds the whole model as its own ``model``.
+_DOUBLED = re.compile(r"(model\.)+(?=model\.|lm_head\.)")
 # The decoder alone, as saved without its head.
 _BARE = ("embed_tokens.", "layers.", "norm.")
 # A buffer that early checkpoints saved with the weights; it follows from the configuration.
@@ -57,7 +59,12 @@ def unwrapped(name: str) -> str:
     name = _INNER_WRAPPERS.sub("", name)
     while name.startswith(_WRAPPERS):
         name = next(name.removeprefix(w) for w in _WRAPPERS if name.startswith(w))
-    return name
+    return name[match.end() :] if (match := _DOUBLED.match(name)) else name
+
+
+def is_wrapped(name: str) -> bool:
+    """Whether a tensor's name is another than any published Gemma has."""
+    return name.startswith(_BARE) or unwrapped(name) != name
 
 
 class TensorSource(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -120,6 +121,13 @@ def test_a_panic_of_the_tokenizer_library_is_a_checkpoint_error_and_prints_nothi
     with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read: range end index"):
         _ = TokenizerFiles("m", {"tokenizer.json": json.dumps(content).encode()}).tokenizer
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell's closed streams")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_no_defect(closed: str) -> None:
+    command = f"{shlex.quote(sys.executable)} -m gemquant targets {closed}"
+    assert subprocess.run(["sh", "-c", command], check=False).returncode == 0
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")

@@ -177,6 +177,16 @@ def test_gemma_1s_legacy_activation_is_the_tanh_one() -> None:
     assert text_config(tiny_config("gemma"))["hidden_act"] == "gelu_pytorch_tanh"
 
 
+@pytest.mark.parametrize("model_type", ["gemma3_text", "llama"])
+def test_a_model_type_of_another_architecture_is_refused(model_type: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        text_config({**tiny_config("gemma2"), "model_type": model_type})
+    assert str(caught.value) == (
+        f"config.json: model_type '{model_type}' and architectures 'Gemma2ForCausalLM' contradict "
+        "each other.\n  hint: Of a Gemma 2 it is 'gemma2'."
+    )
+
+
 def test_all_wrong_values_come_at_once() -> None:
     error = refusal({**tiny_config("gemma2"), "hidden_size": 0, "head_dim": 0, "rms_norm_eps": -1})
     assert isinstance(error, Problems)

@@ -150,7 +150,7 @@ def test_additional_templates_come_beside_the_default(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "prefix", ["_orig_mod.", "module.", "base_model.model.", "module._orig_mod."]
+    "prefix", ["_orig_mod.", "module.", "base_model.model.", "module._orig_mod.", "model."]
 )
 def test_prefixes_of_wrappers_are_stripped_with_a_note(
     tmp_path: Path, prefix: str, caplog: pytest.LogCaptureFixture
@@ -161,6 +161,29 @@ def test_prefixes_of_wrappers_are_stripped_with_a_note(
     checkpoint = open_checkpoint(str(folder))
     assert torch.equal(checkpoint.tensor(UP), tensors[UP])
     assert f"{prefix}model.embed_tokens.weight is model.embed_tokens.weight" in caplog.text
+
+
+def test_a_head_inside_of_a_module_that_holds_the_model_is_the_head(tmp_path: Path) -> None:
+    folder = write_tiny_gemma(tmp_path / "m", "gemma2")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1
+    save_file({f"model.{n}": t for n, t in tensors.items()}, folder / "model.safetensors")
+    checkpoint = open_checkpoint(str(folder))
+    assert checkpoint.config["tie_word_embeddings"] is False
+    assert torch.equal(checkpoint.tensor("lm_head.weight"), tensors["lm_head.weight"])
+
+
+def test_tensors_under_two_names_are_counted_in_one_problem(tmp_path: Path) -> None:
+    folder = write_tiny_gemma(tmp_path / "m", "gemma2")
+    tensors = load_file(folder / "model.safetensors")
+    twice = {f"module.{name}": tensor + 1 for name, tensor in tensors.items()}
+    save_file({**tensors, **twice}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(str(folder))
+    assert caught.value.message.startswith(
+        "35 tensors are stored under two names: model.embed_tokens.weight and "
+        "module.model.embed_tokens.weight, "
+    )
 
 
 @pytest.mark.parametrize("wrapper", ["_fsdp_wrapped_module", "_checkpoint_wrapped_module"])

@@ -119,6 +119,43 @@ def test_the_merge_equals_pefts(
         assert torch.allclose(ours, merged[name], rtol=0, atol=1e-5), name
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"exclude_modules": ["o_proj"], "lora_alpha": -4}, id="excluded"),
+        pytest.param({"layers_to_transform": [1], "layers_pattern": "layers"}, id="layers"),
+        pytest.param({"use_dora": True, "use_rslora": True}, id="dora-rslora"),
+        pytest.param({"modules_to_save": ["down_proj"], "target_modules": ["q_proj"]}, id="saved"),
+    ],
+)
+def test_of_float32_weights_the_merge_is_pefts_to_a_hundred_thousandth(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    folder = write_tiny_gemma(tmp_path / "base", "gemma3_text")
+    tensors = load_file(folder / "model.safetensors")
+    save_file(
+        {n: t.float() + 0.01 * torch.randn(t.shape) for n, t in tensors.items()},
+        folder / "model.safetensors",
+    )
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    chosen = {"target_modules": ["q_proj", "o_proj", "up_proj"], "init_lora_weights": False}
+    model = peft.get_peft_model(base, peft.LoraConfig(**{"r": 4, **chosen, **settings}))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.02 * torch.randn_like(parameter)
+    model.save_pretrained(tmp_path / "adapter")
+    merged = model.double().merge_and_unload().state_dict()
+    checkpoint = open_checkpoint(str(folder), lora=(str(tmp_path / "adapter"),))
+    for name in checkpoint.names():
+        error = (checkpoint.tensor(name, torch.float32).double() - merged[name]).abs().max()
+        assert error <= 1e-5 * merged[name].abs().max(), name
+
+
 @pytest.mark.filterwarnings("ignore:Model (has|with) .tie_word_embeddings=True.:UserWarning")
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
@@ -273,6 +310,19 @@ def test_what_is_more_than_a_low_rank_update_is_refused(
     folder: str, tmp_path: Path, settings: dict[str, Any], words: str
 ) -> None:
     assert words in refusal(folder, write_adapter(tmp_path / "a", **settings)).message
+
+
+@pytest.mark.parametrize("kind", ["PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"])
+def test_what_no_weights_can_replace_names_the_call_that_runs_it(
+    folder: str, tmp_path: Path, kind: str
+) -> None:
+    adapter = write_adapter(tmp_path / "a", peft_type=kind)
+    error = refusal(folder, adapter)
+    assert error.message == f"{adapter}: peft_type {kind}: no change of weights can replace it."
+    assert error.hint == (
+        "Train a LoRA instead, or run it with peft: from peft import AutoPeftModelForCausalLM; "
+        f'AutoPeftModelForCausalLM.from_pretrained("{adapter}")'
+    )
 
 
 def test_all_unsupported_settings_come_at_once(folder: str, tmp_path: Path) -> None:

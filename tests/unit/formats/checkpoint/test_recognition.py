@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -127,6 +128,17 @@ def test_a_mistyped_path_names_what_is_there(
     (tmp_path / "models" / "tiny.gguf").touch()
     monkeypatch.chdir(tmp_path)
     assert f"Did you mean {meant}? Then type: gemquant awq {meant}" in str(refusal(typed).hint)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gguf"])
+def test_what_is_neither_file_nor_folder_is_named_as_such(tmp_path: Path, suffix: str) -> None:
+    fifo, link = tmp_path / f"fifo{suffix}", tmp_path / f"link{suffix}"
+    os.mkfifo(fifo)
+    link.symlink_to(link)
+    assert refusal(fifo).message == f"{fifo}: not a regular file or folder."
+    assert refusal(link).message == (
+        f"{link}: not a regular file or folder, but a link to nothing that can be opened."
+    )
 
 
 @pytest.mark.parametrize(
