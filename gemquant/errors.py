@@ -118,6 +118,10 @@ class OutputError(GemquantError):
     exit_code = 7
 
 
+class BusyError(OutputError):
+    """Another run is writing there at this moment."""
+
+
 class RuntimeMissingError(GemquantError):
     """An optional package or a foreign runtime is not installed."""
 

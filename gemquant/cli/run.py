@@ -83,6 +83,17 @@ Examples:
         "[default: four fifths of the machine's]",
     ),
     threads(),
+    click.Option(
+        ["--engine"],
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        help="Where the jobs run: here, or as tasks on the nodes of a Ray cluster (extra ray).",
+    ),
+    click.Option(
+        ["--address"],
+        metavar="HOST:PORT",
+        help="Head node of the cluster.  [default: RAY_ADDRESS, or this machine alone]",
+    ),
     target_folder_flag(),
     flag("--no-eval", "Write no certificates."),
     click.Option(
@@ -115,6 +126,7 @@ def command(ctx: click.Context, /, **params: Any) -> None:
         jobs = [job.without_evaluation() for job in jobs]
     count = threads_of(params, problems)
     folders = problems.attempt(lambda: target_folders(params["target_folder"]))
+    engine = _engine(params["engine"], params["address"], problems)
     output = params["output"] or next((Path(r.output) for r in recipes if r.output), Path())
     problems.refuse()
     with reporter(quiet=quiet) as progress:
@@ -134,7 +146,9 @@ def command(ctx: click.Context, /, **params: Any) -> None:
             restart=params["restart"],
         )
         planned = plan_run(request, progress)
-        made = None if params["dry_run"] else planned.run(progress)
+        made = None
+        if not params["dry_run"]:
+            made = engine(request, planned, progress) if engine else planned.run(progress)
         named = params["output"] is not None or any(recipe.output for recipe in recipes)
         card = named and made and _write_card(output, progress)
     if made is None:
@@ -145,6 +159,21 @@ def command(ctx: click.Context, /, **params: Any) -> None:
     else:
         _print_by_kind(made)
     print_end(*_next_commands(made, output if card else None), quiet=quiet)
+
+
+def _engine(
+    name: str, address: str | None, problems: ProblemCollector
+) -> Callable[[RunRequest, PlannedRun, Progress], list[Artifact]] | None:
+    """What makes the artifacts elsewhere; None where that is here."""
+    if name == "local":
+        if address is not None:
+            problems.append(UsageError(f"--address {address}: needs --engine ray."))
+        return None
+
+    from gemquant.convert.cluster import Cluster, check_installed, run_on
+
+    problems.attempt(check_installed)
+    return partial(run_on, Cluster(address))
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ from gemquant.core.artifact.staging import (
 )
 from gemquant.core.protocols import ActivationRange, Progress, RoutedTokens
 from gemquant.core.resources import human_bytes
-from gemquant.errors import GemquantError, OutputError, SourceLostError, refuse
+from gemquant.errors import BusyError, GemquantError, OutputError, SourceLostError, refuse
 from gemquant.numerics import native
 
 if TYPE_CHECKING:
@@ -270,7 +270,7 @@ def open_run_checkpoint(
 @contextmanager
 def _locked(folder: Path, out: Path) -> Iterator[None]:
     lock = FileLock(folder / LOCK)
-    busy = OutputError(
+    busy = BusyError(
         f"{out}: another run is making it at this moment.",
         hint="Wait for it, or choose another place with -o.",
     )

@@ -21,6 +21,7 @@ from gemquant.core.recipe import Recipe
 from gemquant.core.resources import human_bytes, total_memory
 from gemquant.core.targets import Target, load_target
 from gemquant.errors import Attempt, ProblemCollector
+from gemquant.formats.source_model import model_name
 from gemquant.models.architecture import layer_structure
 from gemquant.models.structure import EMBEDDING, HEAD
 
@@ -67,12 +68,28 @@ class RunRequest:
 
 
 @dataclass(frozen=True)
+class JobGroup:
+    """Jobs that share a pass where memory allows, or one model's jobs of other programs.
+
+    title: the model and what is made of it. memory_bytes: what they hold at most, 0 if unknown.
+    """
+
+    title: str
+    jobs: tuple[RunJob, ...]
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
 class PlannedRun:
-    """Passes and later steps, all checked. reasons: why there is more than one pass."""
+    """Passes and later steps, all checked.
+
+    reasons: why there is more than one pass. groups: of jobs that are not made yet.
+    """
 
     passes: Sequence[PreparedConversion]
     steps: Sequence[ToolStep]
     reasons: Sequence[str]
+    groups: Sequence[JobGroup]
 
     def run(self, progress: Progress) -> list[Artifact]:
         """Make what does not stand yet; each pass is complete or can be resumed."""
@@ -107,8 +124,8 @@ def plan_run(request: RunRequest, progress: Progress) -> PlannedRun:
     than ``memory_bytes``.
     """
     problems = ProblemCollector()
-    groups: dict[Hashable, list[JobRequest]] = {}
-    checks: list[Attempt[ToolStep]] = []
+    groups: dict[Hashable, list[tuple[RunJob, JobRequest]]] = {}
+    checks: list[tuple[RunJob, Attempt[ToolStep]]] = []
     for job in request.jobs:
         load = partial(load_target, job.recipe.target, request.target_folders)
         target = problems.attempt(load)
@@ -116,17 +133,17 @@ def plan_run(request: RunRequest, progress: Progress) -> PlannedRun:
             continue
         if job.tool is not None:
             check = partial(request.tool, job, target.value, request, progress)
-            checks.append(problems.attempt(check))
+            checks.append((job, problems.attempt(check)))
         else:
             out = None if job.name is None else request.folder / job.name
             made = JobRequest(job.recipe, job.quantizer, target.value, out, request.folder)
-            groups.setdefault(_shared(job.recipe), []).append(made)
+            groups.setdefault(_shared(job.recipe), []).append((job, made))
     prepared = [
         problems.attempt(
             partial(
                 prepare,
                 ConversionRequest(
-                    jobs,
+                    [made for _, made in jobs],
                     threads=request.threads,
                     force=request.force,
                     restart=request.restart,
@@ -152,7 +169,23 @@ def plan_run(request: RunRequest, progress: Progress) -> PlannedRun:
     models = {each.value.checkpoint.ref for each in prepared}
     if len(prepared) > len(models):
         reasons.append("jobs with other texts, windows or adapters have a pass of their own")
-    return PlannedRun(passes, [each.value for each in checks], reasons)
+    unfinished = [
+        _group([job for job, _ in jobs], min(held_bytes(each.value), request.memory_bytes))
+        for jobs, each in zip(groups.values(), prepared, strict=True)
+        if each.value.planned
+    ]
+    by_tools: dict[str, list[RunJob]] = {}
+    for job, step in checks:
+        if not step.value.finished:
+            by_tools.setdefault(job.recipe.model, []).append(job)
+    unfinished += [_group(jobs, 0) for jobs in by_tools.values()]
+    return PlannedRun(passes, [step.value for _, step in checks], reasons, unfinished)
+
+
+def _group(jobs: Sequence[RunJob], memory_bytes: int) -> JobGroup:
+    more = f" and {len(jobs) - 1} more" if jobs[1:] else ""
+    title = f"{model_name(jobs[0].recipe.model)}, {jobs[0].title}{more}"
+    return JobGroup(title, tuple(jobs), memory_bytes)
 
 
 def default_memory() -> int:
