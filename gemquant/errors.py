@@ -74,8 +74,13 @@ class GemquantError(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Write the message, its hint and its notes to ``file`` (stderr by default)."""
+        echo(f"error: {self.with_notes}", file=file, err=file is None)
+
+    @property
+    def with_notes(self) -> str:
+        """Message, hint and notes."""
         notes = [f"\n  note: {note}" for note in getattr(self, "__notes__", [])]
-        echo("".join([f"error: {self}", *notes]), file=file, err=file is None)
+        return "".join([str(self), *notes])
 
 
 class UsageError(GemquantError):
@@ -155,7 +160,7 @@ class Problems(GemquantError):  # noqa: N818 - it holds errors
         self.exit_code = problems[0].exit_code  # type: ignore[misc]
 
     def __str__(self) -> str:
-        lines = [f"  {n}. {problem}" for n, problem in enumerate(self.problems, 1)]
+        lines = [f"  {n}. {each.with_notes}" for n, each in enumerate(self.problems, 1)]
         return os.linesep.join([self.message, *(line.replace("\n", "\n   ") for line in lines)])
 
     @property

@@ -94,6 +94,12 @@ Examples:
         metavar="HOST:PORT",
         help="Head node of the cluster.  [default: RAY_ADDRESS, or this machine alone]",
     ),
+    click.Option(
+        ["--copy-to"],
+        metavar="URL",
+        help="Copy each finished artifact to this URL of fsspec too, such as s3://bucket/folder; "
+        "its manifest arrives last.",
+    ),
     target_folder_flag(),
     flag("--no-eval", "Write no certificates."),
     click.Option(
@@ -144,11 +150,15 @@ def command(ctx: click.Context, /, **params: Any) -> None:
             tool_step,
             force=params["force"],
             restart=params["restart"],
+            copy_to=params["copy_to"],
         )
         planned = plan_run(request, progress)
         made = None
         if not params["dry_run"]:
-            made = engine(request, planned, progress) if engine else planned.run(progress)
+            if engine is not None:
+                made = engine(request, planned, progress)
+            else:
+                made = list(request.copied(planned.run(progress), progress))
         named = params["output"] is not None or any(recipe.output for recipe in recipes)
         card = named and made and _write_card(output, progress)
     if made is None:

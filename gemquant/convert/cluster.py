@@ -69,6 +69,7 @@ def run_on(
     finished = [
         artifact for each in planned.passes if not each.planned for artifact in each.finished
     ]
+    request.copied(finished, progress)
     if not planned.groups:
         return finished
     make_parents(request.folder)
@@ -164,7 +165,8 @@ def _make(request: RunRequest, title: str, folder: str, mark: str, inbox: Any) -
     deadline = time.monotonic() + SECONDS_FOR_A_LOST_TASK
     while True:
         try:
-            return [str(each.path) for each in plan_run(request, progress).run(progress)]
+            made = plan_run(request, progress).run(progress)
+            return [str(each.path) for each in request.copied(made, progress)]
         except BusyError as error:  # a lost node's process may live a little longer
             if time.monotonic() > deadline:
                 return error.parts

@@ -8,19 +8,20 @@ from functools import partial
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Protocol
+from typing import Any, Protocol
 
 from gemquant.convert.duration import Duration
 from gemquant.convert.plan import PlannedJob
 from gemquant.convert.prepare import ConversionRequest, JobRequest, PreparedConversion, prepare
 from gemquant.convert.run_recipe import RunJob
 from gemquant.core.artifact import Artifact
+from gemquant.core.artifact.manifest import MANIFEST_FILE
 from gemquant.core.artifact.staging import make_parents
 from gemquant.core.protocols import Progress, QuantizedSpec
 from gemquant.core.recipe import Recipe
 from gemquant.core.resources import human_bytes, total_memory
 from gemquant.core.targets import Target, load_target
-from gemquant.errors import Attempt, ProblemCollector
+from gemquant.errors import Attempt, OutputError, ProblemCollector, UsageError
 from gemquant.formats.source_model import model_name
 from gemquant.models.architecture import layer_structure
 from gemquant.models.structure import EMBEDDING, HEAD
@@ -65,6 +66,17 @@ class RunRequest:
     tool: Callable[[RunJob, Target, RunRequest, Progress], ToolStep]
     force: bool = False
     restart: bool = False
+    copy_to: str | None = None
+
+    def copied(self, made: Sequence[Artifact], progress: Progress) -> Sequence[Artifact]:
+        """Copy what was made to the URL ``copy_to``, where there is one; return ``made``.
+
+        OutputError where the URL cannot be written, or holds something else at an artifact's place.
+        """
+        shelf = (self.copy_to or "").rstrip("/")
+        for each in made if shelf else ():
+            _copy(each, f"{shelf}/{each.path.relative_to(self.folder).as_posix()}", progress)
+        return made
 
 
 @dataclass(frozen=True)
@@ -124,6 +136,8 @@ def plan_run(request: RunRequest, progress: Progress) -> PlannedRun:
     than ``memory_bytes``.
     """
     problems = ProblemCollector()
+    if request.copy_to is not None:
+        problems.attempt(partial(_file_system, request.copy_to))
     groups: dict[Hashable, list[tuple[RunJob, JobRequest]]] = {}
     checks: list[tuple[RunJob, Attempt[ToolStep]]] = []
     for job in request.jobs:
@@ -186,6 +200,43 @@ def _group(jobs: Sequence[RunJob], memory_bytes: int) -> JobGroup:
     more = f" and {len(jobs) - 1} more" if jobs[1:] else ""
     title = f"{model_name(jobs[0].recipe.model)}, {jobs[0].title}{more}"
     return JobGroup(title, tuple(jobs), memory_bytes)
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    """What fsspec opens a URL with, and the path in it; UsageError for one that it cannot."""
+    from fsspec.core import url_to_fs
+
+    try:
+        system, path = url_to_fs(url.rstrip("/"))
+    except (ImportError, ValueError) as error:
+        hint = "A URL of fsspec: s3://BUCKET/FOLDER, gs://…, file:///…"
+        raise UsageError(f"--copy-to {url}: {error}", hint=hint) from None
+    return system, path
+
+
+def _copy(artifact: Artifact, url: str, progress: Progress) -> None:
+    """Copy an artifact, its manifest last: a folder that has one is whole."""
+    system, place = _file_system(url)
+    manifest = artifact.path / MANIFEST_FILE
+    there = f"{place}/{MANIFEST_FILE}"
+    files = [each for each in sorted(artifact.path.rglob("*")) if each.is_file()]
+    try:
+        if system.exists(there):
+            if system.cat_file(there) == manifest.read_bytes():
+                progress.note(f"{url}: copied already")
+                return
+            system.rm_file(there)
+            system.rm(place, recursive=True)
+        task = f"copying to {url}"
+        progress.start(task, len(files))
+        for each in sorted(files, key=manifest.__eq__):
+            target = f"{place}/{each.relative_to(artifact.path).as_posix()}"
+            system.makedirs(target.rpartition("/")[0], exist_ok=True)
+            system.put_file(str(each), target)
+            progress.advance(task)
+    except OSError as error:
+        hint = f"It is whole at {artifact.path}: run the same command again to copy it."
+        raise OutputError(f"{url}: cannot be written: {error}", hint=hint) from None
 
 
 def default_memory() -> int:

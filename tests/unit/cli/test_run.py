@@ -250,3 +250,35 @@ def test_a_program_that_cannot_run_is_refused_before_the_pass(
     assert ended.code != 0
     assert message in ended.err
     assert not (tmp_path / "out").exists()
+
+
+def test_finished_artifacts_are_copied_to_a_url_with_the_manifest_last(
+    run: Run, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    arrived: list[str] = []
+    put_file = MemoryFileSystem.put_file
+
+    def watching(system, source, target, **rest):  # type: ignore[no-untyped-def]
+        arrived.append(Path(target).name)
+        return put_file(system, source, target, **rest)
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", watching)
+    file = recipe(job(quantizer="rtn", name="x"))
+    assert run("run", file, "--copy-to", "memory://shelf/").code == 0
+    system = MemoryFileSystem()
+    for path in (tmp_path / "out/x").iterdir():
+        assert system.cat_file(f"/shelf/x/{path.name}") == path.read_bytes(), path.name
+    assert arrived[-1] == "manifest.json"
+    arrived.clear()
+    assert "memory://shelf/x: copied already" in run("run", file, "--copy-to", "memory://shelf").err
+    assert arrived == []
+
+
+def test_a_url_that_nothing_opens_is_refused_before_work(
+    run: Run, recipe: Recipe, tmp_path: Path
+) -> None:
+    ended = run("run", recipe(job(quantizer="rtn")), "--copy-to", "shelf://x")
+    assert (ended.code, "--copy-to shelf://x: Protocol not known: shelf" in ended.err) == (2, True)
+    assert not (tmp_path / "out").exists()
