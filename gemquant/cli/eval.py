@@ -26,7 +26,7 @@ from gemquant.cli.flags import (
 )
 from gemquant.cli.settings import problems_of, setting, threads_of
 from gemquant.core.progress import print_end, reporter
-from gemquant.errors import ProblemCollector, refuse
+from gemquant.errors import ProblemCollector, UsageError, refuse
 
 if TYPE_CHECKING:
     from gemquant.calibration.suites import SuiteText
@@ -48,6 +48,7 @@ Examples:
   gemquant eval gemma-2-2b-awq --against google/gemma-2-2b --suite long --no-native
   gemquant eval gemma-2-2b-awq --suite long --dry-run
   gemquant eval gemma-2-2b-awq --suite my-text.jsonl --by-layer
+  gemquant eval gemma-2-2b-gguf --referee bartowski/gemma-2-2b-it-GGUF:Q4_K_M
   gemquant eval gemma-2-2b-awq --runtime vllm
   gemquant eval gemma-2-2b-awq --eval-slices english,code --json
   gemquant eval gemma-2-2b-it-rkllm --board ssh://rock@rock-5b.local --seq-len 256""",
@@ -59,6 +60,13 @@ Examples:
         metavar="MODEL",
         instead="the model the artifacts were made from",
         help="The original.",
+    ),
+    click.Option(
+        ["--referee"],
+        multiple=True,
+        metavar="FILE.gguf|FOLDER|HUB",
+        help="An artifact that others made of the same original, to measure alike; repeatable. On "
+        "the Hub: OWNER/NAME, or OWNER/NAME:Q4_K_M for a GGUF file.",
     ),
     setting(
         "--suite",
@@ -97,6 +105,8 @@ def command(ctx: click.Context, /, **params: Any) -> None:
     pass and prints perplexity, KL divergence and top-1 agreement with 95 % intervals: level
     reference. The windows are those of the artifacts' own certificates, or a suite's. Then loads
     each artifact in the runtime it is made for and measures it on the same windows: level native.
+    --referee puts artifacts of others into the same table: GGUF, MLX, compressed-tensors,
+    bitsandbytes, AWQ, GPTQ, and what their metadata says of who made them.
     RKLLM files run on a board only and cannot be read back, so they have level native alone.
     """
     threads, output = threads_of(params, problems_of(ctx)), params["output"]
@@ -116,15 +126,20 @@ def command(ctx: click.Context, /, **params: Any) -> None:
             EvaluationRequest,
             name_problems,
         )
+        from gemquant.measure.quality.referees import open_referee
         from gemquant.rockchip.evaluate import measure_on_board
 
         problems += document_problems(output, EvaluationDocument)
         suite = problems.attempt(lambda: _suite(params))
         scratch = Path(ctx.with_resource(TemporaryDirectory()))
         artifacts = _opened(folders, sets, scratch, problems)
+        if params["referee"] and params["board"] is not None:
+            problems.append(UsageError("--referee: not on a board.", hint="Leave out --board."))
+        opened = [problems.attempt(partial(open_referee, ref)) for ref in params["referee"]]
+        referees = [each.value for each in opened if each.succeeded]
         if not artifacts:
             problems.refuse()
-        problems += [*name_problems(artifacts), *board_problems(artifacts, params)]
+        problems += [*name_problems(artifacts, referees), *board_problems(artifacts, params)]
         request = EvaluationRequest(
             suite=suite.value if suite.succeeded else None,
             **{name: params[name] for name in SETTINGS},
@@ -135,7 +150,7 @@ def command(ctx: click.Context, /, **params: Any) -> None:
         board = None
         if params["board"] is not None and not params["dry_run"]:
             board = connect(params, progress)
-        evaluation = Evaluation.open(artifacts, request, recipe.value, threads, progress)
+        evaluation = Evaluation.open(artifacts, request, recipe.value, threads, progress, referees)
         if params["dry_run"]:
             plan = evaluation_tables.plan(evaluation, params["board"], output)
             evaluation_tables.print_plan(plan, as_json=as_json)

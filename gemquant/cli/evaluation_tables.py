@@ -38,6 +38,9 @@ def print_document(document: EvaluationDocument) -> None:
     for name, rows in comparisons(document.artifacts):
         rows.title = f"Level {name}"
         print_tables("", rows)
+    for each in document.artifacts:
+        if each.made_by is not None:
+            print_tables(f"{each.name}, {each.container} {each.scheme}, by others: {each.made_by}.")
     print_tables(OVERALL if len(document.artifacts) == 1 else f"{OVERALL} Each slice: -v.")
 
 

@@ -220,6 +220,12 @@ class ArtifactEvaluation(Record):
         description="Versions of the libraries that it was made with, as in its manifest; empty "
         "where it has none.",
     )
+    made_by: str | None = Field(
+        default=None,
+        exclude_if=lambda text: text is None,
+        description="Of a referee, an artifact of others: what its metadata says of who made it. "
+        "Left out for gemquant's.",
+    )
     levels: tuple[LevelEvaluation, ...] = Field(description="What was measured, one per level.")
 
     @model_validator(mode="after")

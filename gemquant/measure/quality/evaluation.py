@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -33,6 +34,7 @@ from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemquant.measure.bench.machine import machine
 from gemquant.measure.quality.measure import Subject, measure
 from gemquant.measure.quality.native import NativeRuntime
+from gemquant.measure.quality.referees import Referee, vocabulary_problems
 from gemquant.numerics.bootstrap import RESAMPLES
 
 MACHINE = ("seed", "device", "dtype")
@@ -117,11 +119,15 @@ def _pinned_recipe(artifact: Artifact) -> Recipe:
     return recipe
 
 
-def name_problems(artifacts: Sequence[Artifact]) -> list[GemquantError]:
+def name_problems(
+    artifacts: Sequence[Artifact], referees: Sequence[Referee] = ()
+) -> list[GemquantError]:
     """Artifacts of one name, which a document could not tell apart."""
     paths: dict[str, list[str]] = {}
     for artifact in artifacts:
         paths.setdefault(artifact_name(artifact), []).append(str(artifact.path))
+    for referee in referees:
+        paths.setdefault(referee.name, []).append(str(referee.path))
     return [
         UsageError(
             f"{', '.join(same)}: one name, {name}, for several artifacts.",
@@ -137,7 +143,10 @@ def name_problems(artifacts: Sequence[Artifact]) -> list[GemquantError]:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Artifacts and their original, opened, with the windows to measure on."""
+    """Artifacts and their original, opened, with the windows to measure on.
+
+    referees: artifacts that others made, measured alike.
+    """
 
     artifacts: Sequence[Artifact]
     request: EvaluationRequest
@@ -145,6 +154,7 @@ class Evaluation:
     original: Checkpoint
     slices: Sequence[TokenWindows]
     suite: SuiteRecord
+    referees: Sequence[Referee] = ()
 
     @classmethod
     def open(
@@ -154,10 +164,12 @@ class Evaluation:
         recipe: Recipe,
         threads: int,
         progress: Progress,
+        referees: Sequence[Referee] = (),
     ) -> Evaluation:
         """Open the original and read the text: the suite's, or that of the artifacts' recipe.
 
-        Notes every artifact that was made from other weight files than the original's.
+        Notes every artifact that was made from other weight files than the original's, and every
+        referee that names another base; UnsupportedError for one with another vocabulary.
         UsageError for an unknown suite or slice, or an empty one; CalibrationError for text that
         cannot be used or is too short.
         """
@@ -178,7 +190,12 @@ class Evaluation:
                     f"caution: {artifact.path} was made from other weight files than those of "
                     f"{original.ref}; the figures include the difference of the two."
                 )
-        return cls(artifacts, request, recipe, original, slices, suite)
+        tokens = original.tokenizer().get_vocab() if referees else {}
+        refuse(p for each in referees for p in vocabulary_problems(each, tokens))
+        for each in referees:
+            if caution := each.caution(original.provenance.base_model):
+                progress.note(f"caution: {caution}.")
+        return cls(artifacts, request, recipe, original, slices, suite, referees)
 
     def measure(
         self, open_weights: Callable[[Artifact], Weights], progress: Progress
@@ -188,16 +205,28 @@ class Evaluation:
             Subject(
                 artifact_name(artifact),
                 open_weights(artifact),
-                partial(self._load, artifact, progress) if self.request.native else None,
+                self._loading(artifact.path, artifact.manifest.container, progress),
             )
             for artifact in self.artifacts
+        ]
+        subjects += [
+            Subject(
+                each.name,
+                each.weights,
+                self._loading(each.path, each.container, progress),
+                unread=each.unread,
+            )
+            for each in self.referees
         ]
         return self.run(subjects, machine=machine().fingerprint, progress=progress)
 
     def run(
         self, subjects: Sequence[Subject], *, machine: str, progress: Progress
     ) -> EvaluationDocument:
-        """Measure. subjects: one per artifact. machine: fingerprint of what computes natively."""
+        """Measure. machine: fingerprint of what computes natively.
+
+        subjects: one per artifact, then one per referee.
+        """
         recipe = self.recipe
         measured = measure(
             self.original,
@@ -220,7 +249,10 @@ class Evaluation:
                 "resamples": RESAMPLES,
             },
             machine=machine,
-            artifacts=tuple(map(artifact_evaluation, self.artifacts, measured)),
+            artifacts=(
+                *map(artifact_evaluation, self.artifacts, measured),
+                *map(Referee.evaluation, self.referees, measured[len(self.artifacts) :]),
+            ),
         )
 
     @property
@@ -234,14 +266,18 @@ class Evaluation:
         text = self.original.tokenizer().decode(list(tokens))
         progress.note(f"{runtime} continues {PROMPT!r} with {text!r}")
 
+    def _loading(
+        self, path: Path, container: str, progress: Progress
+    ) -> Callable[[], AbstractContextManager[NativeRuntime]] | None:
+        """What loads an artifact; None where no runtime is asked for."""
+        return partial(self._load, path, container, progress) if self.request.native else None
+
     def _load(
-        self, artifact: Artifact, progress: Progress
+        self, path: Path, container: str, progress: Progress
     ) -> AbstractContextManager[NativeRuntime]:
         """Load an artifact in the runtime it is made for, and let it continue a prompt."""
-        container, device = artifact.manifest.container, self.recipe.device
-        runtime = NativeRuntime.find(
-            artifact.path, container, device=device, runtime=self.request.runtime
-        )
+        device = self.recipe.device
+        runtime = NativeRuntime.find(path, container, device=device, runtime=self.request.runtime)
         if runtime.not_run is None:
             self.note_continuation(runtime.runtime, runtime.generate(self.prompt), progress)
         return nullcontext(runtime)
