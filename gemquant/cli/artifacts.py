@@ -7,10 +7,31 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemquant.errors import ArtifactError, GemquantError, ProblemCollector
+from gemquant.errors import ArtifactError, GemquantError, ProblemCollector, refuse
 
 if TYPE_CHECKING:
     from gemquant.core.artifact import Artifact
+
+_PARTS_OF_AN_ID = 2
+
+
+def require_there(paths: Sequence[Path]) -> None:
+    """Raise if all paths lead to nothing, before what opens artifacts is imported.
+
+    Not for what may be an id on the Hub.
+    """
+    if all(map(_leads_to_nothing, paths)):
+        refuse([ArtifactError(f"{path}: no such file or folder.") for path in paths])
+
+
+def _leads_to_nothing(path: Path) -> bool:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return len(path.parts) != _PARTS_OF_AN_ID or path.parts[0] in {".", "..", "~", "/"}
+    except OSError:  # such as a name that is too long: whoever opens it says so
+        pass
+    return False
 
 
 def artifact_folders(paths: Sequence[Path]) -> list[Path]:

@@ -132,6 +132,9 @@ def command(ctx: click.Context, /, **params: Any) -> None:
     checkpoint folders and GGUF files can be measured too. The machine's condition is recorded;
     results of different machines are not compared. docs/bench.md describes the JSON.
     """
+    if absent := missing(ctx.params["artifacts"]):
+        refuse([*problems_of(ctx), *_problems(ctx.params), *absent])
+
     from gemquant.cli import bench_tables, render
     from gemquant.core.artifact.staged_files import document_problems, write_document
     from gemquant.measure.bench.compare import compare
@@ -145,7 +148,6 @@ def command(ctx: click.Context, /, **params: Any) -> None:
     elif params["threads"] is None:
         params["threads"] = default_threads()
     refuse(problems)
-    refuse(missing(params["artifacts"]))
     request = _request(params)
     with reporter(quiet=params["quiet"]) as progress:
         before = Benchmark.read(Path(params["compare"])) if params["compare"] else None

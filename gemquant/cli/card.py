@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from gemquant.cli.artifacts import artifact_folders, downloaded, folders_at, is_set
+from gemquant.cli.artifacts import artifact_folders, downloaded, folders_at, is_set, require_there
 from gemquant.cli.flags import artifacts_argument, flag, flags, output_flags, path_flag
 from gemquant.cli.render import print_json
 from gemquant.errors import UsageError, echo
@@ -71,6 +71,7 @@ def command(
     manifest and the original's card. Card, evaluation and manifest change together, so `gemquant
     verify` still passes. --check exits with 6 if the card is out of date.
     """
+    require_there(artifacts)
     from gemquant.publish.card import make_card, refuse_stale, save_card, write_card
     from gemquant.publish.collection import set_card
 

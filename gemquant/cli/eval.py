@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gemquant.cli.artifacts import downloaded, folders_at, is_set
+from gemquant.cli.artifacts import downloaded, folders_at, is_set, require_there
 from gemquant.cli.board import board_flags, board_problems, connect
 from gemquant.cli.flags import (
     artifacts_argument,
@@ -111,6 +111,7 @@ def command(ctx: click.Context, /, **params: Any) -> None:
     """
     threads, output = threads_of(params, problems_of(ctx)), params["output"]
     refuse(problems_of(ctx))
+    require_there(params["artifacts"])
     quiet, as_json = params["quiet"], params["as_json"]
     with reporter(quiet=quiet or params["dry_run"]) as progress:
         progress.start("checking the artifacts", 0)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from gemquant.cli.artifacts import artifact_folders
+from gemquant.cli.artifacts import artifact_folders, require_there
 from gemquant.cli.flags import flags, output_flags
 from gemquant.core.progress import Lines
 from gemquant.core.protocols import Silence
@@ -96,6 +96,7 @@ def command(
     one for the card. One artifact is one commit. Rerun it after an interruption: files that the Hub
     has are not sent twice. The token is that of `hf auth login`, or HF_TOKEN.
     """
+    require_there(artifacts)
     import huggingface_hub
     from huggingface_hub import utils
 

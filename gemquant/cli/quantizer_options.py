@@ -6,6 +6,7 @@ import os
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,7 @@ from gemquant.core.options import (
     recorded_options,
 )
 from gemquant.core.recipe import Recipe
-from gemquant.errors import UsageError
+from gemquant.errors import ProblemCollector, UsageError
 
 if TYPE_CHECKING:
     from gemquant.core.targets import Target
@@ -245,10 +246,14 @@ class QuantizerRequest:
     restart: bool
 
     def check_place(self) -> None:
-        """Raise what the model's path alone shows, before torch is loaded to open it."""
-        from gemquant.formats.checkpoint.recognition import check_place
+        """Raise what the paths of model and adapters show, before torch is loaded to open them."""
+        from gemquant.formats.checkpoint.recognition import check_adapter, check_place
 
-        check_place(self.recipe.model)
+        problems = ProblemCollector()
+        problems.attempt(lambda: check_place(self.recipe.model))
+        for ref in self.recipe.lora:
+            problems.attempt(partial(check_adapter, ref))
+        problems.refuse()
 
     @property
     def common(self) -> dict[str, Any]:

@@ -56,6 +56,11 @@ def command(ctx: click.Context, /, **params: Any) -> None:
     problems = problems_of(ctx)
     tool = tool_settings(params, problems)
 
+    from gemquant.formats.checkpoint.recognition import check_place
+
+    if params["model"] and not problems.attempt(lambda: check_place(params["model"])).succeeded:
+        problems.refuse()
+
     from gemquant.rockchip.rknn import SimulationRequest, simulate
 
     names = ("model", "target", "layers", "tokens", "samples")

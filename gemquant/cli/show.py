@@ -29,8 +29,10 @@ def command(artifacts: tuple[Path, ...], *, as_json: bool, quiet: bool) -> None:
     ARTIFACT is a folder that gemquant wrote, a file inside, or a folder of several artifacts.
     Reads manifest.json only; `gemquant verify` checks the files.
     """
+    from gemquant.cli.artifacts import opened, require_there
+
+    require_there(artifacts)
     from gemquant.cli import render
-    from gemquant.cli.artifacts import opened
 
     del quiet  # there is no progress to silence
     found = opened(artifacts)

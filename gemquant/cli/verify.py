@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from gemquant.cli.artifacts import folders_at, opened
+from gemquant.cli.artifacts import folders_at, opened, require_there
 from gemquant.cli.flags import artifacts_argument, flags, output_flags
 from gemquant.core.progress import reporter
 from gemquant.errors import ArtifactError, GemquantError, UsageError, echo, refuse
@@ -51,6 +51,7 @@ def command(
     the folder too. With --public-key the signature must be valid for the manifest and all files
     (extra signing). A llamafile is compared with its record. Exits with 6 if anything differs.
     """
+    require_there(artifacts)
     from gemquant.cli import render
     from gemquant.publish.verify import artifact_problems, signature_problems
 

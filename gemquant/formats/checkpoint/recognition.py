@@ -51,6 +51,17 @@ def check_place(ref: str) -> None:
         raise CheckpointError(f"{ref[:_LONGEST]}: cannot be read: {error.strerror}.") from None
 
 
+def check_adapter(ref: str) -> None:
+    """Raise for an adapter, with =WEIGHT or without, that is neither a path nor a Hub id."""
+    name = ref.rpartition("=")[0] or ref
+    there = any(os.path.lexists(user_path(each)) for each in (ref, name))
+    if not there and parse_hub_reference(name) is None:
+        raise CheckpointError(
+            f"--lora {name[:_LONGEST]}: no such folder.",
+            hint="Give an adapter's folder or Hub id, as peft or mlx-lm saves it.",
+        )
+
+
 def _check_path(ref: str, path: Path) -> None:
     if path.is_dir():
         check_folder(path)
