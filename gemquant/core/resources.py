@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
@@ -147,6 +148,7 @@ def open_missing_streams() -> None:
     """Open the null device for standard streams that were closed, as by ``>&-``.
 
     Otherwise the next file that is opened takes such a stream's number, and what a library prints.
+    Streams of other encodings than UTF-8 print a question mark for what they lack.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -155,6 +157,8 @@ def open_missing_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, "w" if number else "r"))  # noqa: SIM115, PTH123
+        if number and isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def yield_idle_processors() -> None:

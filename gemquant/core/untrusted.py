@@ -77,9 +77,11 @@ class UntrustedFile:
             raise self._problem("cannot be read: its size changed meanwhile")
         return content
 
-    def json(self, hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
-        """The value in a JSON file. hook: makes an object of its pairs."""
-        return self._parsed("JSON", lambda text: json.loads(text, object_pairs_hook=hook))
+    def json(self) -> Any:
+        """The value in a JSON file; no key is given twice."""
+        return self._parsed(
+            "JSON", lambda text: json.loads(text, object_pairs_hook=duplicate_keys_refused)
+        )
 
     def toml(self) -> dict[str, Any]:
         """The table in a TOML file."""
@@ -103,9 +105,14 @@ class UntrustedFile:
         except ValidationError as error:
             raise self._problem(wrong_fields(error)) from None
         try:
-            json.loads(content, parse_int=_bounded, parse_float=_bounded)
-        except ValueError as error:
-            raise self._problem(str(error)) from None
+            json.loads(
+                content,
+                parse_int=_bounded,
+                parse_float=_bounded,
+                object_pairs_hook=duplicate_keys_refused,
+            )
+        except (ValueError, CheckpointError) as error:
+            raise self._problem(str(error).removesuffix(".")) from None
         return record
 
     def table(self, kind: type[M]) -> M:
@@ -124,6 +131,8 @@ class UntrustedFile:
             too_deep = nested_deeper(value, MAX_DEPTH)
         except RecursionError:
             too_deep = True
+        except CheckpointError as error:
+            raise self._problem(error.message.removesuffix(".")) from None
         except ValueError as error:
             raise self._problem(f"not {language}: {str(error)[:200]}") from None
         if too_deep:

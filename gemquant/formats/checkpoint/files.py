@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from gemquant.core.untrusted import UntrustedFile, duplicate_keys_refused
+from gemquant.core.untrusted import UntrustedFile
 from gemquant.errors import CheckpointError
 
 PROCESSOR_FILES = (
@@ -71,14 +70,7 @@ MAX_JSON_BYTES = 100_000_000
 
 def read_json_object(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file of at most 100 MB; raise CheckpointError for any other."""
-
-    def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-        try:
-            return duplicate_keys_refused(pairs)
-        except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error.message}") from None
-
-    content = UntrustedFile(path, MAX_JSON_BYTES, CheckpointError).json(unique)
+    content = UntrustedFile(path, MAX_JSON_BYTES, CheckpointError).json()
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: not a JSON object.")
     return content

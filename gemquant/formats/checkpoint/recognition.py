@@ -15,6 +15,7 @@ from gemquant.formats.checkpoint.sample import sample_named
 
 ADAPTER = "adapter_config.json"
 SAMPLE = "sample:"
+_READ = {".json", ".jinja", ".model", ".safetensors"}
 
 _REFERENCE = re.compile(
     r"(?P<id>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@(?P<revision>[\w./-]{1,200}))?"
@@ -94,6 +95,14 @@ def hub_reference(ref: str) -> tuple[str, str | None]:
 
 def check_folder(folder: Path) -> None:
     """Raise what a folder is that is no model's."""
+    broken = sorted(
+        path.name for path in folder.iterdir() if path.suffix in _READ and not path.exists()
+    )
+    if broken:
+        raise CheckpointError(
+            f"{folder}: {listed(broken, 4)}: linked to nothing.",
+            hint="Download the files again.",
+        )
     configured = (folder / "config.json").exists()
     if (other := not_a_model(folder, configured=configured)) is not None:
         raise other

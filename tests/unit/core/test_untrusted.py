@@ -130,6 +130,26 @@ def test_a_closed_stream_is_no_defect(closed: str) -> None:
     assert subprocess.run(["sh", "-c", command], check=False).returncode == 0
 
 
+def test_a_key_given_twice_is_refused_in_a_recipe(tmp_path: Path):
+    recipe = tmp_path / "r.json"
+    recipe.write_text('{"seq_len": 32, "seq_len": 64}')
+    with pytest.raises(UsageError) as caught:
+        read_settings(recipe, SETTINGS)
+    assert caught.value.message == f"{recipe}: 'seq_len' is given twice."
+
+
+def test_an_encoding_without_a_character_is_no_defect():
+    done = subprocess.run(
+        [sys.executable, "-m", "gemquant", "show", "nothere…"],
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 6
+    assert done.stderr == "error: nothere?: no such file or folder.\n"
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
 def test_a_full_stdout_exits_seven():
     with Path("/dev/full").open("w") as full:

@@ -130,6 +130,14 @@ def test_a_mistyped_path_names_what_is_there(
     assert f"Did you mean {meant}? Then type: gemquant awq {meant}" in str(refusal(typed).hint)
 
 
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "chat_template.jinja", "config.json"])
+def test_a_link_to_nothing_is_no_missing_file(tmp_path: Path, name: str) -> None:
+    folder = write_tiny_gemma(tmp_path / "m")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to("../blobs/deleted")
+    assert refusal(folder).message == f"{folder}: {name}: linked to nothing."
+
+
 @pytest.mark.parametrize("suffix", ["", ".gguf"])
 def test_what_is_neither_file_nor_folder_is_named_as_such(tmp_path: Path, suffix: str) -> None:
     fifo, link = tmp_path / f"fifo{suffix}", tmp_path / f"link{suffix}"
