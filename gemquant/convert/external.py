@@ -23,7 +23,7 @@ from gemquant.convert.external_options import ExternalRequest
 from gemquant.convert.finalize import ArtifactFacts, write_config
 from gemquant.convert.plan import SMALL_FILES_BYTES, Job, PlannedJob, plan
 from gemquant.convert.plugins import exporter
-from gemquant.convert.prepare import OpenedModel, default_output, standing
+from gemquant.convert.prepare import OpenedModel, default_output, note_towers, standing
 from gemquant.core.artifact import Artifact, output_problems, staged
 from gemquant.core.artifact.evaluation import LevelEvaluation
 from gemquant.core.json_document import Record
@@ -124,6 +124,8 @@ def prepare_external(
             lambda: refuse(output_problems(out.value, force=request.force, needed_bytes=0))
         )
     model.refuse()
+    reason = exporter(tool.value.container).without_towers
+    note_towers({tool.value.container: reason}, model.checkpoint, request.recipe, progress)
     plain_out = out.value.with_name(f".{out.value.name}.plain")
     (plain,) = plan([_plain_job(request.recipe, tool.value.dtype, plain_out)], model.checkpoint)
     prepared = PreparedExternal(
@@ -198,7 +200,7 @@ def plain_dtype(checkpoint: Checkpoint) -> str:
 
 
 def _plain_job(recipe: Recipe, dtype: str, out: Path) -> Job:
-    plain = Recipe(model=recipe.model, quantizer="cast", exporter="safetensors")
+    plain = Recipe(model=recipe.model, quantizer="cast", exporter="safetensors", text_only=True)
     return Job(Cast(dtype), PlainSafetensors(getattr(torch, dtype)), out, plain)
 
 

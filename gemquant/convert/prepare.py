@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -227,12 +227,10 @@ def prepare(request: ConversionRequest, progress: Progress) -> PreparedConversio
     targets = {id(quantizer.value): each.target for each, quantizer in requested}
     for made in planned.value:
         _warn_if_nothing_loads_it(targets[id(made.job.quantizer)], made, progress)
-    left_out = [each for each in planned.value if not each.header.towers]
-    containers = dict.fromkeys(each.job.exporter.name for each in left_out)
-    if checkpoint.towers is not None and containers and not shared.text_only:
-        progress.note(
-            f"{', '.join(containers)}: the towers are left out; the text model is converted."
-        )
+    exporters = [each.job.exporter for each in planned.value if not each.header.towers]
+    note_towers(
+        {each.name: each.without_towers for each in exporters}, checkpoint, shared, progress
+    )
     return PreparedConversion.of(
         planned.value,
         checkpoint,
@@ -241,6 +239,18 @@ def prepare(request: ConversionRequest, progress: Progress) -> PreparedConversio
         restart=request.restart,
         finished=finished,
     )
+
+
+def note_towers(
+    containers: Mapping[str, str], checkpoint: Checkpoint, recipe: Recipe, progress: Progress
+) -> None:
+    """Say which containers leave the towers out unasked, each with its reason."""
+    if checkpoint.towers is None or recipe.text_only:
+        return
+    for container, reason in containers.items():
+        progress.note(
+            f"{container}: the towers are left out, for {reason}; the text model is converted."
+        )
 
 
 def _quantizer_for(quantizer: Quantizer, checkpoint: Checkpoint, survey: Survey) -> Quantizer:

@@ -399,6 +399,8 @@ class Exporter(Protocol):
     """Whether ``create`` can continue the files of an interrupted run."""
     holds_towers: ClassVar[bool] = False
     """Whether it holds a multimodal model; its writer then gets the tensors of its towers too."""
+    without_towers: ClassVar[str] = "its loaders read text models"
+    """Why not, where it does not."""
 
     def configured(self, options: Mapping[str, Any]) -> Exporter:  # noqa: ARG002
         """The exporter for a quantizer's options: the type to store, sizes of files."""

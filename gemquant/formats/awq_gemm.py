@@ -84,6 +84,9 @@ class AwqGemm(AffineFolder):
     types: ClassVar[Container] = Container(torch.float16, torch.float16)
     packing: ClassVar[PackedLinear] = AwqGemmLinear()
     bits: ClassVar[Sequence[int]] = (4,)
+    holds_towers: ClassVar[bool] = True
+    skipped: ClassVar[str] = "modules_to_not_convert"
+    tower_patterns: ClassVar[Sequence[str]] = ("{}", "model.{}")
 
     def limits(
         self, header: ArtifactHeader, schemes: Mapping[str, AffineScheme]

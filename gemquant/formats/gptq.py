@@ -97,6 +97,7 @@ class Gptq(AffineFolder):
     """Exporter for ``quant_method: gptq``; AutoGPTQ's kernels take only float16."""
 
     name: ClassVar[str] = "gptq"
+    without_towers: ClassVar[str] = "rkllm-toolkit imports text models"
     types: ClassVar[Container] = Container(torch.float16, torch.float16)
     packing: ClassVar[PackedLinear] = GptqLinear()
     bits: ClassVar[Sequence[int]] = BITS

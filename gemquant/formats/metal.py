@@ -36,6 +36,9 @@ class Metal(AffineFolder):
     packing: ClassVar[PackedLinear] = BiasLinear(biases="qbiases")
     bits: ClassVar[Sequence[int]] = BITS
     group_sizes: ClassVar[Sequence[int]] = GROUP_SIZES
+    holds_towers: ClassVar[bool] = True
+    skipped: ClassVar[str] = "modules_to_not_convert"
+    tower_patterns: ClassVar[Sequence[str]] = ("{}", "model.{}")
 
     def limits(
         self,

@@ -195,6 +195,7 @@ class Onnx(Exporter):
     """Exporter that only reads; satisfies ``protocols.Exporter``."""
 
     name: ClassVar[str] = "onnx"
+    without_towers: ClassVar[str] = "the builder of onnxruntime-genai makes the text decoder"
 
     def container(self, config: Mapping[str, Any]) -> Container:  # noqa: ARG002 (protocol)
         """The types that the builder stores for a CPU."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from gemquant.calibration.prompts import calibration_prompts
 from gemquant.calibration.windows import Packer, TokenWindows, evaluation_text
 from gemquant.convert.candidates import weight_count
-from gemquant.convert.prepare import OpenedModel, calibration_dtype, standing
+from gemquant.convert.prepare import OpenedModel, calibration_dtype, note_towers, standing
 from gemquant.core.artifact import output_problems
 from gemquant.core.protocols import Progress
 from gemquant.core.recipe import Recipe
@@ -142,6 +142,7 @@ def prepare(request: RkllmRequest, progress: Progress) -> PreparedRkllm:
             lambda: refuse(output_problems(out.value, force=request.force, needed_bytes=0))
         )
     model.refuse()
+    note_towers({CONTAINER: "rkllm-toolkit loads text models"}, checkpoint, recipe, progress)
     job = RkllmJob(
         recipe=full,
         conversion=conversion.value,

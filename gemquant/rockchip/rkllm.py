@@ -317,11 +317,13 @@ def _plain(job: RkllmJob, checkpoint: Checkpoint, out: Path, folds: Folds | None
     conversion = job.conversion
     if conversion.options.gptq:
         quantizer = AWQ(bits=8, group_size=conversion.dtype.group_size, symmetric=True, scale=False)
-        recipe = Recipe(model=job.recipe.model, quantizer="awq", exporter="gptq")
+        recipe = Recipe(model=job.recipe.model, quantizer="awq", exporter="gptq", text_only=True)
         return Job(quantizer, Gptq(), out, recipe)
     dtype = plain_dtype(checkpoint)
     deciding: Quantizer = Cast(dtype) if folds is None else folds.quantizer
-    recipe = Recipe(model=job.recipe.model, quantizer=deciding.name, exporter="safetensors")
+    recipe = Recipe(
+        model=job.recipe.model, quantizer=deciding.name, exporter="safetensors", text_only=True
+    )
     return Job(deciding, PlainSafetensors(_torch_dtype(dtype)), out, recipe)
 
 

@@ -425,6 +425,20 @@ def test_an_old_release_for_a_new_gemma_is_refused(run: Run, tmp_path: Path) -> 
     assert made.code == 4
 
 
+def test_of_a_multimodal_gemma_the_toolkit_gets_the_text_model(
+    run: Run, model: Path, tmp_path: Path
+) -> None:
+    folder = write_tiny_gemma(tmp_path / "multimodal", "gemma3")
+    wanted = "--prepare-only -o ready --toolkit-version 1.2.3".split()
+    made = run("rkllm", str(folder), *FEW, *wanted)
+    assert made.code == 0, made.err
+    assert "rkllm: the towers are left out, for rkllm-toolkit loads text models" in made.err
+    config = json.loads(Path("ready/model/config.json").read_text())
+    assert config["architectures"][0] == "Gemma3ForCausalLM"
+    quiet = run("rkllm", str(folder), *FEW, *wanted, "--text-only", "--force")
+    assert "towers" not in quiet.err
+
+
 def test_a_target_without_an_npu_is_refused(run: Run, model: Path) -> None:
     made = run("rkllm", str(model), "--target", "cuda", *FEW)
     assert made.code == 2

@@ -1,7 +1,7 @@
 """Multimodal artifacts loaded by transformers see and hear as the original does.
 
-Compared with the original whose text model has the artifact's decoded weights. Install the extras
-and Pillow, and run: pytest -m peer FILE
+Compared with the original whose text model has the artifact's decoded weights. For AutoAWQ install
+gptqmodel in an environment of its own and run: pytest -m peer FILE
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from gemquant.core.protocols import Exporter, Quantizer
+from gemquant.formats.awq_gemm import AwqGemm
 from gemquant.formats.bitsandbytes import BitsAndBytes
 from gemquant.formats.checkpoint import open_checkpoint
 from gemquant.formats.compressed_tensors import CompressedTensors
+from gemquant.formats.metal import Metal
 from gemquant.formats.plain_safetensors import PlainSafetensors
 from gemquant.quantizers.bitsandbytes import NF4, Int8
 from gemquant.quantizers.cast import Cast
@@ -26,7 +28,7 @@ from tests.helpers.tiny_gemma import NESTED, Kind, stacked
 from tests.helpers.tiny_job import run_tiny, tiny_job
 from tests.helpers.tiny_multimodal import inputs_of, write_tiny_multimodal
 
-pytestmark = [pytest.mark.peer, pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.filterwarnings("ignore")
 pytest.importorskip("PIL", reason="Pillow is not installed")
 
 WITHOUT_EXPERTS: tuple[Kind, ...] = ("gemma3", "gemma4_e", "gemma4_unified")
@@ -118,6 +120,7 @@ def test_skipped_layers_and_a_quantized_head_are_found(kind: Kind, tmp_path: Pat
     torch.testing.assert_close(seen, wanted, rtol=0, atol=2e-4)
 
 
+@pytest.mark.peer
 @pytest.mark.parametrize("quantizer", [NF4(), Int8()], ids=["nf4", "int8"])
 @pytest.mark.parametrize("kind", WITHOUT_EXPERTS)
 def test_bitsandbytes_sees_as_the_decoded_original(
@@ -140,6 +143,33 @@ def test_bitsandbytes_sees_as_the_decoded_original(
     wanted = expected(tmp_path / "model", out, exporter, inputs)
     seen = logits(model, inputs)
     assert (seen - wanted).square().mean().sqrt() / wanted.std() < 0.35
+
+
+@pytest.mark.parametrize("kind", WITHOUT_EXPERTS)
+def test_metal_sees_as_the_decoded_original(kind: Kind, tmp_path: Path) -> None:
+    exporter = Metal()
+    out = converted(kind, tmp_path, RoundToNearest(group_size=32), exporter)
+    inputs = inputs_of(out, kind)
+    seen = logits(loaded(out, device_map="cpu").float(), inputs)
+    # Off Apple hardware transformers decodes while loading, in bfloat16: scale · code, then + bias.
+    wanted = expected(tmp_path / "model", out, exporter, inputs, torch.bfloat16)
+    assert (seen - wanted).square().mean().sqrt() / wanted.std() < 0.1
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("kind", WITHOUT_EXPERTS)
+def test_autoawq_sees_as_the_decoded_original(kind: Kind, tmp_path: Path) -> None:
+    pytest.importorskip("gptqmodel", reason="gptqmodel is not installed")
+    exporter = AwqGemm()
+    out = converted(kind, tmp_path, RoundToNearest(group_size=32), exporter)
+    inputs = inputs_of(out, kind)
+    model = loaded(out, device_map="cpu")
+    quantized = {name for name, _ in model.named_buffers() if name.endswith("qweight")}
+    assert quantized
+    assert all(".language_model." in name for name in quantized)
+    # gptqmodel's kernel is within 1.1 % of each product, which a random model amplifies.
+    wanted = expected(tmp_path / "model", out, exporter, inputs)
+    assert (logits(model, inputs) - wanted).square().mean().sqrt() / wanted.std() < 0.2
 
 
 @pytest.mark.parametrize("kind", NESTED)

@@ -82,18 +82,23 @@ def _loaders(manifest: Manifest) -> list[Loader]:
 
 
 def _awq_gemm(manifest: Manifest) -> list[Loader]:
-    transformers = _transformers("gptqmodel accelerate", "float16")
+    packages = "gptqmodel accelerate"
+    transformers = _transformers(packages, "float16")
     architecture = ARCHITECTURES[manifest.architecture]
+    dtype = "float32" if architecture.overflows_float16 else "float16"
+    images = [_image_loader(packages, dtype)] if manifest.towers else []
     if architecture.overflows_float16:
         return [
             Loader(
                 f"This container is made for float16, where {architecture.name} overflows: "
                 "vLLM refuses the pair, and on a GPU transformers computes NaN. On a CPU:"
             ),
-            _transformers("gptqmodel accelerate", "float32"),
+            _transformers(packages, "float32"),
+            *images,
         ]
     if not architecture.vllm_float16:
-        return [transformers, _vllm(manifest, "--dtype bfloat16 --quantization awq_marlin")]
+        flags = "--dtype bfloat16 --quantization awq_marlin"
+        return [*images, transformers, _vllm(manifest, flags)]
     return [transformers, _vllm(manifest)]
 
 
@@ -234,14 +239,14 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))"""
     return Loader("With transformers:", "python", code)
 
 
-def _image_loader(packages: str) -> Loader:
+def _image_loader(packages: str, dtype: str = "auto") -> Loader:
     code = f"""\
 # pip install transformers {packages} pillow torchvision
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 folder = "path/to/this/folder"
 processor = AutoProcessor.from_pretrained(folder)
-model = AutoModelForImageTextToText.from_pretrained(folder, device_map="auto")
+model = AutoModelForImageTextToText.from_pretrained(folder, dtype="{dtype}", device_map="auto")
 content = [{{"type": "image", "url": "IMAGE"}}, {{"type": "text", "text": "What is in it?"}}]
 inputs = processor.apply_chat_template(
     [{{"role": "user", "content": content}}],
@@ -258,6 +263,7 @@ mlx_vlm.generate --model path/to/this/folder --image IMAGE --prompt 'What is in 
 _WITH_IMAGES: Mapping[str, list[Loader]] = {
     "bitsandbytes": [_image_loader("bitsandbytes accelerate")],
     "compressed-tensors": [_image_loader("compressed-tensors accelerate")],
+    "metal": [_image_loader("'kernels>=0.18.2,<0.19' accelerate")],
     "mlx": [Loader("With mlx-vlm, on a Mac, and an image:", "sh", _MLX_VLM)],
     "safetensors": [_image_loader("accelerate")],
 }

@@ -18,6 +18,8 @@ from gemquant.formats.awq_gemm import AwqGemm
 from gemquant.formats.bitsandbytes import BitsAndBytes
 from gemquant.formats.checkpoint import open_checkpoint
 from gemquant.formats.compressed_tensors import CompressedTensors
+from gemquant.formats.gptq import Gptq
+from gemquant.formats.metal import Metal
 from gemquant.formats.mlx import MLX
 from gemquant.formats.plain_safetensors import PlainSafetensors
 from gemquant.quantizers.bitsandbytes import NF4
@@ -28,6 +30,8 @@ from tests.helpers.tiny_job import contents, run_tiny, tiny_job
 
 FOUR_BITS = RoundToNearest(group_size=32, symmetric=True)
 CONTAINERS: dict[str, tuple[Quantizer, Exporter]] = {
+    "awq-gemm": (RoundToNearest(group_size=32), AwqGemm()),
+    "metal": (RoundToNearest(group_size=32), Metal()),
     "compressed-tensors": (FOUR_BITS, CompressedTensors()),
     "bitsandbytes": (NF4(), BitsAndBytes()),
     "mlx": (RoundToNearest(group_size=32), MLX()),
@@ -109,20 +113,22 @@ def test_what_is_not_quantized_is_named(tmp_path: Path) -> None:
     for container, key in (
         ("compressed-tensors", "ignore"),
         ("bitsandbytes", "llm_int8_skip_modules"),
+        ("awq-gemm", "modules_to_not_convert"),
+        ("metal", "modules_to_not_convert"),
     ):
         artifact = made(tmp_path / container, "gemma3", container)
         config = json.loads((artifact.path / "config.json").read_text())
         ignored[container] = config["quantization_config"][key]
-    assert ignored == {
-        "compressed-tensors": ["lm_head", "re:.*multi_modal_projector.*", "re:.*vision_tower.*"],
-        "bitsandbytes": [
+    ours = ignored.pop("compressed-tensors")
+    assert ours == ["lm_head", "re:.*multi_modal_projector.*", "re:.*vision_tower.*"]
+    for names in ignored.values():
+        assert names == [
             "lm_head",
             "multi_modal_projector",
             "model.multi_modal_projector",
             "vision_tower",
             "model.vision_tower",
-        ],
-    }
+        ]
 
 
 def test_the_manifest_lists_towers_and_what_was_certified(tmp_path: Path) -> None:
@@ -153,8 +159,8 @@ def test_text_only_makes_the_bytes_of_the_text_model(tmp_path: Path) -> None:
 
 def test_a_container_for_text_models_leaves_them_out(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(str(write_tiny_gemma(tmp_path / "m", "gemma3")))
-    quantizer = RoundToNearest(group_size=32)
-    (planned,) = plan([tiny_job(checkpoint, quantizer, tmp_path / "o", AwqGemm())], checkpoint)
+    quantizer = RoundToNearest(bits=8, group_size=32, symmetric=True)
+    (planned,) = plan([tiny_job(checkpoint, quantizer, tmp_path / "o", Gptq())], checkpoint)
     assert planned.header.towers == {}
 
 
