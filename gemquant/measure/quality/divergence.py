@@ -8,6 +8,7 @@ A running top-k holds the five most likely tokens.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol, Self
@@ -16,9 +17,10 @@ import torch
 from torch import Tensor
 
 from gemquant.core.protocols import Progress, Silence
+from gemquant.numerics import native
 from gemquant.numerics.precision import accumulator
 
-VOCABULARY_AT_ONCE = 8192
+VOCABULARY_AT_ONCE = 4096
 TOKENS_AT_ONCE = 512
 TOP_K = 5
 _GROUPS = 64
@@ -74,6 +76,11 @@ class TopK:
         self._logits[rows], columns = both.topk(TOP_K, 1)
         self._ids[rows] = ids.gather(1, columns)
 
+    @property
+    def state(self) -> tuple[Tensor, Tensor]:
+        """Logits and tokens, (tokens, 5) each, the largest first."""
+        return self._logits, self._ids
+
     def shared_with(self, other: TopK) -> Tensor:
         """How many of this one's tokens are the other's too, (tokens,) float32."""
         same = (self._ids[:, :, None] == other._ids[:, None, :]) & (self._ids[:, :, None] >= 0)
@@ -99,8 +106,23 @@ def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:
     return values, places // TOP_K * _GROUPS + groups.gather(1, places % TOP_K)
 
 
+@dataclass(frozen=True)
+class _Tile:
+    """Some of the original's logits, (tokens, run), as the other models need them.
+
+    weights: exp(logit − running maximum). rescale: what earlier sums were multiplied by.
+    """
+
+    logits: Tensor
+    weights: Tensor
+    rescale: Tensor
+
+
 class _Softmax:
-    """A softmax over a vocabulary that arrives in pieces: one row of state per token."""
+    """A softmax over a vocabulary that arrives in pieces: one row of state per token.
+
+    divergence: Σ p · (logit − this one's logit), times the original's total.
+    """
 
     def __init__(self, tokens: int, device: torch.device) -> None:
         self.maximum = torch.full((tokens,), -torch.inf, device=device)
@@ -109,9 +131,15 @@ class _Softmax:
         # −1 until a number is seen: what is no number has no top.
         self.top = torch.full((tokens,), -1, dtype=torch.int64, device=device)
         self.top_k = TopK(tokens, device)
+        self.divergence = torch.zeros_like(self.total)
 
-    def see(self, logits: Tensor, rows: slice, start: int, targets: Tensor) -> Tensor:
-        """Add logits (tokens, run); return exp(logit − running maximum)."""
+    def see(
+        self, logits: Tensor, rows: slice, start: int, targets: Tensor, original: _Tile | None
+    ) -> _Tile:
+        """Add logits (tokens, run); original: the same of the model that this one is compared with.
+
+        targets: of all tokens.
+        """
         peak = logits.amax(-1)
         before = self.maximum[rows]
         # A row's maximum rises in few runs; only there is the index looked for.
@@ -123,17 +151,14 @@ class _Softmax:
         weights = (logits - maximum[:, None]).exp_()
         self.total[rows] = self.total[rows] * rescale + weights.sum(-1)
         self.maximum[rows] = maximum
-        local = targets - start
+        local = targets[rows] - start
         inside = (local >= 0) & (local < logits.shape[-1])
         found = logits.gather(1, local.clamp(0, logits.shape[-1] - 1)[:, None])[:, 0]
         self.target[rows] = torch.where(inside, found, self.target[rows])
-        self._rescale = rescale
-        return weights
-
-    @property
-    def rescale(self) -> Tensor:
-        """What the last ``see`` multiplied earlier sums of its tokens by."""
-        return self._rescale
+        if original is not None:
+            gained = torch.linalg.vecdot(original.weights, original.logits - logits)
+            self.divergence[rows] = self.divergence[rows] * original.rescale + gained
+        return _Tile(logits, weights, rescale)
 
     def log_total(self) -> Tensor:
         """Logarithm of the normalizer, (tokens,)."""
@@ -142,6 +167,36 @@ class _Softmax:
     def nll(self) -> Tensor:
         """Negative log-likelihood of the targets, (tokens,) nats."""
         return self.log_total() - self.target
+
+
+class _NativeSoftmax(_Softmax):
+    """The same by a kernel, which goes over each logit of a tile once while it is in the cache."""
+
+    def see(
+        self, logits: Tensor, rows: slice, start: int, targets: Tensor, original: _Tile | None
+    ) -> _Tile:
+        """Add logits (tokens, run)."""
+        logits, run, offset = logits.contiguous(), logits.shape[1], rows.start
+        best, ids = self.top_k.state
+        if original is None:
+            weights, rescale = torch.empty_like(logits), torch.empty(targets.shape[0])
+        else:
+            weights, rescale = original.weights, original.rescale
+        theirs = ctypes.c_void_p(None if original is None else original.logits.data_ptr())
+        state = (ctypes.c_void_p * 4)(
+            *(part.data_ptr() for part in (best, ids, self.total, self.target))
+        )
+
+        def part(first: int, last: int) -> None:
+            native.call(
+                "gq_softmax_add",
+                *(logits, run, start, offset, offset + first, offset + last, targets),
+                *(ctypes.byref(state), theirs, weights, rescale, self.divergence),
+            )
+
+        native.over_rows(part, logits.shape[0], threads=torch.get_num_threads(), at_least=8)
+        self.maximum, self.top = best[:, 0], ids[:, 0]
+        return _Tile(logits, weights, rescale)
 
 
 Run = Callable[[slice], Tensor]
@@ -231,10 +286,9 @@ def compare_predictions(
     Each run of rows is read once per model; logits exist for one run and a few tokens at a time.
     """
     progress = progress or Silence()
-    tokens, device = targets.shape[0], targets.device
-    reference = _Softmax(tokens, device)
-    candidates = [_Softmax(tokens, device) for _ in others]
-    divergences = [torch.zeros(tokens, dtype=accumulator(device), device=device) for _ in others]
+    tokens, device, targets = targets.shape[0], targets.device, targets.contiguous()
+    softmax = _NativeSoftmax if native.is_usable(targets) else _Softmax
+    reference, *candidates = (softmax(tokens, device) for _ in (original, *others))
     progress.start(COMPARING, -(-vocabulary // VOCABULARY_AT_ONCE))
     for start in range(0, vocabulary, VOCABULARY_AT_ONCE):
         stop = min(start + VOCABULARY_AT_ONCE, vocabulary)
@@ -242,21 +296,18 @@ def compare_predictions(
         other_runs = [other.run(start, stop) for other in others]
         for first in range(0, tokens, TOKENS_AT_ONCE):
             rows = slice(first, first + TOKENS_AT_ONCE)
-            logits = original_run(rows)
-            weights = reference.see(logits, rows, start, targets[rows])
-            for other, softmax, divergence in zip(other_runs, candidates, divergences, strict=True):
-                theirs = other(rows).to(device)
-                softmax.see(theirs, rows, start, targets[rows])
-                gained = torch.linalg.vecdot(weights, logits - theirs)
-                divergence[rows] = divergence[rows] * reference.rescale + gained
+            tile = reference.see(original_run(rows), rows, start, targets, None)
+            for run, candidate in zip(other_runs, candidates, strict=True):
+                candidate.see(run(rows).to(device), rows, start, targets, tile)
         progress.advance(COMPARING)
     return [
         TokenScores(
             nll_original=reference.nll(),
-            nll_quantized=softmax.nll(),
-            divergence=divergence / reference.total - (reference.log_total() - softmax.log_total()),
-            agreement=((reference.top == softmax.top) & (softmax.top >= 0)).float(),
-            shared=reference.top_k.shared_with(softmax.top_k),
+            nll_quantized=each.nll(),
+            divergence=each.divergence / reference.total
+            - (reference.log_total() - each.log_total()),
+            agreement=((reference.top == each.top) & (each.top >= 0)).float(),
+            shared=reference.top_k.shared_with(each.top_k),
         )
-        for softmax, divergence in zip(candidates, divergences, strict=True)
+        for each in candidates
     ]

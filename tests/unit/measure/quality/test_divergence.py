@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -14,8 +16,16 @@ from gemquant.measure.quality.divergence import (
     TokenScores,
     compare_predictions,
 )
+from gemquant.numerics.native import build
+from tests.helpers.native_levels import at_level
 
 TOKENS, HIDDEN, VOCABULARY = 50, 12, 97
+
+
+@pytest.fixture(autouse=True, params=[next(reversed(build.levels())), "no kernels"])
+def level(request: pytest.FixtureRequest) -> Iterator[None]:
+    with at_level(request.param):
+        yield
 
 
 def table_of(weight: Tensor) -> Table:
