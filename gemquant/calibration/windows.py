@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
@@ -68,11 +68,36 @@ class TokenWindows:
     ids: (windows, seq_len) int64; every window starts with the one BOS it has.
     name: the mixture, slice, file or data set.
     digest: ``sha256:`` over all windows in order, each id as a little-endian int32.
+    positions: (windows, measured) int64, ascending; an evaluation measures what is predicted after
+        these. Left out: all but the last.
     """
 
     ids: Tensor
     name: str
     digest: str
+    positions: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+
+    def __post_init__(self) -> None:
+        if not self.positions.numel():
+            every = torch.arange(self.ids.shape[1] - 1).expand(self.ids.shape[0], -1)
+            object.__setattr__(self, "positions", every)
+
+    def sampled(self, count: int, *, draw: int = 0) -> TokenWindows:
+        """The same, measured at so many positions of each window; 0 or more than there are: at all.
+
+        A systematic sample: positions at equal distances after a random start in each window. Each
+        has the same chance, so that means are unbiased, and neighbours, which are alike, are rarely
+        taken together. A window's tokens decide its start, so that equal text is measured alike;
+        draw: another sample.
+        """
+        available = self.ids.shape[1] - 1
+        if not 0 < count < available:
+            return replace(self, positions=torch.empty(0, dtype=torch.int64))
+        seeds = [f"{stream_digest([window])}/{draw}" for window in self.ids]
+        starts = [[random.Random(seed).random()] for seed in seeds]  # noqa: S311 - no secret
+        places = torch.arange(count) + torch.tensor(starts, dtype=torch.float64)
+        places = (places * (available / count)).long()
+        return replace(self, positions=places.clamp_(max=available - 1))
 
 
 @dataclass(frozen=True)
@@ -203,7 +228,9 @@ def evaluation_text(
     if recipe.eval_windows == 0:
         return ()
     packer = Packer.of(recipe, checkpoint, template)
-    return evaluation_windows(packer, recipe.eval_slices, recipe.eval_windows)
+    packer = replace(packer, seq_len=recipe.evaluation_tokens)
+    slices = evaluation_windows(packer, recipe.eval_slices, recipe.eval_windows)
+    return [windows.sampled(recipe.eval_positions) for windows in slices]
 
 
 def _what_fits(tokens: int, count: int, seq_len: int, share: float) -> str:

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from gemquant.core.artifact import Artifact
 
 SETTINGS = (
-    *("against", "eval_windows", "eval_slices", "seq_len", "seed", "device", "dtype"),
-    *("native", "runtime", "by_layer"),
+    *("against", "eval_windows", "eval_positions", "eval_slices", "seq_len", "seed", "device"),
+    *("dtype", "native", "runtime", "by_layer"),
 )
 """Flags that are fields of the request, by the same names."""
 
@@ -90,7 +90,9 @@ Examples:
     ),
     runtime_flag(),
     *board_flags(),
-    *evaluation_flags(inherited="the suite's, or the artifacts'"),
+    *evaluation_flags(
+        inherited="the suite's, or the artifacts'", positions="all of a suite, or the artifacts'"
+    ),
     *window_flags(inherited="the suite's, or the artifacts'"),
     *machine_flags(inherited="the artifacts'"),
     *output_flags(),

@@ -175,7 +175,7 @@ def plan(evaluation: Evaluation, board: str | None, output: Path | None) -> dict
                 "slice": each.name,
                 "windows": each.ids.shape[0],
                 "seq_len": each.ids.shape[1],
-                "tokens": each.ids.shape[0] * (each.ids.shape[1] - 1),
+                "tokens": each.positions.numel(),
             }
             for each in evaluation.slices
         ],

@@ -335,8 +335,21 @@ def runtime_flag() -> click.Parameter:
     )
 
 
-def evaluation_flags(inherited: str | None = None) -> list[click.Parameter]:
-    """What the certificate is measured on; ``inherited`` says what gives the defaults."""
+def evaluation_flags(
+    inherited: str | None = None, positions: str | None = None
+) -> list[click.Parameter]:
+    """What the certificate is measured on.
+
+    inherited: what gives the defaults, in words, where ``--seq-len`` is that of the evaluation.
+    positions: what gives that of ``--eval-positions``.
+    """
+    own_length = setting(
+        "--eval-seq-len",
+        type=int,
+        default=DEFAULTS.eval_seq_len,
+        metavar="N",
+        help="Tokens in each evaluation window, <bos> included; never more than --seq-len.",
+    )
     return [
         setting(
             "--eval-windows",
@@ -345,6 +358,15 @@ def evaluation_flags(inherited: str | None = None) -> list[click.Parameter]:
             instead=inherited,
             metavar="N",
             help="Windows per evaluation slice.",
+        ),
+        *([] if inherited else [own_length]),
+        setting(
+            "--eval-positions",
+            type=int,
+            default=None if positions else DEFAULTS.eval_positions,
+            instead=positions,
+            metavar="N",
+            help="Predictions measured in each window, spread over it; 0 for all.",
         ),
         setting(
             "--eval-slices",

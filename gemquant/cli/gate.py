@@ -182,6 +182,7 @@ def _request(baseline: Baseline | None, names: Sequence[str]) -> EvaluationReque
     # Level reference is of the whole suite; a runtime may have been measured on less.
     slices = next((each.slices for each in levels if each.level == "reference"), levels[0].slices)
     windows, seq_len = slices[0].window_count, slices[0].seq_len
+    measured = slices[0].windows.tokens[0]
     chosen = tuple(each.slice for each in slices)
     suite = None
     if baseline.suite.name != RECIPE:
@@ -192,6 +193,7 @@ def _request(baseline: Baseline | None, names: Sequence[str]) -> EvaluationReque
     return EvaluationRequest(
         suite=suite,
         eval_windows=windows,
+        eval_positions=measured if measured < seq_len - 1 else 0,
         eval_slices=chosen,
         seq_len=seq_len,
         seed=settings.get("seed"),

@@ -227,7 +227,10 @@ def _certificate(recipe: Recipe) -> str:
     if recipe.eval_windows == 0:
         return "none (--eval-windows 0, or --no-eval)"
     slices = "all slices" if recipe.eval_slices is None else ", ".join(recipe.eval_slices)
-    return f"{counted(recipe.eval_windows, 'window')} of {recipe.seq_len} tokens of {slices}"
+    windows, tokens = counted(recipe.eval_windows, "window"), recipe.evaluation_tokens
+    few = 0 < recipe.eval_positions < tokens - 1
+    measured = f", {recipe.eval_positions} predictions of each" if few else ""
+    return f"{windows} of {tokens} tokens of {slices}{measured}"
 
 
 def _formats(planned: PlannedJob) -> list[Table | str]:

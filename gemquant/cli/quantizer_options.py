@@ -57,6 +57,8 @@ RECIPE_FLAGS = (
     "seq_len",
     "seed",
     "eval_windows",
+    "eval_seq_len",
+    "eval_positions",
     "eval_slices",
     "device",
     "calib_dtype",

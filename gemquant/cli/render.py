@@ -227,8 +227,10 @@ def losses(levels: Sequence[LevelEvaluation], *, title: str) -> list[Table | str
         kept = [n for n, each in enumerate(rows.columns) if each.name not in {"windows", "tokens"}]
         cells = [[row[n] for n in kept] for row in rows.rows]
         rows = Table([rows.columns[n] for n in kept], cells, title=title)
-        count, tokens = counted(slices[0].window_count, "window"), slices[0].token_count
-        words = f"{words} Each slice: {count}, {tokens:,} predicted tokens."
+        count, tokens = counted(slices[0].window_count, "window"), f"{slices[0].token_count:,}"
+        if slices[0].token_count < slices[0].predicted_count:
+            tokens = f"{tokens} of {slices[0].predicted_count:,}"
+        words = f"{words} Each slice: {count}, {tokens} predicted tokens."
     distance = from_reference(levels[0])
     return [rows, words, *([distance] if distance else [])]
 

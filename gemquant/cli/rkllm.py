@@ -29,6 +29,8 @@ NOT_SHARED = {
     "exporter",
     "calib_dtype",
     "eval_windows",
+    "eval_seq_len",
+    "eval_positions",
     "eval_slices",
     "no_eval",
     "device",

@@ -178,13 +178,13 @@ def _evaluation(
     left: float = 1.0,
     heads: int | None = None,
 ) -> dict[str, float]:
-    tokens = sum(windows.ids.numel() for windows in evaluation)
+    measured = sum(windows.positions.numel() for windows in evaluation)
     products = sum(_products(checkpoint, layers, windows) for windows in evaluation)
     (vocabulary, hidden), product = checkpoint.shape(EMBEDDING), probe.product(probe.dtype)
     logit = probe.logit() + hidden * product
     return {
         "evaluation": left * products * (1 + models) * product,
-        "comparing predictions": tokens * vocabulary * (1 + (heads or models)) * logit,
+        "comparing predictions": measured * vocabulary * (1 + (heads or models)) * logit,
     }
 
 

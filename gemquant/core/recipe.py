@@ -21,7 +21,9 @@ DEFAULT_TARGET = "cuda"
 DEFAULT_CALIBRATION = "general"
 DEFAULT_SAMPLES = 16
 DEFAULT_SEQ_LEN = 512
-DEFAULT_EVAL_WINDOWS = 4
+DEFAULT_EVAL_WINDOWS = 8
+DEFAULT_EVAL_SEQ_LEN = 128
+DEFAULT_EVAL_POSITIONS = 48
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
 DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
@@ -36,7 +38,9 @@ class Recipe:
     exporter: the container; None until a target has chosen it.
     calib: a mixture's name, a text or JSON-lines file, or hf:DATASET.
     samples, seq_len: calibration windows and tokens in each, BOS included.
-    eval_windows: windows of seq_len tokens per evaluation slice; 0 for no certificate.
+    eval_windows: windows per evaluation slice; 0 for no certificate.
+    eval_seq_len: tokens in each, BOS included; never more than seq_len.
+    eval_positions: predictions measured in each window; 0 for all.
     eval_slices: names of evaluation slices, or None for all.
     dtype: the type that activations are computed in.
     calib_dtype: the same for the calibration windows; ``auto`` for bfloat16 where that is fast.
@@ -54,6 +58,8 @@ class Recipe:
     seq_len: int = DEFAULT_SEQ_LEN
     seed: int = 0
     eval_windows: int = DEFAULT_EVAL_WINDOWS
+    eval_seq_len: int = DEFAULT_EVAL_SEQ_LEN
+    eval_positions: int = DEFAULT_EVAL_POSITIONS
     eval_slices: tuple[str, ...] | None = None
     device: str = "cpu"
     dtype: str = "float32"
@@ -61,6 +67,11 @@ class Recipe:
     lora: tuple[str, ...] = ()
     chat_template: str | None = None
     text_only: bool = False
+
+    @property
+    def evaluation_tokens(self) -> int:
+        """Tokens in an evaluation window."""
+        return min(self.eval_seq_len, self.seq_len)
 
     def problems(self) -> list[GemquantError]:
         """Return one error for every value that breaks its rule."""
@@ -74,6 +85,14 @@ class Recipe:
             (
                 self.eval_windows >= 0,
                 f"--eval-windows {self.eval_windows}: must be at least 0 (0: no certificate).",
+            ),
+            (
+                self.eval_seq_len >= 16,
+                f"--eval-seq-len {self.eval_seq_len}: must be at least 16 tokens.",
+            ),
+            (
+                self.eval_positions >= 0,
+                f"--eval-positions {self.eval_positions}: must be at least 0 (0: all).",
             ),
             (
                 DEVICE.fullmatch(self.device) is not None,
@@ -136,6 +155,8 @@ SETTINGS: Mapping[str, tuple[type, ...]] = {
     "seq_len": (int,),
     "seed": (int,),
     "eval_windows": (int,),
+    "eval_seq_len": (int,),
+    "eval_positions": (int,),
     "eval_slices": (list, tuple, type(None)),
     "device": (str,),
     "dtype": (str,),

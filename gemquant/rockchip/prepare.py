@@ -169,8 +169,10 @@ def _stands(out: Path, recipe: Recipe, checkpoint: Checkpoint) -> bool:
 
 
 def _slices(model: OpenedModel, windows: int) -> Sequence[TokenWindows]:
-    """Evaluation slices of so many windows; empty for 0."""
-    recipe = dataclasses.replace(model.recipe, eval_windows=windows)
+    """Evaluation slices of so many windows, every position measured; empty for 0."""
+    recipe = dataclasses.replace(
+        model.recipe, eval_windows=windows, eval_positions=0, eval_seq_len=model.recipe.seq_len
+    )
     return evaluation_text(recipe, model.checkpoint, model.template.value)
 
 

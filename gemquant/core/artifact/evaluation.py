@@ -28,9 +28,9 @@ COLUMNS = ("nll_original", "nll_quantized", "kl_mean", "top1", "top5")
 
 
 class Interval(Record):
-    """A figure over all tokens of a slice with its 95 % interval over windows."""
+    """A figure over the measured tokens of a slice with its 95 % interval over windows."""
 
-    value: float = Field(description="Over all tokens.")
+    value: float = Field(description="Over all measured tokens.")
     low: float | None = Field(default=None, description="Lower end; null from one window.")
     high: float | None = Field(default=None, description="Upper end; null from one window.")
 
@@ -43,9 +43,13 @@ class Interval(Record):
 
 
 class WindowColumns(Record):
-    """One entry per window, in the order of the token stream. Means are over a window's tokens."""
+    """One entry per window, in the order of the token stream. Means are over measured tokens."""
 
-    tokens: tuple[PositiveInt, ...] = Field(min_length=1, description="Predicted tokens.")
+    tokens: tuple[PositiveInt, ...] = Field(
+        min_length=1,
+        description="Predicted tokens that were measured, of `seq_len` − 1: all of them, or as "
+        "many at equal distances.",
+    )
     nll_original: tuple[float, ...] = Field(
         default=(),
         description="Mean negative log-likelihood under the original, nats per token. This and "
@@ -106,8 +110,13 @@ class SliceEvaluation(Record):
 
     @property
     def token_count(self) -> int:
-        """Number of predicted tokens."""
+        """Number of predicted tokens that were measured."""
         return sum(self.windows.tokens)
+
+    @property
+    def predicted_count(self) -> int:
+        """Number of predicted tokens, measured or not."""
+        return self.window_count * (self.seq_len - 1)
 
 
 class LayerErrors(Record):

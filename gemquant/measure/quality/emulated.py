@@ -197,22 +197,23 @@ def _predictors(
     """The original at its head, then every model at each granularity with each of the heads."""
     predictors: list[Predictor] = []
     softcap = skeleton.logit_softcap
+    measured = streams.measured_of(0, streams.ids[:, 1:].numel())
     tables = {id(model): _read_once(head_table(model.weights, skeleton)) for model, _ in pairs}
     for (model, granularity), stream in zip(pairs, streams.candidates, strict=True):
-        hidden = skeleton.final_norm(final_norm(model.weights, skeleton), stream.hidden)[:, :-1]
-        codes = Int8Activations.rounded(hidden, granularity)
+        hidden = skeleton.final_norm(final_norm(model.weights, skeleton), stream.hidden)
+        codes = Int8Activations.rounded(hidden[:, :-1], granularity)
         half = hidden.half().to(skeleton.dtype)
         predictors += [
-            Head(half.flatten(0, 1), _stored_as_float16(tables[id(model)]), softcap),
+            Head(streams.measured(half), _stored_as_float16(tables[id(model)]), softcap),
             Int8Head(
                 Int8Activations(codes.codes.flatten(0, 1), codes.scales.flatten(0, 1)),
                 tables[id(model)],
                 group_size,
                 softcap,
-            ),
+            ).at(measured),
         ]
-    normed = skeleton.final_norm(final_norm(original, skeleton), streams.original.hidden)[:, :-1]
-    return Head(normed.flatten(0, 1), head_table(original, skeleton), softcap), predictors
+    normed = skeleton.final_norm(final_norm(original, skeleton), streams.original.hidden)
+    return Head(streams.measured(normed), head_table(original, skeleton), softcap), predictors
 
 
 def _read_once(table: Table) -> Table:

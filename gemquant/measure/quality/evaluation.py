@@ -27,7 +27,7 @@ from gemquant.core.artifact.evaluation import (
 from gemquant.core.artifact.finalize import content_digest
 from gemquant.core.artifact.manifest import scheme_label
 from gemquant.core.protocols import Progress, Weights
-from gemquant.core.recipe import DEFAULT_EVAL_WINDOWS, Recipe
+from gemquant.core.recipe import DEFAULT_EVAL_WINDOWS, DEFAULT_SEQ_LEN, Recipe
 from gemquant.core.resources import require_device
 from gemquant.errors import GemquantError, UsageError, refuse
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
@@ -38,7 +38,7 @@ from gemquant.measure.quality.referees import Referee, vocabulary_problems
 from gemquant.numerics.bootstrap import RESAMPLES
 
 MACHINE = ("seed", "device", "dtype")
-TEXT = ("eval_windows", "eval_slices", "seq_len")
+TEXT = ("eval_windows", "eval_positions", "eval_slices", "seq_len")
 SHARED = ("model", "lora", "chat_template", *MACHINE)
 """Settings in which the artifacts of one run must agree; those of the text too without a suite."""
 
@@ -51,7 +51,8 @@ PROMPT = "The capital of France is"
 class EvaluationRequest:
     """What to measure on finished artifacts; None leaves a setting to their own recipe.
 
-    against: the original. suite: reduced to the slices, windows and length that were asked for.
+    against: the original. suite: reduced to the slices, windows and length that were asked for;
+    every position of it is measured, unless a number of them was asked for.
     native: also run each artifact in its runtime. runtime: the one to take, where several load it.
     by_layer: also each layer's own error.
     """
@@ -59,6 +60,7 @@ class EvaluationRequest:
     against: str | None = None
     suite: SuiteText | None = None
     eval_windows: int | None = None
+    eval_positions: int | None = None
     eval_slices: tuple[str, ...] | None = None
     seq_len: int | None = None
     seed: int | None = None
@@ -80,6 +82,8 @@ class EvaluationRequest:
             for name in (*MACHINE, *TEXT)
             if getattr(self, name) is not None
         }
+        if self.seq_len is not None:
+            values["eval_seq_len"] = self.seq_len
         if self.against is not None:
             values["model"] = self.against
         recipes = list(map(_pinned_recipe, artifacts))
@@ -108,9 +112,14 @@ def _differing(name: str, artifacts: Sequence[Artifact], values: Sequence[object
 
 
 def _pinned_recipe(artifact: Artifact) -> Recipe:
-    """Return an artifact's recipe, its model pinned to the revision that was read."""
-    source = artifact.manifest.source
-    recipe = Recipe.from_dict(artifact.manifest.recipe)
+    """Return an artifact's recipe for its evaluation, its model pinned to what was read."""
+    source, recorded = artifact.manifest.source, artifact.manifest.recipe
+    # Certificates once were of windows as long as calibration's, and of every position in them.
+    recipe = Recipe.from_dict(
+        {"eval_seq_len": recorded.get("seq_len", DEFAULT_SEQ_LEN), "eval_positions": 0, **recorded}
+    )
+    tokens = recipe.evaluation_tokens
+    recipe = dataclasses.replace(recipe, seq_len=tokens, eval_seq_len=tokens)
     if source.revision is not None:
         model = f"{source.ref.partition('@')[0]}@{source.revision}"
         recipe = dataclasses.replace(recipe, model=model)
@@ -177,7 +186,7 @@ class Evaluation:
         torch.set_num_threads(threads)
         progress.start(f"opening {recipe.model}", 0)
         original = open_checkpoint(recipe.model, lora=recipe.lora)
-        slices = _windows(request.suite, recipe, original)
+        slices = _windows(request, recipe, original)
         suite = SuiteRecord(
             name=RECIPE if request.suite is None else request.suite.name,
             version=VERSION if request.suite is None else request.suite.version,
@@ -284,14 +293,15 @@ class Evaluation:
 
 
 def _windows(
-    suite: SuiteText | None, recipe: Recipe, original: Checkpoint
+    request: EvaluationRequest, recipe: Recipe, original: Checkpoint
 ) -> Sequence[TokenWindows]:
     template = chat_template(recipe, original)
-    if suite is not None:
+    if request.suite is not None:
         bos = original.config["bos_token_id"]
-        return suite.token_windows(
+        slices = request.suite.token_windows(
             original.tokenizer(), seed=recipe.seed, bos=bos, chat_template=template
         )
+        return [windows.sampled(request.eval_positions or 0) for windows in slices]
     if recipe.eval_windows == 0:
         raise UsageError(
             "--eval-windows 0: an empty suite; nothing would be measured.",

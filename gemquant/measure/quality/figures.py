@@ -29,7 +29,7 @@ LARGEST_NLL = math.log(1e300)
 def slice_evaluation(
     windows: TokenWindows, scores: TokenScores, *, seed: int, artifact: str = "the artifact"
 ) -> SliceEvaluation:
-    """Summarise one slice; scores are (windows · predicted tokens,) in the order of windows.
+    """Summarise one slice; scores are (windows · measured tokens,) in the order of windows.
 
     seed: of the resampling of windows. artifact: its name, for messages.
     ArtifactError where a perplexity is beyond float64.
@@ -56,7 +56,7 @@ def slice_evaluation(
         seq_len=seq_len,
         token_stream=windows.digest,
         windows=WindowColumns(
-            tokens=(seq_len - 1,) * count,
+            tokens=(before.shape[1],) * count,
             nll_original=_means(before),
             nll_quantized=_means(after),
             kl_mean=_means(divergence),

@@ -85,7 +85,7 @@ class NativeRuntime:
         return self._require().max_window
 
     def predictions(self, streams: EvaluationStreams) -> Iterator[Predictor]:
-        """Yield what the runtime predicts of all windows, in consecutive chunks.
+        """Yield what the runtime predicts at measured positions, in consecutive chunks.
 
         ArtifactError if its vocabulary differs from the model's.
         """
@@ -97,13 +97,17 @@ class NativeRuntime:
 
             yield streams.runtime_head(runtime.hidden_states(streams.ids), head_rows)
             return
+        first = 0
         for chunk in runtime.logit_chunks(streams.ids):
             if chunk.shape[1] != streams.vocabulary:
                 raise ArtifactError(
                     f"{self.runtime}: logits over {chunk.shape[1]} tokens, and the model has "
                     f"{streams.vocabulary}."
                 )
-            yield Logits(chunk)
+            measured = streams.measured_of(first, len(chunk))
+            first += len(chunk)
+            if len(measured):
+                yield Logits(chunk if len(measured) == len(chunk) else chunk[measured])
 
     def generate(self, prompt: list[int]) -> list[int]:
         """Continue a prompt greedily by a few tokens, as a user would first try."""

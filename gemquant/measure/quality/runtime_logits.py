@@ -34,9 +34,10 @@ class RuntimeLogits:
             pass
         table = head_table(original, skeleton)
         (self._original,) = self._streams.predictors([(final_norm(original, skeleton), table)])
-        self._targets = self._streams.ids[:, 1:].reshape(-1)
+        self._targets = self._streams.targets()
         self._scores: list[TokenScores] = []
-        self._scored = 0
+        self._expected = self._streams.ids[:, 1:].numel()
+        self._received = self._scored = 0
 
     @property
     def vocabulary(self) -> int:
@@ -60,12 +61,14 @@ class RuntimeLogits:
             )
         if not torch.isfinite(logits).all():
             raise WorkerError("the simulator returned logits that are not finite.")
-        rows = slice(self._scored, self._scored + logits.shape[0])
-        if rows.stop > len(self._targets):
+        measured = self._streams.measured_of(self._received, logits.shape[0])
+        self._received += logits.shape[0]
+        if self._received > self._expected:
             raise WorkerError("the simulator returned more logits than requested.")
+        rows = slice(self._scored, self._scored + len(measured))
         self._scores += compare_predictions(
             self._original.at(torch.arange(rows.start, rows.stop)),
-            [Logits(logits)],
+            [Logits(logits[measured])],
             self._targets[rows],
             vocabulary=self.vocabulary,
         )
@@ -73,9 +76,9 @@ class RuntimeLogits:
 
     def results(self, *, seed: int = 0) -> tuple[SliceEvaluation, ...]:
         """The figures, slice by slice; WorkerError where positions are missing."""
-        if self._scored != len(self._targets):
+        if self._received != self._expected:
             raise WorkerError(
-                f"the simulator returned {self._scored} of {len(self._targets)} predictions."
+                f"the simulator returned {self._received} of {self._expected} predictions."
             )
         scores = self._streams.by_slice(TokenScores.joined(self._scores))
         return self._streams.figures(scores, seed=seed)

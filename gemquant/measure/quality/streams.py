@@ -34,6 +34,10 @@ class EvaluationStreams:
         self._skeleton = skeleton
         self._slices = slices
         self._ids = torch.cat([windows.ids for windows in slices])
+        counts = torch.tensor([len(row) for windows in slices for row in windows.positions])
+        self._window = torch.arange(len(counts)).repeat_interleave(counts)
+        positions = torch.cat([windows.positions.flatten() for windows in slices])
+        self._place = self._window * self._ids.shape[1] + positions
         self._original: Stream | None = None
         self.candidates: list[Stream] = []
 
@@ -81,14 +85,26 @@ class EvaluationStreams:
         return self._head(hidden.to(self._skeleton.device, torch.float32), table)
 
     def _head(self, hidden: Tensor, table: Table) -> Head:
-        return Head(_predicting(hidden), table, self._skeleton.logit_softcap)
+        return Head(self.measured(hidden), table, self._skeleton.logit_softcap)
+
+    def measured(self, states: Tensor) -> Tensor:
+        """Of states (windows, tokens, n) those whose predictions are measured, (measured, n)."""
+        return states.flatten(0, 1)[self._place.to(states.device)]
+
+    def measured_of(self, first: int, count: int) -> Tensor:
+        """Which are measured of so many predicting positions, from number ``first`` on.
+
+        They are numbered through all windows; every position predicts but a window's last.
+        """
+        numbers = self._place - self._window - first
+        return numbers[(numbers >= 0) & (numbers < count)]
 
     def beginnings(self, *, tokens: int | None, window: int | None) -> EvaluationStreams:
         """The same streams over less: the first window of every slice, truncated.
 
         tokens: how many in all. window: the longest window; None for no bound. The model is causal,
         so what is cut off changes nothing before it. All windows stay where neither bound is
-        reached.
+        reached; of truncated ones every position is measured.
         """
         length = min(self._ids.shape[1], window or self._ids.shape[1])
         if length == self._ids.shape[1] and (tokens is None or self._ids.numel() <= tokens):
@@ -166,7 +182,7 @@ class EvaluationStreams:
         self, original: Predictor, others: Sequence[Predictor], progress: Progress
     ) -> list[list[TokenScores]]:
         """Score every other model against the original: for each, every slice's tokens."""
-        scores = self._compare(original, others, self._targets(), progress)
+        scores = self._compare(original, others, self.targets(), progress)
         return [self.by_slice(each) for each in scores]
 
     def compare_runtime(
@@ -180,12 +196,12 @@ class EvaluationStreams:
         """Compare a runtime's predictions, chunk by chunk, with the original's and with our own.
 
         ours: what the same artifact predicts at level ``reference``; None where it cannot be read
-        back. predictions: all predicted tokens, in order; each chunk is scored before the next is
+        back. predictions: of all measured tokens, in order; each chunk is scored before the next is
         asked for.
         Returns every slice's tokens, and divergences from ours of the tokens of every slice's first
         window, (tokens,), or None.
         """
-        targets, first_windows = self._targets(), self._in_first_windows()
+        targets, first_windows = self.targets(), self._in_first_windows()
         scores: list[TokenScores] = []
         from_ours: list[TokenScores] = []
         first = 0
@@ -208,21 +224,21 @@ class EvaluationStreams:
         """Cut scores of all predicted tokens into those of each slice."""
         first, parts = 0, []
         for windows in self._slices:
-            tokens = windows.ids.shape[0] * (windows.ids.shape[1] - 1)
+            tokens = windows.positions.numel()
             parts.append(scores.between(first, first + tokens))
             first += tokens
         return parts
 
-    def _targets(self) -> Tensor:
-        """The token after every predicting position, (tokens,)."""
-        return self._ids[:, 1:].reshape(-1).to(self._skeleton.device)
+    def targets(self) -> Tensor:
+        """The token after every measured position, (tokens,)."""
+        return self._ids.flatten()[self._place + 1].to(self._skeleton.device)
 
     def _in_first_windows(self) -> Tensor:
-        """Which predicting positions lie in the first window of their slice, (tokens,) bool."""
+        """Which measured positions lie in the first window of their slice, (tokens,) bool."""
         first = torch.zeros(self._ids.shape[0], dtype=torch.bool, device=self._skeleton.device)
         counts = [windows.ids.shape[0] for windows in self._slices]
         first[[sum(counts[:n]) for n in range(len(counts))]] = True
-        return first.repeat_interleave(self._ids.shape[1] - 1)
+        return first[self._window.to(first.device)]
 
     def _compare(
         self,
@@ -234,11 +250,6 @@ class EvaluationStreams:
         return compare_predictions(
             original, others, targets, vocabulary=self.vocabulary, progress=progress
         )
-
-
-def _predicting(hidden: Tensor) -> Tensor:
-    """Positions that predict a token of their window: all but the last."""
-    return hidden[:, :-1].reshape(-1, hidden.shape[-1])
 
 
 def reference_runtime(skeleton: Skeleton) -> str:

@@ -13,6 +13,7 @@ from gemquant.calibration.windows import (
     TokenWindows,
     calibration_windows,
     evaluation_windows,
+    token_windows,
 )
 from gemquant.errors import CalibrationError, Problems, UsageError
 from gemquant.models.chat import ChatTemplate
@@ -214,3 +215,36 @@ def test_the_shipped_text_fills_the_default_windows_of_a_real_run():
     windows = _calibrate(tokenizer=tiny_tokenizer(), samples=16, seq_len=512)
     assert windows.ids.shape == (16, 512)
     assert int((windows.ids == BOS).sum()) == 16
+
+
+def _plain_windows(count: int = 3, tokens: int = 41) -> TokenWindows:
+    return token_windows(torch.arange(count * tokens).view(count, tokens).tolist(), "english")
+
+
+def test_every_position_is_measured_unless_a_number_is_given():
+    windows = _plain_windows()
+    everything = torch.arange(40).expand(3, -1)
+    for measured in (windows, windows.sampled(7).sampled(0), windows.sampled(40)):
+        assert torch.equal(measured.positions, everything)
+
+
+def test_sampled_positions_lie_at_equal_distances_after_a_start_of_each_windows_own():
+    windows = _plain_windows()
+    sampled = windows.sampled(7)
+    assert sampled.positions.tolist() == windows.sampled(7).positions.tolist()
+    assert len({tuple(row) for row in sampled.positions.tolist()}) == 3
+    for row in sampled.positions:
+        assert row[0] >= 0
+        assert row[-1] < 40
+        assert set(row.diff().tolist()) <= {5, 6}  # 40 / 7
+    assert sampled.digest == windows.digest
+
+
+def test_every_position_has_the_same_chance_to_be_sampled():
+    windows, draws = _plain_windows(), 2000
+    counts = torch.zeros(3, 40)
+    for draw in range(draws):
+        counts.scatter_add_(1, windows.sampled(7, draw=draw).positions, torch.ones(3, 7))
+    expected = draws * 7 / 40
+    # Five standard deviations of a binomial: the chance of one beyond them is below 1e-4.
+    assert (counts - expected).abs().max() < 5 * (expected * (1 - 7 / 40)) ** 0.5

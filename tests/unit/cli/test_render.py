@@ -149,7 +149,7 @@ def test_a_plan_names_folder_container_and_size(capsys: pytest.CaptureFixture[st
         "rtn          4 bits, groups of 64, symmetric: 1 matrix (1 layer)",
         "remaining    model.embed_tokens",
         "size         15.7 kB in model.safetensors; 12.00 bits per weight over all",
-        "certificate  4 windows of 512 tokens of all slices",
+        "certificate  8 windows of 128 tokens of all slices, 48 predictions of each",
         "",
         "time: about 1 min 10 s where nothing else runs (writing 1 min 10 s).",
         "Nothing was written (--dry-run).",

@@ -163,6 +163,27 @@ def test_a_mean_over_windows_is_that_of_its_values() -> None:
     assert mean_over_windows(values, 2, seed=0) == Interval(value=4.0, low=2.0, high=6.0)
 
 
+def test_sampled_positions_give_unbiased_means_with_intervals_over_windows() -> None:
+    """Of positions that are alike where they are near, as those of a text are."""
+    windows, draws = tiny_windows(6, 501), 400
+    steps = torch.randn(6, 500, generator=torch.Generator().manual_seed(0))
+    values = (0.05 * steps.cumsum(1)).exp()
+    whole = TokenScores(*(values.flatten() for _ in range(5)))
+    everything = slice_evaluation(windows, whole, seed=0)
+    means, log_perplexities = [], []
+    for draw in range(draws):
+        sampled = windows.sampled(16, draw=draw)
+        some = values.gather(1, sampled.positions).flatten()
+        found = slice_evaluation(sampled, TokenScores(*(some for _ in range(5))), seed=0)
+        assert (found.token_count, found.window_count) == (96, 6)
+        means.append(found.kl_mean.value)
+        log_perplexities.append(math.log(found.perplexity_quantized.value))
+    for each in (means, log_perplexities):
+        error = np.std(each) / draws**0.5
+        assert 0 < error < 0.02 * everything.kl_mean.value
+        assert abs(np.mean(each) - everything.kl_mean.value) < 4 * error
+
+
 def test_an_artifact_that_predicts_nothing_is_an_error_and_no_infinite_perplexity() -> None:
     made = scores()
     made.nll_quantized[:] = 1e6

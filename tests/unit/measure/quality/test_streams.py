@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from gemquant.calibration.windows import TokenWindows, stream_digest
 from gemquant.core.protocols import Silence
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemquant.measure.quality.divergence import Head, Logits
+from gemquant.measure.quality.native import NativeRuntime
 from gemquant.measure.quality.streams import EvaluationStreams, final_norm, head_table
 from gemquant.models.architecture import layer_parameters
 from gemquant.models.skeleton import Skeleton
@@ -133,3 +136,46 @@ def test_a_runtime_keeps_its_float32_where_we_compute_in_bfloat16(
     head = streams.runtime_head(hidden.bfloat16(), lambda start, stop: table[start:stop])
     expected = hidden[:, :-1].reshape(38, 3).bfloat16().float() @ table.T
     assert torch.equal(head.run(0, 5)(slice(0, 38)), expected)
+
+
+def test_sampled_positions_score_as_among_all(
+    finished: EvaluationStreams, tiny_folders: dict[Kind, Path]
+) -> None:
+    checkpoint = open_checkpoint(str(tiny_folders["gemma3_text"]))
+    slices = [each.sampled(5) for each in finished.slices]
+    sampled = EvaluationStreams(Skeleton(checkpoint.config), slices)
+    table = head_table(checkpoint, Skeleton(checkpoint.config))
+    generator = torch.Generator().manual_seed(0)
+    width = checkpoint.config["hidden_size"]
+    states = [torch.randn(3, 20, width, generator=generator) for _ in range(2)]
+    full = [finished.runtime_head(each, table) for each in states]
+    few = [sampled.runtime_head(each, table) for each in states]
+    (everything,) = finished.compare(full[0], full[1:], Silence())
+    (scores,) = sampled.compare(few[0], few[1:], Silence())
+    assert [part.divergence.shape for part in scores] == [(10,), (5,)]
+    chunks = (full[1].hidden @ table(0, sampled.vocabulary).T).split(8)
+    runtime = NativeRuntime("a runtime", _Chunks(chunks))
+    from_chunks, _ = sampled.compare_runtime(
+        few[0], None, runtime.predictions(sampled), Silence(), "running"
+    )
+    for windows, whole, part, native in zip(slices, everything, scores, from_chunks, strict=True):
+        for name in ("nll_original", "nll_quantized", "divergence", "agreement", "shared"):
+            values = getattr(whole, name).view(len(windows.ids), -1)
+            expected = values.gather(1, windows.positions).flatten()
+            torch.testing.assert_close(getattr(part, name), expected, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(getattr(native, name), expected, rtol=1e-3, atol=1e-5)
+
+
+class _Chunks:
+    """A runtime whose logits are there already."""
+
+    software, max_tokens, max_window = "a runtime", None, None
+
+    def __init__(self, chunks: Sequence[Tensor]) -> None:
+        self._chunks = chunks
+
+    def logit_chunks(self, ids: Tensor) -> Iterator[Tensor]:
+        yield from self._chunks
+
+    def generate(self, prompt: Sequence[int], *, max_new_tokens: int) -> list[int]:
+        raise NotImplementedError
