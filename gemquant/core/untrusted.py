@@ -143,6 +143,15 @@ class UntrustedFile:
         return self.error(f"{self.label or self.path}: {why}.", hint=self.hint)
 
 
+def hub_repository(folder: Path) -> str | None:
+    """Return ``owner/name`` where the folder is a snapshot in a Hub cache, otherwise None."""
+    resolved = folder.resolve()
+    cache = resolved.parent.parent
+    if resolved.parent.name == "snapshots" and cache.name.startswith("models--"):
+        return cache.name.removeprefix("models--").replace("--", "/")
+    return None
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file of any size, in hexadecimal."""
     with path.open("rb") as file:

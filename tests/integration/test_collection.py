@@ -278,6 +278,27 @@ def test_the_card_of_a_set_is_made_again_from_its_manifests(
     assert Path("card.md").read_text() == before
 
 
+def test_one_artifact_is_checked_described_and_measured_by_its_id(
+    run: Run, made: Path, ggufs: Path, hub: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(ggufs.parent / "cache"))
+    assert run("push", "ggufs/Q4_0", "me/tiny-one", "-q").code == 0
+    checked = run("card", "me/tiny-one", "--check")
+    assert checked.code == 0, checked.err
+    assert checked.out.endswith("/README.md: up to date\n")
+    refused = run("card", "me/tiny-one")
+    assert refused.code == 2
+    assert "hint: gemquant card me/tiny-one -o card.md" in refused.err
+    assert run("card", "me/tiny-one", "-o", "card.md").code == 0
+    pushed = hub.repositories["me/tiny-one"].files()[CARD].decode()
+    assert Path("card.md").read_text() == pushed
+    options = ("--against", str(made / "tiny"), "--no-native", "--threads", "1", "-q")
+    measured = run("eval", "me/tiny-one", *options)
+    assert measured.code == 0, measured.err
+    (snapshot,) = (ggufs.parent / "cache").glob("models--me--tiny-one/snapshots/*")
+    assert run("verify", str(snapshot)).code == 0
+
+
 def test_the_card_of_a_set_has_the_figures_of_each_file_as_metadata(
     run: Run, ggufs: Path, hub: StandIn
 ) -> None:

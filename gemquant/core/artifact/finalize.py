@@ -19,7 +19,7 @@ from gemquant.core.artifact.manifest import (
     model_name,
     scheme_label,
 )
-from gemquant.core.untrusted import UntrustedFile, wrong_fields
+from gemquant.core.untrusted import UntrustedFile, hub_repository, wrong_fields
 from gemquant.errors import ArtifactError, GemquantError, OutputError, refuse
 from gemquant.models.architecture import ARCHITECTURES
 
@@ -184,8 +184,15 @@ def _name_problems(file: Path, name: str) -> Iterator[ArtifactError]:
         yield ArtifactError(f"{file} names {name!r}, which is not a file inside the artifact.")
 
 
+def _in_hub_cache(path: Path, name: str) -> bool:
+    """Whether a file is one of a snapshot in a Hub cache, which links to the cache's ``blobs``."""
+    folder = path.parents[name.count("/")]
+    blobs = folder.resolve().parent.parent / "blobs"
+    return hub_repository(folder) is not None and path.resolve().is_relative_to(blobs)
+
+
 def _differences(path: Path, name: str, record: FileRecord) -> Iterator[ArtifactError]:
-    if path.is_symlink() or not path.is_file():
+    if not path.is_file() or (path.is_symlink() and not _in_hub_cache(path, name)):
         yield ArtifactError(f"{name} is not a regular file.")
         return
     size = path.stat().st_size

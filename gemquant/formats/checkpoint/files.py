@@ -6,7 +6,7 @@ import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from gemquant.core.untrusted import UntrustedFile
+from gemquant.core.untrusted import UntrustedFile, hub_repository
 from gemquant.errors import CheckpointError
 
 PROCESSOR_FILES = (
@@ -47,15 +47,6 @@ def contained(folder: Path, name: str) -> Path:
     if not target.is_file():
         raise CheckpointError(f"{path} is not a file.")
     return path
-
-
-def hub_repository(folder: Path) -> str | None:
-    """Return ``owner/name`` where the folder is a snapshot in a Hub cache, otherwise None."""
-    resolved = folder.resolve()
-    cache = resolved.parent.parent
-    if resolved.parent.name == "snapshots" and cache.name.startswith("models--"):
-        return cache.name.removeprefix("models--").replace("--", "/")
-    return None
 
 
 def _roots(folder: Path) -> tuple[Path, ...]:

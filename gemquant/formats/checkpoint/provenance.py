@@ -11,8 +11,9 @@ from typing import Any
 
 import yaml
 
+from gemquant.core.untrusted import hub_repository
 from gemquant.errors import CheckpointError
-from gemquant.formats.checkpoint.files import contained, hub_repository
+from gemquant.formats.checkpoint.files import contained
 
 MAX_CARD_BYTES = 5_000_000
 

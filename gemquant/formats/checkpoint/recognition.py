@@ -8,9 +8,9 @@ import re
 import shlex
 from pathlib import Path
 
-from gemquant.core.untrusted import open_regular, user_path
+from gemquant.core.untrusted import hub_repository, open_regular, user_path
 from gemquant.errors import CheckpointError, GemquantError, command_with, listed
-from gemquant.formats.checkpoint.files import hub_repository, read_json_object
+from gemquant.formats.checkpoint.files import read_json_object
 from gemquant.formats.checkpoint.sample import sample_named
 
 ADAPTER = "adapter_config.json"
