@@ -30,7 +30,7 @@ from gemquant.errors import UsageError
 
 if TYPE_CHECKING:
     from gemquant.convert.candidates import Candidate
-    from gemquant.convert.estimate import Estimate, EstimateRequest, Headers
+    from gemquant.convert.estimate import Estimate, EstimateRequest, Headers, TowerNeeds
     from gemquant.core.targets import Target
 
 ADVISED = ("bfloat16", "w8-g128", "Q8_0", "Q6_K", "Q5_K_M", "w4-g128", "Q4_K_M", "Q3_K_M", "Q2_K")
@@ -106,6 +106,7 @@ Examples:
         metavar="GB/S",
         help="The memory's bandwidth, where no listed device is yours.",
     ),
+    flag("--text-only", "Plan the text model alone of a multimodal Gemma, without its towers."),
     flag("--all", "List every scheme, not one for each step of bits."),
     target_folder_flag(),
     defaults_flag(),
@@ -116,8 +117,9 @@ def command(ctx: click.Context, /, **params: Any) -> None:
     """Predict size, memory and speed of the schemes that a target takes.
 
     The prediction uses headers alone: weights, a 16-bit key-value cache (only the window in sliding
-    layers, if the runtime drops the rest), and the memory of the runtime itself. Decoding reads
-    every weight once per token, so memory bandwidth limits its speed. From a Hub id only
+    layers, if the runtime drops the rest), and the memory of the runtime itself; of a multimodal
+    Gemma its towers and the activations of one image, where the container keeps them. Decoding
+    reads every weight once per token, so memory bandwidth limits its speed. From a Hub id only
     config.json is downloaded.
     """
     problems = problems_of(ctx)
@@ -148,11 +150,14 @@ def command(ctx: click.Context, /, **params: Any) -> None:
         from gemquant.convert.estimate import EstimateRequest, estimate, read_headers
 
         headers = read_headers(ref)
+        if params["text_only"]:
+            headers = dataclasses.replace(headers, towers=None)
         plans = []
         for target in (each.value for each in targets):
             memory = params["memory"] or _own_memory(target.name)
             request = EstimateRequest(memory, context, params["device_model"], bandwidth)
-            plans.append(Plan(target, request, *estimate(target, headers.config, request)))
+            found = estimate(target, headers.config, request, headers.towers)
+            plans.append(Plan(target, request, *found))
     if params["as_json"]:
         _print_json(headers, plans)
     else:
@@ -208,7 +213,7 @@ def _print(headers: Headers, plans: Sequence[Plan], *, everything: bool) -> None
             *([plan.target.name] if len(plans) > 1 else []),
             f"{8 * candidate.file_bytes / weights:.1f}",
             f"{candidate.container} {candidate.scheme}" if everything else candidate.scheme,
-            human_bytes(candidate.file_bytes),
+            human_bytes(candidate.file_bytes + row.tower_bytes),
             *([human_bytes(candidate.table_bytes)] if table_weights else []),
             human_bytes(row.memory_bytes),
             *([fits] if tight else []),
@@ -223,6 +228,8 @@ def _print(headers: Headers, plans: Sequence[Plan], *, everything: bool) -> None
             f"table: {table_weights / 1e9:.2f} billion of them give every layer an input for each "
             "token; a token reads a row"
         )
+    if headers.towers is not None:
+        parts += _towers(headers.towers, [row for plan in plans for row in plan.rows])
     if active < weights:
         parts.append(f"active: {active / 1e9:.2f} billion weights are read for a token")
     for plan in plans:
@@ -250,6 +257,20 @@ def _print(headers: Headers, plans: Sequence[Plan], *, everything: bool) -> None
             words = f"most people take: {_command(best.candidate, headers)}"
         parts.append(f"{plan.target.name}: {words}")
     print_tables(*parts)
+
+
+def _towers(towers: TowerNeeds, rows: Sequence[Estimate]) -> list[str]:
+    """What a model sees and hears with, and which containers keep it."""
+    sizes = ", ".join(f"{name} {count / 1e6:.1f}" for name, count in towers.weights.items())
+    holding = dict.fromkeys(row.candidate.container for row in rows if row.tower_bytes)
+    where = f"in {', '.join(holding)}" if holding else "in no container of these"
+    lines = [f"towers: {sizes} million weights, {human_bytes(towers.bytes)} {where}"]
+    if towers.image is not None:
+        lines.append(
+            f"an image: {towers.image.tokens} tokens of the context, and "
+            f"{human_bytes(towers.image_bytes)} while it is read"
+        )
+    return lines
 
 
 def _command(candidate: Candidate, headers: Headers) -> str:
@@ -318,6 +339,10 @@ def _print_json(headers: Headers, plans: Sequence[Plan]) -> None:
             "weights": weight_count(headers.config),
             "active_weights": active_weights(headers.config),
             "table_weights": table_size(headers.config, PER_LAYER_TABLE),
+            "tower_weights": dict(headers.towers.weights) if headers.towers else {},
+            "image_tokens": headers.towers.image.tokens
+            if headers.towers and headers.towers.image
+            else 0,
             "target": plan.target.name,
             "request": dataclasses.asdict(plan.request),
             "measured": False,

@@ -119,15 +119,19 @@ def plan(
     context: int = 4096,
     device: str | None = None,
     bandwidth: float | None = None,
+    text_only: bool = False,
 ) -> list[Estimate]:
     """Predict size, memory and speed of what a target takes, the largest first; headers only.
 
     memory: of the device, such as ``"8G"``; without it nothing is said to fit. device: one of the
-    target's, for its bandwidth. bandwidth: GB/s, where none of them is yours.
+    target's, for its bandwidth. bandwidth: GB/s, where none of them is yours. text_only: without
+    the towers of a multimodal model.
     """
     size = None if memory is None else parse_size(memory, flag="memory")
     request = EstimateRequest(size, context, device, bandwidth)
-    return estimate(load_target(target), read_headers(str(model)).config, request)[0]
+    headers = read_headers(str(model))
+    towers = None if text_only else headers.towers
+    return estimate(load_target(target), headers.config, request, towers)[0]
 
 
 def load(path: str | Path) -> Artifact:

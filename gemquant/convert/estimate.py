@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
+import torch
+
 from gemquant.convert.candidates import Candidate, container_candidates, npu_candidates
+from gemquant.convert.plugins import exporter
 from gemquant.core.targets import Footprint, Speed, Target
 from gemquant.core.untrusted import user_path
 from gemquant.errors import UnsupportedError, UsageError
@@ -14,10 +19,34 @@ from gemquant.formats.checkpoint import open_checkpoint
 from gemquant.formats.checkpoint.folder import read_raw_config
 from gemquant.formats.checkpoint.hub import download
 from gemquant.formats.checkpoint.recognition import parse_hub_reference
+from gemquant.models.architecture import architecture_of
 from gemquant.models.config import text_config
+from gemquant.models.structure import ImageCost, tower_of
 from gemquant.runtimes.chat.presets import kv_cache_bytes
 
 MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class TowerNeeds:
+    """Towers of a multimodal model, from its config.json.
+
+    weights: of each tower or projector. dtype: that they are stored in. image: what one costs.
+    """
+
+    weights: Mapping[str, int]
+    dtype: torch.dtype
+    image: ImageCost | None
+
+    @property
+    def bytes(self) -> int:
+        """Of all weights."""
+        return sum(self.weights.values()) * self.dtype.itemsize
+
+    @property
+    def image_bytes(self) -> int:
+        """Of activations while one image is read."""
+        return 0 if self.image is None else self.image.values * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -39,15 +68,19 @@ class Estimate:
     """A candidate on a device.
 
     cache_bytes: of all layers; full_cache_bytes: of those that attend to everything.
-    memory_bytes: weights, cache of the whole context, and the runtime. spare_bytes: negative where
-    it does not fit, None where the device's memory is unknown. tokens_per_second: decoding with
-    the cache empty, and with it full.
+    tower_bytes: of the container's towers, image_bytes: of activations while one image is read; 0
+    where it holds none.
+    memory_bytes: weights, towers, an image, cache of the whole context, and the runtime.
+    spare_bytes: negative where it does not fit, None where the device's memory is unknown.
+    tokens_per_second: decoding with the cache empty, and with it full.
     """
 
     candidate: Candidate
     cache_bytes: int
     full_cache_bytes: int
     overhead_bytes: int
+    tower_bytes: int
+    image_bytes: int
     memory_bytes: int
     spare_bytes: int | None
     speed: Speed
@@ -61,9 +94,15 @@ class Estimate:
 
 
 def estimate(
-    target: Target, config: Mapping[str, Any], request: EstimateRequest
+    target: Target,
+    config: Mapping[str, Any],
+    request: EstimateRequest,
+    towers: TowerNeeds | None = None,
 ) -> tuple[list[Estimate], list[Candidate]]:
-    """Return every candidate of a target, the largest first; and those that cannot be made."""
+    """Return every candidate of a target, the largest first; and those that cannot be made.
+
+    towers: of a model that is to stay multimodal where the container allows it.
+    """
     if target.footprint is None or not target.speeds:
         raise UnsupportedError(
             f"target {target.name} says nothing of memory and speed.",
@@ -74,7 +113,14 @@ def estimate(
         npu_candidates(target, config) if target.npu else container_candidates(target, config)
     )
     made = [
-        _estimate(each, footprint, speed_of(target, each.scheme, request), config, request)
+        _estimate(
+            each,
+            footprint,
+            speed_of(target, each.scheme, request),
+            config,
+            request,
+            towers if target.npu is None and exporter(each.container).holds_towers else None,
+        )
         for each in candidates
         if each.refused is None
     ]
@@ -110,14 +156,18 @@ def _estimate(
     speed: Speed,
     config: Mapping[str, Any],
     request: EstimateRequest,
+    towers: TowerNeeds | None,
 ) -> Estimate:
     cache, overhead = beside_weights(footprint, config, request.context)
-    memory = candidate.resident_bytes + cache + overhead
+    tower, image = (0, 0) if towers is None else (towers.bytes, towers.image_bytes)
+    memory = candidate.resident_bytes + tower + image + cache + overhead
     return Estimate(
         candidate,
         cache,
         kv_cache_bytes({**config, "sliding_window": 0}, tokens=request.context),
         overhead,
+        tower,
+        image,
         memory,
         None if request.memory_bytes is None else request.memory_bytes - memory,
         speed,
@@ -146,19 +196,34 @@ def _rate(speed: Speed, read_bytes: int) -> float:
 
 @dataclass(frozen=True)
 class Headers:
-    """ref: as the user gave it. config: the flat text configuration, every key present."""
+    """ref: as the user gave it. config: the flat text configuration, every key present.
+
+    towers: of a multimodal model.
+    """
 
     ref: str
     config: Mapping[str, Any]
+    towers: TowerNeeds | None = None
 
 
 def read_headers(ref: str) -> Headers:
     """Read a model's configuration; of a Hub id and of a folder config.json is enough."""
     path = user_path(ref)
     if path.is_dir():
-        return Headers(ref, text_config(read_raw_config(path)))
+        return _headers(ref, read_raw_config(path))
     reference = parse_hub_reference(ref)
     if reference is not None and not path.exists() and not ref.lower().endswith(".gguf"):
         folder = download(*reference, files=("config.json",))
-        return Headers(ref, text_config(read_raw_config(folder)))
+        return _headers(ref, read_raw_config(folder))
     return Headers(ref, open_checkpoint(ref).config)
+
+
+def _headers(ref: str, raw: Mapping[str, Any]) -> Headers:
+    config = text_config(raw)
+    architecture, counts = architecture_of(config), Counter[str]()
+    for name, shape in architecture.tower_shapes(raw, config).items():
+        counts[tower_of(name)] += prod(shape)
+    dtype = getattr(torch, str(raw.get("dtype") or raw.get("torch_dtype")), torch.bfloat16)
+    if not counts or not isinstance(dtype, torch.dtype):
+        return Headers(ref, config)
+    return Headers(ref, config, TowerNeeds(counts, dtype, architecture.image(raw, config)))

@@ -18,7 +18,7 @@ from gemquant.models.structure import (
     MlxFacts,
     gated_layer,
 )
-from gemquant.models.towers import gemma3_towers
+from gemquant.models.towers import gemma3_image, gemma3_towers
 
 
 def _library() -> tuple[type[Any], type[Any]]:
@@ -62,6 +62,7 @@ GEMMA3 = Architecture(
     towers=("vision_tower.vision_model.", "multi_modal_projector."),
     tower_spellings={"vision_tower.": "vision_tower.vision_model."},
     tower_shapes=gemma3_towers,
+    image=gemma3_image,
     dimensions={
         "vocab_size": 262208,
         "hidden_size": 2304,

@@ -34,7 +34,7 @@ from gemquant.models.structure import (
     NormFold,
     RowFold,
 )
-from gemquant.models.towers import gemma4_towers, unified_towers
+from gemquant.models.towers import gemma4_image, gemma4_towers, unified_image, unified_towers
 
 _LARGEST = 2**20
 _WIDTHS = ("head_dim", "num_key_value_heads")
@@ -283,6 +283,7 @@ GEMMA4 = Architecture(
     text_prefixes={"model.language_model.": "model."},
     towers=tuple(f"model.{part}." for part in _TOWERS),
     tower_shapes=gemma4_towers,
+    image=gemma4_image,
     dimensions={
         "vocab_size": 262144,
         "hidden_size": 2304,
@@ -363,6 +364,7 @@ GEMMA4_UNIFIED = replace(
         },
     },
     tower_shapes=unified_towers,
+    image=unified_image,
     dimensions={
         **GEMMA4.dimensions,
         "max_position_embeddings": 262144,

@@ -315,6 +315,20 @@ TowerShapes = Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, tupl
 
 
 @dataclass(frozen=True)
+class ImageCost:
+    """One image: tokens of the context, and values that are alive at once while it is read.
+
+    values: of the layer that has most, attention without its matrix of scores.
+    """
+
+    tokens: int
+    values: int
+
+
+ReadsImages = Callable[[Mapping[str, Any], Mapping[str, Any]], ImageCost | None]
+
+
+@dataclass(frozen=True)
 class Architecture:
     """All that is true of one generation of Gemma.
 
@@ -347,7 +361,7 @@ class Architecture:
     model's own do, the published spelling first.
     towers: how its other tensors begin, as published. tower_spellings: how else they begin, without
     ``model.`` → as published. tower_shapes: of a multimodal ``config.json`` and the text model's
-    configuration, shapes by published names.
+    configuration, shapes by published names. image: of the same, what one image costs.
     corrections: key of the configuration → a value that was published by mistake, and the right
     one. licence: its terms. chat: its chat format.
     """
@@ -387,6 +401,7 @@ class Architecture:
     towers: tuple[str, ...] = ()
     tower_spellings: Mapping[str, str] = field(default_factory=dict)
     tower_shapes: TowerShapes = lambda *_: {}
+    image: ReadsImages = lambda *_: None
     corrections: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     licence: Licence = GEMMA_TERMS
     chat: ChatFormat = field(default_factory=ChatFormat)

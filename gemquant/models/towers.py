@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gemquant.errors import CheckpointError
+from gemquant.models.structure import ImageCost
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -33,8 +34,9 @@ class _Part:
         """A whole number from 1 to ``largest``."""
         value = self._values.get(key, default)
         if type(value) is not int or not 1 <= value <= largest:
+            name = f"{self._name}.{key}".removeprefix(".")
             raise CheckpointError(
-                f"config.json: {self._name}.{key} {str(value)[:80]}: must be from 1 to {largest}."
+                f"config.json: {name} {str(value)[:80]}: must be from 1 to {largest}."
             )
         return value
 
@@ -107,11 +109,38 @@ def gemma3_towers(raw: Mapping[str, Any], text: Mapping[str, Any]) -> Shapes:
     }
 
 
+def gemma3_image(raw: Mapping[str, Any], text: Mapping[str, Any]) -> ImageCost | None:
+    """Every patch as wide as a layer; the projector averages them to a few tokens."""
+    del text
+    vision = _Part(raw, "vision_config")
+    if not vision.there:
+        return None
+    hidden, inner = vision.size("hidden_size", 768), vision.size("intermediate_size", 3072)
+    patches = (vision.size("image_size", 224) // vision.size("patch_size", 16)) ** 2
+    # The residual, its norm, and either q, k, v and their mixture or fc1 before and after GELU.
+    width = 2 * hidden + max(4 * hidden, 2 * inner)
+    return ImageCost(_Part({"": dict(raw)}, "").size("mm_tokens_per_image", 256), patches * width)
+
+
 def gemma4_towers(raw: Mapping[str, Any], text: Mapping[str, Any]) -> Shapes:
     """A vision transformer of its own and, in the E models, a conformer for sound."""
     vision, audio = _Part(raw, "vision_config"), _Part(raw, "audio_config")
     eyes = _eyes(vision, text["hidden_size"]) if vision.there else {}
     return {**eyes, **(_ears(audio, text["hidden_size"]) if audio.there else {})}
+
+
+def gemma4_image(raw: Mapping[str, Any], text: Mapping[str, Any]) -> ImageCost | None:
+    """As many tokens as the processor allows by default, of pooled squares of patches."""
+    del text
+    vision = _Part(raw, "vision_config")
+    if not vision.there:
+        return None
+    hidden, inner = vision.size("hidden_size", 768), vision.size("intermediate_size", 3072)
+    heads, kv = vision.size("num_attention_heads", 12), vision.size("num_key_value_heads", 12)
+    attention = 2 * (heads + kv) * vision.size("head_dim", 64)
+    tokens = _Part({"": dict(raw)}, "").size("vision_soft_tokens_per_image", 280)
+    patches = tokens * vision.size("pooling_kernel_size", 3) ** 2
+    return ImageCost(tokens, patches * (2 * hidden + max(attention, 3 * inner)))
 
 
 def _linear(name: str, rows: int, columns: int, *, clipped: bool) -> Shapes:
@@ -214,3 +243,14 @@ def unified_towers(raw: Mapping[str, Any], text: Mapping[str, Any]) -> Shapes:
         width = audio.size("audio_embed_dim", 640)
         shapes |= {"model.embed_audio.embedding_projection.weight": (hidden, width)}
     return shapes
+
+
+def unified_image(raw: Mapping[str, Any], text: Mapping[str, Any]) -> ImageCost | None:
+    """Raw patches: as read and normed, then projected."""
+    del text
+    vision = _Part(raw, "vision_config")
+    if not vision.there:
+        return None
+    side = vision.size("patch_size", 16) * vision.size("pooling_kernel_size", 3)
+    tokens = vision.size("num_soft_tokens", 280)
+    return ImageCost(tokens, tokens * (6 * side**2 + vision.size("mm_embed_dim", 3840)))

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from gemquant.core.resources import total_memory
-from tests.helpers.tiny_gemma import Kind, write_tiny_gemma
+from gemquant.formats.checkpoint import open_checkpoint
+from tests.helpers.tiny_gemma import NESTED, Kind, write_tiny_gemma
 from tests.unit.cli.conftest import Run
 
 
@@ -31,6 +32,59 @@ def test_every_target_is_planned_from_a_configuration_alone(
     for row in document["candidates"]:
         assert row["fits"]
         assert 0 < row["tokens_per_second_full"] <= row["tokens_per_second"]
+
+
+@pytest.mark.parametrize("kind", NESTED)
+def test_towers_are_counted_as_the_tensors_are(run: Run, kind: Kind, tmp_path: Path) -> None:
+    folder = write_tiny_gemma(tmp_path / "model", kind)
+    towers = open_checkpoint(str(folder)).towers
+    assert towers is not None
+    size = sum(towers.tensor(name).nbytes for name in towers.names())
+    rows = json.loads(run("plan", str(folder), "--json").out)["candidates"]
+    text = json.loads(run("plan", str(folder), "--json", "--text-only").out)["candidates"]
+    for row, alone in zip(rows, text, strict=True):
+        held = 0 if row["container"] == "gguf" else size
+        assert (row["tower_bytes"], alone["tower_bytes"]) == (held, 0)
+        assert row["memory_bytes"] - alone["memory_bytes"] == held + row["image_bytes"]
+    assert {bool(row["image_bytes"]) for row in rows if row["container"] != "gguf"} == {True}
+
+
+def test_the_towers_of_a_medgemma_are_told_with_what_an_image_costs(
+    run: Run, tmp_path: Path
+) -> None:
+    vision = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27}
+    vision |= {"num_attention_heads": 16, "image_size": 896, "patch_size": 14}
+    config = {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "model_type": "gemma3",
+        "mm_tokens_per_image": 256,
+        "text_config": {
+            "model_type": "gemma3_text",
+            "hidden_size": 2560,
+            "intermediate_size": 10240,
+            "num_hidden_layers": 34,
+            "sliding_window": 1024,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        },
+        "vision_config": {**vision, "model_type": "siglip_vision_model", "vision_use_head": False},
+        "torch_dtype": "bfloat16",
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    document = json.loads(run("plan", str(tmp_path), "--json").out)
+    # 27 layers of 4 · (1152² + 1152) + 4 · 1152 + 2 · 1152 · 4304 + 4304 + 1152,
+    # then 589 · 1152 of patches, 4096 · 1152 of places, 2 · 1152 of the last norm.
+    assert document["tower_weights"] == {
+        "vision_tower": 416_866_032,
+        "multi_modal_projector": 1152 * 2560 + 1152,
+    }
+    assert document["image_tokens"] == 256
+    row = next(row for row in document["candidates"] if row["container"] != "gguf")
+    assert row["tower_bytes"] == 2 * (416_866_032 + 1152 * 2560 + 1152)
+    # 64 · 64 patches: the residual, its norm, and the MLP's 4304 before and after GELU.
+    assert row["image_bytes"] == 2 * 4096 * (2 * 1152 + 2 * 4304)
+    printed = run("plan", str(tmp_path)).out
+    assert "vision_tower 416.9, multi_modal_projector 3.0 million weights, 840 MB in" in printed
+    assert "an image: 256 tokens of the context, and 89.4 MB while it is read" in printed
 
 
 def test_the_table_says_what_fits_and_that_nothing_was_measured(
