@@ -12,6 +12,8 @@ class Licence:
     name, link: as the Hub's front matter spells them. notice: text that every copy carries in a
     file NOTICE. card: Markdown for the model card. links: what the card must link to.
     gate: question that the Hub asks before it hands out files; empty where it asks none.
+    listed: the Hub has an identifier for it; without one a card says ``license: other`` and the
+    name as ``license_name``.
     """
 
     name: str
@@ -20,6 +22,7 @@ class Licence:
     card: str
     links: tuple[str, ...]
     gate: str = ""
+    listed: bool = True
 
 
 GEMMA_TERMS = Licence(
@@ -53,3 +56,29 @@ described above. Whoever passes them on must pass on this license and the `NOTIC
     links=("www.apache.org/licenses/LICENSE-2.0",),
 )
 """Of Gemma 4."""
+
+HEALTH_AI = Licence(
+    name="health-ai-developer-foundations",
+    link="https://developers.google.com/health-ai-developer-foundations/terms",
+    # Section 3.1 asks every copy to carry this sentence.
+    notice="HAI-DEF is provided under and subject to the Health AI Developer Foundations Terms of "
+    "Use found at https://developers.google.com/health-ai-developer-foundations/terms\n",
+    card="""\
+HAI-DEF is provided under and subject to the Health AI Developer Foundations Terms of Use found at
+[developers.google.com/health-ai-developer-foundations/terms](https://developers.google.com/health-ai-developer-foundations/terms).
+The weights in this folder were modified, as described above. They may not be used for what section
+3.2 of these terms and the
+[Prohibited Use Policy](https://developers.google.com/health-ai-developer-foundations/prohibited-use-policy)
+exclude. Whoever passes them on must pass on these terms and the `NOTICE` file with them.""",
+    links=(
+        "developers.google.com/health-ai-developer-foundations/terms",
+        "developers.google.com/health-ai-developer-foundations/prohibited-use-policy",
+    ),
+    listed=False,
+)
+"""Of MedGemma, whatever its generation."""
+
+
+def licence_named(name: str, generation: Licence) -> Licence:
+    """The terms that a model names, where they replace those of its generation; else the latter."""
+    return HEALTH_AI if name == HEALTH_AI.name else generation

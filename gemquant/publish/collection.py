@@ -30,11 +30,10 @@ from gemquant.core.artifact.evaluation import LEVELS
 from gemquant.core.artifact.finalize import ABOUT_FILES, manifests_in
 from gemquant.core.artifact.loading import FOLDER, Loader, loaders
 from gemquant.core.artifact.losses import overall_results
-from gemquant.core.artifact.manifest import model_name, original_bytes, scheme_label
+from gemquant.core.artifact.manifest import licence_of, model_name, original_bytes, scheme_label
 from gemquant.core.resources import human_bytes
 from gemquant.core.untrusted import UntrustedFile
 from gemquant.errors import ArtifactError, GemquantError, OutputError, UsageError, refuse
-from gemquant.models.architecture import ARCHITECTURES
 from gemquant.publish import picture
 from gemquant.publish.card import Card
 from gemquant.publish.figures import (
@@ -157,7 +156,7 @@ class Collection:
             libraries={k: v for e in self.members for k, v in e.manifest.libraries.items()},
             flat=self.flat,
             folder=name.partition("/")[2],
-            terms=ARCHITECTURES[first.architecture].licence.card,
+            terms=licence_of(first).card,
             linears=1,
         )
         if self.config is None and (kept := _MEMORY_SECTION.search(old)):

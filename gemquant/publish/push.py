@@ -32,7 +32,7 @@ from gemquant.core.artifact import (
 )
 from gemquant.core.artifact.card import CARD_FILE
 from gemquant.core.artifact.finalize import HUB_ATTRIBUTES, MANIFESTS, NOTICE_FILE
-from gemquant.core.artifact.manifest import scheme_label
+from gemquant.core.artifact.manifest import licence_of, scheme_label
 from gemquant.core.protocols import Progress
 from gemquant.core.resources import human_bytes
 from gemquant.errors import (
@@ -43,7 +43,9 @@ from gemquant.errors import (
     UsageError,
     refuse,
 )
+from gemquant.formats.checkpoint.provenance import declared_license
 from gemquant.models.architecture import ARCHITECTURES
+from gemquant.models.licences import HEALTH_AI
 from gemquant.publish.card import make_card
 from gemquant.publish.collection import GGUF, Collection, model_problems, set_problems, shared
 from gemquant.publish.picture import PICTURES
@@ -573,7 +575,7 @@ def _licence_problems(artifact: Artifact) -> list[GemquantError]:
 
     Source: Gemma Terms of Use, section 3.1; Apache License 2.0, section 4.
     """
-    licence = ARCHITECTURES[artifact.manifest.architecture].licence
+    licence = licence_of(artifact.manifest)
     problems: list[GemquantError] = [
         ArtifactError(
             f"{artifact.path} has no {name}; the license ({licence.name}) requires it.",
@@ -587,14 +589,15 @@ def _licence_problems(artifact: Artifact) -> list[GemquantError]:
     notice = (artifact.path / NOTICE_FILE).read_text(encoding="utf-8", errors="replace")
     if licence.notice.strip() not in notice:
         problems.append(ArtifactError(f"{NOTICE_FILE} must contain: {licence.notice.strip()}"))
-    others = {each.licence.notice.strip(): each.licence.name for each in ARCHITECTURES.values()}
+    known = [HEALTH_AI, *(each.licence for each in ARCHITECTURES.values())]
+    others = {each.notice.strip(): each.name for each in known}
     problems += [
         ArtifactError(f"{NOTICE_FILE} names the terms {name!r}, which do not hold for this model.")
         for text, name in others.items()
         if text in notice and name != licence.name
     ]
     card = (artifact.path / CARD_FILE).read_text(encoding="utf-8", errors="replace")
-    stated = _front_matter(card).get("license")
+    stated = declared_license(_front_matter(card))
     hint = f"gemquant card {artifact.path}"
     if stated != artifact.manifest.license:
         problems.append(

@@ -27,6 +27,7 @@ from gemquant.core.artifact import (
     staged,
 )
 from gemquant.core.artifact.evaluation import LevelEvaluation
+from gemquant.core.artifact.manifest import licence_of
 from gemquant.core.protocols import Progress, Quantizer, Silence
 from gemquant.core.recipe import Recipe
 from gemquant.errors import GemquantError, UnsupportedError, refuse
@@ -35,7 +36,6 @@ from gemquant.formats.checkpoint.tokenizer_files import with_chat_template
 from gemquant.formats.gptq import Gptq
 from gemquant.formats.plain_safetensors import PlainSafetensors
 from gemquant.measure.quality.runtime_logits import RuntimeLogits
-from gemquant.models.architecture import architecture_of
 from gemquant.quantizers.awq import AWQ
 from gemquant.quantizers.cast import Cast
 from gemquant.rockchip.artifact import (
@@ -231,7 +231,7 @@ def prepare_only(job: RkllmJob, checkpoint: Checkpoint, progress: Progress) -> P
             card=checkpoint.provenance.card,
         )
         (folder / PREPARED).write_text(record.model_dump_json(indent=2), encoding="utf-8")
-        licence = architecture_of(checkpoint.config).licence
+        licence = licence_of(manifest)
         (folder / "NOTICE").write_text(licence.notice, encoding="utf-8")
         (folder / "README.md").write_text(_readme(job), encoding="utf-8")
     return prepared

@@ -30,6 +30,7 @@ from gemquant.core.artifact.losses import (
 from gemquant.core.artifact.manifest import (
     Manifest,
     fallbacks_by_reason,
+    licence_of,
     model_name,
     original_bytes,
     scheme_label,
@@ -37,7 +38,6 @@ from gemquant.core.artifact.manifest import (
 from gemquant.core.resources import human_bytes
 from gemquant.core.scheme import describe
 from gemquant.core.tables import Bounded, escaped, interval, markdown, matrices, number
-from gemquant.models.architecture import ARCHITECTURES
 from gemquant.models.structure import FAMILY
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def render_card(
         later=[each.section.strip() for each in later if each.section],
         loaders=loaders(manifest, repository),
         recipe=recipe_json(manifest),
-        terms=ARCHITECTURES[manifest.architecture].licence.card,
+        terms=licence_of(manifest).card,
     )
 
 
@@ -186,8 +186,10 @@ def front_matter(
     from huggingface_hub.repocard_data import eval_results_to_model_index
 
     bits = sorted({scheme.bits for scheme in manifest.quantization.schemes})
+    licence = licence_of(manifest)
     matter: dict[str, Any] = {"license": manifest.license}
-    licence = ARCHITECTURES[manifest.architecture].licence
+    if not licence.listed:
+        matter = {"license": "other", "license_name": manifest.license}
     if manifest.license == licence.name:
         matter["license_link"] = licence.link
     if inherited.languages:

@@ -16,12 +16,12 @@ from gemquant.core.artifact.manifest import (
     MANIFEST_FILE,
     FileRecord,
     Manifest,
+    licence_of,
     model_name,
     scheme_label,
 )
 from gemquant.core.untrusted import UntrustedFile, hub_repository, wrong_fields
 from gemquant.errors import ArtifactError, GemquantError, OutputError, refuse
-from gemquant.models.architecture import ARCHITECTURES
 
 NOTICE_FILE = "NOTICE"
 SIGNATURE_FILE = "model.sig"
@@ -81,7 +81,7 @@ def finalize(folder: Path, manifest: Manifest, *, original_card: str | None = No
     original_card: the source's README.md, front matter included; its body follows ours.
     """
     try:
-        notice = ARCHITECTURES[manifest.architecture].licence.notice
+        notice = licence_of(manifest).notice
         (folder / NOTICE_FILE).write_text(notice, encoding="utf-8")
         records = {name: _record(folder / name) for name in files_in(folder)}
         described = manifest.model_copy(update={"files": dict(sorted(records.items()))})

@@ -19,7 +19,7 @@ from gemquant.core.resources import human_bytes
 from gemquant.core.scheme import INTEGER, describe
 from gemquant.errors import ArtifactError
 from gemquant.models.architecture import ARCHITECTURES, registered
-from gemquant.models.licences import GEMMA_TERMS
+from gemquant.models.licences import GEMMA_TERMS, Licence, licence_named
 from gemquant.models.structure import tower_of
 
 if TYPE_CHECKING:
@@ -421,6 +421,11 @@ def quantization_record(
         float_dtype=float_dtype,
         bits_per_weight=8 * file_bytes / weights,
     )
+
+
+def licence_of(manifest: Manifest) -> Licence:
+    """The terms under which an artifact stands."""
+    return licence_named(manifest.license, ARCHITECTURES[manifest.architecture].licence)
 
 
 def tower_records(towers: Mapping[str, PlainSpec]) -> tuple[TowerRecord, ...]:

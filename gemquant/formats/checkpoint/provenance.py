@@ -50,10 +50,10 @@ def folder_provenance(
     hub_names = _hub_ids(hub_repository(folder), saved_as)
     parents = _hub_ids(matter.get("base_model"))
     name = hub_names[0] if hub_names else folder.resolve().name
-    declared = matter.get("license")
+    declared = declared_license(matter)
     return Provenance(
         base_model=[*hub_names, *parents, name][0],
-        license=declared if isinstance(declared, str) else assumed_license,
+        license=declared or assumed_license,
         card=card,
         name=name if parents and not hub_names else None,
     )
@@ -89,12 +89,23 @@ def gguf_provenance(path: Path, metadata: Mapping[str, Any], *, assumed_license:
     ]
     ids = [c.removeprefix("https://huggingface.co/") for c in candidates if isinstance(c, str)]
     known = [c for c in ids if _HUB_ID.fullmatch(c)]
-    declared = metadata.get("general.license")
+    named = {key: metadata.get(f"general.{key.replace('_', '.')}") for key in _LICENCE_KEYS}
+    declared = declared_license(named)
     return Provenance(
         base_model=known[0] if known else path.stem,
-        license=declared if isinstance(declared, str) else assumed_license,
+        license=declared or assumed_license,
         card=None,
     )
+
+
+_LICENCE_KEYS = ("license", "license_name")
+
+
+def declared_license(matter: Mapping[str, Any]) -> str | None:
+    """What a card names; the name of one that the Hub does not list; None where it names none."""
+    licence, name = (matter.get(key) for key in _LICENCE_KEYS)
+    chosen = name if licence == "other" and isinstance(name, str) else licence
+    return chosen if isinstance(chosen, str) else None
 
 
 def front_matter(card: str) -> dict[str, Any]:

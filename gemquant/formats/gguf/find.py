@@ -12,7 +12,7 @@ from gemquant.core.untrusted import user_path
 from gemquant.errors import CheckpointError, UnsupportedError, UsageError
 from gemquant.formats.checkpoint.sample import assembled, sample_named
 from gemquant.models.architecture import gguf_architectures
-from gemquant.models.licences import GEMMA_TERMS
+from gemquant.models.licences import GEMMA_TERMS, licence_named
 
 SAMPLE = "sample:"
 SUFFIX = ".gguf"
@@ -38,8 +38,9 @@ class GgufFile:
         """
         name = str(self.metadata.get("general.architecture", ""))
         known = gguf_architectures().get(name)
+        named = self.metadata.get("general.license.name", self.metadata.get("general.license"))
         if known is not None:
-            return known.licence.notice
+            return licence_named(str(named), known.licence).notice
         return (
             GEMMA_TERMS.notice if self.metadata.get("general.license") == GEMMA_TERMS.name else ""
         )

@@ -194,3 +194,59 @@ def test_a_tower_in_shards_is_found_again(tmp_path: Path) -> None:
     index = json.loads((tmp_path / "o" / "model.safetensors.index.json").read_text())
     assert tower_tensors(tiny_config("gemma4_e")).keys() <= index["weight_map"].keys()
     exporter.open(tmp_path / "o")
+
+
+MEDGEMMA = """\
+---
+license: other
+license_name: health-ai-developer-foundations
+license_link: https://developers.google.com/health-ai-developer-foundations/terms
+base_model: google/gemma-3-4b-pt
+---
+# MedGemma model card
+"""
+TRANSLATES = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message.content is string or message.content | length != 1 %}"
+    "{{ raise_exception('content must be a list of exactly one entry') }}{% endif %}"
+    "{% set part = message.content[0] %}<start_of_turn>{{ message.role }}\n"
+    "{{ part.source_lang_code }} to {{ part.target_lang_code }}: {{ part.text }}<end_of_turn>\n"
+    "{% endfor %}"
+)
+"""What TranslateGemma's template asks for: one part, with the codes of two languages."""
+
+
+def test_a_medgemma_keeps_its_own_terms(tmp_path: Path) -> None:
+    folder = write_tiny_gemma(tmp_path / "medgemma-4b-it", "gemma3")
+    (folder / "README.md").write_text(MEDGEMMA)
+    checkpoint = open_checkpoint(str(folder))
+    run_tiny(checkpoint, [tiny_job(checkpoint, FOUR_BITS, tmp_path / "out")], evaluation=())
+    artifact = Artifact.open(tmp_path / "out")
+    assert artifact.manifest.license == "health-ai-developer-foundations"
+    notice, card = ((artifact.path / name).read_text() for name in ("NOTICE", "README.md"))
+    assert notice == (
+        "HAI-DEF is provided under and subject to the Health AI Developer Foundations Terms of Use "
+        "found at https://developers.google.com/health-ai-developer-foundations/terms\n"
+    )
+    assert card.startswith(
+        "---\nlicense: other\nlicense_name: health-ai-developer-foundations\n"
+        "license_link: https://developers.google.com/health-ai-developer-foundations/terms\n"
+    )
+    ours = card.partition("# MedGemma model card")[0]
+    assert "HAI-DEF is provided under and subject to" in ours
+    assert "Gemma is provided under" not in ours
+    assert "review and agree" not in ours
+
+
+def test_a_translategemma_keeps_its_template_and_towers(tmp_path: Path) -> None:
+    folder = write_tiny_gemma(tmp_path / "translategemma-4b-it", "gemma3")
+    (folder / "chat_template.jinja").write_text(TRANSLATES)
+    checkpoint = open_checkpoint(str(folder))
+    run_tiny(checkpoint, [tiny_job(checkpoint, FOUR_BITS, tmp_path / "out")], evaluation=())
+    artifact = Artifact.open(tmp_path / "out")
+    assert (artifact.path / "chat_template.jinja").read_text() == TRANSLATES
+    assert [each.name for each in artifact.manifest.towers] == [
+        "multi_modal_projector",
+        "vision_tower",
+    ]
+    assert artifact.manifest.license == "gemma"

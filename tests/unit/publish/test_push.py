@@ -13,7 +13,7 @@ from gemquant.core.artifact import Artifact, Manifest
 from gemquant.core.artifact.finalize import content_digest, finalize
 from gemquant.core.protocols import Silence
 from gemquant.errors import ArtifactError, OutputError, UsageError
-from gemquant.models.licences import APACHE, GEMMA_TERMS
+from gemquant.models.licences import APACHE, GEMMA_TERMS, HEALTH_AI
 from gemquant.publish.card import make_card, refuse_stale
 from gemquant.publish.push import Destination, Pushed, Upload, prepare_upload, push
 from tests.helpers.hub_stand_in import TOKEN, Refusal, StandIn, hub_stand_in
@@ -324,6 +324,16 @@ def test_a_notice_of_terms_that_do_not_hold_is_refused(artifact: Artifact) -> No
     both = GEMMA_TERMS.notice + APACHE.notice
     with pytest.raises(ArtifactError, match=r"NOTICE names the terms 'apache-2\.0'"):
         prepared(resealed(artifact, NOTICE=both))
+
+
+def test_a_medgemma_is_pushed_under_its_own_terms_alone(artifact: Artifact) -> None:
+    for name in ("NOTICE", "README.md", "manifest.json"):
+        (artifact.path / name).unlink()
+    finalize(artifact.path, artifact.manifest.model_copy(update={"license": HEALTH_AI.name}))
+    medgemma = Artifact.open(artifact.path)
+    assert prepared(medgemma)
+    with pytest.raises(ArtifactError, match="names the terms 'gemma', which do not hold"):
+        prepared(resealed(medgemma, NOTICE=HEALTH_AI.notice + GEMMA_TERMS.notice))
 
 
 def test_a_card_without_the_terms_is_refused(artifact: Artifact) -> None:
