@@ -94,6 +94,8 @@ def run(
             )
             for job in planned
         ]
+        # First, so that what is wrong with them ends a run before its hours.
+        _write_towers([writer for writer in writers if writer.has_towers], progress)
         _write_tables(FIRST_TABLES, writers, trace, progress)
         streams = EvaluationStreams(skeleton, evaluation) if evaluation else None
         first = _start_streams(saved, checkpoint, trace, streams, writers, progress)
@@ -119,7 +121,6 @@ def run(
         for writer in writers:
             writer.write_outer_norms()
         _write_tables([HEAD], writers, trace, progress)
-        _write_towers([writer for writer in writers if writer.has_towers], progress)
         results: list[tuple[SliceEvaluation, ...]] = [() for _ in writers]
         if streams is not None:
             original, *candidates = streams.predictors(

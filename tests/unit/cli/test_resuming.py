@@ -143,6 +143,46 @@ def test_a_run_that_was_killed_goes_on_and_writes_the_same_bytes(
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+KILLED_IN_A_TOWER = """
+import os, signal
+from gemquant import __main__
+from gemquant.formats.checkpoint.towers import Towers
+read, left = Towers.tensor, [5]
+def reading(towers, name):
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read(towers, name)
+Towers.tensor = reading
+__main__.main(COMMAND)
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("--target", "mps")], ids=["compressed-tensors", "mlx"])
+def test_towers_have_the_same_bytes_after_a_run_that_was_killed_and_one_that_was_interrupted(
+    run: Run, interrupter: Interrupter, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    write_tiny_gemma(tmp_path / "model", "gemma4_e")
+    line = ["rtn", "model", "--group-size", "32", *TEXT, *options]
+    assert run(*line, "-o", "whole").code == 0
+    again = [*line, "-o", "out"]
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_IN_A_TOWER.replace("COMMAND", repr(again))],
+        cwd=tmp_path,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+    )
+    assert killed.returncode == -signal.SIGKILL
+    interrupter.at = 1
+    assert run(*again).code == 130
+    interrupter.at, interrupter.quantized = None, []
+    done = run(*again)
+    assert done.code == 0, done.err
+    assert "resuming after layer 1" in done.err
+    assert 0 not in interrupter.quantized
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
 KILLED_BETWEEN_NAMES = """
 import os, signal
 from pathlib import Path

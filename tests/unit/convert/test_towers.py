@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from gemquant.convert.job import JobWriter
 from gemquant.convert.plan import plan
 from gemquant.core.artifact import Artifact
 from gemquant.core.protocols import Exporter, Quantizer
@@ -194,6 +195,22 @@ def test_a_tower_in_shards_is_found_again(tmp_path: Path) -> None:
     index = json.loads((tmp_path / "o" / "model.safetensors.index.json").read_text())
     assert tower_tensors(tiny_config("gemma4_e")).keys() <= index["weight_map"].keys()
     exporter.open(tmp_path / "o")
+
+
+def test_a_nan_in_a_tower_ends_the_run_before_its_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_tiny_gemma(tmp_path / "m", "gemma3")
+    stored = load_file(folder / "model.safetensors")
+    stored["vision_tower.vision_model.post_layernorm.bias"][3] = torch.nan
+    save_file(stored, folder / "model.safetensors")
+    quantized: list[int] = []
+    monkeypatch.setattr(JobWriter, "quantize", lambda _, block: quantized.append(block.index))
+    checkpoint = open_checkpoint(str(folder))
+    with pytest.raises(GemquantError, match=r"post_layernorm.bias.*: 1 of 16 values are NaN"):
+        run_tiny(checkpoint, [tiny_job(checkpoint, FOUR_BITS, tmp_path / "o")], evaluation=())
+    assert quantized == []
+    assert not (tmp_path / "o").exists()
 
 
 MEDGEMMA = """\
