@@ -54,8 +54,8 @@ class _Suites(Record):
 class SuiteText(Suite):
     """The requested text: a suite, or a user's file.
 
-    name: for the record. own: the user's file; its windows are as many as fit, at most ``windows``,
-    unless ``strict``.
+    name: for the record. own: the user's file. strict: text that is too short for so many windows
+    is refused; otherwise they are as many as fit.
     """
 
     name: str
@@ -143,11 +143,12 @@ class SuiteText(Suite):
         what = f"suite {self.name}, slice {suite_slice.name}"
         if self.order == "shuffled":
             documents = dealt_documents(library, files, packer.seed, "evaluation", suite_slice.name)
-            yield from packer.pack(documents, self.windows, what)
+            yield from packer.pack(documents, self.windows, what, strict=self.strict)
             return
         for number, file in enumerate(files[: self.windows]):
             count = len(range(number, self.windows, len(files)))
-            yield from packer.pack(iter(library.read(file)), count, f"{what}, {file.name}")
+            text = iter(library.read(file))
+            yield from packer.pack(text, count, f"{what}, {file.name}", strict=self.strict)
 
 
 def read_suites(folder: Path | None = None) -> dict[str, Suite]:

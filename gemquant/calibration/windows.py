@@ -82,6 +82,11 @@ class TokenWindows:
             every = torch.arange(self.ids.shape[1] - 1).expand(self.ids.shape[0], -1)
             object.__setattr__(self, "positions", every)
 
+    def first(self, count: int) -> TokenWindows:
+        """The first so many windows, measured at the same positions."""
+        ids = self.ids[:count]
+        return replace(self, ids=ids, digest=stream_digest([ids]), positions=self.positions[:count])
+
     def sampled(self, count: int, *, draw: int = 0) -> TokenWindows:
         """The same, measured at so many positions of each window; 0 or more than there are: at all.
 
@@ -191,11 +196,12 @@ def calibration_windows(packer: Packer, source: str, samples: int) -> TokenWindo
 
 
 def evaluation_windows(
-    packer: Packer, slices: Sequence[str] | None, windows: int
+    packer: Packer, slices: Sequence[str] | None, windows: int, *, strict: bool = True
 ) -> list[TokenWindows]:
     """So many windows of each slice of the shipped evaluation text.
 
-    slices: names from the index, such as english or code; None for all of them.
+    slices: names from the index, such as english or code; None for all of them. strict: refuse
+    text that is too short, instead of filling as many as it can.
     Raises UsageError for an unknown slice, CalibrationError if the text is too short or unusable.
     """
     _check(windows, packer.seq_len, what="--eval-windows")
@@ -209,7 +215,7 @@ def evaluation_windows(
     )
     texts = {name: shipped_documents(library, name, "evaluation", packer.seed) for name in chosen}
     return [
-        token_windows(packer.pack(text, windows, f"slice {name}"), name)
+        token_windows(packer.pack(text, windows, f"slice {name}", strict=strict), name)
         for name, text in texts.items()
     ]
 
@@ -222,14 +228,17 @@ def chat_template(recipe: Recipe, checkpoint: Checkpoint) -> ChatTemplate:
 
 
 def evaluation_text(
-    recipe: Recipe, checkpoint: Checkpoint, template: ChatTemplate
+    recipe: Recipe, checkpoint: Checkpoint, template: ChatTemplate, *, strict: bool = True
 ) -> Sequence[TokenWindows]:
-    """Read the evaluation text that a recipe names; empty if it has no certificate."""
+    """Read the evaluation text that a recipe names; empty if it has no certificate.
+
+    strict: refuse text that is too short, instead of filling as many windows as it can.
+    """
     if recipe.eval_windows == 0:
         return ()
     packer = Packer.of(recipe, checkpoint, template)
     packer = replace(packer, seq_len=recipe.evaluation_tokens)
-    slices = evaluation_windows(packer, recipe.eval_slices, recipe.eval_windows)
+    slices = evaluation_windows(packer, recipe.eval_slices, recipe.eval_windows, strict=strict)
     return [windows.sampled(recipe.eval_positions) for windows in slices]
 
 

@@ -116,6 +116,8 @@ def board_problems(artifacts: Sequence[Artifact], params: Mapping[str, Any]) -> 
         return [*problems, *needs_board(params)]
     if params["by_layer"]:
         problems.append(UsageError("--by-layer: a board's runtime does not expose layers."))
+    if params["precision"] is not None:
+        problems.append(UsageError("--precision: on a board give --eval-windows instead."))
     if not params["native"]:
         problems.append(UsageError("--no-native: with --board there is no other level."))
     return problems

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 SETTINGS = (
     *("against", "eval_windows", "eval_positions", "eval_slices", "seq_len", "seed", "device"),
-    *("dtype", "native", "runtime", "by_layer"),
+    *("dtype", "precision", "native", "runtime", "by_layer"),
 )
 """Flags that are fields of the request, by the same names."""
 
@@ -74,6 +74,13 @@ Examples:
         instead="the text of the artifacts' own recipe",
         help="Text to measure on: a suite's name, or your own .txt or .jsonl file.",
         complete=complete_suite,
+    ),
+    setting(
+        "--precision",
+        type=float,
+        metavar="SHARE",
+        help="Add windows until half the interval of every KL mean is this share of it, such as "
+        "0.1, or the text ends.",
     ),
     document_flag("all figures, window by window,"),
     flag("--dry-run", "Print what would be measured; measure nothing."),
@@ -149,6 +156,7 @@ def command(ctx: click.Context, /, **params: Any) -> None:
         )
         recipe = problems.attempt(lambda: request.recipe(artifacts))
         problems.attempt(lambda: refuse(recipe.value.problems()))
+        problems += request.problems()
         problems.refuse()
         board = None
         if params["board"] is not None and not params["dry_run"]:

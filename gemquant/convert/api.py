@@ -92,7 +92,8 @@ def evaluate(
 
     suite: default, long, multilingual, chat, code, or a text file; None for the text of the
     artifacts' own certificates. native: also in the runtime of each, where that is installed.
-    settings: ``against, eval_windows, eval_slices, seq_len, seed, device, dtype, by_layer``.
+    settings: ``against, eval_windows, eval_positions, eval_slices, seq_len, seed, device, dtype,
+    precision, by_layer``.
     """
     problems = ProblemCollector()
     opened = [problems.attempt(partial(_opened, each)) for each in artifacts]
@@ -105,7 +106,7 @@ def evaluate(
         text = text.reduced(**{word: settings.get(name) for name, word in sizes.items()})
     request = EvaluationRequest(suite=text, native=native, **settings)
     recipe = request.recipe(found)
-    refuse(recipe.problems())
+    refuse([*recipe.problems(), *request.problems()])
     with reporter(quiet=not progress) as report:
         evaluation = Evaluation.open(found, request, recipe, threads or default_threads(), report)
         return evaluation.measure(open_weights, report)

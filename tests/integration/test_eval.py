@@ -139,6 +139,32 @@ def test_a_dry_run_names_the_very_tokens_and_writes_nothing(run: Run, rounded: s
     assert "Nothing was measured (--dry-run)." in evaluate(run, *asked, "--dry-run").out
 
 
+@pytest.mark.parametrize("text", [("--suite", "default"), ()], ids=["suite", "recipe"])
+def test_windows_are_added_until_the_interval_is_as_narrow_as_asked(
+    run: Run, rounded: str, text: tuple[str, ...]
+) -> None:
+    before = document(run, rounded, *text)
+    found = document(run, rounded, *text, "--precision", "0.06")
+    pairs = zip(*(each.artifacts[0].levels[0].slices for each in (before, found)), strict=True)
+    for few, many in pairs:
+        low, high = many.kl_mean.bounds
+        assert (high - low) / 2 <= 0.06 * many.kl_mean.value
+        assert many.window_count > few.window_count == 3
+        # The first windows are the same, and so is what is measured of them.
+        assert many.windows.kl_mean[:3] == pytest.approx(few.windows.kl_mean, rel=1e-4)
+
+
+def test_windows_are_added_up_to_the_end_of_the_text(run: Run, rounded: str) -> None:
+    Path("mine.txt").write_text("the quick brown fox jumps over the lazy dog and it\n" * 9)
+    given = ("--suite", "mine.txt", "--seq-len", "24", "--eval-windows", "2", "--no-native")
+    made = run("eval", rounded, *given, "--precision", "0.0001", "-t", "1", "-o", "e.json")
+    assert made.code == 0, made.err
+    assert "the text ends before KL of mine is known to 0%" not in made.err
+    assert "the text ends before KL of mine is known to 0.01%" in made.err
+    (only,) = EvaluationDocument.read(Path("e.json")).artifacts[0].levels[0].slices
+    assert only.window_count > 2
+
+
 def test_a_file_of_the_users_own_is_a_suite_of_one_slice(run: Run, rounded: str) -> None:
     text = "the quick brown fox jumps over the lazy dog and it is for you\n" * 3
     Path("mine.txt").write_text(text)
@@ -163,6 +189,7 @@ def test_a_file_of_the_users_own_is_a_suite_of_one_slice(run: Run, rounded: str)
             2,
             "6 slices of 0 windows are nothing to measure on",
         ),
+        (("--precision", "1.5"), 2, "--precision 1.5: must be between 0 and 1."),
         (("--eval-windows", "0"), 2, "an empty suite; nothing would be measured"),
         (("--suite", "code", "--eval-slices", "cobol"), 2, "suite code has python, go, typescript"),
         (("--output", "short.txt"), 7, "short.txt exists and is not an earlier evaluation"),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from math import ceil
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from gemquant.core.artifact.evaluation import (
     EvaluationDocument,
     LevelEvaluation,
     OriginalRecord,
+    SliceEvaluation,
     SuiteRecord,
 )
 from gemquant.core.artifact.finalize import content_digest
@@ -36,6 +37,7 @@ from gemquant.measure.quality.measure import Subject, measure
 from gemquant.measure.quality.native import NativeRuntime
 from gemquant.measure.quality.referees import Referee, vocabulary_problems
 from gemquant.numerics.bootstrap import RESAMPLES
+from gemquant.numerics.t_distribution import quantile
 
 MACHINE = ("seed", "device", "dtype")
 TEXT = ("eval_windows", "eval_positions", "eval_slices", "seq_len")
@@ -53,7 +55,9 @@ class EvaluationRequest:
 
     against: the original. suite: reduced to the slices, windows and length that were asked for;
     every position of it is measured, unless a number of them was asked for.
-    native: also run each artifact in its runtime. runtime: the one to take, where several load it.
+    precision: half of KL's interval over its mean, of every slice of every artifact; windows are
+    added until it is reached, or the text ends. native: also run each artifact in its runtime.
+    runtime: the one to take, where several load it.
     by_layer: also each layer's own error.
     """
 
@@ -66,9 +70,16 @@ class EvaluationRequest:
     seed: int | None = None
     device: str | None = None
     dtype: str | None = None
+    precision: float | None = None
     native: bool = True
     runtime: str | None = None
     by_layer: bool = False
+
+    def problems(self) -> list[GemquantError]:
+        """What is wrong with the precision."""
+        if self.precision is None or 0 < self.precision < 1:
+            return []
+        return [UsageError(f"--precision {self.precision}: must be between 0 and 1.")]
 
     def recipe(self, artifacts: Sequence[Artifact]) -> Recipe:
         """Return the artifacts' recipe with this request's settings in place of its own.
@@ -94,7 +105,7 @@ class EvaluationRequest:
             if name not in values
             and any(getattr(each, name) != getattr(recipes[0], name) for each in recipes)
         )
-        return dataclasses.replace(recipes[0], **values)
+        return replace(recipes[0], **values)
 
 
 def _differing(name: str, artifacts: Sequence[Artifact], values: Sequence[object]) -> UsageError:
@@ -119,12 +130,12 @@ def _pinned_recipe(artifact: Artifact) -> Recipe:
         {"eval_seq_len": recorded.get("seq_len", DEFAULT_SEQ_LEN), "eval_positions": 0, **recorded}
     )
     tokens = recipe.evaluation_tokens
-    recipe = dataclasses.replace(recipe, seq_len=tokens, eval_seq_len=tokens)
+    recipe = replace(recipe, seq_len=tokens, eval_seq_len=tokens)
     if source.revision is not None:
         model = f"{source.ref.partition('@')[0]}@{source.revision}"
-        recipe = dataclasses.replace(recipe, model=model)
+        recipe = replace(recipe, model=model)
     if recipe.eval_windows == 0:
-        recipe = dataclasses.replace(recipe, eval_windows=DEFAULT_EVAL_WINDOWS)
+        recipe = replace(recipe, eval_windows=DEFAULT_EVAL_WINDOWS)
     return recipe
 
 
@@ -162,7 +173,6 @@ class Evaluation:
     recipe: Recipe
     original: Checkpoint
     slices: Sequence[TokenWindows]
-    suite: SuiteRecord
     referees: Sequence[Referee] = ()
 
     @classmethod
@@ -187,11 +197,6 @@ class Evaluation:
         progress.start(f"opening {recipe.model}", 0)
         original = open_checkpoint(recipe.model, lora=recipe.lora)
         slices = _windows(request, recipe, original)
-        suite = SuiteRecord(
-            name=RECIPE if request.suite is None else request.suite.name,
-            version=VERSION if request.suite is None else request.suite.version,
-            token_stream=stream_digest([windows.ids for windows in slices]),
-        )
         hashes = set(original.source_digest().values())
         for artifact in artifacts:
             if set(artifact.manifest.source.files.values()) != hashes:
@@ -204,7 +209,17 @@ class Evaluation:
         for each in referees:
             if caution := each.caution(original.provenance.base_model):
                 progress.note(f"caution: {caution}.")
-        return cls(artifacts, request, recipe, original, slices, suite, referees)
+        return cls(artifacts, request, recipe, original, slices, referees)
+
+    @property
+    def suite(self) -> SuiteRecord:
+        """The text, for the record."""
+        suite = self.request.suite
+        return SuiteRecord(
+            name=RECIPE if suite is None else suite.name,
+            version=VERSION if suite is None else suite.version,
+            token_stream=stream_digest([windows.ids for windows in self.slices]),
+        )
 
     def measure(
         self, open_weights: Callable[[Artifact], Weights], progress: Progress
@@ -236,20 +251,16 @@ class Evaluation:
 
         subjects: one per artifact, then one per referee.
         """
-        recipe = self.recipe
-        measured = measure(
-            self.original,
-            subjects,
-            self.slices,
-            seed=recipe.seed,
-            by_layer=self.request.by_layer,
-            device=recipe.device,
-            compute_dtype=getattr(torch, recipe.dtype),
-            progress=progress,
-        )
+        recipe, evaluation = self.recipe, self
+        measured: list[tuple[LevelEvaluation, ...]] = []
+        if self.request.precision is not None:
+            evaluation, measured = self._narrowed(subjects, progress, self.request.precision)
+        by_layer = self.request.by_layer
+        if not measured or by_layer or any(each.load is not None for each in subjects):
+            measured = _measured(evaluation, subjects, progress, by_layer=by_layer)
         return EvaluationDocument(
             gemquant=gemquant.__version__,
-            suite=self.suite,
+            suite=evaluation.suite,
             original=original_record(self.original),
             settings={
                 "dtype": recipe.dtype,
@@ -263,6 +274,33 @@ class Evaluation:
                 *map(Referee.evaluation, self.referees, measured[len(self.artifacts) :]),
             ),
         )
+
+    def _narrowed(
+        self, subjects: Sequence[Subject], progress: Progress, precision: float
+    ) -> tuple[Evaluation, list[tuple[LevelEvaluation, ...]]]:
+        """The same on so many windows as the precision takes, and level ``reference`` of these."""
+        alone, evaluation = [replace(each, load=None) for each in subjects], self
+        while True:
+            measured = _measured(evaluation, alone, progress, by_layer=False)
+            counts = [len(windows.ids) for windows in evaluation.slices]
+            needed = [
+                max(windows_needed(e.slices[n], precision) for (e,) in measured if e.slices)
+                for n in range(len(counts))
+            ]
+            short = [n for n, count in enumerate(counts) if needed[n] > count]
+            if not short:
+                return evaluation, measured
+            every = _windows(self.request, self.recipe, self.original, at_most=max(needed))
+            slices = list(evaluation.slices)
+            for n in short:
+                slices[n] = every[n].first(needed[n])
+            if [len(windows.ids) for windows in slices] == counts:
+                names = ", ".join(slices[n].name for n in short)
+                progress.note(
+                    f"the text ends before KL of {names} is known to {100 * precision:g}%"
+                )
+                return evaluation, measured
+            evaluation = replace(evaluation, slices=slices)
 
     @property
     def prompt(self) -> list[int]:
@@ -292,13 +330,46 @@ class Evaluation:
         return nullcontext(runtime)
 
 
+def _measured(
+    evaluation: Evaluation, subjects: Sequence[Subject], progress: Progress, *, by_layer: bool
+) -> list[tuple[LevelEvaluation, ...]]:
+    return measure(
+        evaluation.original,
+        subjects,
+        evaluation.slices,
+        seed=evaluation.recipe.seed,
+        by_layer=by_layer,
+        device=evaluation.recipe.device,
+        compute_dtype=getattr(torch, evaluation.recipe.dtype),
+        progress=progress,
+    )
+
+
+def windows_needed(measured: SliceEvaluation, precision: float) -> int:
+    """About how many windows would make KL's interval so narrow, if their spread stays as it is."""
+    kl, count = measured.kl_mean, measured.window_count
+    low, high = kl.bounds
+    if count == 1:
+        return 4
+    half, asked = (high - low) / 2, precision * kl.value
+    if half <= asked:
+        return count
+    spread, needed = half * count**0.5 / quantile(0.975, count - 1), count
+    for _ in range(8):  # each step takes the t of the count that it found
+        needed = max(count + 1, ceil((quantile(0.975, needed - 1) * spread / asked) ** 2))
+    return max(needed, ceil(1.25 * count))
+
+
 def _windows(
-    request: EvaluationRequest, recipe: Recipe, original: Checkpoint
+    request: EvaluationRequest, recipe: Recipe, original: Checkpoint, at_most: int | None = None
 ) -> Sequence[TokenWindows]:
+    """The text. at_most: windows of every slice, fewer where its text ends."""
     template = chat_template(recipe, original)
     if request.suite is not None:
-        bos = original.config["bos_token_id"]
-        slices = request.suite.token_windows(
+        bos, suite = original.config["bos_token_id"], request.suite
+        if at_most is not None:
+            suite = suite.model_copy(update={"windows": at_most, "strict": False})
+        slices = suite.token_windows(
             original.tokenizer(), seed=recipe.seed, bos=bos, chat_template=template
         )
         return [windows.sampled(request.eval_positions or 0) for windows in slices]
@@ -307,7 +378,9 @@ def _windows(
             "--eval-windows 0: an empty suite; nothing would be measured.",
             hint="--suite default, or --eval-windows 4",
         )
-    return evaluation_text(recipe, original, template)
+    if at_most is not None:
+        recipe = replace(recipe, eval_windows=at_most)
+    return evaluation_text(recipe, original, template, strict=at_most is None)
 
 
 # ---------------------------------------------------------------- the record
