@@ -14,6 +14,7 @@ from gemquant.core.protocols import AffineScheme, QuantizedSpec
 from gemquant.formats.checkpoint import open_checkpoint
 from gemquant.formats.mlx import MLX
 from gemquant.models.structure import EMBEDDING, HEAD
+from tests.helpers.grid_gemma import write_grid_gemma
 from tests.helpers.tiny_gemma import NESTED, Kind, write_tiny_gemma
 from tests.integration.test_command_line import make
 from tests.unit.cli.conftest import Run
@@ -199,6 +200,23 @@ def test_mlx_lm_computes_a_gemma_4_from_its_stored_weights(
     assert isinstance(stored["model.layers.0.mlp.up_proj.weight"], QuantizedSpec)
     if kind == "gemma4_moe":
         assert isinstance(stored["model.layers.0.experts.7.down_proj.weight"], QuantizedSpec)
+    result = run("eval", "out", "--threads", "1", "--json", *WINDOWS)
+    assert result.code == 0, result.err
+    _, native = json.loads(result.out)["artifacts"][0]["levels"]
+    assert native["kl_from_reference"]["value"] < 1e-5
+
+
+@pytest.mark.peer
+@pytest.mark.filterwarnings("ignore")
+def test_mlx_lm_computes_a_grid_with_negative_scales(run: Run, tmp_path: Path) -> None:
+    mx = pytest.importorskip("mlx.core", reason="mlx is not installed")
+    pytest.importorskip("mlx_lm", reason="mlx-lm is not installed")
+    folder = write_grid_gemma(tmp_path / "model", "gemma3_text", extreme_code=-8)
+    options = ("--target", "mps", "--group-size", "32", "--no-eval", "--qat", "on")
+    made = make(run, "rtn", folder, *options)
+    assert made.code == 0, made.err
+    stored = mx.load("out/model.safetensors")
+    assert stored["model.layers.0.mlp.up_proj.scales"].min().item() < 0
     result = run("eval", "out", "--threads", "1", "--json", *WINDOWS)
     assert result.code == 0, result.err
     _, native = json.loads(result.out)["artifacts"][0]["levels"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,12 @@ from gemquant.formats.gptq import Gptq
 from gemquant.formats.plain_safetensors import PlainSafetensors
 from gemquant.quantizers.awq import AWQ
 from gemquant.quantizers.cast import Cast
+from gemquant.quantizers.qat import survey_grids
 from gemquant.quantizers.rtn import RoundToNearest
 from gemquant.runtimes.runtime import LoadOptions, Window
 from gemquant.runtimes.vllm import Vllm, found
 from gemquant.runtimes.worker import PROGRAMS, Limits, Tool, run_tool
+from tests.helpers.grid_gemma import write_grid_gemma
 from tests.helpers.tiny_artifact import tiny_header, write_tiny_weights
 from tests.helpers.tiny_gemma import GEMMA4, GENERATIONS, Kind, stacked, write_tiny_gemma
 from tests.helpers.tiny_job import run_tiny, tiny_job
@@ -75,7 +78,8 @@ def rounded(**options: Any) -> RoundToNearest:
     return RoundToNearest(**{"group_size": 32, "symmetric": False, **options})
 
 
-PACKED = CompressedTensors()
+PACKED, GRID = CompressedTensors(), "carried-over"
+"""GRID: a QAT checkpoint, half of whose scales are negative."""
 CASES = [
     *(Case(kind, "cast", Cast(), PlainSafetensors(torch.bfloat16)) for kind in KINDS),
     *(Case(kind, "symmetric-32", rounded(symmetric=True), PACKED) for kind in DENSE),
@@ -90,6 +94,8 @@ CASES = [
     Case("gemma4_e", "two-schemes", TwoSchemes(symmetric=True), PACKED),
     Case("gemma3_text", "head", rounded(quantize_head=True), PACKED),
     Case("gemma4_moe", "experts-in-bfloat16", rounded(skip="*.experts.*"), PACKED),
+    Case("gemma3_text", GRID, rounded(symmetric=True), PACKED),
+    Case("gemma2", GRID, rounded(symmetric=True), AwqGemm()),
 ]
 REFUSED = [
     Case("gemma4_moe", "quantized-experts", rounded(symmetric=True), PACKED),
@@ -111,12 +117,16 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("vllm")
     folders = {}
     for case in (*CASES, *REFUSED):
-        model = root / "models" / case.kind
-        if not model.exists():
+        model = root / "models" / (f"{case.kind}-{GRID}" if case.name == GRID else case.kind)
+        if case.name == GRID:
+            write_grid_gemma(model, case.kind, extreme_code=-8)
+        elif not model.exists():
             # vLLM packs eight rows of a head into a word.
             write_tiny_gemma(model, case.kind, overrides={"vocab_size": 480})
         checkpoint, folder = open_checkpoint(str(model)), root / str(case)
-        job = tiny_job(checkpoint, case.quantizer, folder, case.exporter, text_only=True)
+        quantizer = case.quantizer.with_grids(partial(survey_grids, checkpoint, Silence()))
+        assert bool(quantizer.grid_use.carried) == (case.name == GRID)
+        job = tiny_job(checkpoint, quantizer, folder, case.exporter, text_only=True)
         run_tiny(checkpoint, [job], evaluation=())
         folders[str(case)] = folder
     return folders
