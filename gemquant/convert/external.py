@@ -24,7 +24,7 @@ from gemquant.convert.finalize import ArtifactFacts, write_config
 from gemquant.convert.plan import SMALL_FILES_BYTES, Job, PlannedJob, plan
 from gemquant.convert.plugins import exporter
 from gemquant.convert.prepare import OpenedModel, default_output, note_towers, standing
-from gemquant.core.artifact import Artifact, output_problems, staged
+from gemquant.core.artifact import Artifact, GridRecord, output_problems, staged
 from gemquant.core.artifact.evaluation import LevelEvaluation
 from gemquant.core.json_document import Record
 from gemquant.core.protocols import Progress
@@ -54,6 +54,8 @@ class ExternalTool:
     dtype: what the plain folder stores. float_dtype: what the artifact stores unquantized.
     job: what the program reads, but for the folders. config: what config.json must hold.
     calibration: the text that it reads, if any. library_names: as the manifest lists its libraries.
+    notes: what the user should know. complete: changes what the program wrote in a folder, before
+        it is measured, and returns what was carried over of a grid.
     products_per_weight: as many multiplications of a product of matrices take as long as it takes
         for a weight, and for a token of its text where it reads one; measured.
     """
@@ -69,6 +71,8 @@ class ExternalTool:
     config: Mapping[str, Any]
     products_per_weight: float
     calibration: TokenWindows | None = None
+    notes: Sequence[str] = ()
+    complete: Callable[[Path], GridRecord | None] = lambda _folder: None
     library_names: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -126,6 +130,8 @@ def prepare_external(
     model.refuse()
     reason = exporter(tool.value.container).without_towers
     note_towers({tool.value.container: reason}, model.checkpoint, request.recipe, progress)
+    for note in tool.value.notes:
+        progress.note(note)
     plain_out = out.value.with_name(f".{out.value.name}.plain")
     (plain,) = plan([_plain_job(request.recipe, tool.value.dtype, plain_out)], model.checkpoint)
     prepared = PreparedExternal(
@@ -173,6 +179,7 @@ def build(
             _take(result, Path(scratch) / "out", folder)
         files = Origin(checkpoint, prepared.recipe.chat_template).tokenizer_files
         write_config(folder, tool.config, files)
+        grid = tool.complete(folder)
         weights = exporter(tool.container).open(folder)
         weight_files = [name for name in result.files if not name.endswith((".json", ".jinja"))]
         ArtifactFacts(
@@ -185,6 +192,7 @@ def build(
             file_bytes=sum((folder / name).stat().st_size for name in weight_files),
             calibration=tool.calibration,
             certificates=_measure(prepared, folder, progress),
+            grid=grid,
             libraries={
                 tool.library_names.get(name, name): version.partition("+")[0]
                 for name, version in sorted(result.versions.items())

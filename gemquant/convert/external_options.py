@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from gemquant.core.options import option
+from gemquant.quantizers import qat as grids
 
 if TYPE_CHECKING:
     from gemquant.core.recipe import Recipe
@@ -49,6 +50,7 @@ class OnnxOptions:
         "Type that onnxruntime multiplies quantized weights in, on a CPU.",
         choices=tuple(ACTIVATIONS),
     )
+    qat: str = option("auto", grids.HELP, choices=grids.CHOICES)
 
     @property
     def quantized(self) -> bool:

@@ -1,13 +1,18 @@
 """ONNX through onnxruntime-genai's model builder.
 
 The builder rounds to nearest, in groups of input channels, head and embedding included where they
-are tied; what it gets wrong for Gemma is put right in ``runtimes/programs/onnx_builder.py``.
+are tied; what it gets wrong for Gemma is put right in ``runtimes/programs/onnx_builder.py``. Codes
+and scales of matrices on a 4-bit grid are then written over the builder's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from gemquant.convert.external import ExternalTool, plain_dtype
 from gemquant.convert.external_options import (
@@ -18,6 +23,8 @@ from gemquant.convert.external_options import (
 )
 from gemquant.convert.plan import linear_weights
 from gemquant.convert.prepare import OpenedModel
+from gemquant.core.artifact import GridRecord, grid_record
+from gemquant.core.protocols import Container, GridShare, GridUse
 from gemquant.errors import (
     Attempt,
     GemquantError,
@@ -26,7 +33,11 @@ from gemquant.errors import (
     UsageError,
     refuse,
 )
+from gemquant.formats.checkpoint import Checkpoint
+from gemquant.formats.onnx import Onnx
 from gemquant.models.architecture import architecture_of
+from gemquant.models.structure import EMBEDDING, HEAD
+from gemquant.quantizers.qat import carried_weight, grid_use, use_notes
 from gemquant.runtimes.worker import PROGRAMS, Interpreter, Tool
 
 PACKAGES = ("onnxruntime-genai", "onnxruntime", "onnx", "torch", "transformers")
@@ -171,6 +182,7 @@ def check(request: ExternalRequest, model: OpenedModel) -> Attempt[ExternalTool]
     provider = model.attempt(lambda: provider_of(request.target.name))
     linears = linear_weights(model.checkpoint)
     model.attempt(lambda: refuse(problems(config, linears, options, provider.value)))
+    use = model.attempt(partial(_grid_use, options, model))
 
     def tool() -> ExternalTool:
         dtype = float_dtype(provider.value, options)
@@ -189,7 +201,56 @@ def check(request: ExternalRequest, model: OpenedModel) -> Attempt[ExternalTool]
                 "rope": rope_facts(config),
             },
             config=runtime_config(config, dtype, quantization=None),
+            notes=use_notes(use.value, _wants(options, model.checkpoint), _ON_GRID),
+            complete=partial(_carry_over, checkpoint=model.checkpoint, use=use.value),
             products_per_weight=PRODUCTS_PER_WEIGHT,
         )
 
     return model.attempt(tool)
+
+
+# ---------------------------------------------------------------- matrices on a 4-bit grid
+
+_ON_GRID = "--group-size 32"
+_VALUES_AT_ONCE = 1 << 22
+
+
+def _wants(options: OnnxOptions, checkpoint: Checkpoint) -> Callable[[str, GridShare], bool]:
+    """Which matrices the builder quantizes: linears, and the head, which may be the embedding."""
+    tied = checkpoint.config["tie_word_embeddings"]
+    quantized = {*linear_weights(checkpoint), EMBEDDING if tied else HEAD}
+    return lambda name, _share: options.quantized and name in quantized
+
+
+def _grid_use(options: OnnxOptions, model: OpenedModel) -> GridUse:
+    wanted = _wants(options, model.checkpoint)
+    return grid_use(
+        options.qat,
+        model.grids,
+        holds=lambda name, s: wanted(name, s) and options.group_size in s.group_sizes,
+        wanted=wanted,
+        instead=_ON_GRID,
+    )
+
+
+def _carry_over(folder: Path, *, checkpoint: Checkpoint, use: GridUse) -> GridRecord | None:
+    """Write the grid's codes and scales over the builder's, which stay in groups off the grid."""
+    if not use.surveyed:
+        return None
+    weights = Onnx().open(folder)
+    scale_dtype = torch.float32
+    for name, share in use.carried.items():
+        # The builder may part a tied head from its embedding, and quantizes the head alone.
+        stored = HEAD if name == EMBEDDING and HEAD in weights.layout else name
+        rows, columns = weights.shape(stored)
+        step = max(1, _VALUES_AT_ONCE // columns)
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+            built = weights.quantized(stored, start, stop)
+            scale_dtype = built.scales.dtype
+            weight = checkpoint.rows(name, start, stop, torch.float32)
+            container = Container(scale_dtype, scale_dtype)
+            off_grid = partial(weights.quantized, stored, start, stop)
+            carried = carried_weight(weight, built.scheme, container, share, off_grid)
+            weights.overwrite(stored, start, carried)
+    return grid_record(use, str(scale_dtype).removeprefix("torch."))

@@ -168,6 +168,11 @@ class OpenedModel(ProblemCollector):
         """The chat template, for text and artifact."""
         return self.attempt(lambda: chat_template(self.recipe, self.checkpoint))
 
+    @cached_property
+    def grids(self) -> Survey:
+        """Looks for matrices on a 4-bit grid, once."""
+        return cache(partial(survey_grids, self.checkpoint, self._progress))
+
     def calibration(self) -> Attempt[TokenWindows]:
         """The calibration text."""
         self._progress.start("reading the calibration text", 0)
@@ -189,9 +194,8 @@ def prepare(request: ConversionRequest, progress: Progress) -> PreparedConversio
     shared = request.jobs[0].recipe
     model = OpenedModel(shared, threads=request.threads, progress=progress)
     checkpoint = model.checkpoint
-    survey = cache(partial(survey_grids, checkpoint, progress))
     quantizers = [
-        model.attempt(partial(_quantizer_for, each.quantizer, checkpoint, survey))
+        model.attempt(partial(_quantizer_for, each.quantizer, checkpoint, model.grids))
         for each in request.jobs
     ]
     requested = list(zip(request.jobs, quantizers, strict=True))

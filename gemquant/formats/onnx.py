@@ -116,6 +116,20 @@ class OnnxWeights(StoredWeights):
             zero = zero[:, :groups].contiguous()
         return AffineWeight(spec.scheme, codes.reshape(rows, -1)[:, : spec.shape[1]], scale, zero)
 
+    def overwrite(self, name: str, start: int, weight: AffineWeight) -> None:
+        """Store other codes, scales and zero points for rows from ``start`` on, in the file."""
+        spec, linear = self.layout[name], self._linears[name]
+        first = linear.first + start
+        _, packed, scales, *zeros = linear.node.inputs
+        bits, groups = weight.scheme.bits, weight.scales.shape[1]
+        rows = spec.shape[1] * bits // 8
+        self._graph.write(packed, first * rows, _packed(weight.codes, bits))
+        width = groups * weight.scales.element_size()
+        self._graph.write(scales, first * width, weight.scales.contiguous().view(torch.uint8))
+        if zeros and zeros[0]:
+            octets = _packed(weight.zero_points, bits)
+            self._graph.write(zeros[0], first * octets.shape[1], octets)
+
     def _spec(self, name: str, shape: tuple[int, ...]) -> PlainSpec | QuantizedSpec:
         if len(shape) == 1:
             norm = _norm(name, self._config)
@@ -179,6 +193,14 @@ def _unpacked(octets: Tensor, bits: int) -> Tensor:
     return torch.stack([octets & 15, octets >> 4], dim=-1).flatten(1)
 
 
+def _packed(codes: Tensor, bits: int) -> Tensor:
+    """Undo ``_unpacked``; an odd count is filled up with a zero."""
+    if bits == 8:
+        return codes
+    padded = torch.nn.functional.pad(codes, (0, codes.shape[1] % 2))
+    return padded[:, ::2] | padded[:, 1::2] << 4
+
+
 def _differing(
     name: str, actual: tuple[int, ...], expected: tuple[int, ...]
 ) -> list[GemquantError]:
@@ -187,7 +209,7 @@ def _differing(
     return [ArtifactError(f"{name} is stored as {actual}, not as {expected}.")]
 
 
-# ---------------------------------------------------------------- the container: only read here
+# ---------------------------------------------------------------- the container: never created here
 
 
 @dataclass(frozen=True)
@@ -322,6 +344,15 @@ class OnnxGraph:
         if where.file not in self._files:
             self._files[where.file] = SourceFile(self._folder / where.file)
         return self._files[where.file].tensor(where.offset, where.shape, where.dtype)
+
+    def write(self, name: str, offset: int, octets: Tensor) -> None:
+        """Write bytes over a part of a tensor, ``offset`` bytes from its beginning."""
+        where = self._where(name)
+        if offset + octets.numel() > math.prod(where.shape) * where.dtype.itemsize:
+            raise ValueError(f"{octets.numel()} bytes at {offset} are beyond {name}.")
+        with (self._folder / where.file).open("r+b") as file:
+            file.seek(where.offset + offset)
+            file.write(octets.contiguous().numpy().data)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor."""

@@ -50,19 +50,25 @@ class Grid:
     def stored(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """Codes, the scales in the type that stores them, as float32, and how far each is off.
 
-        Of the two numbers of the type around a scale, the one that gives the stored weights, else
-        the nearest; where none does, and the codes have a common multiple whose scale does, those.
+        A number of bfloat16 that gives the stored weights, since the scale may have been one; else
+        of the type's two numbers around the scale the one that does, else the nearest. Where none
+        does, and multiples of the codes have a scale that does, those.
         The error is relative, 0 where the weights are exact; infinite off the grid.
         """
         codes = self.codes.unflatten(1, (self.scales.shape[1], -1))
-        scales, error = _nearest(self.scales.abs(), self.low, self.high, dtype)
+        # Bounds have some room for products that lie half-way between two numbers.
+        room = torch.minimum((self.high - self.low) / 4, self.high * 2.0**-20)
+        wanted = self.scales.abs().clamp(self.low + room, self.high - room)
+        short, off = _nearest(wanted, self.low, self.high, torch.bfloat16)
+        wanted = torch.where(off > 0, wanted, short)
+        scales, error = _nearest(wanted, self.low, self.high, dtype)
         inexact = (error > 0) & (self.kinds != OFF_GRID)
         if bool(inexact.any()) and bool((few := inexact & (codes.abs().amax(-1) <= 4)).any()):
             codes = codes.clone()
             for times in range(STEPS, 1, -1):
                 finer = codes[few] * times
                 low, high = self.low[few] / times, self.high[few] / times
-                nearest, off = _nearest(self.scales[few].abs() / times, low, high, dtype)
+                nearest, off = _nearest(wanted[few] / times, low, high, dtype)
                 fits = (off == 0) & (finer.amin(-1) >= -8) & (finer.amax(-1) <= 7)
                 at = few.nonzero()[fits].unbind(1)
                 codes[at], scales[at], error[at] = finer[fits], nearest[fits], 0.0

@@ -15,6 +15,7 @@ from gemquant.formats.onnx import Onnx
 from gemquant.models.structure import EMBEDDING, HEAD
 from gemquant.runtimes.onnx import OnnxRuntime
 from gemquant.runtimes.runtime import Window
+from tests.helpers.grid_gemma import write_grid_gemma
 from tests.helpers.tiny_gemma import Kind, write_tiny_gemma
 from tests.unit.cli.conftest import Result, Run
 
@@ -121,6 +122,33 @@ def test_codes_are_the_nearest_in_their_groups(
     for name in original.names():
         if len(original.shape(name)) == 1:
             assert torch.equal(stored.tensor(name), original.tensor(name, torch.float32)), name
+
+
+@pytest.mark.parametrize(
+    ("options", "head"),
+    [((), EMBEDDING), (("--no-symmetric",), HEAD), (("--bits", "8"), HEAD)],
+    ids=["symmetric", "zero points", "8 bits"],
+)
+def test_codes_of_a_grid_are_carried_over(
+    build: Build, tmp_path: Path, options: tuple[str, ...], head: str
+) -> None:
+    model = write_grid_gemma(tmp_path / "model", "gemma3_text")
+    result = build(model, "--qat", "on", *options, "--activations", "float32", "--json")
+    original, stored = open_checkpoint(str(model)), Onnx().open(Path("out"))
+    for name in original.names():
+        if len(original.shape(name)) == 2:
+            weight = stored.tensor(head if name == EMBEDDING else name, torch.bfloat16)
+            assert torch.equal(weight, original.tensor(name)), name
+    manifest = json.loads(result.out)["manifest"]
+    assert len(manifest["grid"]["carried"]) == manifest["grid"]["on_grid"] == 50
+    assert manifest["certificates"][1]["kl_from_reference"]["value"] < 1e-5
+
+
+def test_qat_on_refuses_a_group_that_holds_no_grid(run: Run, tmp_path: Path) -> None:
+    model = write_grid_gemma(tmp_path / "model", "gemma3_text")
+    result = run("onnx", str(model), "--qat", "on", "--group-size", "64", "-o", "out")
+    assert result.code == 2
+    assert "hint: Use --group-size 32" in result.err
 
 
 def test_a_tied_table_is_quantized_once(build: Build, tiny_folders: dict[Kind, Path]) -> None:

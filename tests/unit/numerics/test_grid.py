@@ -69,7 +69,7 @@ def test_a_weight_off_by_one_gap_is_off_the_grid() -> None:
     assert find_grid(weight, torch.bfloat16).kinds.item() == OFF_GRID
 
 
-@pytest.mark.parametrize("scale_dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale_dtype", TYPES)
 @pytest.mark.parametrize("convention", ["-8", "7", "learned"])
 def test_a_scale_of_the_stored_type_gives_the_stored_weights(
     convention: str, scale_dtype: torch.dtype
