@@ -32,6 +32,7 @@ _REFUSED: Mapping[str, str] = {
     "monteclora_config": "MonteCLoRA samples its weights",
     "alora_invocation_tokens": "an activated LoRA applies to part of the text only",
 }
+_NO_BIAS = "peft cannot merge it into Gemma either: train with lora_bias=False."
 _CHANGES_THE_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
 _REPEATABLE = ("pissa", "olora")
 _WHILE_TRAINED = (
@@ -119,7 +120,10 @@ def read_lora_config(raw: Mapping[str, Any], where: str) -> LoraConfig:
             hint=hint if isinstance(kind, str) else None,
         )
     problems: list[GemquantError] = [
-        UnsupportedError(f"{where}: {key} {raw[key]!r} is not supported: {reason}.", hint=hint)
+        UnsupportedError(
+            f"{where}: {key} {raw[key]!r} is not supported: {reason}.",
+            hint=_NO_BIAS if key == "lora_bias" else hint,
+        )
         for key, reason in _REFUSED.items()
         if raw.get(key)
     ]

@@ -312,6 +312,11 @@ def test_what_is_more_than_a_low_rank_update_is_refused(
     assert words in refusal(folder, write_adapter(tmp_path / "a", **settings)).message
 
 
+def test_trained_biases_name_no_merge_that_peft_refuses(folder: str, tmp_path: Path) -> None:
+    error = refusal(folder, write_adapter(tmp_path / "a", lora_bias=True))
+    assert error.hint == "peft cannot merge it into Gemma either: train with lora_bias=False."
+
+
 @pytest.mark.parametrize("kind", ["PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"])
 def test_what_no_weights_can_replace_names_the_call_that_runs_it(
     folder: str, tmp_path: Path, kind: str
