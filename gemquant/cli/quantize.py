@@ -151,8 +151,6 @@ def _fallbacks(planned: PlannedJob) -> dict[tuple[str, str], list[str]]:
 
 
 def _plan_document(planned: PlannedJob) -> dict[str, Any]:
-    from gemquant.core.artifact import tower_records
-
     return {
         "path": str(planned.job.out),
         "recipe": planned.job.recipe.to_dict(),
@@ -161,7 +159,7 @@ def _plan_document(planned: PlannedJob) -> dict[str, Any]:
         "per_layer_embedding": table.model_dump()
         if (table := planned.per_layer_embedding) is not None
         else None,
-        "towers": [each.model_dump() for each in tower_records(planned.header.towers)],
+        "towers": [each.model_dump() for each in planned.tower_records],
         "quantized": list(planned.quantized),
         "kept": list(planned.kept),
         "grid": None if planned.grid is None else planned.grid.model_dump(mode="json"),
@@ -174,7 +172,6 @@ def _plan_document(planned: PlannedJob) -> dict[str, Any]:
 
 def _plan(planned: PlannedJob) -> list[Table | str]:
     from gemquant.cli.render import add_grid, fact_table, fallback_table, named, tower_facts
-    from gemquant.core.artifact import tower_records
     from gemquant.core.protocols import QuantizedSpec
     from gemquant.core.resources import human_bytes
     from gemquant.core.scheme import describe
@@ -213,7 +210,7 @@ def _plan(planned: PlannedJob) -> list[Table | str]:
             f"{share:.0%} of the weights are the table of per-layer inputs, in "
             f"{stored.removeprefix('torch.')}: {planned.per_layer_embedding}",
         )
-    for tower in tower_records(planned.header.towers):
+    for tower in planned.tower_records:
         facts.add_row(tower.name, tower_facts(tower))
     add_grid(facts, planned.grid)
     facts.add_row("certificate", _certificate(job.recipe))

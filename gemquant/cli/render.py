@@ -151,14 +151,19 @@ def push_command(finished: Sequence[Artifact]) -> str:
 def _print_set(several: Sequence[Artifact]) -> None:
     """Print artifacts side by side, the largest first."""
     from gemquant.core.artifact.losses import OVERALL, compared_cells, compared_columns, headline
-    from gemquant.core.artifact.manifest import artifact_label, model_name, original_bytes
+    from gemquant.core.artifact.manifest import (
+        artifact_label,
+        gguf_files,
+        model_name,
+        original_bytes,
+    )
 
     ggufs = all(each.manifest.container == "gguf" for each in several)
     last = "file" if ggufs else "folder"
     rows = Table([Column("type" if ggufs else "quantizer"), *compared_columns(), Column(last)])
     for each in sorted(several, key=lambda each: -each.content_bytes):
         manifest = each.manifest
-        file = next((name for name in manifest.files if name.endswith(".gguf")), "")
+        file = next(iter(gguf_files(manifest)), "")
         bits = manifest.quantization.bits_per_weight
         level = headline(manifest.certificates)
         label = artifact_label(manifest)
@@ -316,7 +321,8 @@ def _table_of_inputs(quantization: Quantization) -> str | None:
 def tower_facts(tower: TowerRecord) -> str:
     """What a tower is, in a table of facts."""
     size = human_bytes(tower.bytes)
-    return f"as it was: {counted(tower.tensors, 'tensor')} in {tower.dtype}, {size}"
+    how = "" if tower.name.endswith(".gguf") else "as it was: "
+    return f"{how}{counted(tower.tensors, 'tensor')} in {tower.dtype}, {size}"
 
 
 def add_grid(facts: Table, grid: GridRecord | None) -> None:

@@ -18,7 +18,6 @@ from gemquant.core.artifact import (
     ActivationRangeRecord,
     RoutedRecord,
     staged,
-    tower_records,
 )
 from gemquant.core.artifact.evaluation import LevelEvaluation, SliceEvaluation
 from gemquant.core.protocols import (
@@ -226,7 +225,7 @@ class JobWriter:
             float_dtype=str(self._float).removeprefix("torch."),
             file_bytes=self._planned.total_bytes,
             per_layer_embedding=self._planned.per_layer_embedding,
-            towers=tower_records(header.towers),
+            towers=self._planned.tower_records,
             calibration=calibration if job.quantizer.needs else None,
             certificates=(certificate,) if slices else (),
             libraries={"gemquant-kernels": native.version()},

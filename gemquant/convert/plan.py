@@ -10,7 +10,13 @@ from math import prod
 from pathlib import Path
 
 from gemquant.convert.resume import interrupted_at_the_end
-from gemquant.core.artifact import Fallback, GridRecord, TableRecord, grid_record
+from gemquant.core.artifact import (
+    Fallback,
+    GridRecord,
+    TableRecord,
+    TowerRecord,
+    grid_record,
+)
 from gemquant.core.artifact.staging import interrupted_bytes, output_problems
 from gemquant.core.options import problems_with
 from gemquant.core.protocols import (
@@ -66,14 +72,14 @@ class PlannedJob:
         return sum(self.file_sizes.values())
 
     @property
-    def tower_bytes(self) -> int:
-        """Size of the towers' values."""
-        return sum(prod(spec.shape) * spec.dtype.itemsize for spec in self.header.towers.values())
+    def tower_records(self) -> Sequence[TowerRecord]:
+        """What the artifact has besides its text model."""
+        return self.job.exporter.tower_records(self.header)
 
     @property
     def bits_per_weight(self) -> float:
         """Stored bits over the number of weights, of the text model."""
-        text_bytes = self.total_bytes - self.tower_bytes
+        text_bytes = self.total_bytes - sum(tower.bytes for tower in self.tower_records)
         return 8 * text_bytes / sum(prod(s.shape) for s in self.header.layout.values())
 
     @property

@@ -22,7 +22,7 @@ from gemquant.errors import GemquantError
 if TYPE_CHECKING:
     from torch import Tensor, dtype
 
-    from gemquant.core.artifact import Fallback
+    from gemquant.core.artifact import Fallback, TowerRecord
     from gemquant.core.recipe import Recipe
     from gemquant.formats.source_model import Origin
     from gemquant.models.structure import LayerStructure
@@ -397,10 +397,13 @@ class Exporter(Protocol):
     name: ClassVar[str]
     resumable: ClassVar[bool] = False
     """Whether ``create`` can continue the files of an interrupted run."""
-    holds_towers: ClassVar[bool] = False
-    """Whether it holds a multimodal model; its writer then gets the tensors of its towers too."""
     without_towers: ClassVar[str] = "its loaders read text models"
-    """Why not, where it does not."""
+    """Why it holds no towers, where it does not."""
+
+    @property
+    def holds_towers(self) -> bool:
+        """Whether it holds a multimodal model; its writer then gets the tensors of its towers."""
+        return False
 
     def configured(self, options: Mapping[str, Any]) -> Exporter:  # noqa: ARG002
         """The exporter for a quantizer's options: the type to store, sizes of files."""
@@ -414,6 +417,12 @@ class Exporter(Protocol):
 
     def file_sizes(self, header: ArtifactHeader) -> Mapping[str, int]:
         """Bytes of each weight file, from the layout alone."""
+
+    def tower_records(self, header: ArtifactHeader) -> Sequence[TowerRecord]:
+        """What the manifest says of the towers, which pass through unless a subclass differs."""
+        from gemquant.core.artifact import tower_records
+
+        return tower_records(header.towers)
 
     def create(
         self, folder: Path, header: ArtifactHeader, finished: Collection[str] | None = None

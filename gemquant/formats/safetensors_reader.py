@@ -206,6 +206,10 @@ class SafetensorsFiles:
         """Shape of every tensor, by name."""
         return {name: entry.shape for name, (_, entry) in self._entries.items()}
 
+    def file(self, name: str) -> Path:
+        """The file that holds a tensor."""
+        return self._entries[name][0].path
+
     def format_dtype(self, name: str) -> str:
         """The type as the file spells it: ``BF16``."""
         return self._entries[name][1].dtype

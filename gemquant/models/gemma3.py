@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gemquant.models.gemma2 import IN_GGUF, NORMS
+from gemquant.models.mmproj import GEMMA3_MMPROJ
 from gemquant.models.structure import (
     Architecture,
     GgufFacts,
@@ -93,6 +94,7 @@ GEMMA3 = Architecture(
         caps_attention=False,
         writes_rope_base=True,
         block_count_first=True,
+        mmproj=GEMMA3_MMPROJ,
         ollama={26: {"final_logit_softcapping": None}} | dict.fromkeys((34, 48, 62), _SCALED),
     ),
     mlx=MlxFacts(

@@ -21,6 +21,7 @@ from gemquant.models.experts import expert_groups, expert_shapes, expert_stacks
 from gemquant.models.gemma2 import NORMS
 from gemquant.models.gemma4_gguf import IN_GGUF4
 from gemquant.models.licences import APACHE
+from gemquant.models.mmproj import UNIFIED_MMPROJ
 from gemquant.models.structure import (
     FULL,
     LAYER_SCALAR,
@@ -365,6 +366,7 @@ GEMMA4_UNIFIED = replace(
     },
     tower_shapes=unified_towers,
     image=unified_image,
+    gguf=replace(IN_GGUF4, mmproj=UNIFIED_MMPROJ),
     dimensions={
         **GEMMA4.dimensions,
         "max_position_embeddings": 262144,

@@ -11,6 +11,7 @@ from typing import Any
 
 from gemquant.errors import CheckpointError, UnsupportedError
 from gemquant.models.gemma2 import IN_GGUF
+from gemquant.models.mmproj import GEMMA4_MMPROJ
 from gemquant.models.structure import (
     FULL,
     PER_LAYER_NORM,
@@ -172,6 +173,7 @@ IN_GGUF4 = GgufFacts(
     keys=_keys,
     from_keys=_from_keys,
     refused=_refused,
+    mmproj=GEMMA4_MMPROJ,
     merges=True,
     visible_tokens=frozenset(
         {"<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>",

@@ -6,14 +6,18 @@ packages ask ``gemquant.models.architecture``, which knows every generation.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gemquant.errors import GemquantError
 from gemquant.models.chat_templates import ChatFormat
 from gemquant.models.licences import GEMMA_TERMS, Licence
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
@@ -223,6 +227,52 @@ class GgufKeys:
     rope_factors: Sequence[float] = ()
 
 
+MmprojKey = bool | int | float | str | Sequence[float]
+"""A metadata value: bool, uint32, float32, text, or an array of float32."""
+
+_LAYER = re.compile(r"\.layers\.(\d+)\.")
+_ENDS = ("weight", "bias", "input_min", "input_max", "output_min", "output_max")
+
+
+@dataclass(frozen=True)
+class MmprojFacts:
+    """How llama.cpp stores and computes the towers of a generation.
+
+    modules: published module or tensor → its own, with N for a layer's number; None for what it
+    does not have. in_float32: modules that always stay so though they are matrices; in_float16:
+    likewise. values: of its own name, a tensor and ``config.json``, what is stored. mean, std: of
+    images, where no file of the processor says more. keys: further metadata, of ``config.json``,
+    the text model's hidden size and the processor's settings. refused: keys of ``config.json``,
+    their values, and why it cannot have them.
+    """
+
+    modules: Mapping[str, str | None]
+    keys: Callable[[Mapping[str, Any], int, Mapping[str, Any]], Mapping[str, MmprojKey]]
+    values: Callable[[str, Tensor, Mapping[str, Any]], Tensor]
+    refused: Callable[[Mapping[str, Any], Mapping[str, Any]], Iterable[tuple[str, object, str]]]
+    mean: float
+    std: float
+    in_float32: frozenset[str] = field(default=frozenset({"v.position_embd"}))
+    in_float16: frozenset[str] = frozenset()
+
+    def place(self, name: str) -> tuple[str, str] | None:
+        """Its name of a published tensor, and the module's with N for a layer's number.
+
+        None for what it does not have; KeyError for a name that no tower has.
+        """
+        found = _LAYER.search(name)
+        pattern = _LAYER.sub(".layers.N.", name)
+        module, _, end = pattern.rpartition(".")
+        if end not in _ENDS:
+            module, end = pattern, "weight"
+        own = self.modules[module.removesuffix(".linear")]
+        if own is None:
+            return None
+        # What is named like a whole tensor already needs no end.
+        tensor = own if own in {"v.std_bias", "v.std_scale"} else f"{own}.{end}"
+        return tensor.replace(".N.", f".{found[1]}." if found else "."), own
+
+
 @dataclass(frozen=True)
 class GgufFacts:
     """How llama.cpp stores and computes a generation.
@@ -247,6 +297,7 @@ class GgufFacts:
     ``rope_factors`` of a file. refused: keys of the configuration, their values, and why it cannot
     have them. merges: the vocabulary is stored with BPE's merges, for the tokenizer that is named
     after the architecture; visible_tokens: those that it renders although they are special.
+    mmproj: how it stores the towers, in a file of their own; None where it has none.
 
     Source: llama.cpp ``conversion/gemma.py``, ``src/models/gemma*.cpp``; gguf-py
     ``tensor_mapping.py``; ollama ``model/models/gemma3/model_text.go``.
@@ -275,6 +326,7 @@ class GgufFacts:
     refused: Callable[[Mapping[str, Any]], Iterable[tuple[str, object, str]]] = lambda _: ()
     merges: bool = False
     visible_tokens: frozenset[str] = frozenset()
+    mmproj: MmprojFacts | None = None
 
     def query_pre_attn_scalar(self, config: Mapping[str, Any]) -> int:
         """The square of the query scale's denominator, which llama.cpp infers from the sizes."""

@@ -21,7 +21,7 @@ _LARGEST = 2**20
 _MOST_LAYERS = 1024
 
 
-class _Part:
+class Part:
     """``vision_config`` or ``audio_config``, whose sizes are checked when they are asked for."""
 
     def __init__(self, raw: Mapping[str, Any], name: str) -> None:
@@ -59,6 +59,29 @@ class _Part:
             )
         return value
 
+    def number(self, key: str, default: float) -> float:
+        """A positive number."""
+        value = self._values.get(key, default)
+        if type(value) not in (int, float) or not 0 < value < float("inf"):
+            raise CheckpointError(
+                f"config.json: {self._name}.{key} {str(value)[:80]}: must be a positive number."
+            )
+        return float(value)
+
+    def rope_theta(self, default: float) -> object:
+        """The base of the rotary tables."""
+        rope = self._values.get("rope_parameters")
+        return rope.get("rope_theta", default) if isinstance(rope, dict) else default
+
+    def differing(self, assumed: Mapping[str, Any]) -> list[tuple[str, Any]]:
+        """Keys whose value is another than a program assumes, and the values."""
+        given = {key: self._values.get(key, value) for key, value in assumed.items()}
+        return [
+            (f"{self._name}.{key}", given[key])
+            for key, value in assumed.items()
+            if given[key] != value
+        ]
+
     def layers(self, prefix: str, default: int, layer: Shapes) -> Shapes:
         """The tensors of every layer."""
         count = self.size("num_hidden_layers", default, _MOST_LAYERS)
@@ -79,7 +102,7 @@ def _prefixed(prefix: str, shapes: Shapes) -> Shapes:
 
 def gemma3_towers(raw: Mapping[str, Any], text: Mapping[str, Any]) -> Shapes:
     """SigLIP and a projector that averages its patches."""
-    vision = _Part(raw, "vision_config")
+    vision = Part(raw, "vision_config")
     if not vision.there:
         return {}
     hidden, inner = vision.size("hidden_size", 768), vision.size("intermediate_size", 3072)
@@ -112,19 +135,19 @@ def gemma3_towers(raw: Mapping[str, Any], text: Mapping[str, Any]) -> Shapes:
 def gemma3_image(raw: Mapping[str, Any], text: Mapping[str, Any]) -> ImageCost | None:
     """Every patch as wide as a layer; the projector averages them to a few tokens."""
     del text
-    vision = _Part(raw, "vision_config")
+    vision = Part(raw, "vision_config")
     if not vision.there:
         return None
     hidden, inner = vision.size("hidden_size", 768), vision.size("intermediate_size", 3072)
     patches = (vision.size("image_size", 224) // vision.size("patch_size", 16)) ** 2
     # The residual, its norm, and either q, k, v and their mixture or fc1 before and after GELU.
     width = 2 * hidden + max(4 * hidden, 2 * inner)
-    return ImageCost(_Part({"": dict(raw)}, "").size("mm_tokens_per_image", 256), patches * width)
+    return ImageCost(Part({"": dict(raw)}, "").size("mm_tokens_per_image", 256), patches * width)
 
 
 def gemma4_towers(raw: Mapping[str, Any], text: Mapping[str, Any]) -> Shapes:
     """A vision transformer of its own and, in the E models, a conformer for sound."""
-    vision, audio = _Part(raw, "vision_config"), _Part(raw, "audio_config")
+    vision, audio = Part(raw, "vision_config"), Part(raw, "audio_config")
     eyes = _eyes(vision, text["hidden_size"]) if vision.there else {}
     return {**eyes, **(_ears(audio, text["hidden_size"]) if audio.there else {})}
 
@@ -132,13 +155,13 @@ def gemma4_towers(raw: Mapping[str, Any], text: Mapping[str, Any]) -> Shapes:
 def gemma4_image(raw: Mapping[str, Any], text: Mapping[str, Any]) -> ImageCost | None:
     """As many tokens as the processor allows by default, of pooled squares of patches."""
     del text
-    vision = _Part(raw, "vision_config")
+    vision = Part(raw, "vision_config")
     if not vision.there:
         return None
     hidden, inner = vision.size("hidden_size", 768), vision.size("intermediate_size", 3072)
     heads, kv = vision.size("num_attention_heads", 12), vision.size("num_key_value_heads", 12)
     attention = 2 * (heads + kv) * vision.size("head_dim", 64)
-    tokens = _Part({"": dict(raw)}, "").size("vision_soft_tokens_per_image", 280)
+    tokens = Part({"": dict(raw)}, "").size("vision_soft_tokens_per_image", 280)
     patches = tokens * vision.size("pooling_kernel_size", 3) ** 2
     return ImageCost(tokens, patches * (2 * hidden + max(attention, 3 * inner)))
 
@@ -148,7 +171,7 @@ def _linear(name: str, rows: int, columns: int, *, clipped: bool) -> Shapes:
     return {f"{name}.linear.weight": (rows, columns), **{f"{name}.{end}": () for end in ends}}
 
 
-def _eyes(vision: _Part, text: int) -> Shapes:
+def _eyes(vision: Part, text: int) -> Shapes:
     hidden, inner = vision.size("hidden_size", 768), vision.size("intermediate_size", 3072)
     width, patch = vision.size("head_dim", 64), vision.size("patch_size", 16)
     heads, kv = vision.size("num_attention_heads", 12), vision.size("num_key_value_heads", 12)
@@ -181,7 +204,7 @@ def _eyes(vision: _Part, text: int) -> Shapes:
     return {**_prefixed("model.vision_tower.", tower), **projection}
 
 
-def _ears(audio: _Part, text: int) -> Shapes:
+def _ears(audio: Part, text: int) -> Shapes:
     hidden, heads = audio.size("hidden_size", 1024), audio.size("num_attention_heads", 8)
     clipped = audio.switch("use_clipped_linears", default=True)
     first, second = audio.sizes("subsampling_conv_channels", (128, 32))
@@ -224,7 +247,7 @@ def _ears(audio: _Part, text: int) -> Shapes:
 
 def unified_towers(raw: Mapping[str, Any], text: Mapping[str, Any]) -> Shapes:
     """No towers: raw patches and raw sound, each projected once."""
-    vision, audio = _Part(raw, "vision_config"), _Part(raw, "audio_config")
+    vision, audio = Part(raw, "vision_config"), Part(raw, "audio_config")
     hidden, shapes = text["hidden_size"], Shapes()
     if vision.there:
         side = vision.size("patch_size", 16) * vision.size("pooling_kernel_size", 3)
@@ -248,7 +271,7 @@ def unified_towers(raw: Mapping[str, Any], text: Mapping[str, Any]) -> Shapes:
 def unified_image(raw: Mapping[str, Any], text: Mapping[str, Any]) -> ImageCost | None:
     """Raw patches: as read and normed, then projected."""
     del text
-    vision = _Part(raw, "vision_config")
+    vision = Part(raw, "vision_config")
     if not vision.there:
         return None
     side = vision.size("patch_size", 16) * vision.size("pooling_kernel_size", 3)

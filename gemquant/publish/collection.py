@@ -30,7 +30,13 @@ from gemquant.core.artifact.evaluation import LEVELS
 from gemquant.core.artifact.finalize import ABOUT_FILES, manifests_in
 from gemquant.core.artifact.loading import FOLDER, Loader, loaders
 from gemquant.core.artifact.losses import overall_results
-from gemquant.core.artifact.manifest import licence_of, model_name, original_bytes, scheme_label
+from gemquant.core.artifact.manifest import (
+    licence_of,
+    model_name,
+    original_bytes,
+    scheme_label,
+    tower_file,
+)
 from gemquant.core.resources import human_bytes
 from gemquant.core.untrusted import UntrustedFile
 from gemquant.errors import ArtifactError, GemquantError, OutputError, UsageError, refuse
@@ -200,6 +206,15 @@ def set_problems(artifacts: Sequence[Artifact], present: Sequence[Manifest]) -> 
     for label, count in Counter(map(scheme_label, manifests)).items():
         if count > 1:
             problems.append(UsageError(f"{count} artifacts are of type {label}: give one."))
+    digests: dict[str, set[str]] = {}
+    for each in [*manifests, *present]:
+        if (towers := tower_file(each)) is not None:
+            digests.setdefault(towers, set()).add(each.files[towers].sha256)
+    problems += [
+        UsageError(f"{name}: artifacts have {len(each)} different ones; a repository holds one.")
+        for name, each in digests.items()
+        if len(each) > 1
+    ]
     return problems + model_problems([*manifests, *present])
 
 

@@ -18,7 +18,13 @@ from gemquant.convert.estimate import beside_weights
 from gemquant.core.artifact import Manifest
 from gemquant.core.artifact.evaluation import Interval, LevelEvaluation
 from gemquant.core.artifact.losses import LARGE_KL, Overall, headline
-from gemquant.core.artifact.manifest import WEIGHT_FILES, artifact_label, model_name, scheme_label
+from gemquant.core.artifact.manifest import (
+    WEIGHT_FILES,
+    artifact_label,
+    model_name,
+    scheme_label,
+    tower_file,
+)
 from gemquant.core.targets import load_target
 from gemquant.errors import GemquantError
 from gemquant.numerics.bootstrap import stratified_mean
@@ -120,7 +126,8 @@ class Member:
     @property
     def weights(self) -> list[str]:
         """Names of its weight files, in alphabetical order."""
-        return sorted(n for n in self.manifest.files if n.endswith(WEIGHT_FILES))
+        names = (n for n in self.manifest.files if n.endswith(WEIGHT_FILES))
+        return sorted(names, key=lambda name: (name == tower_file(self.manifest), name))
 
     @property
     def size(self) -> int:

@@ -36,6 +36,7 @@ from gemquant.core.artifact.finalize import (
     linked,
     manifests_in,
 )
+from gemquant.core.artifact.manifest import gguf_files
 from gemquant.core.protocols import Silence, Weights
 from gemquant.core.targets import conversion_problems
 from gemquant.core.untrusted import UntrustedFile
@@ -113,8 +114,10 @@ def _structure_problems(artifact: Artifact) -> Iterator[GemquantError]:
 
 def _bits_per_weight(manifest: Manifest, weights: Weights) -> float:
     """Stored bits over the number of weights; 0 where they lie in files of another form."""
-    ending = ".gguf" if manifest.container == "gguf" else ".safetensors"
-    stored = sum(file.bytes for name, file in manifest.files.items() if name.endswith(ending))
+    text = gguf_files(manifest)
+    if manifest.container != "gguf":
+        text = [name for name in manifest.files if name.endswith(".safetensors")]
+    stored = sum(manifest.files[name].bytes for name in text)
     return 8 * stored / sum(math.prod(weights.shape(name)) for name in weights.names())
 
 

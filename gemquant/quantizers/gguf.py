@@ -21,6 +21,7 @@ from gemquant.errors import (
     refuse,
 )
 from gemquant.formats.gguf.mixtures import FILE_TYPES, file_type, tensor_type
+from gemquant.formats.gguf.mmproj import AUTO, CHOICES
 from gemquant.formats.gguf.names import from_gguf, places
 from gemquant.formats.gguf.types import (
     TypePlan,
@@ -106,6 +107,13 @@ Examples:
     )
     split_max_size: str = option("", "Largest file to split into, such as 2GB.", size=True)
     qat: str = option("auto", f"{grids.HELP} Only Q4_0 holds them.", choices=grids.CHOICES)
+
+    mmproj: str = option(
+        AUTO,
+        "Type of the file of vision and audio towers that goes with a multimodal model's text: "
+        "F16 by itself, and none for no such file.",
+        choices=CHOICES,
+    )
 
     choice: _Choice = field(default_factory=_Choice)
     found: GridUse = field(default_factory=GridUse)

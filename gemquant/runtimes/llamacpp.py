@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
+from gemquant.core.artifact.manifest import is_mmproj
 from gemquant.errors import ArtifactError, UnsupportedError
 from gemquant.runtimes.llamacpp_library import (
     INSTALL,
@@ -179,7 +180,7 @@ def gguf_file(path: Path) -> Path:
     """
     if path.is_file():
         return path
-    files = sorted(path.glob("*.gguf"))
+    files = sorted(each for each in path.glob("*.gguf") if not is_mmproj(each.name))
     if len(files) == 1 and not _PART.search(files[0].name):
         return files[0]
     names = {file.name for file in files}

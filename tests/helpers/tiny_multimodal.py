@@ -10,9 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.helpers.tiny_gemma import Kind, tiny_tokenizer, write_tiny_gemma
+from tests.helpers.tiny_gemma import (
+    Kind,
+    tiny_tokenizer,
+    tower_tensors,
+    write_shards,
+    write_tiny_gemma,
+)
+from tests.helpers.tiny_sentencepiece import write_convertible_gemma
 
 MARKS: dict[str, dict[str, str]] = {
     "gemma3": {
@@ -83,6 +91,50 @@ def write_tiny_multimodal(folder: Path, kind: Kind, **settings: Any) -> Path:
 
 def _write(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+_EYES: dict[str, dict[str, Any]] = {
+    "gemma3": {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 11,
+        "num_attention_heads": 2,
+        "image_size": 56,
+        "vision_use_head": True,
+    },
+    "gemma4": {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 11,
+        "head_dim": 32,
+        "pooling_kernel_size": 3,
+    },
+    "gemma4_unified": {"pooling_kernel_size": 3, "mm_embed_dim": 64, "output_proj_dims": 64},
+}
+_EARS = {"hidden_size": 64, "num_hidden_layers": 11, "subsampling_conv_channels": [128, 4]}
+
+
+def write_convertible_multimodal(root: Path, kind: Kind) -> Path:
+    """Write a multimodal Gemma that llama.cpp can hold, in two files, towers of whole blocks."""
+    family = _family(kind)
+    folder = write_convertible_gemma(root, kind)
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"] |= _EYES.get(kind, _EYES[family])
+    if kind == "gemma4_e":
+        config["audio_config"] |= _EARS
+    _write(folder / "config.json", config)
+    single = folder / "model.safetensors"
+    text = {name: tensor for name, tensor in load_file(single).items() if "language_model" in name}
+    single.unlink()
+    write_shards(folder, text | tower_tensors(config), shards=2)
+    mean, std = (0.5, 0.5) if family == "gemma3" else (0.0, 1.0)
+    image = {**_IMAGE[family], "image_mean": [mean] * 3, "image_std": [std] * 3}
+    if family == "gemma3":
+        image["size"] = {"height": 56, "width": 56}
+    processor = {"processor_class": _PROCESSOR[family], "image_processor": image}
+    length = {"image_seq_length": 4} if family == "gemma3" else {}
+    _write(folder / "processor_config.json", {**processor, **length})
+    return folder
 
 
 def _merged_patches(pixels: Any) -> dict[str, Tensor]:

@@ -23,7 +23,8 @@ from gemquant.formats.checkpoint import open_checkpoint
 from gemquant.formats.gguf.imatrix import ImportanceEntry, ImportanceMatrix, write_imatrix
 from gemquant.formats.gguf.mixtures import FILE_TYPES
 from gemquant.formats.gguf.types import TypeRequest, choose_types
-from tests.helpers.tiny_gemma import GEMMA4, GENERATIONS, Kind
+from tests.helpers.tiny_gemma import GEMMA4, GENERATIONS, NESTED, Kind
+from tests.helpers.tiny_multimodal import write_convertible_multimodal
 from tests.helpers.tiny_sentencepiece import write_convertible_gemma
 from tests.unit.cli.conftest import Run
 
@@ -52,7 +53,7 @@ def model(kind: Kind, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_convertible_gemma(tmp_path_factory.mktemp("model"), kind, WIDE)
 
 
-Convert = Callable[[Path, str], Path]
+Convert = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +65,25 @@ def convert(tmp_path_factory: pytest.TempPathFactory) -> Convert:
     python = os.environ.get("LLAMA_CPP_PYTHON", sys.executable)
     converter, root = Path(sources) / "convert_hf_to_gguf.py", tmp_path_factory.mktemp("converted")
 
-    def converted(model: Path, kind: str) -> Path:
+    def converted(model: Path, kind: str, *flags: str) -> Path:
         out = root / f"{str(model).replace('/', '_')}-{kind}.gguf"
         if not out.exists():
-            command = [python, converter, model, "--outtype", kind, "--outfile", out]
+            command = [python, converter, model, "--outtype", kind, "--outfile", out, *flags]
             subprocess.run(list(map(str, command)), check=True, capture_output=True)
         return out
 
     return converted
+
+
+@pytest.mark.parametrize("type_", ["F16", "BF16", "Q8_0"])
+@pytest.mark.parametrize("kind_", NESTED)
+def test_towers_have_every_byte_of_llama_cpps_converter(
+    run: Run, convert: Convert, kind_: Kind, type_: str, tmp_path: Path
+) -> None:
+    model, out = write_convertible_multimodal(tmp_path, kind_), tmp_path / "out"
+    assert run("gguf", str(model), "--no-eval", "--mmproj", type_, "-o", str(out)).code == 0
+    theirs = convert(model, type_.lower(), "--mmproj")
+    assert filecmp.cmp(out / f"mmproj-{model.name}-{type_}.gguf", theirs, shallow=False)
 
 
 def test_every_byte_is_that_of_llama_cpps_two_steps(

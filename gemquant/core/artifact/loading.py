@@ -9,7 +9,9 @@ from gemquant.core.artifact.manifest import (
     Manifest,
     Quantization,
     SchemeRecord,
+    gguf_files,
     scheme_label,
+    tower_file,
 )
 from gemquant.models.architecture import ARCHITECTURES
 from gemquant.models.experts import has_experts
@@ -131,10 +133,11 @@ def _gptq(manifest: Manifest) -> list[Loader]:
 
 def _gguf(manifest: Manifest) -> list[Loader]:
     # The first of several parts names them all.
-    name = min((name for name in manifest.files if name.endswith(".gguf")), default="MODEL.gguf")
-    code = f"""\
-llama-cli -m path/to/this/folder/{name}
-llama-server -m path/to/this/folder/{name} --port 8080"""
+    model = f"-m {FOLDER}/{next(iter(gguf_files(manifest)), 'MODEL.gguf')}"
+    code = f"llama-cli {model}\nllama-server {model} --port 8080"
+    if (towers := tower_file(manifest)) is not None:
+        seen = f"{model} --mmproj {FOLDER}/{towers}"
+        code = f"llama-server {seen} --port 8080\nllama-mtmd-cli {seen} --image IMAGE -p QUESTION"
     return [Loader("With llama.cpp, and whatever is built on it:", "sh", code)]
 
 

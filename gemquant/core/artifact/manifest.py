@@ -84,9 +84,9 @@ class Quantization(Record):
 
 
 class TowerRecord(Record):
-    """A tower or projector that passed through as the checkpoint has it."""
+    """A tower or projector that passed through as the checkpoint has it, or a GGUF of all."""
 
-    name: str = Field(description="`vision_tower`, `multi_modal_projector`, …")
+    name: str = Field(description="`vision_tower`, `multi_modal_projector`, …; a GGUF's file.")
     tensors: int = Field(ge=1, description="How many tensors it has.")
     bytes: int = Field(ge=0, description="Size of their values.")
     dtype: str = Field(description="Their type: `bfloat16`, …; of several all, with commas.")
@@ -330,6 +330,26 @@ class Manifest(Document):
         return {**document, "schema_version": SCHEMA_VERSION, "certificates": certificates}
 
 
+def gguf_files(manifest: Manifest) -> list[str]:
+    """GGUF files of the text model: one, or its parts in order."""
+    towers = tower_file(manifest)
+    return sorted(name for name in manifest.files if name.endswith(".gguf") and name != towers)
+
+
+MMPROJ = "mmproj"
+"""How llama.cpp calls a GGUF of towers, and knows it by its name."""
+
+
+def is_mmproj(name: str) -> bool:
+    """Whether a GGUF's name is that of a file of towers."""
+    return MMPROJ in name.lower()
+
+
+def tower_file(manifest: Manifest) -> str | None:
+    """The file that holds the towers and nothing else, where the container has one."""
+    return next((tower.name for tower in manifest.towers if tower.name in manifest.files), None)
+
+
 WEIGHT_FILES = (".gguf", ".safetensors", ".rkllm", ".onnx", ".data")
 
 
@@ -362,9 +382,9 @@ def artifact_label(manifest: Manifest) -> str:
 
 def model_name(manifest: Manifest) -> str:
     """Name of the model that was quantized, as in the names of its files."""
-    for file in manifest.files:
+    for file in gguf_files(manifest):
         name, found, _ = file.rpartition(f"-{scheme_label(manifest)}")
-        if found and file.endswith(".gguf"):
+        if found:
             return name
     return (manifest.base_model or manifest.source.ref).rstrip("/").rsplit("/", 1)[-1]
 

@@ -8,6 +8,7 @@ import re
 import shlex
 from pathlib import Path
 
+from gemquant.core.artifact.manifest import is_mmproj
 from gemquant.core.untrusted import hub_repository, open_regular, user_path
 from gemquant.errors import CheckpointError, GemquantError, command_with, listed
 from gemquant.formats.checkpoint.files import read_json_object
@@ -109,7 +110,7 @@ def check_folder(folder: Path) -> None:
     if configured:
         return
     hint = "Give a folder that holds config.json, model.safetensors and tokenizer.json."
-    if ggufs := sorted(folder.glob("*.gguf")):
+    if ggufs := sorted(path for path in folder.glob("*.gguf") if not is_mmproj(path.name)):
         hint = f"Open the file itself: {ggufs[0]}"
     elif repository := hub_repository(folder):
         get = f"hf download {repository} --include '*.gguf' --local-dir ."

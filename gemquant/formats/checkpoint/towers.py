@@ -41,6 +41,12 @@ class Towers:
         """Names of all tensors, in the order of the files."""
         return list(self._stored)
 
+    def by_file(self) -> Sequence[str]:
+        """Names of all tensors, file by file and there by the stored names."""
+        return sorted(
+            self._stored, key=lambda name: (self._files.file(stored := self._stored[name]), stored)
+        )
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, from headers alone."""
         return self._files.shapes[self._stored[name]]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gemquant.core.artifact import MANIFEST_FILE, Manifest, read_manifest
+from gemquant.core.artifact.manifest import gguf_files, is_mmproj
 from gemquant.core.untrusted import user_path
 from gemquant.errors import CheckpointError, UnsupportedError, UsageError
 from gemquant.formats.checkpoint.sample import assembled, sample_named
@@ -131,12 +132,16 @@ def _only(folder: Path, names: Sequence[str], what: str) -> str:
 
 def ggufs_of(manifest: Manifest) -> list[str]:
     """Names of an artifact's GGUF files; of a model in parts, the first alone."""
-    return _loadable(manifest.files)
+    return _firsts(gguf_files(manifest))
 
 
 def _loadable(names: Iterable[str]) -> list[str]:
-    ours = sorted(name for name in names if name.lower().endswith(SUFFIX))
-    return [name for name in ours if "-of-" not in name or "-00001-of-" in name]
+    ours = (name for name in names if name.lower().endswith(SUFFIX) and not is_mmproj(name))
+    return _firsts(sorted(ours))
+
+
+def _firsts(names: Iterable[str]) -> list[str]:
+    return [name for name in names if "-of-" not in name or "-00001-of-" in name]
 
 
 def _recorded(path: Path) -> str | None:

@@ -15,6 +15,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 from torch import Tensor
 
 from gemquant.core.artifact import MANIFEST_FILE, read_manifest, structure_problems
+from gemquant.core.artifact.manifest import is_mmproj
 from gemquant.core.protocols import Layout, PlainSpec, QuantizedSpec
 from gemquant.core.weights import BlockScheme
 from gemquant.errors import (
@@ -283,7 +284,7 @@ class GgufWeights(GgufTensors):
 
 def first_file(folder: Path) -> Path:
     """Return the only GGUF of a folder, or the first of its parts."""
-    files = sorted(folder.glob("*.gguf"))
+    files = sorted(path for path in folder.glob("*.gguf") if not is_mmproj(path.name))
     if not files:
         raise ArtifactError(f"{folder} holds no .gguf file.")
     return files[0]

@@ -124,7 +124,7 @@ def tokenizer_parts(files: Mapping[str, bytes], where: str) -> TokenizerParts:
     Raises CheckpointError where one is damaged, UnsupportedError where tokenizer.json is not the
     kind of tokenizer that every Gemma has: BPE over characters with bytes for what is unknown.
     """
-    content = _parsed(files, "tokenizer.json", where)
+    content = parsed_json(files, "tokenizer.json", where)
     model = content.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
         raise CheckpointError(f"{where}: tokenizer.json: it holds no model with a vocab.")
@@ -148,14 +148,15 @@ def tokenizer_parts(files: Mapping[str, bytes], where: str) -> TokenizerParts:
         added_tokens=added if isinstance(added, list) else [],
         unknown=unknown if isinstance(unknown, str) else None,
         post_processor=processor if isinstance(processor, dict) else {},
-        config=_parsed(files, "tokenizer_config.json", where),
-        generation=_parsed(files, "generation_config.json", where),
+        config=parsed_json(files, "tokenizer_config.json", where),
+        generation=parsed_json(files, "generation_config.json", where),
         model=files.get("tokenizer.model"),
         jinja=None if jinja is None else jinja.decode(errors="replace"),
     )
 
 
-def _parsed(files: Mapping[str, bytes], name: str, where: str) -> dict[str, Any]:
+def parsed_json(files: Mapping[str, bytes], name: str, where: str) -> dict[str, Any]:
+    """A file's JSON object, empty where there is no file; CheckpointError for anything else."""
     try:
         content = json.loads(files.get(name, b"{}").decode())
     except (ValueError, RecursionError) as error:

@@ -15,7 +15,7 @@ Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, llama.cpp ``t
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -57,8 +57,8 @@ class StoredTensor:
         return -(-self.size_bytes // ALIGNMENT) * ALIGNMENT
 
 
-def _file_layout(tensors: Sequence[StoredTensor], metadata: Metadata) -> FileLayout:
-    """Lay out tensors in order."""
+def file_layout(tensors: Sequence[StoredTensor], metadata: Metadata) -> FileLayout:
+    """Lay out one file: its tensors, in order."""
     begins = [0, *accumulate(tensor.padded_bytes for tensor in tensors)]
     parts = [
         struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(metadata)),
@@ -80,7 +80,7 @@ def file_layouts(
     """
     groups = grouped(tensors, lambda tensor: tensor.padded_bytes, max_bytes)
     if len(groups) == 1:
-        return {f"{name}.gguf": _file_layout(tensors, metadata)}
+        return {f"{name}.gguf": file_layout(tensors, metadata)}
     layouts = {}
     for number, group in enumerate(groups):
         split = {
@@ -90,7 +90,7 @@ def file_layouts(
         }
         keys = {**metadata, **split} if number == 0 else split
         file = f"{name}-{number + 1:05d}-of-{len(groups):05d}.gguf"
-        layouts[file] = _file_layout(group, keys)
+        layouts[file] = file_layout(group, keys)
     return layouts
 
 
@@ -110,6 +110,10 @@ def _described(tensor: StoredTensor, begin: int) -> bytes:
 # ---------------------------------------------------------------- writing
 
 
+Towers = Mapping[str, Callable[[Tensor], Mapping[str, Tensor]]]
+"""Published name of each tensor of a tower → what turns it into bytes under the file's own name."""
+
+
 class GgufWriter:
     """Writes tensors in any order; the chunks of one matrix arrive in order."""
 
@@ -119,9 +123,11 @@ class GgufWriter:
         layout: Layout,
         config: Mapping[str, Any],
         finished: Collection[str] = (),
+        towers: Towers | None = None,
     ) -> None:
         """finished: names of the tensors that the files already contain."""
         self._files, self._layout, self._places = files, layout, places(config)
+        self._towers = dict(towers or {})
         architecture = architecture_of(config)
         self._norm_offset = architecture.norm_offset
         factors = architecture.gguf.rope_factors(config)
@@ -133,6 +139,10 @@ class GgufWriter:
     def write(self, tensors: Mapping[str, Any]) -> None:
         """Store Tensor, BlockWeight or QuantizedRows values under Gemma's full names."""
         for name, value in tensors.items():
+            if (encode := self._towers.pop(name, None)) is not None:
+                for stored, octets in encode(value).items():
+                    self._files.store(stored, 0, octets)
+                continue
             spec = self._layout.get(name)
             if spec is None:
                 raise ValueError(f"{name} is not in the layout.")
@@ -146,6 +156,7 @@ class GgufWriter:
     def finish(self) -> Mapping[str, Any]:
         """Check that every tensor is complete, and flush; return no further files."""
         missing = [name for name, spec in self._layout.items() if self._lacking(name, spec)]
+        missing += self._towers
         if missing:
             raise ValueError(f"{len(missing)} tensors are not complete: {missing[:8]}.")
         self.flush()
@@ -191,6 +202,7 @@ def gguf_writer(
     layout: Layout,
     config: Mapping[str, Any],
     finished: Collection[str] | None = None,
+    towers: Towers | None = None,
 ) -> Iterator[GgufWriter]:
     """Open the files in an existing folder at their final size; close them on exit.
 
@@ -200,4 +212,4 @@ def gguf_writer(
     paths = {folder / name: each for name, each in layouts.items()}
     files = PreallocatedFiles(paths, resumed=finished is not None)
     with closing(files):
-        yield GgufWriter(files, layout, config, finished or ())
+        yield GgufWriter(files, layout, config, finished or (), towers)
