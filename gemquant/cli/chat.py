@@ -6,7 +6,8 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +15,7 @@ import click
 from gemquant.cli.flags import complete_model, complete_template, flags, output_flags, threads_flag
 from gemquant.cli.settings import problems_of, setting, threads_of
 from gemquant.core.progress import reporter
+from gemquant.core.untrusted import UntrustedFile, user_path
 from gemquant.errors import GemquantError, UsageError, echo, refuse
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ HELP = """\
 !help   show this list
 !quit   leave; so does Ctrl-D
 Ctrl-C  stop an answer; the part already shown stays in the conversation"""
+_MAX_IMAGE_BYTES = 50_000_000
 LONGEST_INPUT = 4_000_000
 """Characters read from a pipe."""
 
@@ -42,6 +45,7 @@ def chat_request(params: Mapping[str, Any], threads: int) -> ChatRequest:
         chat_template=params["chat_template"],
         context=params["context"],
         device=params["device"],
+        mmproj=params["mmproj"],
     )
 
 
@@ -72,6 +76,11 @@ def model_flags(preset_help: str, *, template: str) -> list[click.Parameter]:
         click.Option(
             ["--device"], metavar="cpu|cuda|mps", help="Where to compute.  [default: the fastest]"
         ),
+        click.Option(
+            ["--mmproj"],
+            metavar="FILE|none",
+            help="File of vision and audio towers of a GGUF.  [default: the artifact's]",
+        ),
         threads_flag(),
     ]
 
@@ -82,11 +91,19 @@ def model_flags(preset_help: str, *, template: str) -> list[click.Parameter]:
 Examples:
   gemquant chat gemma-3-1b-it-Q4_K_M.gguf
   gemquant chat my-gemma --preset memory --system 'Answer in one sentence.'
-  echo 'Why is the sky blue?' | gemquant chat my-gemma --seed 1 --max-tokens 100""",
+  echo 'Why is the sky blue?' | gemquant chat my-gemma --seed 1 --max-tokens 100
+  echo 'What is this?' | gemquant chat gemma-3-4b-it-gguf --image photo.jpg""",
 )
 @flags(
     *model_flags("How much memory a conversation may use.", template="the artifact's"),
     setting("--system", metavar="TEXT", help="System message."),
+    click.Option(
+        ["--image"],
+        multiple=True,
+        metavar="FILE",
+        help="PNG, JPEG, or WAV to hear, with the first question; repeatable. For a GGUF with its "
+        "mmproj file.",
+    ),
     setting("--max-tokens", type=int, default=1024, metavar="N", help="Longest answer."),
     setting(
         "--temperature",
@@ -137,13 +154,16 @@ def command(ctx: click.Context, /, **params: Any) -> None:
             UsageError("--json: prints the answer to a piped question; stdin is a terminal.")
         )
     question = "" if typed else _piped(problems)
+    media = _media(params["image"], problems)
     refuse(problems)
     check_place(params["artifact"])  # before torch is loaded
 
     from gemquant.runtimes.chat.load import load_chat_model
+    from gemquant.runtimes.chat.media import SENSES
     from gemquant.runtimes.chat.session import Session
 
-    request, system = chat_request(params, threads), params["system"]
+    senses = {SENSES[each["type"]] for each in media}
+    request, system = replace(chat_request(params, threads), senses=senses), params["system"]
     opening: list[Message] = [{"role": "user", "content": "Hello"}]
     if system is not None:
         opening = [{"role": "system", "content": system}, *opening]
@@ -153,12 +173,30 @@ def command(ctx: click.Context, /, **params: Any) -> None:
         name = f"{choice.preset.name} ({'auto: ' if request.preset == 'auto' else ''}"
         progress.note(f"{model.software}; context {model.context}")
         progress.note(f"preset {name}{choice.reason})")
-    session = Session(model, sampling, system)
+    session = Session(model, sampling, system, media)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # it ends an answer, then the program
     if typed:
         _converse(session)
     else:
         _answer_once(session, question, as_json=params["as_json"])
+
+
+def _media(files: Sequence[str], problems: list[GemquantError]) -> list[dict[str, Any]]:
+    """Images and sounds as parts of a message."""
+    from gemquant.runtimes.chat.media import MAX_MEDIA, LimitError, image_part
+
+    if len(files) > MAX_MEDIA:
+        problems.append(UsageError(f"--image: given {len(files)} times; at most {MAX_MEDIA}."))
+        return []
+    parts = []
+    for name in files:
+        try:
+            parts.append(image_part(UntrustedFile(user_path(name), _MAX_IMAGE_BYTES).bytes()))
+        except LimitError as error:
+            problems.append(UsageError(f"--image {name}: {error}."))
+        except GemquantError as error:
+            problems.append(UsageError(f"--image {error.message}", hint=error.hint))
+    return parts
 
 
 def _piped(problems: list[GemquantError]) -> str:

@@ -125,7 +125,7 @@ class Member:
 
     @property
     def weights(self) -> list[str]:
-        """Names of its weight files, in alphabetical order."""
+        """Names of its weight files, in alphabetical order; a file of towers last."""
         names = (n for n in self.manifest.files if n.endswith(WEIGHT_FILES))
         return sorted(names, key=lambda name: (name == tower_file(self.manifest), name))
 

@@ -108,8 +108,14 @@ _EYES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 11,
         "head_dim": 32,
         "pooling_kernel_size": 3,
+        "position_embedding_size": 256,
     },
-    "gemma4_unified": {"pooling_kernel_size": 3, "mm_embed_dim": 64, "output_proj_dims": 64},
+    "gemma4_unified": {
+        "pooling_kernel_size": 3,
+        "mm_embed_dim": 64,
+        "mm_posemb_size": 128,
+        "output_proj_dims": 64,
+    },
 }
 _EARS = {"hidden_size": 64, "num_hidden_layers": 11, "subsampling_conv_channels": [128, 4]}
 
@@ -128,10 +134,11 @@ def write_convertible_multimodal(root: Path, kind: Kind) -> Path:
     single.unlink()
     write_shards(folder, text | tower_tensors(config), shards=2)
     mean, std = (0.5, 0.5) if family == "gemma3" else (0.0, 1.0)
-    image = {**_IMAGE[family], "image_mean": [mean] * 3, "image_std": [std] * 3}
+    image = {**_IMAGE.get(kind, _IMAGE[family]), "image_mean": [mean] * 3, "image_std": [std] * 3}
     if family == "gemma3":
         image["size"] = {"height": 56, "width": 56}
-    processor = {"processor_class": _PROCESSOR[family], "image_processor": image}
+    name = _PROCESSOR.get(kind, "Gemma4Processor")
+    processor = {"processor_class": name, "image_processor": image}
     length = {"image_seq_length": 4} if family == "gemma3" else {}
     _write(folder / "processor_config.json", {**processor, **length})
     return folder

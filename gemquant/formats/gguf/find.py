@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gemquant.core.artifact import MANIFEST_FILE, Manifest, read_manifest
-from gemquant.core.artifact.manifest import gguf_files, is_mmproj
+from gemquant.core.artifact.manifest import MMPROJ, gguf_files, is_mmproj, tower_file
 from gemquant.core.untrusted import user_path
 from gemquant.errors import CheckpointError, UnsupportedError, UsageError
 from gemquant.formats.checkpoint.sample import assembled, sample_named
@@ -69,6 +69,43 @@ def find_gguf(ref: str) -> GgufFile:
     return open_gguf(path, _recorded(path))
 
 
+@dataclass(frozen=True)
+class MmprojFile:
+    """A file of towers. senses: "image", "sound"."""
+
+    path: Path
+    senses: Sequence[Literal["image", "sound"]]
+
+
+def find_mmproj(gguf: GgufFile, chosen: str | None = None) -> MmprojFile | None:
+    """The towers that go with a model: a chosen file, or its artifact's; None without any.
+
+    chosen: "none" for no towers. UsageError for a file that does not belong to the model.
+    """
+    folder = gguf.path.parent
+    if chosen is None and (folder / MANIFEST_FILE).is_file():
+        manifest = read_manifest(folder)
+        chosen = tower_file(manifest) if gguf.path.name in manifest.files else None
+        chosen = None if chosen is None else str(folder / chosen)
+    if chosen in (None, "none"):
+        return None
+    path = user_path(str(chosen))
+    metadata = _header(path)
+    kind = metadata.get("general.type")
+    if kind != MMPROJ:
+        raise UsageError(f"--mmproj {path}: its general.type is {kind!r}, and must be {MMPROJ!r}.")
+    model = gguf.metadata.get(f"{gguf.metadata.get('general.architecture')}.embedding_length")
+    widths = [metadata.get(f"clip.{part}.projection_dim", model) for part in ("vision", "audio")]
+    if any(width != model for width in widths):
+        raise UsageError(
+            f"--mmproj {path}: projects to {widths[0]} values, and {gguf.path.name} has {model}.",
+            hint="Take the mmproj file of the same model.",
+        )
+    has = {"image": "clip.has_vision_encoder", "sound": "clip.has_audio_encoder"}
+    senses: list[Literal["image", "sound"]] = ["image", "sound"]
+    return MmprojFile(path, [sense for sense in senses if metadata.get(has[sense])])
+
+
 def check_place(ref: str) -> None:
     """Raise if a name stands for nothing that is there; needs no torch."""
     path = user_path(ref)
@@ -82,17 +119,21 @@ def check_place(ref: str) -> None:
 
 def open_gguf(path: Path, sha256: str | None = None) -> GgufFile:
     """Read a GGUF's header. Raises CheckpointError where it is damaged or holds no model."""
+    metadata = _header(path)
+    kind = metadata.get("general.type", "model")
+    if kind != "model":
+        raise UnsupportedError(f"{path}: holds no model: its general.type is {kind!r}.")
+    return GgufFile(path, metadata, sha256)
+
+
+def _header(path: Path) -> Mapping[str, Any]:
     from gemquant.formats.gguf.header import read_gguf_header  # loads torch
     from gemquant.formats.source_file import SourceFile
 
     try:
-        header = read_gguf_header(SourceFile(path))
+        return read_gguf_header(SourceFile(path)).metadata
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}.") from error
-    kind = header.metadata.get("general.type", "model")
-    if kind != "model":
-        raise UnsupportedError(f"{path}: holds no model: its general.type is {kind!r}.")
-    return GgufFile(path, header.metadata, sha256)
 
 
 def _of_artifact(folder: Path) -> GgufFile:

@@ -25,7 +25,8 @@ import h11
 
 from gemquant.errors import UsageError
 from gemquant.runtimes.chat.engine import Engine
-from gemquant.runtimes.chat.request_limits import LimitError, bounded_body
+from gemquant.runtimes.chat.media import LimitError, Sense
+from gemquant.runtimes.chat.request_limits import bounded_body
 from gemquant.runtimes.chat.server import CLIENTS_WAITING, LOOPBACK
 
 MAX_BODY = 8_000_000
@@ -58,7 +59,7 @@ class GuardSettings:
     """Whom the guard answers.
 
     names: further host names under which clients may reach it. key: None for no check. context:
-    tokens of a conversation. parallel: conversations at once.
+    tokens of a conversation. parallel: conversations at once. senses: besides text.
     """
 
     host: str
@@ -67,6 +68,7 @@ class GuardSettings:
     key: str | None
     context: int
     parallel: int
+    senses: Collection[Sense] = ()
 
 
 class _RefusalError(Exception):
@@ -282,7 +284,7 @@ class Guard:
         if request.method == "POST":
             try:
                 request.body = await asyncio.to_thread(
-                    bounded_body, request.body, self._settings.context
+                    bounded_body, request.body, self._settings.context, self._settings.senses
                 )
             except LimitError as error:
                 raise _RefusalError(400, f"{error}.") from None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TypeGuard
+
+from gemquant.runtimes.chat.media import LimitError, Sense, check_media
 
 MAX_DEPTH = 64
 MAX_VALUES = 500_000
@@ -34,14 +36,10 @@ _TEXTS = {"messages", "prompt", "input", "input_prefix", "input_suffix", "conten
 _BRACES = re.compile(r"\{\s*(\d*)\s*(?:,\s*(\d*)\s*)?\}")
 
 
-class LimitError(ValueError):
-    """A body is not JSON, or beyond a bound. The message is a clause without a full stop."""
-
-
-def bounded_body(body: bytes, context: int) -> bytes:
+def bounded_body(body: bytes, context: int, senses: Collection[Sense] = ()) -> bytes:
     """Return a JSON object written anew, so that all parsers read the same; LimitError otherwise.
 
-    context: tokens; larger counts of tokens are reduced to it.
+    context: tokens; larger counts of tokens are reduced to it. senses: what the model has.
     """
     try:
         content = json.loads(body, parse_constant=_no_constant)
@@ -53,6 +51,7 @@ def bounded_body(body: bytes, context: int) -> bytes:
         raise LimitError("the body is not a JSON object")
     _check_size(content, MAX_DEPTH, MAX_VALUES, "the JSON")
     _check_parameters(content, context)
+    check_media(_tables(content), senses)
     _check_schemas({key: value for key, value in content.items() if key not in _TEXTS})
     try:
         return json.dumps(content, allow_nan=False).encode("ascii")

@@ -9,13 +9,14 @@ from __future__ import annotations
 import ctypes
 import secrets
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gemquant.errors import ArtifactError, GemquantError, RuntimeMissingError, UsageError
 from gemquant.models.chat import Message
+from gemquant.runtimes.chat.media import Sense
 from gemquant.runtimes.chat.presets import CacheType
 from gemquant.runtimes.chat.session import ContextFullError
 from gemquant.runtimes.llamacpp_library import INSTALL, VERSION, missing
@@ -31,6 +32,8 @@ _CACHE_TYPES: Mapping[CacheType, str] = {
     "q8_0": "GGML_TYPE_Q8_0",
     "q4_0": "GGML_TYPE_Q4_0",
 }
+_IMAGE_TOKENS = 280
+"""Of an image whose size the model leaves open, as its own processor has it."""
 CLIENTS_WAITING = 32
 """Connections that are accepted while others are answered; further ones wait."""
 _CONTEXT_FULL = "exceed_context_size_error"
@@ -42,7 +45,8 @@ class ServerSettings:
 
     template: Jinja source; None for the GGUF's. context: tokens of a conversation. gpu: whether
     layers go to a GPU. parallel: conversations at once, each with its own context. keys: a client
-    must send one of them; empty for no check. metrics: whether /metrics counts requests.
+    must send one of them; empty for no check. mmproj: file of towers, which give it senses.
+    metrics: whether /metrics counts requests.
     """
 
     path: Path
@@ -54,6 +58,8 @@ class ServerSettings:
     threads: int
     gpu: bool
     parallel: int = 1
+    mmproj: Path | None = None
+    senses: Collection[Sense] = ()
     host: str = LOOPBACK
     port: int = 0
     keys: Sequence[str] = ()
@@ -88,6 +94,9 @@ def start_server(settings: ServerSettings) -> Any:
     params = xllamacpp.CommonParams()
     params.model.path = str(settings.path)
     params.model_alias = {settings.name}
+    if settings.mmproj is not None:
+        params.mmproj.path, params.mmproj_use_gpu = str(settings.mmproj), settings.gpu
+        params.image_max_tokens = _IMAGE_TOKENS
     params.n_ctx = settings.context * settings.parallel
     params.n_batch = params.n_ubatch = settings.batch
     params.n_parallel = settings.parallel

@@ -137,7 +137,13 @@ def serve(
     guard = Guard(
         Engine(settings),
         GuardSettings(
-            address.host, address.port, address.names, key, settings.context, settings.parallel
+            address.host,
+            address.port,
+            address.names,
+            key,
+            settings.context,
+            settings.parallel,
+            settings.senses,
         ),
     )
     url = f"{guard.listening_address}/v1"

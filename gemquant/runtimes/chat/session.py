@@ -5,9 +5,9 @@ from __future__ import annotations
 import codecs
 import re
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gemquant.errors import GemquantError
 from gemquant.models.chat import Message
@@ -107,8 +107,15 @@ def text_pieces(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
 class Session:
     """Messages in order; the system message, if there is one, first."""
 
-    def __init__(self, model: ChatModel, sampling: Sampling, system: str | None) -> None:
-        self._model, self._sampling = model, sampling
+    def __init__(
+        self,
+        model: ChatModel,
+        sampling: Sampling,
+        system: str | None,
+        media: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """media: images and sounds of the first question, as parts of a message."""
+        self._model, self._sampling, self._media = model, sampling, media
         self._opening: list[Message] = []
         if system is not None:
             self._opening = [{"role": "system", "content": system}]
@@ -124,7 +131,10 @@ class Session:
         An interrupt ends the answer; the part already shown stays in the conversation. If nothing
         was shown, the question is dropped too, since roles must alternate.
         """
-        messages: list[Message] = [*self.messages, {"role": "user", "content": question}]
+        content: object = question
+        if self._media and self.messages == self._opening:
+            content = [*self._media, {"type": "text", "text": question}]
+        messages: list[Message] = [*self.messages, {"role": "user", "content": content}]
         shown: list[str] = []
         completed = True
         with closing(self._model.answer(messages, self._sampling, threading.Event())) as answer:
