@@ -56,6 +56,11 @@ Examples:
     help="Leave the weights in a separate file, as Windows needs from 4 GiB.",
 )
 @click.option(
+    "--mmproj",
+    metavar="FILE|none",
+    help="Vision and audio towers to pack too.  [default: the artifact's]",
+)
+@click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
@@ -79,6 +84,7 @@ def command(
     args: tuple[str, ...],
     mode: Mode | None,
     external: bool,
+    mmproj: str | None,
     output: Path | None,
     run: bool,
     dry_run: bool,
@@ -92,7 +98,7 @@ def command(
     runtime can map them. A record, FILE.json, lists what the file was built from; `gemquant verify
     FILE` compares the two.
     """
-    from gemquant.formats.gguf.find import find_gguf
+    from gemquant.formats.gguf.find import find_gguf, find_mmproj
     from gemquant.formats.llamafile import (
         LlamafileRequest,
         build_llamafile,
@@ -109,6 +115,7 @@ def command(
     with reporter(quiet=quiet) as progress:
         problems = ProblemCollector()
         weights = problems.attempt(lambda: find_gguf(model))
+        towers = problems.attempt(lambda: find_mmproj(weights.value, mmproj))
         opened = problems.attempt(lambda: find_runtime(runtime, sha256, progress))
         problems.refuse()
         request = LlamafileRequest(
@@ -118,6 +125,7 @@ def command(
             mode=mode,
             extra=args,
             external=external,
+            towers=towers.value.path if towers.value else None,
         )
         plan = plan_llamafile(request, force=force, progress=progress)
         _cautions(plan, progress)
@@ -156,9 +164,9 @@ def _print(plan: LlamafilePlan, llamafile: Llamafile | None, *, as_json: bool) -
             "bytes": plan.layout.size,
             "weights": {
                 "name": request.weights_name,
-                "bytes": plan.digests.bytes,
-                "sha256": plan.digests.sha256,
-                "offset": plan.offset,
+                "bytes": plan.digests[request.weights_name].bytes,
+                "sha256": plan.digests[request.weights_name].sha256,
+                "offset": plan.offsets[request.weights_name],
             },
             "arguments": list(request.arguments),
             "starts_on_windows": not plan.too_large_for_windows,
@@ -172,9 +180,10 @@ def _print(plan: LlamafilePlan, llamafile: Llamafile | None, *, as_json: bool) -
     facts.add_row("file", f"{request.out}, {human_bytes(plan.layout.size)}")
     facts.add_row("runtime", f"{request.runtime.origin}, sha256 {request.runtime.sha256}")
     facts.add_row("entries", f"{len(request.runtime.entries)} zip entries of the runtime")
-    where = f"at byte {plan.offset}" if plan.offset else "in a separate file"
-    size = human_bytes(plan.digests.bytes)
-    facts.add_row("weights", f"{request.weights_name}, {size}, {where}")
+    for kind, name in zip(("weights", "towers"), request.sources, strict=False):
+        offset = plan.offsets[name]
+        where = "in a separate file" if offset is None else f"at byte {offset}"
+        facts.add_row(kind, f"{name}, {human_bytes(plan.digests[name].bytes)}, {where}")
     facts.add_row("called with", shlex.join([*request.arguments, "..."]))
     if llamafile is None:
         print_tables(facts, "", "Nothing was written (--dry-run).")

@@ -5,6 +5,7 @@
     NOTICE                      a zip entry: Gemma's notice, if the weights are Gemma's
     zeros                       up to the alignment
     NAME.gguf                   a zip entry, stored; its data begins at a multiple of 65536
+    mmproj-NAME.gguf            likewise, the towers of a multimodal model
     zip directory               the runtime's entries, then ours
 
 The runtime finds the directory at the end of its own file and maps the weights from there.
@@ -17,10 +18,10 @@ from __future__ import annotations
 
 import shutil
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from gemquant import __version__
 from gemquant.core.artifact.staged_files import file_problems, staged_files
@@ -34,6 +35,7 @@ from gemquant.formats.llamafile_record import (
     LlamafileRecord,
     PartRecord,
     RuntimeRecord,
+    TowersRecord,
     WeightsRecord,
     arguments_file,
     read_back,
@@ -64,7 +66,7 @@ _FORBIDDEN_IN_NAMES = frozenset("@/\\'\"$# \t\r\n:")
 class LlamafileRequest:
     """What to pack. mode: None for the runtime's default. extra: further default arguments.
 
-    external: leave the weights in a separate file.
+    external: leave the weights in a separate file. towers: the file of a multimodal model's.
     """
 
     weights: GgufFile
@@ -73,40 +75,46 @@ class LlamafileRequest:
     mode: Mode | None = None
     extra: Sequence[str] = ()
     external: bool = False
+    towers: Path | None = None
+
+    @property
+    def sources(self) -> dict[str, Path]:
+        """The weights, then the towers, by their names in the zip or next to the executable."""
+        paths = [self.weights.path, *([] if self.towers is None else [self.towers])]
+        return {
+            "".join("-" if sign in _FORBIDDEN_IN_NAMES else sign for sign in path.name): path
+            for path in paths
+        }
 
     @property
     def weights_name(self) -> str:
         """Name of the weights, in the zip or next to the executable."""
-        name = self.weights.path.name
-        return "".join("-" if sign in _FORBIDDEN_IN_NAMES else sign for sign in name)
-
-    @property
-    def weights_place(self) -> Path:
-        """Path of external weights."""
-        return self.out.with_name(self.weights_name)
+        return next(iter(self.sources))
 
     @property
     def arguments(self) -> tuple[str, ...]:
         """Default arguments of the llamafile."""
-        name = self.weights_name if self.external else f"/zip/{self.weights_name}"
+        flags = zip(("-m", "--mmproj"), self.sources, strict=False)
+        where = "" if self.external else "/zip/"
+        named = [part for flag, name in flags for part in (flag, where + name)]
         mode = () if self.mode is None else (f"--{self.mode}",)
-        return ("-m", name, *mode, *self.extra)
+        return (*named, *mode, *self.extra)
 
 
 @dataclass(frozen=True)
 class LlamafilePlan:
     """The layout of a requested file; nothing is written yet.
 
-    digests: of the weights. offset: of their data, None if external. copied: external weights must
-    be copied next to the executable.
+    digests: of the weights and the towers, by name. offsets: of their data, None if external.
+    copied: external ones that must be copied next to the executable.
     """
 
     request: LlamafileRequest
     members: Sequence[Member]
     layout: Layout
-    digests: Digests
-    offset: int | None
-    copied: bool
+    digests: Mapping[str, Digests]
+    offsets: Mapping[str, int | None]
+    copied: Sequence[str]
 
     @property
     def too_large_for_windows(self) -> bool:
@@ -126,45 +134,52 @@ class Llamafile:
 def plan_llamafile(request: LlamafileRequest, *, force: bool, progress: Progress) -> LlamafilePlan:
     """Check everything, hash the weights and compute the layout; raise all problems together."""
     refuse(_problems(request))
-    digests = digests_of(request.weights.path, task="hashing weights", progress=progress)
-    if request.weights.sha256 not in {None, digests.sha256}:
+    digests = {
+        name: digests_of(path, task=f"hashing {name}", progress=progress)
+        for name, path in request.sources.items()
+    }
+    weights = digests[request.weights_name]
+    if request.weights.sha256 not in {None, weights.sha256}:
         raise ArtifactError(
             f"{request.weights.path} is not the file that its manifest describes: sha256 "
-            f"{digests.sha256}, not {request.weights.sha256}."
+            f"{weights.sha256}, not {request.weights.sha256}."
         )
     members = [_member(ARGUMENTS_ENTRY, arguments_file(request.arguments))]
     if notice := request.weights.notice:
         members.append(_member(NOTICE_ENTRY, notice.encode()))
+    offsets: dict[str, int | None] = dict.fromkeys(request.sources)
     if not request.external:
-        entry = Entry(request.weights_name, digests.bytes, digests.crc32)
-        members.append(Member(entry, request.weights.path, ALIGNMENT))
+        for name, path in request.sources.items():
+            entry = Entry(name, digests[name].bytes, digests[name].crc32)
+            members.append(Member(entry, path, ALIGNMENT))
     layout = lay_out(request.runtime.bytes, request.runtime.entries, members)
-    copied = request.external and not _is_in_place(request, digests)
-    needed = layout.size + digests.bytes * copied
+    if not request.external:
+        places = layout.places[-len(request.sources) :]
+        offsets |= {n: p.data_offset for n, p in zip(request.sources, places, strict=True)}
+    copied = [
+        name
+        for name, path in request.sources.items()
+        if request.external and not _is_in_place(request.out.with_name(name), path, digests[name])
+    ]
+    needed = layout.size + sum(digests[name].bytes for name in copied)
     refuse(_output_problems(request, force=force, copied=copied, needed_bytes=needed))
-    offset = None if request.external else layout.places[-1].data_offset
-    return LlamafilePlan(request, members, layout, digests, offset, copied)
+    return LlamafilePlan(request, members, layout, digests, offsets, copied)
 
 
 def build_llamafile(plan: LlamafilePlan, *, run: bool, progress: Progress) -> Llamafile:
     """Write the file, read it back, run it if ``run``, then move it to its path."""
     request = plan.request
-    files = [record_path(request.out), request.out]
-    if plan.copied:
-        files.insert(0, request.weights_place)
+    files = [request.out.with_name(name) for name in plan.copied]
+    files += [record_path(request.out), request.out]
     with staged_files(files) as scratch:
         packed = scratch / request.out.name
         progress.note(f"writing {request.out}")
         write(packed, request.runtime.path, plan.members, plan.layout)
-        if plan.copied:
-            shutil.copyfile(request.weights.path, scratch / request.weights_name)
+        for name in plan.copied:
+            shutil.copyfile(request.sources[name], scratch / name)
         record = _record(plan, packed)
-        read_back(
-            packed,
-            record,
-            weights_folder=scratch if plan.copied else request.out.parent,
-            progress=progress,
-        )
+        folders = [scratch, request.out.parent]
+        read_back(packed, record, weights_folders=folders, progress=progress)
         trial = ask_version(packed) if run else None
         if trial is not None:
             runtime = record.runtime.model_copy(update={"version": trial.version})
@@ -192,7 +207,7 @@ def _problems(request: LlamafileRequest) -> Iterator[GemquantError]:
 
 
 def _output_problems(
-    request: LlamafileRequest, *, force: bool, copied: bool, needed_bytes: int
+    request: LlamafileRequest, *, force: bool, copied: Sequence[str], needed_bytes: int
 ) -> list[GemquantError]:
     ours = [request.out, record_path(request.out)]
     replaceable: list[Path] = []
@@ -205,16 +220,15 @@ def _output_problems(
                 f"{request.out}: --force replaces llamafiles only: {error.message}",
                 hint="Choose another path with -o.",
             ) from None
-    files = [request.weights_place, *ours] if copied else ours
+    files = [*(request.out.with_name(name) for name in copied), *ours]
     return file_problems(files, replaceable=replaceable, needed_bytes=needed_bytes)
 
 
-def _is_in_place(request: LlamafileRequest, digests: Digests) -> bool:
-    place = request.weights_place
+def _is_in_place(place: Path, source: Path, digests: Digests) -> bool:
     return (
         place.is_file()
         and place.stat().st_size == digests.bytes
-        and (place.samefile(request.weights.path) or sha256_of(place) == digests.sha256)
+        and (place.samefile(source) or sha256_of(place) == digests.sha256)
     )
 
 
@@ -227,6 +241,12 @@ def _member(name: str, content: bytes) -> Member:
 
 def _record(plan: LlamafilePlan, packed: Path) -> LlamafileRecord:
     request, weights = plan.request, plan.request.weights
+
+    def stored(name: str) -> dict[str, Any]:
+        digests = plan.digests[name]
+        facts = {"bytes": digests.bytes, "sha256": digests.sha256, "offset": plan.offsets[name]}
+        return {"name": name, **facts}
+
     ours = {member.entry.name for member in plan.members}
     license_ = weights.metadata.get("general.license")
     return LlamafileRecord(
@@ -241,13 +261,11 @@ def _record(plan: LlamafilePlan, packed: Path) -> LlamafileRecord:
             entries=tuple(e.name for e in request.runtime.entries if e.name not in ours),
         ),
         weights=WeightsRecord(
-            name=request.weights_name,
-            bytes=plan.digests.bytes,
-            sha256=plan.digests.sha256,
-            offset=plan.offset,
+            **stored(request.weights_name),
             architecture=str(weights.metadata.get("general.architecture", "unknown")),
             license=license_ if isinstance(license_, str) else None,
         ),
+        towers=None if request.towers is None else TowersRecord(**stored([*request.sources][1])),
         arguments=request.arguments,
         libraries={"gemquant": __version__},
     )

@@ -49,12 +49,17 @@ class RuntimeRecord(Record):
     )
 
 
-class WeightsRecord(PartRecord):
-    """The GGUF."""
+class TowersRecord(PartRecord):
+    """The mmproj file."""
 
     offset: int | None = Field(
         description="Offset of its data in the llamafile; null if it is a separate file."
     )
+
+
+class WeightsRecord(TowersRecord):
+    """The GGUF."""
+
     architecture: str = Field(description="`general.architecture` of its header.")
     license: str | None = Field(description="`general.license` of its header.")
 
@@ -67,6 +72,11 @@ class LlamafileRecord(Document):
     runtime: RuntimeRecord = Field(description="The runtime in it.")
     weights: WeightsRecord = Field(
         description="The weights, in the llamafile or in a separate file."
+    )
+    towers: TowersRecord | None = Field(
+        default=None,
+        exclude_if=lambda towers: towers is None,
+        description="The towers of a multimodal model; left out where there are none.",
     )
     arguments: tuple[str, ...] = Field(
         description="Default arguments; those of the call follow them."
@@ -150,18 +160,22 @@ def entries_in(path: Path) -> dict[str, StoredEntry]:
 
 
 def read_back(
-    path: Path, record: LlamafileRecord, *, weights_folder: Path, progress: Progress
+    path: Path, record: LlamafileRecord, *, weights_folders: Sequence[Path], progress: Progress
 ) -> None:
     """Compare the runtime, its entries, the arguments and the weights with the record.
 
-    weights_folder: the folder of external weights. ArtifactError lists every difference.
+    weights_folders: where external weights are looked for, in order. ArtifactError lists every
+    difference.
     """
-    entries, weights = entries_in(path), record.weights
+    entries = entries_in(path)
     differences = [*_differences(path, entries, record, progress)]
-    if weights.offset is None:
-        differences += _external(weights_folder / weights.name, weights, progress)
-    else:
-        differences += _packed(path, entries.get(weights.name), weights, progress)
+    for part in filter(None, (record.weights, record.towers)):
+        if part.offset is None:
+            places = [folder / part.name for folder in weights_folders]
+            found = next((place for place in places if place.is_file()), places[-1])
+            differences += _external(found, part, progress)
+        else:
+            differences += _packed(path, entries.get(part.name), part, progress)
     refuse(ArtifactError(each) for each in differences)
 
 
@@ -181,7 +195,7 @@ def _differences(
             yield f"{path}: {ARGUMENTS_ENTRY} differs from the record."
 
 
-def _external(path: Path, weights: WeightsRecord, progress: Progress) -> Iterator[str]:
+def _external(path: Path, weights: TowersRecord, progress: Progress) -> Iterator[str]:
     if not path.is_file():
         yield f"{path} is missing; the llamafile loads its weights from this file."
     elif digests_of(path, task="reading weights", progress=progress).sha256 != weights.sha256:
@@ -189,7 +203,7 @@ def _external(path: Path, weights: WeightsRecord, progress: Progress) -> Iterato
 
 
 def _packed(
-    path: Path, entry: StoredEntry | None, weights: WeightsRecord, progress: Progress
+    path: Path, entry: StoredEntry | None, weights: TowersRecord, progress: Progress
 ) -> Iterator[str]:
     if entry is None:
         yield f"{path}: the entry {weights.name} is missing."
@@ -211,7 +225,7 @@ def _packed(
 def verify(path: Path, *, progress: Progress) -> LlamafileRecord:
     """Check a llamafile against its record file; ArtifactError lists every difference."""
     record = read_record(path)
-    read_back(path, record, weights_folder=path.parent, progress=progress)
+    read_back(path, record, weights_folders=[path.parent], progress=progress)
     if sha256_of(path) != record.file.sha256:
         raise ArtifactError(f"{path} is not the file that {record_path(path).name} describes.")
     return record

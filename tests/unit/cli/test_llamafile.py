@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.tiny_gguf import write_tiny_gguf
+from tests.helpers.tiny_multimodal import write_convertible_multimodal
 from tests.helpers.tiny_runtime import write_zip_runtime
 from tests.unit.cli.conftest import Run
 
@@ -76,6 +77,37 @@ def test_a_runtime_that_cannot_run_here_is_a_caution(run: Run, tmp_path: Path) -
     result = run("llamafile", "tiny.gguf", "--runtime", "runtime")
     assert result.code == 0
     assert "caution: not run: " in result.err
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_towers_are_packed_with_the_weights(run: Run, tmp_path: Path, *, external: bool) -> None:
+    write_zip_runtime(tmp_path / "runtime")
+    model = write_convertible_multimodal(tmp_path, "gemma3")
+    assert run("gguf", str(model), "--type", "Q8_0", "--no-eval", "-o", "out").code == 0
+    text, towers = f"{model.name}-Q8_0.gguf", f"mmproj-{model.name}-F16.gguf"
+    (tmp_path / "made").mkdir()
+    flags = ["--runtime", "runtime", "-o", "made/g", "--json", "-q"]
+    flags += ["--external"] if external else []
+    made = json.loads(run("llamafile", "out", *flags).out)
+    where = "" if external else "/zip/"
+    assert made["arguments"] == ["-m", where + text, "--mmproj", where + towers]
+    record = made["record"]
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_bytes())
+    assert record["towers"]["sha256"] == manifest["files"][towers]["sha256"]
+    assert (record["towers"]["offset"] is None) is external
+    assert run("verify", "made/g", "-q").out == "made/g: valid\n"
+    if external:
+        (tmp_path / "made" / towers).write_bytes(b"x")
+    else:
+        packed = bytearray((tmp_path / "made" / "g").read_bytes())
+        packed[record["towers"]["offset"] + 1000] ^= 1
+        (tmp_path / "made" / "g").write_bytes(packed)
+    assert run("verify", "made/g", "-q").code == 6
+
+    blind = run(
+        "llamafile", "out", "--mmproj", "none", "--runtime", "runtime", "--dry-run", "--json"
+    )
+    assert json.loads(blind.out)["arguments"] == ["-m", f"/zip/{text}"]
 
 
 def test_everything_that_is_wrong_is_said_at_once(run: Run) -> None:
