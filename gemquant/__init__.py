@@ -12,18 +12,22 @@ if TYPE_CHECKING:
     from gemquant.core.artifact import Artifact
     from gemquant.errors import GemquantError
     from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
+    from gemquant.publish.api import card, push, verify
 
 __version__ = "0.1.0"
 __all__ = [
     "Artifact",
     "Checkpoint",
     "GemquantError",
+    "card",
     "evaluate",
     "load",
     "open_checkpoint",
     "plan",
+    "push",
     "quantize",
     "run",
+    "verify",
 ]
 
 _HOMES = {
@@ -31,6 +35,7 @@ _HOMES = {
     "Checkpoint": "gemquant.formats.checkpoint",
     "GemquantError": "gemquant.errors",
     "open_checkpoint": "gemquant.formats.checkpoint",
+    **dict.fromkeys(("card", "push", "verify"), "gemquant.publish.api"),
 }
 
 

@@ -72,9 +72,6 @@ def command(
     verify` still passes. --check exits with 6 if the card is out of date.
     """
     require_there(artifacts)
-    from gemquant.publish.card import make_card, refuse_stale, save_card, write_card
-    from gemquant.publish.collection import set_card
-
     del quiet  # it takes no time
     words = shlex.join(map(str, artifacts))
     given = [evaluation, tasks, *([] if collection else [output])]
@@ -110,6 +107,9 @@ def command(
             f"--output: {artifact} holds {len(folders)} artifacts, each with its own card.",
             hint=f"One card for all: gemquant card --collection {artifact}",
         )
+    from gemquant.publish.card import make_card, refuse_stale, save_card, write_card
+    from gemquant.publish.collection import set_card
+
     cards = [
         set_card(each) if is_set(each) else make_card(each, evaluation=evaluation, tasks=tasks)
         for each in folders
@@ -132,10 +132,11 @@ def _of_collection(
     paths: Sequence[Path], output: Path | None, *, check: bool, force: bool
 ) -> dict[str, Any]:
     """Write one card for all, or check it."""
+    folders = artifact_folders(paths)
+
     from gemquant.publish.card import refuse_stale, write_card
     from gemquant.publish.collection import collection_card
 
-    folders = artifact_folders(paths)
     parents = {each.resolve().parent for each in folders}
     inside = len(paths) == 1 and folders != [paths[0]]
     folder = output or (paths[0] if inside else Path(os.path.commonpath(parents)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -21,10 +21,6 @@ from gemquant.cli.settings import problems_of, setting, threads_of
 from gemquant.core.progress import print_end, reporter
 from gemquant.core.recipe import Recipe
 from gemquant.errors import OutputError, UsageError
-
-if TYPE_CHECKING:
-    from gemquant.core.protocols import Progress
-    from gemquant.formats.gguf.imatrix import ImportanceMatrix
 
 
 @click.command(
@@ -93,9 +89,10 @@ def command(
         progress.start(f"opening {model}", 0)
 
         from gemquant.cli import render
+        from gemquant.convert.imatrix import compute_imatrix
         from gemquant.formats.gguf.imatrix import write_imatrix
 
-        matrix = _compute(recipe, threads, progress)
+        matrix = compute_imatrix(recipe, threads, progress)
     write_imatrix(output, matrix)
     counts = [max(entry.counts) for entry in matrix.entries.values()]
     document = {
@@ -115,20 +112,3 @@ def command(
     )
     words = shlex.quote(str(model)), shlex.quote(str(output))
     print_end(f"gemquant gguf {words[0]} --imatrix {words[1]}", quiet=quiet)
-
-
-def _compute(recipe: Recipe, threads: int, progress: Progress) -> ImportanceMatrix:
-    import torch
-
-    from gemquant.calibration.trace import Trace, computed_importance
-    from gemquant.convert.prepare import OpenedModel, calibration_dtype
-    from gemquant.models.skeleton import Skeleton
-
-    model = OpenedModel(recipe, threads=threads, progress=progress)
-    calibration = model.calibration()
-    model.refuse()
-    config, windows = model.checkpoint.config, calibration.value
-    dtype = getattr(torch, calibration_dtype(recipe))
-    skeleton = Skeleton(config, device=recipe.device, dtype=dtype)
-    trace = Trace(model.checkpoint, skeleton, windows, gram=False)
-    return computed_importance(trace, windows, config, progress)

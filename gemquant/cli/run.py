@@ -16,7 +16,12 @@ from gemquant.cli.external import tool_settings
 from gemquant.cli.flags import Size, flag, flags, offering, output_flags, target_folder_flag
 from gemquant.cli.flags import threads_flag as threads
 from gemquant.cli.settings import problems_of, target_folders, threads_of
-from gemquant.convert.external_options import AutoAwqOptions, ExternalRequest, OnnxOptions
+from gemquant.convert.external_options import (
+    AutoAwqOptions,
+    ExternalRequest,
+    ImatrixOptions,
+    OnnxOptions,
+)
 from gemquant.convert.run_recipe import RunJob, RunRecipe, preset, preset_names
 from gemquant.core.progress import print_end, reporter
 from gemquant.core.resources import human_bytes, parse_size
@@ -25,13 +30,18 @@ from gemquant.rockchip.options import AUTO, RkllmOptions
 
 if TYPE_CHECKING:
     from gemquant.convert.duration import Duration
-    from gemquant.convert.run import PlannedRun, RunRequest
+    from gemquant.convert.run import PlannedRun, RunRequest, ToolStep
     from gemquant.core.artifact import Artifact
     from gemquant.core.protocols import Progress
     from gemquant.core.targets import Target
 
-TOOLS = {"onnx": OnnxOptions, "rkllm": RkllmOptions, "autoawq": AutoAwqOptions}
-"""Programs that decide numbers themselves, and their options."""
+TOOLS = {
+    "onnx": OnnxOptions,
+    "rkllm": RkllmOptions,
+    "autoawq": AutoAwqOptions,
+    "imatrix": ImatrixOptions,
+}
+"""Jobs that run after the passes, and their options."""
 RECIPES = (".toml", ".json")
 
 
@@ -197,8 +207,12 @@ class _Step:
     run: Callable[[Path, Progress], Artifact | None]
 
 
-def tool_step(job: RunJob, target: Target, request: RunRequest, progress: Progress) -> _Step:
-    """Check a job of another program; it runs when the passes are over."""
+def tool_step(job: RunJob, target: Target, request: RunRequest, progress: Progress) -> ToolStep:
+    """Check a job that runs when the passes are over, mostly another program's."""
+    if job.recipe.quantizer == "imatrix":
+        from gemquant.convert.imatrix import ImatrixStep
+
+        return ImatrixStep.of(job, request, progress)
     given, recipe = job.tool or {}, job.recipe
     problems = ProblemCollector()
     memory = given.get("tool_memory")

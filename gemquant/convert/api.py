@@ -9,18 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from gemquant.calibration.suites import SuiteText
 from gemquant.convert.estimate import Estimate, EstimateRequest, estimate, read_headers
+from gemquant.convert.external_options import ImatrixOptions
+from gemquant.convert.imatrix import ImatrixStep
 from gemquant.convert.plugins import open_weights
 from gemquant.convert.run import RunRequest, default_memory, plan_run
-from gemquant.convert.run_recipe import RunJob, RunRecipe, preset
+from gemquant.convert.run_recipe import IMATRIX, RunJob, RunRecipe, preset
 from gemquant.core.artifact import Artifact
 from gemquant.core.artifact.evaluation import EvaluationDocument
 from gemquant.core.progress import reporter
+from gemquant.core.protocols import Progress
 from gemquant.core.resources import default_threads, parse_size
-from gemquant.core.targets import load_target
+from gemquant.core.targets import Target, load_target
 from gemquant.errors import ProblemCollector, UnsupportedError, UsageError, refuse
 from gemquant.measure.quality.evaluation import Evaluation, EvaluationRequest, name_problems
 
@@ -149,7 +152,7 @@ def _opened(artifact: str | Path | Artifact) -> Artifact:
 
 def _expanded(recipes: Sequence[RunRecipe]) -> list[RunJob]:
     problems = ProblemCollector()
-    jobs = [job for recipe in recipes for job in recipe.expand({}, problems)]
+    jobs = [job for recipe in recipes for job in recipe.expand({IMATRIX: ImatrixOptions}, problems)]
     problems.refuse()
     return jobs
 
@@ -169,14 +172,16 @@ def _make(
         (),
         threads or default_threads(),
         default_memory() if memory is None else parse_size(memory, flag="memory"),
-        _no_tool,
+        _tool,
         force=force,
     )
     with reporter(quiet=not progress) as report:
         return plan_run(request, report).run(report)
 
 
-def _no_tool(job: RunJob, *_: object) -> NoReturn:
+def _tool(job: RunJob, _: Target, request: RunRequest, progress: Progress) -> ImatrixStep:
+    if job.recipe.quantizer == IMATRIX:
+        return ImatrixStep.of(job, request, progress)
     raise UnsupportedError(
         f"{job.place}: another program decides its numbers.", hint="Run it with gemquant run."
     )

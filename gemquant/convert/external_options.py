@@ -59,6 +59,14 @@ class OnnxOptions:
 
 
 @dataclass(frozen=True)
+class ImatrixOptions:
+    """An importance matrix as a file beside the artifacts, which has no options of its own."""
+
+    name: ClassVar[str] = "imatrix"
+    target: ClassVar[str] = "cpu"
+
+
+@dataclass(frozen=True)
 class ToolSettings:
     """Where and within what a tool runs. python: None for this interpreter."""
 

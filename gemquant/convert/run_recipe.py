@@ -18,6 +18,8 @@ from gemquant.errors import Attempt, GemquantError, ProblemCollector, UsageError
 
 PRESETS = Path(__file__).with_name("presets")
 _MAX_BYTES = 1_000_000
+IMATRIX = "imatrix"
+"""The job whose result is a file beside the artifacts."""
 
 _JOB_ONLY = {"quantizer": (str,), "name": (str,)}
 _LIMITS = {"tool_minutes": (int,), "tool_memory": (str,)}
@@ -139,6 +141,7 @@ class RunRecipe:
         options = {each.name: each for each in options_of(found.value)}
         former = former_names(found.value)
         of_tool = _TOOLKIT if name == "rkllm" else _TOOL if tool is not None else {}
+        of_tool = {} if name == IMATRIX else of_tool
         own = {**_JOB_ONLY, **of_tool}
         values = {former.get(key, key): v for key, v in table.items() if key not in own}
         settings = {key: v for key, v in values.items() if key in _SHARED and key not in options}

@@ -27,7 +27,7 @@ from gemquant.core.artifact.card import (
     repository_in,
 )
 from gemquant.core.artifact.evaluation import LEVELS
-from gemquant.core.artifact.finalize import ABOUT_FILES, manifests_in
+from gemquant.core.artifact.finalize import ABOUT_FILES, IMATRIX_ENDING, PICTURES, manifests_in
 from gemquant.core.artifact.loading import FOLDER, Loader, loaders
 from gemquant.core.artifact.losses import overall_results
 from gemquant.core.artifact.manifest import (
@@ -65,12 +65,14 @@ class Collection:
 
     before: the original's card, at the end of each artifact's own or of the common one. config: the
     model's, for memory; None where no artifact that has it is here. repository: None if unknown.
+    imatrix: name of an importance matrix beside them.
     """
 
     members: Sequence[Member]
     before: str
     config: Mapping[str, Any] | None
     repository: str | None = None
+    imatrix: str | None = None
 
     @classmethod
     def of(
@@ -79,6 +81,7 @@ class Collection:
         present: Mapping[str, Manifest] | None = None,
         *,
         repository: str | None = None,
+        imatrix: str | None = None,
     ) -> Collection:
         """artifacts: by their folder in the repository, with a slash, or by their label if flat.
 
@@ -92,7 +95,7 @@ class Collection:
         first = next(iter(artifacts.values()))
         before = (first.path / CARD_FILE).read_text(encoding="utf-8", errors="replace")
         members = sorted(found.values(), key=lambda each: (-each.size, each.label))
-        return cls(members, before, _config(artifacts.values()), repository)
+        return cls(members, before, _config(artifacts.values()), repository, imatrix)
 
     @property
     def flat(self) -> bool:
@@ -114,7 +117,7 @@ class Collection:
         pictures: dict[str, bytes] = {}
         missing = None
         if picture.drawable(self.members):
-            there = {name: old.get(name, b"") for name in picture.PICTURES}
+            there = {name: old.get(name, b"") for name in PICTURES}
             if all(picture.is_current(n, c, self.members) for n, c in there.items()):
                 pictures = there
             elif picture.installed():
@@ -161,6 +164,7 @@ class Collection:
             texts=_texts(self.members),
             libraries={k: v for e in self.members for k, v in e.manifest.libraries.items()},
             flat=self.flat,
+            imatrix=self.imatrix,
             folder=name.partition("/")[2],
             terms=licence_of(first).card,
             linears=1,
@@ -266,9 +270,10 @@ def is_ours(card: Path) -> bool:
 
 
 def _common(folder: Path, artifacts: Mapping[str, Artifact]) -> Card:
-    names = [CARD_FILE, *picture.PICTURES]
+    names = [CARD_FILE, *PICTURES]
     old = {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
-    made = Collection.of(artifacts).files(old)
+    imatrix = next((each.name for each in sorted(folder.glob(f"*{IMATRIX_ENDING}"))), None)
+    made = Collection.of(artifacts, imatrix=imatrix).files(old)
     changed = {name: content for name, content in made.items() if old.get(name) != content}
     manifest = next(iter(artifacts.values())).manifest
     return Card(folder, manifest, made[CARD_FILE].decode(), changed)

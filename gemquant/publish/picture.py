@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 NAME = "size-and-loss"
-PICTURES = tuple(f"{NAME}{dark}.{kind}" for dark in ("", "-dark") for kind in ("svg", "png"))
-"""Names of the files."""
 INSTALL = "pip install 'gemquant[picture]'"
 _VERSION = 1
 """Rises when the drawing changes."""

@@ -31,7 +31,13 @@ from gemquant.core.artifact import (
     read_manifest,
 )
 from gemquant.core.artifact.card import CARD_FILE
-from gemquant.core.artifact.finalize import HUB_ATTRIBUTES, MANIFESTS, NOTICE_FILE
+from gemquant.core.artifact.finalize import (
+    HUB_ATTRIBUTES,
+    IMATRIX_ENDING,
+    MANIFESTS,
+    NOTICE_FILE,
+    PICTURES,
+)
 from gemquant.core.artifact.manifest import licence_of, scheme_label
 from gemquant.core.protocols import Progress
 from gemquant.core.resources import human_bytes
@@ -47,8 +53,13 @@ from gemquant.formats.checkpoint.provenance import declared_license
 from gemquant.models.architecture import ARCHITECTURES
 from gemquant.models.licences import HEALTH_AI
 from gemquant.publish.card import make_card
-from gemquant.publish.collection import GGUF, Collection, model_problems, set_problems, shared
-from gemquant.publish.picture import PICTURES
+from gemquant.publish.collection import (
+    GGUF,
+    Collection,
+    model_problems,
+    set_problems,
+    shared,
+)
 from gemquant.publish.verify import (
     artifact_problems,
     signature_path,
@@ -234,8 +245,7 @@ def _flat_files(
     for label, each in ours.items():
         name = f"{MANIFESTS}/{label}.json"
         files[name] = UploadFile.made(name, shared(each.manifest).to_json(), label)
-    made = Collection.of(ours, present, repository=destination.repository).files({})
-    return [*files.values(), *(UploadFile.made(*each) for each in made.items())]
+    return [*files.values(), *_common_files(ours, present, destination)]
 
 
 def _folder_files(
@@ -256,8 +266,21 @@ def _folder_files(
             UploadFile.made(place + name, (each.path / name).read_bytes(), place)
             for name in (MANIFEST_FILE, *([SIGNATURE_FILE] if signed else []))
         ]
-    made = Collection.of(ours, present, repository=destination.repository).files({})
-    return [*files, *(UploadFile.made(*each) for each in made.items())]
+    return [*files, *_common_files(ours, present, destination)]
+
+
+def _common_files(
+    artifacts: Mapping[str, Artifact], present: Mapping[str, Manifest], destination: Destination
+) -> list[UploadFile]:
+    """The card, its pictures, and an importance matrix that lies beside the artifacts."""
+    parents = {each.path.resolve().parent for each in artifacts.values()}
+    found = sorted(parents.pop().glob(f"*{IMATRIX_ENDING}")) if len(parents) == 1 else []
+    matrices = {each.name: each.read_bytes() for each in found[:1]}
+    collection = Collection.of(
+        artifacts, present, repository=destination.repository, imatrix=next(iter(matrices), None)
+    )
+    made = matrices | collection.files({})
+    return [UploadFile.made(*each) for each in made.items()]
 
 
 def present_set(destination: Destination, api: HfApi) -> Present:

@@ -29,7 +29,9 @@ from gemquant.core.artifact import (
 )
 from gemquant.core.artifact.card import CARD_FILE
 from gemquant.core.artifact.finalize import (
+    IMATRIX_ENDING,
     MANIFESTS,
+    PICTURES,
     accompanies,
     file_problems,
     files_in,
@@ -50,7 +52,6 @@ from gemquant.errors import (
 )
 from gemquant.formats import llamafile_record as llamafile
 from gemquant.formats.checkpoint.files import read_json_object
-from gemquant.publish.picture import PICTURES
 from gemquant.runtimes.text import read_tokenizer
 
 INSTALL = "pip install 'gemquant[signing]'"
@@ -137,7 +138,7 @@ def _set_problems(folder: Path) -> list[GemquantError]:
     problems += [
         ArtifactError(f"{name} is in {folder}, but in none of its manifests.")
         for name in sorted(files_in(folder))
-        if name not in known and not accompanies(name)
+        if name not in known and not accompanies(name) and not name.endswith(IMATRIX_ENDING)
     ]
     return [*dict.fromkeys(problems)]
 

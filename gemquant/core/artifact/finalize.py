@@ -35,6 +35,10 @@ _MANIFEST_LIMIT_BYTES = 64_000_000
 
 MANIFESTS = "manifests"
 """Folder of a repository with several artifacts: a manifest each."""
+PICTURES = tuple(f"size-and-loss{dark}.{kind}" for dark in ("", "-dark") for kind in ("svg", "png"))
+"""Pictures of such a repository's card."""
+IMATRIX_ENDING = ".imatrix.gguf"
+"""How the name of an importance matrix ends that lies beside several artifacts."""
 EVALUATION_FILE = "evaluation.json"
 TASKS_FILE = "tasks.json"
 """What was measured later, as the card shows it."""

@@ -282,3 +282,14 @@ def test_a_url_that_nothing_opens_is_refused_before_work(
     ended = run("run", recipe(job(quantizer="rtn")), "--copy-to", "shelf://x")
     assert (ended.code, "--copy-to shelf://x: Protocol not known: shelf" in ended.err) == (2, True)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_importance_matrix_lies_beside_the_artifacts_that_used_it(
+    run: Run, recipe: Recipe, tmp_path: Path
+) -> None:
+    file = recipe(job(quantizer="rtn") + job(quantizer="imatrix"))
+    assert run("run", file).code == 0
+    matrix = tmp_path / "out/model.imatrix.gguf"
+    assert run("imatrix", "model", *FLAGS[:4], "-o", "alone.gguf", "--threads", "1").code == 0
+    assert matrix.read_bytes() == (tmp_path / "alone.gguf").read_bytes()
+    assert "imatrix: made already" in run("run", file).err
