@@ -12,7 +12,6 @@ from gemquant.calibration.documents import read_user_file
 from gemquant.calibration.text import REINSTALL, Library, TextFile
 from gemquant.calibration.windows import (
     Packer,
-    Tokenizer,
     TokenWindows,
     dealt_documents,
     token_windows,
@@ -21,7 +20,6 @@ from gemquant.core.json_document import Record
 from gemquant.core.resources import data_folder
 from gemquant.core.untrusted import MAX_TOML_BYTES, UntrustedFile, user_path
 from gemquant.errors import CalibrationError, GemquantError, UsageError, refuse
-from gemquant.models.chat import ChatTemplate
 
 FILE = "suites.toml"
 OWN_SEQ_LEN = 256
@@ -120,11 +118,8 @@ class SuiteText(Suite):
             }
         )
 
-    def token_windows(
-        self, tokenizer: Tokenizer, *, seed: int, bos: int, chat_template: ChatTemplate | None
-    ) -> list[TokenWindows]:
+    def token_windows(self, packer: Packer) -> list[TokenWindows]:
         """Tokenize: windows of every slice. CalibrationError where its text is too short."""
-        packer = Packer(tokenizer, self.seq_len, bos, chat_template, seed)
         if self.own is not None:
             documents, what = iter(read_user_file(self.own, flag="--suite")), f"--suite {self.own}"
             rows = packer.pack(documents, self.windows, what, strict=self.strict)

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 BETWEEN_DOCUMENTS = "\n\n"
 BYTES_PER_TOKEN = 4.3
 """Of English in Gemma's vocabulary, roughly."""
+EMBEDDED_TOKENS = 64
+"""Of the texts by which an embedding model is evaluated."""
 SHORTEST = 16
 """Tokens of the shortest window that a recipe allows."""
 
@@ -110,7 +112,8 @@ class Packer:
     """Turns documents into windows, tokenizing only what is needed.
 
     seq_len: tokens of a window, BOS included. bos: its token id. chat_template: for conversations;
-    None where there are none. seed: of every order.
+    None where there are none. seed: of every order. prompts: of an embedding model, whose windows
+    begin with them in turns. ends: tokens that end every text.
     """
 
     tokenizer: Tokenizer
@@ -118,12 +121,33 @@ class Packer:
     bos: int
     chat_template: ChatTemplate | None
     seed: int = 0
+    prompts: Sequence[Sequence[int]] = ((),)
+    ends: Sequence[int] = ()
 
     @classmethod
     def of(cls, recipe: Recipe, checkpoint: Checkpoint, template: ChatTemplate) -> Self:
-        """For the texts that a recipe names."""
-        bos = checkpoint.config["bos_token_id"]
-        return cls(checkpoint.tokenizer(), recipe.seq_len, bos, template, recipe.seed)
+        """For the texts that a recipe names.
+
+        UsageError where a window has no room for an embedding model's prompt and text.
+        """
+        tokenizer, bos = checkpoint.tokenizer(), checkpoint.config["bos_token_id"]
+        plain = cls(tokenizer, recipe.seq_len, bos, template, recipe.seed)
+        if not checkpoint.prompts:
+            return plain
+        # The space that ends a prompt belongs to the text's first word.
+        prompts = [
+            tokenizer.encode(prompt.rstrip(" "), add_special_tokens=False).ids
+            for prompt in checkpoint.prompts.values()
+        ]
+        framed = replace(plain, prompts=prompts, ends=tokenizer.encode("").ids[1:])
+        room = min(map(framed._room, range(len(prompts))))  # noqa: SLF001 (a Packer's own)
+        if room < SHORTEST // 2:
+            raise UsageError(
+                f"--seq-len {recipe.seq_len}: the model's prompt and special tokens are "
+                f"{recipe.seq_len - room} of them.",
+                hint=f"--seq-len {recipe.seq_len - room + SHORTEST} at least",
+            )
+        return framed
 
     def pack(
         self,
@@ -139,25 +163,32 @@ class Packer:
         strict: refuse text that is too short for so many, instead of filling as many as it can.
         """
         stream: list[int] = []
-        while len(stream) < count * self._room and (document := next(documents, None)):
+        rooms = [self._room(number) for number in range(count)]
+        while len(stream) < sum(rooms) and (document := next(documents, None)):
             stream += self._tokens(document)
-        if len(stream) < self._room and not strict:
+        if len(stream) < self._room(0) and not strict:
             raise CalibrationError(
                 f"{what}: {len(stream)} tokens do not fill one window of {self.seq_len}.",
                 hint=_what_fits(len(stream), 1, self.seq_len, share),
             )
-        if len(stream) < count * self._room and strict:
+        if len(stream) < sum(rooms) and strict:
             raise CalibrationError(
                 f"{what}: {len(stream)} tokens, but {count} windows of {self.seq_len} need "
-                f"{count * self._room}.",
+                f"{sum(rooms)}.",
                 hint=_what_fits(len(stream), count, self.seq_len, share),
             )
-        room, count = self._room, min(count, len(stream) // self._room)
-        return [[self.bos, *stream[n * room : (n + 1) * room]] for n in range(count)]
+        windows: list[list[int]] = []
+        for number, room in enumerate(rooms):
+            text, stream = stream[:room], stream[room:]
+            if len(text) == room:
+                prompt = self.prompts[number % len(self.prompts)]
+                windows.append([self.bos, *prompt, *text, *self.ends])
+        return windows
 
-    @property
-    def _room(self) -> int:
-        return self.seq_len - 1
+    def _room(self, number: int) -> int:
+        """Tokens of text in a window."""
+        prompt = self.prompts[number % len(self.prompts)]
+        return self.seq_len - 1 - len(prompt) - len(self.ends)
 
     def _tokens(self, document: Document) -> list[int]:
         if isinstance(document, Conversation):
@@ -236,10 +267,27 @@ def evaluation_text(
     """
     if recipe.eval_windows == 0:
         return ()
-    packer = Packer.of(recipe, checkpoint, template)
-    packer = replace(packer, seq_len=recipe.evaluation_tokens)
-    slices = evaluation_windows(packer, recipe.eval_slices, recipe.eval_windows, strict=strict)
+    length, count = recipe.evaluation_tokens, recipe.eval_windows
+    if checkpoint.prompts:
+        length, count = embedded_texts(length, count)
+    packer = Packer.of(replace(recipe, seq_len=length), checkpoint, template)
+    slices = evaluation_windows(packer, recipe.eval_slices, count, strict=strict)
+    if checkpoint.prompts:  # an embedding is of all positions
+        return slices
     return [windows.sampled(recipe.eval_positions) for windows in slices]
+
+
+def embedded_texts(seq_len: int, windows: int) -> tuple[int, int]:
+    """Tokens and number of the texts that so many windows become for an embedding model.
+
+    They are short, as queries are, and an even number of them, for half of them are queries.
+
+    >>> embedded_texts(512, 4)
+    (64, 32)
+    """
+    length = min(seq_len, EMBEDDED_TOKENS)
+    count = max(1, windows * (seq_len // length))
+    return length, count + count % 2
 
 
 def _what_fits(tokens: int, count: int, seq_len: int, share: float) -> str:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def print_document(document: EvaluationDocument) -> None:
     """Print each slice of one artifact, or of several with ``-v``; last, all artifacts together."""
-    from gemquant.core.artifact.losses import OVERALL, comparisons
+    from gemquant.core.artifact.losses import comparisons, overall_legend
 
     suite = document.suite
     own = suite.name == "recipe"
@@ -41,7 +41,8 @@ def print_document(document: EvaluationDocument) -> None:
     for each in document.artifacts:
         if each.made_by is not None:
             print_tables(f"{each.name}, {each.container} {each.scheme}, by others: {each.made_by}.")
-    print_tables(OVERALL if len(document.artifacts) == 1 else f"{OVERALL} Each slice: -v.")
+    words = overall_legend(level for each in document.artifacts for level in each.levels)
+    print_tables(words if len(document.artifacts) == 1 else f"{words} Each slice: -v.")
 
 
 def _level(

@@ -210,6 +210,15 @@ def _name_problems(documents: list[EvaluationDocument]) -> list[GemquantError]:
         for name in dict.fromkeys(names)
         if names.count(name) > 1
     ]
+    problems += [
+        UsageError(
+            f"{artifact.name!r} is an embedding model: the gate judges predictions.",
+            hint="gemquant eval measures its embeddings.",
+        )
+        for document in documents
+        for artifact in document.artifacts
+        if any(level.embeddings for level in artifact.levels)
+    ]
     if documents and not names:
         problems.append(UsageError("No artifact was measured: the documents are empty."))
     return problems

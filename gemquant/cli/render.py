@@ -150,7 +150,12 @@ def push_command(finished: Sequence[Artifact]) -> str:
 
 def _print_set(several: Sequence[Artifact]) -> None:
     """Print artifacts side by side, the largest first."""
-    from gemquant.core.artifact.losses import OVERALL, compared_cells, compared_columns, headline
+    from gemquant.core.artifact.losses import (
+        compared_cells,
+        compared_columns,
+        headline,
+        overall_legend,
+    )
     from gemquant.core.artifact.manifest import (
         artifact_label,
         gguf_files,
@@ -160,7 +165,9 @@ def _print_set(several: Sequence[Artifact]) -> None:
 
     ggufs = all(each.manifest.container == "gguf" for each in several)
     last = "file" if ggufs else "folder"
-    rows = Table([Column("type" if ggufs else "quantizer"), *compared_columns(), Column(last)])
+    lines = [headline(each.manifest.certificates) for each in several]
+    first = Column("type" if ggufs else "quantizer")
+    rows = Table([first, *compared_columns(lines), Column(last)])
     for each in sorted(several, key=lambda each: -each.content_bytes):
         manifest = each.manifest
         file = next(iter(gguf_files(manifest)), "")
@@ -175,7 +182,7 @@ def _print_set(several: Sequence[Artifact]) -> None:
     parents = folders if len(folders) == 1 else {each.parent for each in folders}
     place = str(parents.pop()) if len(parents) == 1 else "."
     count = counted(len(several), "file" if ggufs else "artifact")
-    print_tables(f"{place}: {count} of {', '.join(names)}{size}", rows, OVERALL)
+    print_tables(f"{place}: {count} of {', '.join(names)}{size}", rows, overall_legend(lines))
 
 
 def _artifact_document(made: Artifact) -> dict[str, Any]:

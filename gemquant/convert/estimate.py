@@ -108,6 +108,12 @@ def estimate(
             f"target {target.name} says nothing of memory and speed.",
             hint="Add footprint and speeds to its file; docs/new-target.md describes them.",
         )
+    architecture = architecture_of(config)
+    if architecture.embeds:
+        raise UnsupportedError(
+            f"plan predicts how fast text is written; an {architecture.name} writes none.",
+            hint="A command's --dry-run predicts size and time: gemquant gguf MODEL --dry-run",
+        )
     footprint = target.footprint
     candidates = (
         npu_candidates(target, config) if target.npu else container_candidates(target, config)

@@ -128,6 +128,7 @@ def write_config(
     text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     for name, content in {**tokenizer_files, "config.json": text.encode()}.items():
         try:
+            (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(content)
         except OSError as error:
             raise OutputError(f"{folder / name}: {error.strerror}.") from error

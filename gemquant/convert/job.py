@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from gemquant.core.artifact import (
     RoutedRecord,
     staged,
 )
-from gemquant.core.artifact.evaluation import LevelEvaluation, SliceEvaluation
+from gemquant.core.artifact.evaluation import LevelEvaluation
 from gemquant.core.protocols import (
     FLOAT16_LIMIT,
     Block,
@@ -32,9 +33,11 @@ from gemquant.core.protocols import (
 from gemquant.core.weights import ChunkedWeight, QuantizedRows, ReadWeights, Stackable
 from gemquant.formats.checkpoint import Checkpoint
 from gemquant.measure.quality.divergence import Table
-from gemquant.measure.quality.streams import head_name, reference_runtime
+from gemquant.measure.quality.embeddings import dense_modules
+from gemquant.measure.quality.streams import head_name
 from gemquant.models.skeleton import Skeleton
 from gemquant.models.structure import (
+    DENSE,
     FINAL_NORM,
     PER_LAYER_NORM,
     PER_LAYER_TABLE,
@@ -77,7 +80,9 @@ def _writer(planned: PlannedJob, folder: Path, finished: int) -> AbstractContext
     if finished == 0:
         return create(folder, header)
     for path in folder.iterdir():
-        if path.name not in planned.file_sizes:  # from the end of a run; written again
+        if path.is_dir():  # from the end of a run; written again
+            shutil.rmtree(path)
+        elif path.name not in planned.file_sizes:
             path.unlink()
     prefixes = tuple(map(layer_prefix, range(finished)))
     return create(folder, header, [name for name in header.layout if name.startswith(prefixes)])
@@ -177,7 +182,7 @@ class JobWriter:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor outside the layers."""
-        return self.layout[name].shape
+        return self._checkpoint.shape(name) if name in DENSE else self.layout[name].shape
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows of a tensor outside the layers as stored, decoded: a ``RowSource``."""
@@ -188,11 +193,18 @@ class JobWriter:
             unheld = UnheldWeights(self._checkpoint, part, self._skeleton.device)
             block = Block(-1, "", table_structure(name), unheld, {}, source=unheld)
             return self._decoded(self._quantizer.quantize(block, self._container)[name])
-        return self._checkpoint.rows(name, start, stop, self._float)
+        spec = self.layout.get(name)
+        dtype = self._float if spec is None or isinstance(spec, QuantizedSpec) else spec.dtype
+        return self._checkpoint.rows(name, start, stop, dtype)
 
     def final_norm(self) -> Tensor:
         """The final norm's weight as stored, in the compute type."""
         return self._decoded(self.rows(FINAL_NORM, 0, self.shape(FINAL_NORM)[0]))
+
+    @property
+    def dense(self) -> Sequence[Tensor]:
+        """Weights of an embedding model's Dense modules as stored, or else the checkpoint's."""
+        return dense_modules(self, self._checkpoint.config)
 
     def head_table(self) -> Table:
         """The head as stored, decoded run by run."""
@@ -201,7 +213,7 @@ class JobWriter:
 
     def close(
         self,
-        slices: tuple[SliceEvaluation, ...],
+        certificate: LevelEvaluation | None,
         *,
         calibration: TokenWindows | None,
         ranges: ActivationRanges,
@@ -214,8 +226,6 @@ class JobWriter:
             write_config(self._folder, config, self._accompanying_files())
         # A folder that its own reader cannot open must never get its final name.
         job.exporter.open(self._folder)
-        runtime = reference_runtime(self._skeleton)
-        certificate = LevelEvaluation(level="reference", runtime=runtime, slices=slices)
         ArtifactFacts(
             checkpoint=self._checkpoint,
             recipe=job.recipe,
@@ -227,7 +237,7 @@ class JobWriter:
             per_layer_embedding=self._planned.per_layer_embedding,
             towers=self._planned.tower_records,
             calibration=calibration if job.quantizer.needs else None,
-            certificates=(certificate,) if slices else (),
+            certificates=() if certificate is None else (certificate,),
             libraries={"gemquant-kernels": native.version()},
             fallbacks=self._planned.fallbacks,
             grid=self._planned.grid,
@@ -241,6 +251,9 @@ class JobWriter:
     def _accompanying_files(self) -> Mapping[str, bytes]:
         header, towers = self._planned.header, self._checkpoint.towers
         processors = towers.processor_files if towers is not None and header.towers else {}
+        modules = self._checkpoint.modules
+        if modules is not None:
+            processors = {**processors, **modules.contents()}
         return {**processors, **(header.origin.tokenizer_files if header.origin else {})}
 
     def _decoded(self, value: Tensor | QuantizedWeight) -> Tensor:

@@ -7,8 +7,9 @@ checkpoint ──blocks──▶ trace (statistics) ──▶ quantizers ──�
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,24 +28,37 @@ from gemquant.convert.resume import (
     open_run_checkpoint,
 )
 from gemquant.core.artifact import Artifact, read_manifest
-from gemquant.core.artifact.evaluation import SliceEvaluation
+from gemquant.core.artifact.evaluation import LevelEvaluation
 from gemquant.core.protocols import Progress, RoutedTokens, Silence
 from gemquant.errors import CalibrationError, listed
 from gemquant.formats.checkpoint import Checkpoint
-from gemquant.measure.quality.streams import EvaluationStreams, final_norm, head_table
+from gemquant.measure.quality.embeddings import dense_modules
+from gemquant.measure.quality.streams import (
+    EvaluationStreams,
+    final_norm,
+    head_table,
+    reference_runtime,
+)
 from gemquant.models.skeleton import Skeleton
-from gemquant.models.structure import EMBEDDING, HEAD, PER_LAYER_PROJECTION, PER_LAYER_TABLE
+from gemquant.models.structure import (
+    DENSE,
+    EMBEDDING,
+    HEAD,
+    PER_LAYER_PROJECTION,
+    PER_LAYER_TABLE,
+)
 from gemquant.numerics.precision import fast_products
 
 CALIBRATION, ORIGINAL, CANDIDATE = "calibration", "original", "candidate."
 SEALING = "writing and hashing files"
 TOWERS = "copying the towers"
-FIRST_TABLES = (EMBEDDING, PER_LAYER_TABLE, PER_LAYER_PROJECTION)
+FIRST_TABLES = (EMBEDDING, PER_LAYER_TABLE, PER_LAYER_PROJECTION, *DENSE)
 TABLES = {
     EMBEDDING: "quantizing the embedding",
     PER_LAYER_TABLE: "quantizing the per-layer embedding",
     PER_LAYER_PROJECTION: "quantizing the per-layer projection",
     HEAD: "quantizing the head",
+    **dict.fromkeys(DENSE, "quantizing a Dense module"),
 }
 
 
@@ -121,18 +135,14 @@ def run(
         for writer in writers:
             writer.write_outer_norms()
         _write_tables([HEAD], writers, trace, progress)
-        results: list[tuple[SliceEvaluation, ...]] = [() for _ in writers]
+        certificates: list[LevelEvaluation | None] = [None for _ in writers]
         if streams is not None:
-            original, *candidates = streams.predictors(
-                [(final_norm(checkpoint, skeleton), head_table(checkpoint, skeleton))]
-                + [(writer.final_norm(), writer.head_table()) for writer in writers]
-            )
             seed = planned[0].job.recipe.seed
-            results = streams.score(original, candidates, seed=seed, progress=progress)
+            certificates = [*_certificates(streams, checkpoint, skeleton, writers, seed, progress)]
         progress.start(SEALING, len(writers))
-        for writer, slices in zip(writers, results, strict=True):
+        for writer, certificate in zip(writers, certificates, strict=True):
             writer.close(
-                slices,
+                certificate,
                 calibration=calibration,
                 ranges=trace.activation_ranges,
                 routed=trace.routed,
@@ -141,6 +151,33 @@ def run(
         if saved is not None:
             saved.complete(skeleton.layers, outs)
     return _finished(outs)
+
+
+def _certificates(
+    streams: EvaluationStreams,
+    checkpoint: Checkpoint,
+    skeleton: Skeleton,
+    writers: Sequence[JobWriter],
+    seed: int,
+    progress: Progress,
+) -> Iterator[LevelEvaluation]:
+    """What every artifact loses, by its predictions or by its embeddings."""
+    certificate = partial(LevelEvaluation, level="reference", runtime=reference_runtime(skeleton))
+    norm = final_norm(checkpoint, skeleton)
+    if skeleton.architecture.embeds:
+        dense = dense_modules(checkpoint, checkpoint.config)
+        before, *others = streams.embeddings(
+            [(norm, dense), *((writer.final_norm(), writer.dense) for writer in writers)]
+        )
+        for other in others:
+            yield certificate(embeddings=streams.embedding_figures(before, other, seed=seed))
+        return
+    original, *candidates = streams.predictors(
+        [(norm, head_table(checkpoint, skeleton))]
+        + [(writer.final_norm(), writer.head_table()) for writer in writers]
+    )
+    for slices in streams.score(original, candidates, seed=seed, progress=progress):
+        yield certificate(slices=slices)
 
 
 def _finished(outs: Sequence[Path]) -> list[Artifact]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -30,15 +30,16 @@ from gemquant.core.protocols import (
 from gemquant.core.recipe import Recipe
 from gemquant.core.scheme import Scheme
 from gemquant.core.weights import BlockScheme
-from gemquant.errors import GemquantError, OutputError, refuse
+from gemquant.errors import GemquantError, OutputError, UnsupportedError, UsageError, refuse
 from gemquant.formats.checkpoint import Checkpoint
 from gemquant.formats.source_model import Origin
 from gemquant.models.architecture import (
+    architecture_of,
     kept_reason,
     linear_shapes,
     tensor_shapes,
 )
-from gemquant.models.structure import EMBEDDING, HEAD, PER_LAYER_TABLE
+from gemquant.models.structure import DENSE, DENSE_MODULES, EMBEDDING, HEAD, PER_LAYER_TABLE
 
 # Tokenizer, card, configuration and manifest: a generous guess.
 SMALL_FILES_BYTES = 64_000_000
@@ -161,6 +162,7 @@ def plan(jobs: Sequence[Job], checkpoint: Checkpoint) -> list[PlannedJob]:
             *problems_with(job.quantizer),
             *job.quantizer.problems(linears),
         ]
+        job_problems += _embedding_problems(job, checkpoint)
         if holds_towers(job, checkpoint):
             assert checkpoint.towers is not None
             job_problems += checkpoint.towers.problems()
@@ -176,6 +178,28 @@ def plan(jobs: Sequence[Job], checkpoint: Checkpoint) -> list[PlannedJob]:
         problems += output_problems(job.out, force=job.force or ending, needed_bytes=max(0, needed))
     refuse([*problems, *_shared_folders(jobs)])
     return planned
+
+
+def _embedding_problems(job: Job, checkpoint: Checkpoint) -> Iterator[GemquantError]:
+    """Why a container cannot hold an embedding model."""
+    architecture, name = architecture_of(checkpoint.config), job.exporter.name
+    if not architecture.embeds:
+        return
+    if job.quantizer.scheme_for(HEAD, (1, 1)) is not None:
+        yield UsageError(f"--quantize-head: an {architecture.name} has no head.")
+    if not job.exporter.holds_embeddings:
+        yield UnsupportedError(
+            f"{name}: no loader of this container is known for an {architecture.name}.",
+            hint="Use gemquant gguf, or awq, rtn, bitsandbytes or cast with --target cpu.",
+        )
+    elif (
+        checkpoint.modules is None and not job.exporter.container(checkpoint.config).self_contained
+    ):
+        yield UnsupportedError(
+            f"{checkpoint.ref}: a GGUF has not the files of sentence-transformers, which {name} "
+            "needs.",
+            hint="Start from the folder or the Hub id, or use gemquant gguf.",
+        )
 
 
 def _shared_folders(jobs: Sequence[Job]) -> list[GemquantError]:
@@ -195,13 +219,18 @@ def _header(job: Job, checkpoint: Checkpoint) -> ArtifactHeader:
     layout: dict[str, PlainSpec | QuantizedSpec] = {}
     for name, shape in tensor_shapes(config).items():
         layout[name] = PlainSpec(shape, container.float_dtype)
-        if len(shape) == 2 and name != HEAD:
+        if name in DENSE and not container.self_contained:
+            layout[name] = PlainSpec(shape, checkpoint.stored_dtype(name))
+        elif len(shape) == 2 and name != HEAD:
             matrix = (shape[0], shape[1])
             scheme = job.quantizer.scheme_for(name, matrix)
             if scheme is not None:
                 layout[name] = QuantizedSpec(matrix, scheme)
+            elif name in DENSE:
+                del layout[name]
+                config[DENSE_MODULES] = {}
     head_scheme = job.quantizer.scheme_for(HEAD, (rows, columns))
-    if head_scheme is not None:
+    if head_scheme is not None and not architecture_of(config).embeds:
         config["tie_word_embeddings"] = False
         layout[HEAD] = QuantizedSpec((rows, columns), head_scheme)
     origin = Origin(checkpoint, job.recipe.chat_template)

@@ -399,6 +399,8 @@ class Exporter(Protocol):
     """Whether ``create`` can continue the files of an interrupted run."""
     without_towers: ClassVar[str] = "its loaders read text models"
     """Why it holds no towers, where it does not."""
+    holds_embeddings: ClassVar[bool] = False
+    """Whether it holds an embedding model, which has no head."""
 
     @property
     def holds_towers(self) -> bool:

@@ -193,6 +193,7 @@ class BitsAndBytes(PackedFolder):
     types: ClassVar[Container] = Container(torch.float32, torch.bfloat16)
     packing: ClassVar[PackedLinear] = BitsAndBytesLinear()
     holds_towers: ClassVar[bool] = True
+    holds_embeddings: ClassVar[bool] = True
     skipped: ClassVar[str] = "llm_int8_skip_modules"
     # As vLLM and as transformers name them.
     tower_patterns: ClassVar[Sequence[str]] = ("{}", "model.{}")

@@ -102,6 +102,7 @@ class CompressedTensors(AffineFolder):
     packing: ClassVar[PackedLinear] = PackQuantizedLinear()
     plain: ClassVar[tuple[str, ...]] = (EMBEDDING, PER_LAYER_TABLE)
     holds_towers: ClassVar[bool] = True
+    holds_embeddings: ClassVar[bool] = True
     skipped: ClassVar[str] = "ignore"
     tower_patterns: ClassVar[Sequence[str]] = ("re:.*{}.*",)
     bits: ClassVar[Sequence[int]] = range(1, 9)

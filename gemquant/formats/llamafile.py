@@ -49,6 +49,7 @@ from gemquant.formats.llamafile_runtime import (
     ask_version,
     digests_of,
 )
+from gemquant.models.architecture import gguf_architectures
 
 WINDOWS_LIMIT = 1 << 32
 """Windows starts no executable of 4 GiB or more."""
@@ -193,6 +194,13 @@ def build_llamafile(plan: LlamafilePlan, *, run: bool, progress: Progress) -> Ll
 
 def _problems(request: LlamafileRequest) -> Iterator[GemquantError]:
     weights = request.weights
+    architecture = gguf_architectures().get(str(weights.metadata.get("general.architecture")))
+    if architecture is not None and architecture.embeds:
+        yield UnsupportedError(
+            f"{weights.path} is an {architecture.name}: a llamafile that makes embeddings was not "
+            "tried.",
+            hint=f"llama-server -m {weights.path} --embedding",
+        )
     if weights.parts > 1:
         yield UnsupportedError(
             f"{weights.path} is one of {weights.parts} parts; a llamafile holds one GGUF file.",

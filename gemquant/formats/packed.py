@@ -35,6 +35,7 @@ from gemquant.formats.packed_weights import (
 from gemquant.formats.safetensors_reader import SafetensorsFiles
 from gemquant.formats.safetensors_writer import MAX_SHARD_BYTES, SafetensorsWriter, file_sizes
 from gemquant.formats.transformers_config import (
+    bare_name,
     in_whole_model,
     renamed_modules,
     runtime_config,
@@ -42,10 +43,10 @@ from gemquant.formats.transformers_config import (
 )
 from gemquant.models.architecture import architecture_of, places_in_stacks
 from gemquant.models.experts import has_experts
-from gemquant.models.structure import EMBEDDING, HEAD, PER_LAYER_TABLE, tower_of
+from gemquant.models.structure import DENSE, EMBEDDING, HEAD, PER_LAYER_TABLE, tower_of
 from gemquant.numerics.precision import narrowed
 
-TABLES = (EMBEDDING, PER_LAYER_TABLE, HEAD)
+TABLES = (EMBEDDING, PER_LAYER_TABLE, HEAD, *DENSE)
 """Matrices that are no decoder's linears."""
 
 
@@ -121,6 +122,8 @@ class PackedFolder(Exporter):
         """``config.json``: the model's configuration, and how its layers are quantized."""
         dtype = self.container(header.config).float_dtype
         quantization = self.quantization(header.layout)
+        if architecture_of(header.config).embeds:
+            quantization = renamed_modules(quantization, bare_name)
         if not header.towers or header.origin is None:
             return runtime_config(header.config, dtype, quantization)
         if quantization is not None:
@@ -134,16 +137,22 @@ class PackedFolder(Exporter):
         return whole_config(header.origin.whole_config, text, quantization)
 
     def file_sizes(self, header: ArtifactHeader) -> Mapping[str, int]:
-        """Exact bytes of every file."""
-        return file_sizes(self._specs(header, header.layout), max_shard_bytes=self.max_shard_bytes)
+        """Exact bytes of every file; those of Dense modules are copied later."""
+        specs = self._specs(header, header.layout)
+        modules = header.origin.checkpoint.modules if header.origin else None
+        copied = {} if modules is None else modules.file_sizes
+        return {**file_sizes(specs, max_shard_bytes=self.max_shard_bytes), **copied}
 
     def _naming(self, header: ArtifactHeader) -> Callable[[str], str]:
         """How a tensor of the text model is named in the file."""
+        if architecture_of(header.config).embeds:
+            return bare_name
         return partial(self.whole_name, header.config) if header.towers else str
 
     def _specs(self, header: ArtifactHeader, layout: Layout) -> dict[str, PlainSpec]:
         """Every tensor of the file that belongs to ``layout``, and those of towers."""
         stacks, naming = plain_stacks(header.config, header.layout), self._naming(header)
+        layout = {name: spec for name, spec in layout.items() if name not in DENSE}
         specs = stored_specs(layout, self.packing, stacks, self.joined)
         towers = {
             self.tower_name(name): PlainSpec(_moved(spec.shape), spec.dtype)
@@ -245,6 +254,8 @@ class PackedWriter:
         Packing may span rows, so a quantized matrix is stored when its last rows have come.
         """
         for name, value in tensors.items():
+            if name in DENSE:  # its file is copied
+                continue
             if name in self._towers:
                 last = self._folder.channels_last(name)
                 tensor = value.movedim(1, -1).contiguous() if last else value

@@ -20,11 +20,12 @@ from gemquant.core.protocols import Layout, PlainSpec, QuantizedSpec, QuantizedW
 from gemquant.core.scheme import PER_CHANNEL, Scheme
 from gemquant.errors import ArtifactError, GemquantError, Problems, listed, refuse
 from gemquant.formats.checkpoint.files import read_json_object
+from gemquant.formats.checkpoint.sentence import with_modules
 from gemquant.formats.checkpoint.source import text_module, text_name
 from gemquant.formats.safetensors_reader import SafetensorsFiles
 from gemquant.formats.transformers_config import renamed_modules
 from gemquant.models.architecture import places_in_stacks, stacked_tensors, tensor_shapes
-from gemquant.models.config import text_config
+from gemquant.models.config import architecture_of_file, text_config
 from gemquant.models.structure import Stack
 
 
@@ -173,10 +174,16 @@ class PackedWeights(StoredWeights):
             runtime = read_json_object(folder / "config.json")
             quantization = runtime.pop("quantization_config", None)
             runtime.pop("quantization", None)  # mlx-lm's name for the same
+            others: Mapping[Path, Callable[[str], str]] = {}
+            if embeds := architecture_of_file(runtime).embeds:
+                runtime, modules = with_modules(folder, runtime)
+                others = modules.weights
             config = text_config(runtime)
             files = sorted(folder.glob("*.safetensors"))
-            stored = SafetensorsFiles(files)
+            stored = SafetensorsFiles(files, text_name if embeds else None, others)
         towers: dict[str, PlainSpec] = {}
+        if embeds:
+            quantization = renamed_modules(quantization, text_module)
         if "text_config" in runtime:
             towers = {
                 name: PlainSpec(shape, stored.stored_dtype(name))

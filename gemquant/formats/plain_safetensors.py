@@ -27,6 +27,7 @@ class PlainSafetensors(PackedFolder):
     name: ClassVar[str] = "safetensors"
     packing: ClassVar[None] = None
     holds_towers: ClassVar[bool] = True
+    holds_embeddings: ClassVar[bool] = True
     dtype: torch.dtype = torch.bfloat16
 
     def configured(self, options: Mapping[str, Any]) -> Self:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -171,22 +172,25 @@ class SafetensorsFiles:
     """All tensors of one or more safetensors files under the names in their headers.
 
     Only headers are read on construction. naming: other names for the tensors, None for those
-    to leave out.
+    to leave out. others: further files, each with a naming of its own.
 
     Raises CheckpointError for a damaged header and for a name that two files hold.
     """
 
     def __init__(
-        self, files: Sequence[Path], naming: Callable[[str], str | None] | None = None
+        self,
+        files: Sequence[Path],
+        naming: Callable[[str], str | None] | None = None,
+        others: Mapping[Path, Callable[[str], str | None]] = MappingProxyType({}),
     ) -> None:
-        self._files = tuple(files)
+        self._files = (*files, *others)
         self._entries: dict[str, tuple[SourceFile, TensorEntry]] = {}
         problems = ProblemCollector()
         headers = {file: problems.attempt(partial(read_header, file)) for file in self._files}
         for file, header in headers.items():
-            source = SourceFile(file)
+            source, rename = SourceFile(file), others.get(file, naming)
             for stored, entry in header.value.items() if header.succeeded else ():
-                name = stored if naming is None else naming(stored)
+                name = stored if rename is None else rename(stored)
                 if name is None:
                     continue
                 if name in self._entries:

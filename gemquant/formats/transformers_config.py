@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from gemquant.models.architecture import architecture_of
+from gemquant.models.architecture import architecture_of, library_config
 
 
 def runtime_config(
@@ -30,7 +30,7 @@ def runtime_config(
     architecture = architecture_of(config)
     other_keys, vllm_class = architecture.other_keys, architecture.vllm_class
     document = {
-        **config,
+        **library_config(config),
         "architectures": [architecture.causal_lm, *([vllm_class] if vllm_class else [])],
         "dtype": name,
         **(_older_keys if other_keys is None else other_keys)(config),
@@ -50,6 +50,11 @@ def in_whole_model(module: str) -> str:
     ('model.language_model.layers.0.mlp.up_proj', 'lm_head')
     """
     return re.sub(r"^model\.", "model.language_model.", module)
+
+
+def bare_name(name: str) -> str:
+    """The library's name, in a model without a head, of one of the text model's."""
+    return name.removeprefix("model.")
 
 
 def renamed_modules(value: Any, naming: Callable[[str], str]) -> Any:

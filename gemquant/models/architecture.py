@@ -13,9 +13,10 @@ from typing import Any
 from gemquant.models.experts import EXPERTS, expert_number, has_experts
 from gemquant.models.gemma1 import GEMMA1
 from gemquant.models.gemma2 import GEMMA2
-from gemquant.models.gemma3 import GEMMA3
+from gemquant.models.gemma3 import EMBEDDING_GEMMA, GEMMA3
 from gemquant.models.gemma4 import GEMMA4, GEMMA4_UNIFIED
 from gemquant.models.structure import (
+    DENSE_MODULES,
     EMBEDDING,
     FINAL_NORM,
     FULL,
@@ -30,7 +31,7 @@ from gemquant.models.structure import (
 
 ARCHITECTURES: dict[str, Architecture] = {
     architecture.model_type: architecture
-    for architecture in (GEMMA1, GEMMA2, GEMMA3, GEMMA4, GEMMA4_UNIFIED)
+    for architecture in (GEMMA1, GEMMA2, GEMMA3, EMBEDDING_GEMMA, GEMMA4, GEMMA4_UNIFIED)
 }
 """Every supported generation by the ``model_type`` of its text model."""
 
@@ -38,6 +39,13 @@ ARCHITECTURES: dict[str, Architecture] = {
 def architecture_of(config: Mapping[str, Any]) -> Architecture:
     """Return the architecture of a text configuration."""
     return ARCHITECTURES[config["model_type"]]
+
+
+def library_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A text configuration in the library's words: of the keys of ``config.json`` alone."""
+    model_type = architecture_of(config).library_type or config["model_type"]
+    own = {key: value for key, value in config.items() if key != DENSE_MODULES}
+    return {**own, "model_type": model_type}
 
 
 def registered(kind: str) -> str:

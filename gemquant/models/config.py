@@ -112,11 +112,13 @@ def architecture_of_file(raw: Mapping[str, Any]) -> Architecture:
     if isinstance(names, list) and names:
         for name in names:
             if isinstance(name, str) and name in classes:
-                if model_type is not None and types.get(str(model_type)) is not classes[name]:
+                found = classes[name]
+                fits = found.library_type == model_type or types.get(str(model_type)) is found
+                if model_type is not None and not fits:
                     raise CheckpointError(
                         f"config.json: model_type {model_type!r} and architectures {name!r} "
                         "contradict each other.",
-                        hint=f"Of a {classes[name].name} it is {classes[name].model_type!r}.",
+                        hint=f"Of a {found.name} it is {found.library_type or found.model_type!r}.",
                     )
                 return classes[name]
         raise UnsupportedError(
@@ -243,11 +245,11 @@ def _unsupported(
     if text.get("attention_bias"):
         problems.append(UnsupportedError("config.json: attention_bias true is not supported."))
     bidirectional = text.get("use_bidirectional_attention")
-    if bidirectional and bidirectional != "vision":  # of images' tokens alone
+    if bidirectional and bidirectional != "vision" and not architecture.embeds:  # not of images
         problems.append(
             UnsupportedError(
                 f"config.json: use_bidirectional_attention {bidirectional!r}: this is an "
-                "embedding model, not a causal language model."
+                f"embedding model, not a {architecture.causal_lm}."
             )
         )
     for key in ("hidden_act", "hidden_activation"):

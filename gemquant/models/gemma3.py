@@ -8,13 +8,19 @@ Source: transformers ``configuration_gemma3.py``, ``modeling_gemma3.py``.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from gemquant.errors import CheckpointError, GemquantError, UnsupportedError
 from gemquant.models.gemma2 import IN_GGUF, NORMS
 from gemquant.models.mmproj import GEMMA3_MMPROJ
 from gemquant.models.structure import (
+    DENSE,
+    DENSE_MODULES,
     Architecture,
     GgufFacts,
+    GgufKey,
+    GgufKeys,
     LayerStructure,
     MlxFacts,
     gated_layer,
@@ -101,3 +107,85 @@ GEMMA3 = Architecture(
         untied_head=True, regular_layer_types=True, whole_keys=_for_mlx_vlm, whole_head=False
     ),
 )
+
+# ---------------------------------------------------------------- the embedding model
+
+
+def _embedding_settings(
+    text: Mapping[str, Any], config: Mapping[str, Any], problems: list[GemquantError]
+) -> dict[str, Any]:
+    both_sides = text.get("use_bidirectional_attention")
+    if both_sides is not True:
+        problems.append(
+            UnsupportedError(
+                f"config.json: use_bidirectional_attention {both_sides!r}: a Gemma without a head "
+                "is read as an embedding model, where it is true.",
+                hint="Save a language model with its head: AutoModelForCausalLM.",
+            )
+        )
+    modules = text.get(DENSE_MODULES, {})
+    widths = [config["hidden_size"]]
+    for sizes in modules.values() if isinstance(modules, Mapping) else [modules]:
+        fits = isinstance(sizes, list) and len(sizes) == 2 and all(type(n) is int for n in sizes)
+        if not fits or sizes[0] != widths[-1] or not 1 <= sizes[1] <= 2**20:
+            problems.append(
+                CheckpointError(f"a Dense module of {sizes}: must read {widths[-1]} features.")
+            )
+            return {}
+        widths.append(sizes[1])
+    return {"use_bidirectional_attention": True, DENSE_MODULES: dict(modules)}
+
+
+def _dense(config: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
+    return {f"{n}.weight": (sizes[1], sizes[0]) for n, sizes in config[DENSE_MODULES].items()}
+
+
+def _embedding_keys(config: Mapping[str, Any]) -> Mapping[str, GgufKey]:
+    dense = {
+        f"{name}_feat_{end}": size
+        for name, sizes in config[DENSE_MODULES].items()
+        for end, size in zip(("in", "out"), sizes, strict=True)
+    }
+    return {**dense, "pooling_type": _MEAN}
+
+
+def _embedding_from_keys(file: GgufKeys) -> Mapping[str, Any]:
+    modules = {}
+    for weight in DENSE:
+        name = weight.removesuffix(".weight")
+        if weight in file.tensors:
+            modules[name] = [file.keys.get(f"{name}_feat_{end}") for end in ("in", "out")]
+    return {"use_bidirectional_attention": True, DENSE_MODULES: modules}
+
+
+_MEAN = 1
+"""llama.cpp's number of mean pooling."""
+
+EMBEDDING_GEMMA = replace(
+    GEMMA3,
+    name="EmbeddingGemma",
+    model_type="gemma3_text+embedding",
+    library_type=GEMMA3.model_type,
+    causal_lm="Gemma3TextModel",
+    # As google/embeddinggemma-300m has them.
+    prompts={"query": "task: search result | query: ", "document": "title: none | text: "},
+    wrappers={},
+    text_prefixes={},
+    towers=(),
+    tower_spellings={},
+    outside=_dense,
+    settings=_embedding_settings,
+    no_onnx="it has no head, which that of onnxruntime-genai expects",
+    gguf=replace(
+        GEMMA3.gguf,
+        architecture="gemma-embedding",
+        outside=dict(zip(DENSE, DENSE, strict=True)),
+        keys=_embedding_keys,
+        from_keys=_embedding_from_keys,
+        ollama={},
+    ),
+)
+"""Gemma 3 without a head: tokens attend to both sides, within the window as many to each.
+
+An embedding is the mean of the final hidden states, then sentence-transformers' Dense modules.
+"""

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gemquant.models.architecture import architecture_of
+from gemquant.models.architecture import architecture_of, library_config
 from gemquant.models.experts import expert_number, run_experts
 
 Observer = Callable[[Tensor], None]
@@ -81,7 +81,7 @@ class Skeleton:
     @cached_property
     def _emptied(self) -> _Emptied:
         config_class, model_class = self.architecture.library()
-        config = config_class(**self.text_config)
+        config = config_class(**library_config(self.text_config))
         eager = self._eager or self.architecture.eager_attention
         config._attn_implementation = "eager" if eager else "sdpa"
         config.use_cache = False

@@ -24,6 +24,13 @@ FINAL_NORM = "model.norm.weight"
 HEAD = "lm_head.weight"
 PER_LAYER_TABLE = "model.embed_tokens_per_layer.weight"
 """A second embedding: of every token, an input for every layer."""
+DENSE_MODULES = "dense_modules"
+"""Key of an embedding model's configuration: the modules after its pooling → [in, out].
+
+Of sentence-transformers' own files; ``config.json`` does not have it.
+"""
+DENSE = ("dense_2.weight", "dense_3.weight")
+"""Their weights, in this order, by the names that llama.cpp has for them."""
 PER_LAYER_INPUTS = "+per-layer-inputs"
 """Ends the name of a kind that has such a table."""
 PER_LAYER_PROJECTION = "model.per_layer_model_projection.weight"
@@ -384,9 +391,12 @@ ReadsImages = Callable[[Mapping[str, Any], Mapping[str, Any]], ImageCost | None]
 class Architecture:
     """All that is true of one generation of Gemma.
 
-    name: for messages, "Gemma 2". model_type: of the text model in ``config.json``. causal_lm: the
-    library's class of the text model with its head. library: imports and returns the library's
-    (configuration class, class of the model without a head).
+    name: for messages, "Gemma 2". model_type: of the text model in ``config.json``, unless
+    library_type is that: one that another architecture has too. causal_lm: the library's class of
+    the text model with its head. library: imports and returns the library's (configuration class,
+    class of the model without a head).
+    prompts: of an embedding model, which has no head and whose tokens attend to both sides: what
+    stands before queries and documents.
     wrappers: multimodal class → its ``model_type``; their ``text_config`` is a text model of this
     generation.
     dimensions, softcaps: keys of the configuration with the values that the library assumes.
@@ -426,6 +436,8 @@ class Architecture:
     dimensions: Mapping[str, int]
     gguf: GgufFacts
     mlx: MlxFacts = field(default_factory=MlxFacts)
+    library_type: str | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict)
     wrappers: Mapping[str, str] = field(default_factory=dict)
     softcaps: Mapping[str, float | None] = field(default_factory=dict)
     full_attention_every: int | None = None
@@ -457,6 +469,11 @@ class Architecture:
     corrections: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     licence: Licence = GEMMA_TERMS
     chat: ChatFormat = field(default_factory=ChatFormat)
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it is an embedding model."""
+        return bool(self.prompts)
 
     @property
     def tower_prefixes(self) -> Mapping[str, str]:

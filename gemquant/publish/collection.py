@@ -26,7 +26,7 @@ from gemquant.core.artifact.card import (
     recipe_json,
     repository_in,
 )
-from gemquant.core.artifact.evaluation import LEVELS
+from gemquant.core.artifact.evaluation import LEVELS, measured_slices
 from gemquant.core.artifact.finalize import ABOUT_FILES, IMATRIX_ENDING, PICTURES, manifests_in
 from gemquant.core.artifact.loading import FOLDER, Loader, loaders
 from gemquant.core.artifact.losses import overall_results
@@ -132,7 +132,12 @@ class Collection:
         advised = {name: recommended(several) for name, several in families.items()}
         first = self.members[-1].manifest
         inherited = inherited_again(self.before)
-        levels = [c for each in self.members for c in each.manifest.certificates if c.slices]
+        levels = [
+            level
+            for each in self.members
+            for level in each.manifest.certificates
+            if measured_slices(level)
+        ]
         measured = next((each for each in self.members if each.figures), None)
         name = self.repository or repository_in(old) or UNNAMED
         text = card_text(

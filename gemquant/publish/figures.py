@@ -156,8 +156,9 @@ class Member:
 
     @cached_property
     def figures(self) -> Figures | None:
-        """What was measured; None where nothing was."""
-        return None if self.level is None else Figures.of(self.level)
+        """What was measured of predictions; None where nothing was."""
+        level = self.level
+        return None if level is None or not level.slices else Figures.of(level)
 
     @property
     def kl(self) -> float:

@@ -32,6 +32,7 @@ from gemquant.formats.gguf.types import (
     parse_override,
 )
 from gemquant.models.architecture import tensor_shapes
+from gemquant.models.structure import DENSE_MODULES
 from gemquant.numerics.ggml_types import TYPES, GgmlType
 from gemquant.quantizers import qat as grids
 
@@ -106,6 +107,10 @@ Examples:
         False, "Weigh errors by an importance matrix, computed from the calibration text."
     )
     split_max_size: str = option("", "Largest file to split into, such as 2GB.", size=True)
+    dense_modules: bool = option(
+        True,
+        "Store the Dense modules of an embedding model in the file too, as llama.cpp reads them.",
+    )
     qat: str = option("auto", f"{grids.HELP} Only Q4_0 holds them.", choices=grids.CHOICES)
 
     mmproj: str = option(
@@ -141,6 +146,8 @@ Examples:
     def for_model(self, config: Mapping[str, Any]) -> Self:
         """Choose the format of every matrix by llama.cpp's rules; raises every wrong option."""
         request = self._request()
+        if DENSE_MODULES in config and not self.dense_modules:
+            config = {**config, DENSE_MODULES: {}}
         weighting = self._weighting(config)
         plan = choose_types(config, request, has_importance=weighting is not None)
         refuse(importance_problems(plan, weighting.covered if weighting else None))

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ from gemquant.runtimes.runtime import (
     DEFAULTS,
     POSITIONS_AT_ONCE,
     Chunk,
+    EmbeddingRuntime,
     LoadOptions,
     LogitsRuntime,
     Requirement,
@@ -42,6 +43,9 @@ from gemquant.runtimes.runtime import (
     cpu_place,
     likeliest,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PROMPT_BATCH = 512
 """Prompt tokens at once in a benchmark: llama.cpp's default."""
@@ -53,7 +57,7 @@ _DESCRIPTION_BYTES = 256
 Ids = npt.NDArray[np.int32]
 
 
-class LlamaCpp(LogitsRuntime, SpeedRuntime):
+class LlamaCpp(LogitsRuntime, EmbeddingRuntime, SpeedRuntime):
     """A loaded GGUF and one sequence at a time."""
 
     name: ClassVar[str] = "llama.cpp"
@@ -136,6 +140,18 @@ class LlamaCpp(LogitsRuntime, SpeedRuntime):
                 if outputs > 0:
                     yield Chunk(number, stop - outputs, torch.from_numpy(rows))
 
+    def embeddings(self, ids: Tensor) -> Tensor:
+        """Return llama.cpp's embeddings, pooled and after the Dense modules of the file."""
+        import torch
+
+        size = ContextSize(ids.shape[1], ids.shape[1], ids.shape[1], embeds=True)
+        context = LlamaContext(self.model, size, threads=self.threads)
+        try:
+            rows = [context.embedding(window.numpy()) for window in ids.to(torch.int32)]
+        finally:
+            context.close()
+        return torch.from_numpy(np.stack(rows))
+
     def tokens(
         self, prompt: Sequence[int], *, limit: int, suppressed: Collection[int] = ()
     ) -> Iterator[int]:
@@ -200,7 +216,8 @@ def gguf_file(path: Path) -> Path:
 class LlamaModel:
     """Weights and vocabulary, loaded whole; freed when the last reference to it goes.
 
-    vocabulary: tokens; a row of logits has as many. description: in llama.cpp's words.
+    vocabulary: tokens; a row of logits has as many. features: of an embedding. description: in
+    llama.cpp's words.
     """
 
     def __init__(self, path: Path, *, gpu: bool) -> None:
@@ -223,6 +240,7 @@ class LlamaModel:
         weakref.finalize(self, self.lib.llama_model_free, self.handle)
         self._vocab = self.lib.llama_model_get_vocab(self.handle)
         self.vocabulary = int(self.lib.llama_vocab_n_tokens(self._vocab))
+        self.features = int(self.lib.llama_model_n_embd_out(self.handle))
         text = ctypes.create_string_buffer(_DESCRIPTION_BYTES)
         self.lib.llama_model_desc(self.handle, text, _DESCRIPTION_BYTES)
         self.description = text.value.decode("utf-8", errors="replace")
@@ -234,11 +252,15 @@ class LlamaModel:
 
 @dataclass(frozen=True)
 class ContextSize:
-    """tokens: in one sequence. batch: at once. outputs: positions of a batch that give logits."""
+    """tokens: in one sequence. batch: at once. outputs: positions of a batch that give logits.
+
+    embeds: for embeddings instead.
+    """
 
     tokens: int
     batch: int
     outputs: int
+    embeds: bool = False
 
 
 class LlamaContext:
@@ -251,6 +273,7 @@ class LlamaContext:
         params.n_ctx, params.n_batch, params.n_ubatch = size.tokens, size.batch, size.batch
         params.n_outputs_max = params.n_outputs_max_per_seq = size.outputs
         params.n_threads = params.n_threads_batch = threads
+        params.embeddings = size.embeds
         capture_errors(self._lib)
         handle = self._lib.llama_init_from_model(model.handle, params)
         if not handle:
@@ -315,7 +338,16 @@ class LlamaContext:
             logits=output.ctypes.data,
         )
         code = self._lib.llama_decode(self._handle, batch)
-        logits = self._lib.llama_get_logits(self._handle) if code == 0 else None
-        if not logits:
+        if self.size.embeds:
+            found = self._lib.llama_get_embeddings_seq(self._handle, 0) if code == 0 else None
+            shape: tuple[int, ...] = (self._model.features,)
+        else:
+            found = self._lib.llama_get_logits(self._handle) if code == 0 else None
+            shape = (outputs, self._model.vocabulary)
+        if not found:
             raise ArtifactError(f"llama.cpp fails with {code}: {logged_errors()}")
-        return np.ctypeslib.as_array(logits, shape=(outputs, self._model.vocabulary))
+        return np.ctypeslib.as_array(found, shape=shape)
+
+    def embedding(self, ids: Ids) -> npt.NDArray[np.float32]:
+        """Return the embedding of one whole text, (features,) float32."""
+        return self.decode(ids, start=0, outputs=len(ids)).copy()

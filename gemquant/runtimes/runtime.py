@@ -234,6 +234,17 @@ class HiddenStatesRuntime(LogitsRuntime):
         """
 
 
+class EmbeddingRuntime(Runtime):
+    """A runtime that runs embedding models."""
+
+    @abstractmethod
+    def embeddings(self, ids: Tensor) -> Tensor:
+        """Return embeddings of texts (texts, tokens) int64: (texts, features) float32.
+
+        Of any length, after the Dense modules that the artifact has.
+        """
+
+
 class SpeedRuntime(Runtime):
     """A runtime whose speed ``gemquant bench`` measures."""
 

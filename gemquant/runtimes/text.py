@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from tokenizers import Tokenizer
 
-from gemquant.errors import ArtifactError, GemquantError
+from gemquant.errors import ArtifactError, GemquantError, UnsupportedError
 from gemquant.formats.checkpoint.files import read_json_object
 from gemquant.formats.checkpoint.tokenizer_files import (
     TokenizerSource,
@@ -19,9 +19,10 @@ from gemquant.formats.checkpoint.tokenizer_files import (
 from gemquant.formats.gguf.config import gguf_config
 from gemquant.formats.gguf.find import open_gguf
 from gemquant.formats.gguf.tokenizer import GgufTokenizer
-from gemquant.models.architecture import model_types
+from gemquant.models.architecture import gguf_architectures, library_classes, model_types
 from gemquant.models.chat import GEMMA_TOKENS, ChatTemplate, Message, SpecialTokens, render
 from gemquant.models.chat_templates import ChatFormat
+from gemquant.models.structure import Architecture
 from gemquant.runtimes.llamacpp import gguf_file
 
 if TYPE_CHECKING:
@@ -155,6 +156,30 @@ def read_tokenizer(path: Path, container: str) -> tuple[Tokenizer, int]:
     if type(bos) is not int:
         raise ArtifactError(f"{path}: its configuration has no bos_token_id.")
     return tokenizer, bos
+
+
+def require_text(name: str, path: Path, container: str) -> None:
+    """UnsupportedError for an embedding model, which continues no text. path: folder or GGUF."""
+    if container == "gguf":
+        require_text_gguf(name, open_gguf(gguf_file(path)).metadata)
+    elif (path / "config.json").is_file():
+        classes = read_json_object(path / "config.json").get("architectures")
+        known = library_classes()
+        for each in classes if isinstance(classes, list) else ():
+            _require_head(name, known.get(each) if isinstance(each, str) else None)
+
+
+def require_text_gguf(name: str, metadata: Mapping[str, Any]) -> None:
+    """The same for a GGUF's metadata."""
+    _require_head(name, gguf_architectures().get(metadata.get("general.architecture", "")))
+
+
+def _require_head(name: str, architecture: Architecture | None) -> None:
+    if architecture is not None and architecture.embeds:
+        raise UnsupportedError(
+            f"{name} is an {architecture.name}, an embedding model: it continues no text.",
+            hint="gemquant eval measures its artifacts; their README.md says how to use them.",
+        )
 
 
 def config_of_gguf(metadata: Mapping[str, Any]) -> Mapping[str, Any]:

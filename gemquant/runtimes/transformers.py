@@ -25,14 +25,17 @@ from torch import Tensor
 
 from gemquant.errors import ArtifactError, RuntimeMissingError
 from gemquant.formats.checkpoint.files import read_json_object
+from gemquant.formats.checkpoint.sentence import with_modules
 from gemquant.formats.checkpoint.tokenizer_files import token_ids
 from gemquant.models.architecture import model_types
+from gemquant.models.config import architecture_of_file
 from gemquant.models.experts import has_experts
 from gemquant.models.skeleton import Skeleton
 from gemquant.runtimes.runtime import (
     DEFAULTS,
     POSITIONS_AT_ONCE,
     Chunk,
+    EmbeddingRuntime,
     HiddenStatesRuntime,
     LoadOptions,
     Mode,
@@ -77,8 +80,8 @@ ATTENTION: Mapping[str, str] = {
 """Mode → transformers' name of its attention."""
 
 
-class Transformers(HiddenStatesRuntime, SpeedRuntime):
-    """A causal language model of transformers."""
+class Transformers(HiddenStatesRuntime, EmbeddingRuntime, SpeedRuntime):
+    """A causal language model of transformers, or an embedding model."""
 
     name: ClassVar[str] = "transformers"
     packages: ClassVar[Sequence[str]] = (
@@ -96,7 +99,9 @@ class Transformers(HiddenStatesRuntime, SpeedRuntime):
         self.model, self.software = model, software
         self.device = torch.device(options.device)
         self._mode, self._batch_size = options.mode, options.batch_size
-        self.end_tokens = token_ids(getattr(model.generation_config, "eos_token_id", None))
+        settings = getattr(model, "generation_config", None)
+        self.end_tokens = token_ids(getattr(settings, "eos_token_id", None))
+        self._dense: Sequence[Path] = ()
 
     @classmethod
     def requirement(cls, container: str, device: str) -> Requirement:
@@ -127,8 +132,10 @@ class Transformers(HiddenStatesRuntime, SpeedRuntime):
     def load(cls, path: Path, container: str, options: LoadOptions = DEFAULTS) -> Self:
         """Load a folder with ``from_pretrained``, as anyone would."""
         cls.require(path, container, options.device)
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModel, AutoModelForCausalLM
 
+        config = read_json_object(path / "config.json")
+        embeds = architecture_of_file(config).embeds
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         plain, device = container == "safetensors", options.device
@@ -139,7 +146,7 @@ class Transformers(HiddenStatesRuntime, SpeedRuntime):
         decoded = container == "metal" and torch.device(device).type != "mps"
         try:
             with _quiet():
-                loaded: Any = AutoModelForCausalLM.from_pretrained(
+                loaded: Any = (AutoModel if embeds else AutoModelForCausalLM).from_pretrained(
                     path,
                     output_loading_info=True,
                     dtype=dtype or ("auto" if plain else torch.float32),
@@ -166,7 +173,10 @@ class Transformers(HiddenStatesRuntime, SpeedRuntime):
         software = f"{versions}; {_dtype_name(dtype)} on {device}"
         if decoded:
             software += "; Metal kernel not executed here"
-        return cls(model, software, options)
+        runtime = cls(model, software, options)
+        if embeds:
+            runtime._dense = list(with_modules(path, config)[1].weights)
+        return runtime
 
     @classmethod
     def load_checkpoint(cls, checkpoint: Checkpoint, options: LoadOptions) -> Self:
@@ -207,10 +217,19 @@ class Transformers(HiddenStatesRuntime, SpeedRuntime):
         """Return what the head reads, after the final norm: (windows, tokens, hidden)."""
         with _quiet():
             hidden = [
-                self.model.model(input_ids=window[None].to(self.device), use_cache=False)[0]
+                self.model.base_model(input_ids=window[None].to(self.device), use_cache=False)[0]
                 for window in ids
             ]
         return torch.cat(hidden)
+
+    def embeddings(self, ids: Tensor) -> Tensor:
+        """Return the mean of hidden states after the folder's Dense modules, float32."""
+        from safetensors.torch import load_file
+
+        pooled = self.hidden_states(ids).float().mean(1).cpu()
+        for file in self._dense:
+            pooled = pooled @ load_file(file)["linear.weight"].float().T
+        return pooled
 
     @torch.inference_mode()
     def logits(self, windows: Sequence[Window]) -> Iterator[Chunk]:

@@ -32,6 +32,7 @@ Kind = Literal[
     "gemma4_text",
     "gemma4_moe",
     "gemma4_unified",
+    "embedding",
 ]
 GENERATIONS: tuple[Kind, ...] = ("gemma", "gemma2", "gemma3_text")
 KINDS: tuple[Kind, ...] = (*GENERATIONS, "gemma3")
@@ -87,18 +88,26 @@ def tiny_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def write_tiny_tokenizer(folder: Path) -> None:
-    """Write tokenizer.json and a tokenizer_config.json that carries the chat template."""
-    tiny_tokenizer().save(str(folder / "tokenizer.json"))
+def write_tiny_tokenizer(folder: Path, *, ends: bool = False) -> None:
+    """Write tokenizer.json and a tokenizer_config.json that carries the chat template.
+
+    ends: of an embedding model, which reads an EOS after each text.
+    """
+    tokenizer = tiny_tokenizer()
+    if ends:
+        tokenizer.post_processor = TemplateProcessing(
+            single="<bos> $A <eos>", special_tokens=[("<bos>", 2), ("<eos>", 1)]
+        )
+    tokenizer.save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "GemmaTokenizer",
         "add_bos_token": True,
-        "add_eos_token": False,
+        "add_eos_token": ends,
         "pad_token": "<pad>",
         "eos_token": "<eos>",
         "bos_token": "<bos>",
         "unk_token": "<unk>",
-        "chat_template": CHAT_TEMPLATE,
+        **({} if ends else {"chat_template": CHAT_TEMPLATE}),
         "clean_up_tokenization_spaces": False,
     }
     _write_json(folder / "tokenizer_config.json", config)
@@ -197,6 +206,45 @@ _OWN: dict[str, dict[str, Any]] = {
         "final_logit_softcapping": None,
     },
 }
+
+
+_OWN["embedding"] = {
+    **_OWN["gemma3_text"],
+    "architectures": ["Gemma3TextModel"],
+    "use_bidirectional_attention": True,
+    "rope_scaling": None,
+}
+PROMPTS = {"query": "the query: ", "document": "of none, the text: "}
+
+
+def write_sentence_modules(folder: Path, hidden: int, *, seed: int = 0) -> None:
+    """Write what sentence-transformers stores with an embedding model, as EmbeddingGemma's."""
+    generator = torch.Generator().manual_seed(seed + 2)
+    kinds = ("Transformer", "Pooling", "Dense", "Dense", "Normalize")
+    dense = {"2_Dense": (hidden, 192), "3_Dense": (192, hidden)}
+    paths = ("", "1_Pooling", *dense, "4_Normalize")
+    modules = [
+        {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for n, (kind, path) in enumerate(zip(kinds, paths, strict=True))
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules, indent=2))
+    prompts = {"prompts": PROMPTS, "default_prompt_name": None, "similarity_fn_name": "cosine"}
+    _write_json(folder / "config_sentence_transformers.json", prompts)
+    _write_json(
+        folder / "sentence_bert_config.json", {"max_seq_length": 512, "do_lower_case": False}
+    )
+    names = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "lasttoken")
+    pooling = {f"pooling_mode_{name}": name == "mean_tokens" for name in names}
+    sizes: dict[str, Any] = {"word_embedding_dimension": hidden}
+    (folder / "1_Pooling").mkdir()
+    _write_json(folder / "1_Pooling" / "config.json", sizes | pooling | {"include_prompt": True})
+    for name, (read, given) in dense.items():
+        sizes = {"in_features": read, "out_features": given, "bias": False}
+        (folder / name).mkdir()
+        activation = "torch.nn.modules.linear.Identity"
+        _write_json(folder / name / "config.json", {**sizes, "activation_function": activation})
+        weight = torch.randn((given, read), generator=generator) / read**0.5
+        save_file({"linear.weight": weight}, folder / name / "model.safetensors")
 
 
 NESTED: Mapping[Kind, tuple[str, str]] = {
@@ -394,11 +442,14 @@ def write_tiny_gemma(
             tensors = {f"language_model.{name}": tensor for name, tensor in tensors.items()}
         else:
             tensors = _published(read, tensors)
+    if kind == "embedding":
+        tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+        write_sentence_modules(folder, text["hidden_size"], seed=seed)
     if kind in NESTED and towers:
         tensors |= tower_tensors(config, seed=seed, dtype=dtype)
         _write_json(folder / "processor_config.json", _PROCESSORS)
     write_shards(folder, tensors, shards)
-    write_tiny_tokenizer(folder)
+    write_tiny_tokenizer(folder, ends=kind == "embedding")
     return folder
 
 

@@ -236,8 +236,10 @@ def write_convertible_gemma(
     The folder's name is part of what is converted. changes: to the text configuration.
     """
     overrides: dict[str, Any] = {"vocab_size": VOCABULARY, "query_pre_attn_scalar": 32, **changes}
-    if kind in {"gemma3_text", "gemma3"}:
+    if kind in {"gemma3_text", "gemma3", "embedding"}:
         overrides["sliding_window_pattern"] = 6
+    if kind == "embedding":  # llama.cpp ends where no layer attends to everything
+        overrides["num_hidden_layers"] = 6
     if kind in GEMMA4:
         # llama.cpp has rules of its own for eight experts, which no Gemma has.
         overrides |= {"vocab_size": PIECES, "vocab_size_per_layer_input": PIECES}
@@ -251,6 +253,8 @@ def write_convertible_gemma(
     files = tiny_bpe_files() if kind in GEMMA4 else tiny_sentencepiece_files(layout)
     for name, content in files.items():
         (folder / name).write_bytes(content)
+    if kind == "embedding":
+        _with_ends(folder)
     card, generation = _CARD, {"do_sample": True, "eos_token_id": [1, 106], "top_k": 64}
     if kind in GEMMA4:
         card = _CARD.replace("license: gemma", "license: apache-2.0")
@@ -262,6 +266,27 @@ def write_convertible_gemma(
     generation["top_p"] = 0.95
     (folder / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
     return folder
+
+
+def _with_ends(folder: Path) -> None:
+    """Let an EOS follow each text, as an embedding model reads it, and take the chat template."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
+        if name == "tokenizer.json":
+            (template,) = (
+                each
+                for each in (
+                    content["post_processor"],
+                    *content["post_processor"].get("processors", ()),
+                )
+                if each["type"] == "TemplateProcessing"
+            )
+            template["single"] += [{"SpecialToken": {"id": "<eos>", "type_id": 0}}]
+            template["special_tokens"]["<eos>"] = {"id": "<eos>", "ids": [1], "tokens": ["<eos>"]}
+        else:
+            content["add_eos_token"] = True
+            del content["chat_template"]
+        (folder / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
 def _without_dead_tensors(folder: Path) -> None:

@@ -42,7 +42,7 @@ def llama() -> Llama:
         pytest.skip(str(missing))
 
 
-@pytest.fixture(scope="module", params=(*GENERATIONS, *GEMMA4))
+@pytest.fixture(scope="module", params=(*GENERATIONS, *GEMMA4, "embedding"))
 def kind(request: pytest.FixtureRequest) -> Kind:
     made: Kind = request.param
     return made
@@ -51,6 +51,12 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 @pytest.fixture(scope="module")
 def model(kind: Kind, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_convertible_gemma(tmp_path_factory.mktemp("model"), kind, WIDE)
+
+
+@pytest.fixture(scope="module")
+def plain(kind: Kind) -> str:
+    """The type that the converter loses nothing in: Dense modules are stored in float32."""
+    return "f32" if kind == "embedding" else "bf16"
 
 
 Convert = Callable[..., Path]
@@ -65,8 +71,9 @@ def convert(tmp_path_factory: pytest.TempPathFactory) -> Convert:
     python = os.environ.get("LLAMA_CPP_PYTHON", sys.executable)
     converter, root = Path(sources) / "convert_hf_to_gguf.py", tmp_path_factory.mktemp("converted")
 
-    def converted(model: Path, kind: str, *flags: str) -> Path:
-        out = root / f"{str(model).replace('/', '_')}-{kind}.gguf"
+    def converted(model: Path, kind: str, *flags: str, dense: bool = True) -> Path:
+        flags += ("--sentence-transformers-dense-modules",) if dense else ()
+        out = root / f"{str(model).replace('/', '_')}-{kind}-{len(flags)}.gguf"
         if not out.exists():
             command = [python, converter, model, "--outtype", kind, "--outfile", out, *flags]
             subprocess.run(list(map(str, command)), check=True, capture_output=True)
@@ -87,30 +94,45 @@ def test_towers_have_every_byte_of_llama_cpps_converter(
 
 
 def test_every_byte_is_that_of_llama_cpps_two_steps(
-    run: Run, llama: Llama, model: Path, convert: Convert, tmp_path: Path
+    run: Run, llama: Llama, model: Path, convert: Convert, plain: str, tmp_path: Path
 ) -> None:
     flags = [part for name in TYPES for part in ("--type", name)]
     assert run("gguf", str(model), *flags, "--no-eval", "-o", "ours").code == 0
     for name in TYPES:
         # What no file quantizes stays as it was converted: of a file in F16 in that type.
-        source = convert(model, "f16" if name == "F16" else "bf16")
+        source = convert(model, "f16" if name == "F16" else plain)
         llama.quantize(source, tmp_path / "theirs.gguf", name, QuantizeOptions())
         (ours,) = (tmp_path / "ours" / name).glob("*.gguf")
         assert ours.read_bytes() == (tmp_path / "theirs.gguf").read_bytes(), name
 
 
+def test_an_embedding_model_without_dense_modules_is_llama_cpps(
+    run: Run, llama: Llama, convert: Convert, tmp_path: Path
+) -> None:
+    model = write_convertible_gemma(tmp_path / "embedding", "embedding", WIDE)
+    flags = ["--type", "Q4_K_M", "--no-dense-modules", "--no-eval"]
+    assert run("gguf", str(model), *flags, "-o", "ours").code == 0
+    llama.quantize(
+        convert(model, "f32", dense=False), tmp_path / "theirs.gguf", "Q4_K_M", QuantizeOptions()
+    )
+    (ours,) = (tmp_path / "ours").glob("*.gguf")
+    assert ours.read_bytes() == (tmp_path / "theirs.gguf").read_bytes()
+
+
 def test_tensors_weighed_by_our_importance_matrix_are_llama_cpps(
-    run: Run, llama: Llama, model: Path, convert: Convert, tmp_path: Path
+    run: Run, llama: Llama, kind: Kind, model: Path, convert: Convert, plain: str, tmp_path: Path
 ) -> None:
     few = ["--samples", "2", "--seq-len", "32"]
     assert run("imatrix", str(model), *few, "-o", "im.gguf").code == 0
     importance = read_importance(tmp_path / "im.gguf")
-    flags = ["--type", "Q4_K_M", "--type", "Q2_K_S", "--importance", *few, "--no-eval"]
-    assert run("gguf", str(model), *flags, "-o", "ours").code == 0
-    for name in ("Q4_K_M", "Q2_K_S"):
+    # No importance matrix is of Dense modules, and Q2_K_S needs one for every matrix.
+    types = ("Q4_K_M",) if kind == "embedding" else ("Q4_K_M", "Q2_K_S")
+    flags = [*(part for name in types for part in ("--type", name)), "--importance", *few]
+    assert run("gguf", str(model), *flags, "--no-eval", "-o", "ours").code == 0
+    for name in types:
         target = tmp_path / "theirs.gguf"
-        llama.quantize(convert(model, "bf16"), target, name, QuantizeOptions(), importance)
-        (path,) = (tmp_path / "ours" / name).glob("*.gguf")
+        llama.quantize(convert(model, plain), target, name, QuantizeOptions(), importance)
+        (path,) = (tmp_path / "ours").rglob(f"*{name}.gguf")
         theirs = gguf.GGUFReader(target).tensors
         for ours, expected in zip(gguf.GGUFReader(path).tensors, theirs, strict=True):
             assert ours.name == expected.name

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gemquant.calibration.suites import SuiteText, read_suites
+from gemquant.calibration.windows import Packer, TokenWindows
 from gemquant.core.artifact.evaluation import EvaluationDocument
 from gemquant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemquant.models.architecture import architecture_of
@@ -23,9 +24,11 @@ def checkpoint() -> Checkpoint:
     return open_checkpoint(SAMPLE)
 
 
-def chat_template(checkpoint: Checkpoint) -> ChatTemplate:
+def windows_of(checkpoint: Checkpoint, name: str) -> list[TokenWindows]:
     chat = architecture_of(checkpoint.config).chat
-    return ChatTemplate(choose_template(None, checkpoint.chat_template(), chat))
+    template = ChatTemplate(choose_template(None, checkpoint.chat_template(), chat))
+    suite = SuiteText.named(name)
+    return suite.token_windows(Packer(checkpoint.tokenizer(), suite.seq_len, 2, template))
 
 
 @pytest.mark.parametrize("name", ["default", "long", "multilingual", "chat", "code"])
@@ -33,23 +36,13 @@ def test_every_slice_has_text_enough_for_gemmas_tokenizer(
     checkpoint: Checkpoint, name: str
 ) -> None:
     suite = read_suites()[name]
-    found = SuiteText.named(name).token_windows(
-        checkpoint.tokenizer(),
-        seed=0,
-        bos=2,
-        chat_template=chat_template(checkpoint),
-    )
+    found = windows_of(checkpoint, name)
     assert [windows.name for windows in found] == [each.name for each in suite.slices]
     assert all(windows.ids.shape == (suite.windows, suite.seq_len) for windows in found)
 
 
 def test_conversations_are_in_the_chat_template(checkpoint: Checkpoint) -> None:
-    (questions, _) = SuiteText.named("chat").token_windows(
-        checkpoint.tokenizer(),
-        seed=0,
-        bos=2,
-        chat_template=chat_template(checkpoint),
-    )
+    (questions, _) = windows_of(checkpoint, "chat")
     text = checkpoint.tokenizer().decode(questions.ids[0].tolist(), skip_special_tokens=False)
     assert "<start_of_turn>user\n" in text
     assert "<start_of_turn>model\n" in text

@@ -21,6 +21,7 @@ from gemquant.core.artifact.evaluation import LEVELS, LevelEvaluation, emulated_
 from gemquant.core.artifact.loading import RUNTIMES, loaders
 from gemquant.core.artifact.losses import (
     Overall,
+    OverallEmbeddings,
     eval_results,
     from_reference,
     headline,
@@ -38,6 +39,7 @@ from gemquant.core.artifact.manifest import (
 from gemquant.core.resources import human_bytes
 from gemquant.core.scheme import describe
 from gemquant.core.tables import Bounded, escaped, interval, markdown, matrices, number
+from gemquant.models.architecture import ARCHITECTURES
 from gemquant.models.structure import FAMILY
 
 if TYPE_CHECKING:
@@ -107,7 +109,7 @@ def render_card(
     """
     inherited = inherited or Inherited()
     files = {name: file for name, file in manifest.files.items() if name != CARD_FILE}
-    title = f"{_name(manifest)}, for {RUNTIMES.get(manifest.container, 'transformers')}"
+    title = f"{_name(manifest)}, for {RUNTIMES.get(manifest.container, _library(manifest))}"
     return card_text(
         card_template("gemquant.core.artifact", "card.md.jinja"),
         front_matter(manifest, inherited, later),
@@ -130,6 +132,7 @@ def render_card(
         loaders=loaders(manifest, repository),
         recipe=recipe_json(manifest),
         terms=licence_of(manifest).card,
+        embeds=_embeds(manifest),
     )
 
 
@@ -154,6 +157,13 @@ def summary(manifest: Manifest) -> str:
     level = headline(manifest.certificates)
     if level is None:
         return ""
+    if level.embeddings:
+        found = OverallEmbeddings.of(level)
+        return (
+            f"On our text the mean cosine similarity to the original's embeddings is "
+            f"{number(found.cosine, 4)}, and {100 * found.top1:.1f} % of queries find the same "
+            f"document first (level {level.level})."
+        )
     overall = Overall.of(level)
     return (
         f"On our text it ranks the original's most likely token first {100 * overall.top1:.1f} % "
@@ -196,12 +206,13 @@ def front_matter(
         matter["language"] = list(inherited.languages)
     matter |= _lineage(manifest)
     matter |= {
-        "library_name": _LIBRARIES.get(manifest.container, "transformers"),
-        "pipeline_tag": "image-text-to-text" if manifest.towers else "text-generation",
+        "library_name": _LIBRARIES.get(manifest.container, _library(manifest)),
+        "pipeline_tag": _task(manifest),
         "tags": list(
             dict.fromkeys(
                 (
                     FAMILY,
+                    *(["sentence-transformers", "feature-extraction"] if _embeds(manifest) else []),
                     manifest.quantization.quantizer,
                     manifest.container,
                     *(f"{n}-bit" for n in bits),
@@ -222,6 +233,22 @@ def front_matter(
     if results and index:
         matter["model-index"] = eval_results_to_model_index(_name(manifest), results)
     return matter
+
+
+def _embeds(manifest: Manifest) -> bool:
+    return ARCHITECTURES[manifest.architecture].embeds
+
+
+def _task(manifest: Manifest) -> str:
+    """The Hub's name of what the model is for."""
+    if _embeds(manifest):
+        return "sentence-similarity"
+    return "image-text-to-text" if manifest.towers else "text-generation"
+
+
+def _library(manifest: Manifest) -> str:
+    """What loads a folder of safetensors."""
+    return "sentence-transformers" if _embeds(manifest) else "transformers"
 
 
 def _own_levels(manifest: Manifest) -> list[LevelEvaluation]:

@@ -119,6 +119,43 @@ class SliceEvaluation(Record):
         return self.window_count * (self.seq_len - 1)
 
 
+class TextColumns(Record):
+    """One entry per text or, from `top1` on, per query: every other text, the first among them."""
+
+    cosine: tuple[float, ...] = Field(
+        min_length=1, description="Cosine similarity of the two embeddings of a text."
+    )
+    top1: tuple[float, ...] = Field(description="1 where both rank the same document first.")
+    overlap: tuple[float, ...] = Field(
+        description="Share of the original's ten first documents among the artifact's ten."
+    )
+    spearman: tuple[float, ...] = Field(description="Spearman's rank correlation of all documents.")
+
+
+class EmbeddingEvaluation(Record):
+    """Embeddings of one slice's texts by an original and its artifact.
+
+    Queries and documents take turns, with the model's prompts. Each query ranks the documents of
+    all slices by cosine similarity.
+    """
+
+    slice: str = Field(description="Name of the slice.")
+    seq_len: int = Field(ge=2, description="Tokens per text, prompt and special tokens included.")
+    token_stream: str = Field(description="`sha256:` of the slice's tokens.")
+    documents: int = Field(ge=0, description="Documents that a query ranks.")
+    texts: TextColumns = Field(description="What was measured, text by text.")
+    cosine_mean: Interval = Field(description="Mean cosine similarity, over texts.")
+    cosine_p01: Interval = Field(description="The first percentile over texts.")
+    top1: Interval = Field(description="Fraction of queries with the same first document.")
+    overlap: Interval = Field(description="Mean share of ten first documents in common.")
+    spearman: Interval = Field(description="Mean rank correlation.")
+
+    @property
+    def text_count(self) -> int:
+        """Number of texts."""
+        return len(self.texts.cosine)
+
+
 class LayerErrors(Record):
     """How far a slice's hidden states lie from the original's after each decoder layer.
 
@@ -177,6 +214,11 @@ class LevelEvaluation(Record):
         default=None, description="Why this level was not measured; null if it was."
     )
     slices: tuple[SliceEvaluation, ...] = Field(default=(), description="One per slice.")
+    embeddings: tuple[EmbeddingEvaluation, ...] = Field(
+        default=(),
+        exclude_if=lambda record: not record,
+        description="Instead of `slices`, of an embedding model.",
+    )
     kl_from_reference: Interval | None = Field(
         default=None,
         description="Mean divergence of this level's predictions from level `reference`'s, over "
@@ -202,6 +244,13 @@ class LevelEvaluation(Record):
         exclude_if=lambda record: record is None,
         description="Which corner of the bracket; left out at other levels.",
     )
+
+
+def measured_slices(
+    level: LevelEvaluation,
+) -> tuple[SliceEvaluation, ...] | tuple[EmbeddingEvaluation, ...]:
+    """What a level has of every slice, predictions or embeddings."""
+    return level.slices or level.embeddings
 
 
 def emulated_corners(levels: Sequence[LevelEvaluation]) -> list[LevelEvaluation]:

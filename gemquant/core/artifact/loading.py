@@ -58,6 +58,13 @@ def loaders(manifest: Manifest, repository: str | None = None) -> list[Loader]:
     download = Loader("To download:", "sh", f"hf download {repository} --local-dir {folder}")
     if manifest.container == "gguf":
         tagged = f"{repository}:{scheme_label(manifest)}"
+        if ARCHITECTURES[manifest.architecture].embeds:
+            served = Loader(
+                "With llama.cpp, which downloads it:",
+                "sh",
+                f"llama-server -hf {tagged} --embedding",
+            )
+            return [served, download]
         code = f"llama-server -hf {tagged}\nollama run hf.co/{tagged}"
         return [Loader("With llama.cpp or Ollama, which download it:", "sh", code), download]
     place = folder if manifest.container in _TAKE_FOLDERS else repository
@@ -79,8 +86,31 @@ def _loaders(manifest: Manifest) -> list[Loader]:
     }
     if manifest.container not in known:
         return [Loader(f"See the documentation of `{manifest.container}`.")]
+    if ARCHITECTURES[manifest.architecture].embeds:
+        return _embedding_loaders(manifest)
     loaders = known[manifest.container](manifest)
     return [*_WITH_IMAGES.get(manifest.container, []), *loaders] if manifest.towers else loaders
+
+
+def _embedding_loaders(manifest: Manifest) -> list[Loader]:
+    if manifest.container == "gguf":
+        name = min(
+            (name for name in manifest.files if name.endswith(".gguf")), default="MODEL.gguf"
+        )
+        code = f"""\
+llama-embedding -m {FOLDER}/{name} -p "task: search result | query: how tall is it"
+llama-server -m {FOLDER}/{name} --embedding --ubatch-size 2048 --port 8080"""
+        return [Loader("With llama.cpp, which adds no prompt of its own:", "sh", code)]
+    packages = {"bitsandbytes": " bitsandbytes", "compressed-tensors": " compressed-tensors"}
+    code = f"""\
+# pip install sentence-transformers accelerate{packages.get(manifest.container, "")}
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("{FOLDER}")
+queries = model.encode_query(["Which planet is known as the red planet?"])
+documents = model.encode_document(["Mars is called the red planet.", "Venus is hot."])
+print(model.similarity(queries, documents))"""
+    return [Loader("With sentence-transformers:", "python", code)]
 
 
 def _awq_gemm(manifest: Manifest) -> list[Loader]:

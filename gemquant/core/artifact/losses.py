@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from gemquant.core.artifact.evaluation import (
     ArtifactEvaluation,
+    EmbeddingEvaluation,
     Level,
     LevelEvaluation,
     SliceEvaluation,
     TensorCost,
+    measured_slices,
 )
 from gemquant.core.resources import human_bytes
 from gemquant.core.tables import Cell, Column, Table, columns, interval, number
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 _FIGURES = "windows; tokens; perplexity; quantized; KL mean; KL 99.9 %; top-1"
+_TEXT_TASK = ("text-generation", "Text generation")
+_EMBEDDING_TASK = ("sentence-similarity", "Sentence similarity")
+_COSINE = "Cosine similarity to the original's embedding"
+_EMBEDDED = "texts; cosine mean; cosine 1 %; same first; of 10 in common; rank correlation"
 _CORNER = "smoothing; activations; head; slice"
 DIGITS = 6
 """Significant digits in the Hub's metadata; the manifest has all of them."""
@@ -29,13 +35,14 @@ DIGITS = 6
 def loss_table(levels: Sequence[LevelEvaluation], *, title: str | None = None) -> Table:
     """A row per slice of one level, or of all corners of an emulation's bracket."""
     corners = any(level.emulation is not None for level in levels)
-    table = Table(columns(_CORNER if corners else "slice", _FIGURES), title=title)
+    figures = _EMBEDDED if any(level.embeddings for level in levels) else _FIGURES
+    table = Table(columns(_CORNER if corners else "slice", figures), title=title)
     for level in levels:
         corner: list[str] = []
         if level.emulation is not None:
             smoothing = "yes" if level.emulation.smoothing else "no"
             corner = [smoothing, level.emulation.activations, level.emulation.head]
-        for each in level.slices:
+        for each in measured_slices(level):
             table.add_row(*corner, each.slice, *loss_cells(each))
     return table
 
@@ -57,8 +64,10 @@ def bracket_table(corners: Sequence[LevelEvaluation], *, title: str) -> Table:
     return table
 
 
-def loss_cells(measured: SliceEvaluation) -> list[Cell]:
+def loss_cells(measured: SliceEvaluation | EmbeddingEvaluation) -> list[Cell]:
     """The figures of one slice, in the order of ``loss_columns``."""
+    if isinstance(measured, EmbeddingEvaluation):
+        return _embedding_cells(measured)
     before, after = measured.perplexity_original.value, measured.perplexity_quantized.value
     return [
         Cell(str(measured.window_count), float(measured.window_count)),
@@ -71,9 +80,58 @@ def loss_cells(measured: SliceEvaluation) -> list[Cell]:
     ]
 
 
-def loss_columns() -> list[Column]:
+def _embedding_cells(measured: EmbeddingEvaluation) -> list[Cell]:
+    shares = (measured.top1, measured.overlap)
+    figures = (measured.cosine_mean, measured.cosine_p01)
+    return [
+        Cell(str(measured.text_count), float(measured.text_count)),
+        *(Cell(interval(each), each.value) for each in figures),
+        *(Cell(interval(each, as_percent=True), each.value) for each in shares),
+        Cell(interval(measured.spearman), measured.spearman.value),
+    ]
+
+
+def loss_columns(*, embeddings: bool = False) -> list[Column]:
     """The columns of ``loss_cells``."""
-    return columns("slice", _FIGURES)[1:]
+    return columns("slice", _EMBEDDED if embeddings else _FIGURES)[1:]
+
+
+@dataclass(frozen=True)
+class OverallEmbeddings:
+    """Figures over the texts of all slices; cosine_p01: of the slice where it is lowest."""
+
+    cosine: float
+    cosine_p01: float
+    top1: float
+
+    @classmethod
+    def of(cls, level: LevelEvaluation) -> OverallEmbeddings:
+        """Weigh each slice by its texts."""
+        slices = level.embeddings
+        total = sum(each.text_count for each in slices)
+        return cls(
+            sum(each.text_count * each.cosine_mean.value for each in slices) / total,
+            min(each.cosine_p01.value for each in slices),
+            sum(each.text_count * each.top1.value for each in slices) / total,
+        )
+
+    @property
+    def cells(self) -> list[Cell]:
+        """The figures, under the columns of ``compared_columns``."""
+        return [
+            Cell(number(self.cosine, 4), self.cosine),
+            Cell(number(self.cosine_p01, 4), self.cosine_p01),
+            Cell(f"{100 * self.top1:.1f} %", self.top1),
+        ]
+
+    @property
+    def results(self) -> Sequence[tuple[str, str, float]]:
+        """The figures for the Hub: (metric, words, value)."""
+        return (
+            ("cosine_similarity", f"{_COSINE}, mean", self.cosine),
+            ("cosine_similarity", f"{_COSINE}, 1 %", self.cosine_p01),
+            ("top1_agreement", "Same first document as the original", self.top1),
+        )
 
 
 @dataclass(frozen=True)
@@ -103,6 +161,27 @@ class Overall:
             Cell(f"{100 * self.top1:.1f} %", self.top1),
         ]
 
+    @property
+    def results(self) -> Sequence[tuple[str, str, float]]:
+        """The figures for the Hub: (metric, words, value)."""
+        return (
+            ("kl_divergence", "KL divergence from the original, mean, nats", self.kl_mean),
+            ("kl_divergence", "KL divergence from the original, 99.9 %, nats", self.kl_p999),
+            ("top1_agreement", "Same first token as the original", self.top1),
+        )
+
+
+def overall(level: LevelEvaluation) -> Overall | OverallEmbeddings:
+    """Figures over all slices of a level."""
+    return OverallEmbeddings.of(level) if level.embeddings else Overall.of(level)
+
+
+def overall_legend(levels: Iterable[LevelEvaluation | None]) -> str:
+    """What figures over all slices are."""
+    if any(level.embeddings for level in levels if level is not None):
+        return "Over all slices; cosine 1 % that of the worst slice."
+    return OVERALL
+
 
 OVERALL = "Over all slices; KL in nats per token, KL 99.9 % that of the worst slice."
 
@@ -113,10 +192,11 @@ def comparisons(artifacts: Iterable[ArtifactEvaluation]) -> Iterator[tuple[Level
         (artifact, level)
         for artifact in artifacts
         for level in artifact.levels
-        if level.slices and level.emulation is None
+        if measured_slices(level) and level.emulation is None
     ]
     for name in dict.fromkeys(level.level for _, level in measured):
-        table = Table([Column("artifact"), *compared_columns()])
+        levels = [level for _, level in measured]
+        table = Table([Column("artifact"), *compared_columns(levels)])
         for artifact, level in sorted(measured, key=lambda pair: -pair[0].size_bytes):
             if level.level == name:
                 cells = compared_cells(artifact.size_bytes, artifact.bits_per_weight, level)
@@ -124,8 +204,10 @@ def comparisons(artifacts: Iterable[ArtifactEvaluation]) -> Iterator[tuple[Level
         yield name, table
 
 
-def compared_columns() -> list[Column]:
+def compared_columns(levels: Iterable[LevelEvaluation | None]) -> list[Column]:
     """The columns of ``compared_cells``."""
+    if any(level.embeddings for level in levels if level is not None):
+        return columns("", "size; bits; cosine mean; cosine 1 %; same first")[1:]
     return columns("", "size; bits; KL mean; KL 99.9 %; top-1")[1:]
 
 
@@ -134,18 +216,26 @@ def compared_cells(size: int, bits: float, level: LevelEvaluation | None) -> lis
     return [
         Cell(human_bytes(size), float(size)),
         Cell(f"{bits:.2f}", bits),
-        *(Overall.of(level).cells if level is not None else [Cell("—")] * 3),
+        *(overall(level).cells if level is not None else [Cell("—")] * 3),
     ]
 
 
 def headline(levels: Iterable[LevelEvaluation]) -> LevelEvaluation | None:
     """The level that stands for an artifact: reference, or else the first that was measured."""
-    measured = [each for each in levels if each.slices and each.emulation is None]
+    measured = [each for each in levels if measured_slices(each) and each.emulation is None]
     return min(measured, key=lambda each: each.level != "reference", default=None)
 
 
 def legend(levels: Sequence[LevelEvaluation]) -> str:
     """A sentence or two under a table of losses."""
+    if any(level.embeddings for level in levels):
+        documents = max(each.documents for level in levels for each in level.embeddings)
+        return (
+            "Cosine similarity of each text's two embeddings. Half of the texts are queries, each "
+            f"of which ranks {documents} documents of all slices: whether the first is the same, "
+            "how many of the first ten are, and Spearman's correlation of all ranks. [ ] is the "
+            "95 % interval over texts."
+        )
     counts = {each.window_count for level in levels for each in level.slices}
     unit = "KL divergence in nats per token"
     if counts == {1}:
@@ -202,6 +292,8 @@ def eval_results(levels: Sequence[LevelEvaluation], **dataset_args: Any) -> Iter
 
     for level in levels:
         name = _level_name(level)
+        for measured in level.embeddings:
+            yield from _embedding_results(measured, level, dataset_args)
         for each in level.slices:
             figures = {
                 ("perplexity", "Perplexity after quantization"): each.perplexity_quantized,
@@ -214,8 +306,8 @@ def eval_results(levels: Sequence[LevelEvaluation], **dataset_args: Any) -> Iter
             for (metric, words), figure in figures.items():
                 bounds = [rounded(end) for end in figure.bounds]
                 yield EvalResult(
-                    task_type="text-generation",
-                    task_name="Text generation",
+                    task_type=_TEXT_TASK[0],
+                    task_name=_TEXT_TASK[1],
                     dataset_type="gemquant-evaluation-text",
                     dataset_name=f"gemquant evaluation text, {each.slice}",
                     dataset_config=each.slice,
@@ -230,6 +322,38 @@ def eval_results(levels: Sequence[LevelEvaluation], **dataset_args: Any) -> Iter
                         **({"interval_95": bounds} if each.window_count > 1 else {}),
                     },
                 )
+
+
+def _embedding_results(
+    measured: EmbeddingEvaluation, level: LevelEvaluation, dataset_args: Mapping[str, Any]
+) -> Iterator[EvalResult]:
+    from huggingface_hub import EvalResult
+
+    name = _level_name(level)
+    figures = {
+        ("cosine_similarity", f"{_COSINE}, mean"): measured.cosine_mean,
+        ("cosine_similarity", f"{_COSINE}, 1 %"): measured.cosine_p01,
+        ("top1_agreement", "Same first document as the original"): measured.top1,
+        ("spearman", "Rank correlation with the original"): measured.spearman,
+    }
+    for (metric, words), figure in figures.items():
+        yield EvalResult(
+            task_type=_EMBEDDING_TASK[0],
+            task_name=_EMBEDDING_TASK[1],
+            dataset_type="gemquant-evaluation-text",
+            dataset_name=f"gemquant evaluation text, {measured.slice}",
+            dataset_config=measured.slice,
+            dataset_revision=measured.token_stream,
+            dataset_args={**dataset_args, "texts": measured.text_count},
+            metric_type=metric,
+            metric_name=f"{words} (level {name})",
+            metric_config=name,
+            metric_value=rounded(figure.value),
+            metric_args={
+                "runtime": level.runtime,
+                "interval_95": [rounded(end) for end in figure.bounds],
+            },
+        )
 
 
 def _level_name(level: LevelEvaluation) -> str:
@@ -249,18 +373,15 @@ def overall_results(label: str, level: LevelEvaluation) -> Iterator[EvalResult]:
     """Entries of the model-index for one of several artifacts: the figures of their table."""
     from huggingface_hub import EvalResult
 
-    overall, name = Overall.of(level), _level_name(level)
-    for metric, words, value in (
-        ("kl_divergence", "KL divergence from the original, mean, nats", overall.kl_mean),
-        ("kl_divergence", "KL divergence from the original, 99.9 %, nats", overall.kl_p999),
-        ("top1_agreement", "Same first token as the original", overall.top1),
-    ):
+    name, whole = _level_name(level), overall(level)
+    task, task_name = _EMBEDDING_TASK if level.embeddings else _TEXT_TASK
+    for metric, words, value in whole.results:
         yield EvalResult(
-            task_type="text-generation",
-            task_name="Text generation",
+            task_type=task,
+            task_name=task_name,
             dataset_type="gemquant-evaluation-text",
             dataset_name="gemquant evaluation text, all slices",
-            dataset_args={"slices": [each.slice for each in level.slices]},
+            dataset_args={"slices": [each.slice for each in measured_slices(level)]},
             metric_type=metric,
             metric_name=f"{words} ({label}, level {name})",
             metric_config=label,

@@ -20,7 +20,7 @@ from gemquant.core.scheme import INTEGER, describe
 from gemquant.errors import ArtifactError
 from gemquant.models.architecture import ARCHITECTURES, registered
 from gemquant.models.licences import GEMMA_TERMS, Licence, licence_named
-from gemquant.models.structure import tower_of
+from gemquant.models.structure import DENSE, tower_of
 
 if TYPE_CHECKING:
     from gemquant.core.protocols import GridUse, Layout, PlainSpec
@@ -426,7 +426,7 @@ def quantization_record(
         if scheme is not None:
             key = (scheme.bits, scheme.group_size, scheme.symmetric, scheme.codes)
             modules.setdefault(key, []).append(module)
-        elif len(spec.shape) == 2:
+        elif len(spec.shape) == 2 and name not in DENSE:  # which are copied, file by file
             unquantized.append(module)
     schemes = tuple(
         SchemeRecord(

@@ -31,6 +31,7 @@ from gemquant.formats.checkpoint.recognition import (
     meant,
 )
 from gemquant.formats.checkpoint.sample import assembled, sample_named
+from gemquant.formats.checkpoint.sentence import SentenceModules, with_modules
 from gemquant.formats.checkpoint.source import TensorSource, require_finite
 from gemquant.formats.checkpoint.tokenizer_files import (
     TokenizerSource,
@@ -43,7 +44,7 @@ from gemquant.formats.gguf.tokenizer import GgufTokenizer
 from gemquant.formats.gguf.values import Metadata
 from gemquant.models.architecture import architecture_of, tensor_shapes
 from gemquant.models.chat import SpecialTokens
-from gemquant.models.config import corrections, text_config
+from gemquant.models.config import architecture_of_file, corrections, text_config
 from gemquant.models.structure import EMBEDDING, HEAD
 
 _log = logging.getLogger(__name__)
@@ -92,7 +93,10 @@ def _from_hub(ref: str, files: tuple[str, ...]) -> tuple[Path, str]:
 
 
 def _open_folder(folder: Path, ref: str, revision: str | None, lora: Sequence[str]) -> Checkpoint:
-    raw = _without_leftover(folder, read_raw_config(folder))
+    raw, modules = read_raw_config(folder), None
+    if architecture_of_file(raw).embeds:
+        raw, modules = with_modules(folder, raw)
+    raw = _without_leftover(folder, raw, modules)
     config: Mapping[str, Any] = text_config(raw)
     for correction in corrections(config).values():
         _log.warning("%s: %s", folder, correction)
@@ -101,14 +105,16 @@ def _open_folder(folder: Path, ref: str, revision: str | None, lora: Sequence[st
         folder, raw, assumed_license=architecture_of(config).licence.name
     )
     tensors = problems.attempt(
-        lambda: FolderTensors(folder, config, raw.get("quantization_config"))
+        lambda: FolderTensors(folder, config, modules, raw.get("quantization_config"))
     )
     tokenizer = problems.attempt(lambda: read_tokenizer_files(folder))
     known = tensors.value.config if tensors.succeeded else config
     adapters = problems.attempt(lambda: _adapters(lora, known, ref, provenance))
     problems.refuse()
     towers = tensors.value.towers(folder, raw)
-    plain = Checkpoint(ref, revision, known, provenance, tensors.value, tokenizer.value, towers)
+    plain = Checkpoint(
+        ref, revision, known, provenance, tensors.value, tokenizer.value, towers, modules=modules
+    )
     return _adapted(plain, adapters.value)
 
 
@@ -124,14 +130,16 @@ def _open_gguf(path: Path, ref: str, lora: Sequence[str], origin: Provenance | N
     return _adapted(plain, adapters.value)
 
 
-def _without_leftover(folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
+def _without_leftover(
+    folder: Path, raw: dict[str, Any], modules: SentenceModules | None
+) -> dict[str, Any]:
     """Leave out a ``quantization_config`` that remained over weights that are not quantized."""
     key = "quantization_config"
     if key not in raw:
         return raw
     stripped = {name: value for name, value in raw.items() if name != key}
     try:
-        FolderTensors(folder, text_config(stripped))
+        FolderTensors(folder, text_config(stripped), modules)
     except GemquantError:
         return raw
     _log.warning("%s: config.json: %s is ignored: the weights are not quantized.", folder, key)
@@ -169,7 +177,8 @@ class Checkpoint:
 
     ref: as the user gave it. revision: the commit of a Hub checkpoint, otherwise None.
     config: the flat text configuration in transformers 5's spelling, every key present.
-    towers: what a multimodal checkpoint has besides its text model.
+    towers: what a multimodal checkpoint has besides its text model. modules: of an embedding model,
+    sentence-transformers' files; None where it comes from a GGUF.
     """
 
     ref: str
@@ -180,6 +189,7 @@ class Checkpoint:
     tokenizer_source: TokenizerSource = field(repr=False)
     towers: Towers | None = field(default=None, repr=False)
     adapters: Adapters = field(default=Adapters(()), repr=False)
+    modules: SentenceModules | None = field(default=None, repr=False)
 
     def names(self) -> Sequence[str]:
         """Names of all tensors, in the order of the forward pass; without a tied head."""
@@ -225,6 +235,13 @@ class Checkpoint:
         """Files to write into an artifact, by name: tokenizer.json and what came with it."""
         return dict(self.tokenizer_source.files)
 
+    @property
+    def prompts(self) -> Mapping[str, str]:
+        """What an embedding model reads before queries and documents; empty for other models."""
+        usual = architecture_of(self.config).prompts
+        own = {} if self.modules is None else self.modules.prompts
+        return {purpose: own.get(purpose, text) for purpose, text in usual.items()}
+
     def chat_template(self) -> str | None:
         """Jinja source of the chat template, if the checkpoint has one."""
         return self.tokenizer_source.chat_template
@@ -268,5 +285,7 @@ class Checkpoint:
 
     @cached_property
     def _digests(self) -> Mapping[str, str]:
-        files = {path.name: path for path in self.source.files} | {**self.adapters.files}
+        dense = {} if self.modules is None else self.modules.weights
+        files = {(f"{p.parent.name}/" if p in dense else "") + p.name: p for p in self.source.files}
+        files |= self.adapters.files
         return {name: sha256_of(path) for name, path in files.items()}

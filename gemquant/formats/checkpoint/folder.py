@@ -25,6 +25,7 @@ from gemquant.errors import (
 from gemquant.formats.checkpoint.files import contained, read_json_object
 from gemquant.formats.checkpoint.pack_quantized import packed_matrices
 from gemquant.formats.checkpoint.recognition import check_folder, not_a_model
+from gemquant.formats.checkpoint.sentence import SentenceModules
 from gemquant.formats.checkpoint.source import is_wrapped, text_name
 from gemquant.formats.checkpoint.towers import Towers, read_towers
 from gemquant.formats.safetensors_reader import SafetensorsFiles
@@ -58,17 +59,22 @@ class FolderTensors:
     """The text model's tensors of a folder, under the text-only names.
 
     config: the text configuration, with ``tie_word_embeddings`` as the weights have it.
+    modules: of an embedding model.
     """
 
     def __init__(
-        self, folder: Path, config: Mapping[str, Any], quantization: Any | None = None
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        modules: SentenceModules | None = None,
+        quantization: Any | None = None,
     ) -> None:
         """Read all headers; raise everything that does not fit the configuration at once.
 
         quantization: ``quantization_config`` of config.json, where matrices are packed.
         """
         files, promised = _weight_files(folder)
-        self._mapped = SafetensorsFiles(files)
+        self._mapped = SafetensorsFiles(files, others=modules.weights if modules else {})
         self._stored_names, problems = _text_names(self._mapped, config)
         self._packed = (
             packed_matrices(self._mapped, self._stored_names, quantization) if quantization else {}
@@ -215,7 +221,7 @@ def _text_names(
             CheckpointError(f"{len(twice)} tensors are stored under two names: {listed(twice, 2)}.")
         )
     wrapped = [name for name, stored in names.items() if is_wrapped(stored)]
-    if wrapped:
+    if wrapped and not architecture_of(config).embeds:  # which are published so
         _log.warning(
             "%d tensors are read under the name that Gemma has for them: %s is %s.",
             len(wrapped),

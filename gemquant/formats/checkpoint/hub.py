@@ -9,6 +9,7 @@ from huggingface_hub import snapshot_download
 
 from gemquant.errors import CheckpointError, GemquantError, UsageError
 from gemquant.formats.checkpoint.files import PROCESSOR_FILES
+from gemquant.formats.checkpoint.sentence import SENTENCE_FILES
 
 MODEL_FILES = (
     "config.json",
@@ -24,6 +25,7 @@ MODEL_FILES = (
     "chat_template.jinja",
     "chat_template.json",
     *PROCESSOR_FILES,
+    *SENTENCE_FILES,
     "additional_chat_templates/*.jinja",
     "README.md",
 )
@@ -39,8 +41,12 @@ ADAPTER_FILES = (
     "chat_template.jinja",
     "README.md",
 )
-NESTED = ("?/*", "??/*", "[!a]*/*", "a[!d]*/*", "ad[!d]*/*", "add[!i]*/*", "*/*/*")
-"""Files in folders below the top: exports for other runtimes; not additional_chat_templates."""
+NESTED = (
+    *("?/*", "??/*", "[!a0-9]*/*", "[0-9][!_]*/*"),
+    *("a[!d]*/*", "ad[!d]*/*", "add[!i]*/*", "*/*/*"),
+)
+"""Files in folders below the top: exports for other runtimes; not additional_chat_templates, nor
+the modules of sentence-transformers, 1_Pooling and so on."""
 
 
 def download(

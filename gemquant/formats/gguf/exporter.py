@@ -46,6 +46,7 @@ from gemquant.formats.gguf.writer import (
 )
 from gemquant.formats.preallocated import FileLayout
 from gemquant.formats.source_model import Origin
+from gemquant.models.structure import DENSE_MODULES
 from gemquant.numerics.ggml_types import TYPES
 
 _TYPE_AT_END = re.compile(rf"[-._]({'|'.join(FILE_TYPES)})$", re.IGNORECASE)
@@ -62,6 +63,7 @@ class GGUF(Exporter):
     name: ClassVar[str] = "gguf"
     resumable: ClassVar[bool] = True
     without_towers: ClassVar[str] = "they go into a file of their own, which --mmproj asks for"
+    holds_embeddings: ClassVar[bool] = True
     max_bytes: int | None = None
     mmproj: str = NONE
 
@@ -150,7 +152,8 @@ class GGUF(Exporter):
             raise ValueError("a GGUF holds tokenizer and provenance; the header has no origin.")
         tensors = stored_tensors(header.layout, header.config)
         kind = file_type(header.label)
-        source = _source_metadata(header.origin.checkpoint, header.origin.chosen_template)
+        dense = bool(header.config.get(DENSE_MODULES))
+        source = _source_metadata(header.origin.checkpoint, header.origin.chosen_template, dense)
         metadata = {
             **quantized_metadata(source, file_type=kind.number),
             **{k: string(v) if isinstance(v, str) else uint32(v) for k, v in header.facts.items()},
@@ -162,20 +165,26 @@ class GGUF(Exporter):
 
 
 @lru_cache(maxsize=2)
-def _source_metadata(checkpoint: Checkpoint, chosen_template: str | None) -> Metadata:
+def _source_metadata(checkpoint: Checkpoint, chosen_template: str | None, dense: bool) -> Metadata:
     """All metadata of a model; a GGUF's own metadata is copied, as llama-quantize copies it.
 
+    dense: with the sizes of an embedding model's Dense modules.
     Cached for the next file of the same model: a vocabulary takes seconds.
     """
     origin = Origin(checkpoint, chosen_template)
     if origin.gguf_metadata is None:
+        config = dict(origin.config)
+        if DENSE_MODULES in config and not dense:
+            config[DENSE_MODULES] = {}
         return converted_metadata(
-            origin.config,
+            config,
             origin.tokenizer_files,
             origin.provenance,
             file_type=FILE_TYPES["BF16"].number,
         )
     metadata = copied_metadata(origin.gguf_metadata, origin.config)
+    if not dense:
+        metadata = {k: v for k, v in metadata.items() if ".dense_" not in k}
     if origin.template is not None:
         metadata = {k: v for k, v in metadata.items() if not k.startswith(TEMPLATE)}
         metadata[TEMPLATE] = string(origin.template)

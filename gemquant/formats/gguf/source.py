@@ -77,12 +77,13 @@ class GgufTensors:
         towers: list[str] = []
         for part in parts:
             for stored, entry in part.header.tensors.items():
-                name = from_gguf(stored, architecture.model_type) or stored
-                if name == stored and stored.startswith(_TOWERS):
+                known = from_gguf(stored, architecture.model_type)
+                name = known or stored
+                if known is None and stored.startswith(_TOWERS):
                     towers.append(stored)
                     continue
                 self._entries[name], self._sources[name] = entry, part.file
-                if name == stored and stored != ROPE_FACTORS:
+                if known is None and stored != ROPE_FACTORS:
                     unknown.append(stored)
         if towers:
             _log.warning(

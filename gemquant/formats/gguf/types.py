@@ -30,6 +30,7 @@ from gemquant.formats.gguf.mixtures import (
 )
 from gemquant.formats.gguf.names import gguf_shapes
 from gemquant.models.architecture import architecture_of, expert_count, layer_structure
+from gemquant.models.structure import DENSE
 from gemquant.numerics.ggml_types import TYPES, GgmlType
 
 _ESCAPE = r"\\(?:[dws]|[^A-Za-z0-9\s])"
@@ -209,7 +210,7 @@ def choose_types(
                 preferred = _table_type(request)
             elif name == _HEAD or (tied and name == _EMBEDDING):
                 preferred = request.output_type or head_type(request.file_type)
-            elif name == _EMBEDDING:
+            elif name == _EMBEDDING or name in DENSE:
                 preferred = request.file_type.default
             else:
                 kind = _kind(name).removesuffix("_exps")

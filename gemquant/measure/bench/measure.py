@@ -69,6 +69,9 @@ def _open(name: str) -> Subject:
             f"{name}: only a board runs RKLLM files.",
             hint=f"gemquant bench {name} --board ssh://USER@HOST",
         )
+    from gemquant.runtimes.text import require_text
+
+    require_text(name, subject.path, subject.container)
     return subject
 
 

@@ -15,7 +15,14 @@ import torch
 import gemquant
 from gemquant.calibration.suites import SuiteText
 from gemquant.calibration.text import VERSION
-from gemquant.calibration.windows import TokenWindows, chat_template, evaluation_text, stream_digest
+from gemquant.calibration.windows import (
+    Packer,
+    TokenWindows,
+    chat_template,
+    embedded_texts,
+    evaluation_text,
+    stream_digest,
+)
 from gemquant.core.artifact import Artifact
 from gemquant.core.artifact.evaluation import (
     ArtifactEvaluation,
@@ -36,6 +43,7 @@ from gemquant.measure.bench.machine import machine
 from gemquant.measure.quality.measure import Subject, measure
 from gemquant.measure.quality.native import NativeRuntime
 from gemquant.measure.quality.referees import Referee, vocabulary_problems
+from gemquant.models.architecture import architecture_of
 from gemquant.numerics.bootstrap import RESAMPLES
 from gemquant.numerics.t_distribution import quantile
 
@@ -196,6 +204,11 @@ class Evaluation:
         torch.set_num_threads(threads)
         progress.start(f"opening {recipe.model}", 0)
         original = open_checkpoint(recipe.model, lora=recipe.lora)
+        if original.prompts and request.precision is not None:
+            raise UsageError(
+                "--precision is of KL divergence, of which an embedding model has none.",
+                hint="Give more text: --eval-windows 16",
+            )
         slices = _windows(request, recipe, original)
         hashes = set(original.source_digest().values())
         for artifact in artifacts:
@@ -325,7 +338,7 @@ class Evaluation:
         """Load an artifact in the runtime it is made for, and let it continue a prompt."""
         device = self.recipe.device
         runtime = NativeRuntime.find(path, container, device=device, runtime=self.request.runtime)
-        if runtime.not_run is None:
+        if runtime.not_run is None and not architecture_of(self.original.config).embeds:
             self.note_continuation(runtime.runtime, runtime.generate(self.prompt), progress)
         return nullcontext(runtime)
 
@@ -365,14 +378,16 @@ def _windows(
 ) -> Sequence[TokenWindows]:
     """The text. at_most: windows of every slice, fewer where its text ends."""
     template = chat_template(recipe, original)
-    if request.suite is not None:
-        bos, suite = original.config["bos_token_id"], request.suite
+    if (suite := request.suite) is not None:
         if at_most is not None:
             suite = suite.model_copy(update={"windows": at_most, "strict": False})
-        slices = suite.token_windows(
-            original.tokenizer(), seed=recipe.seed, bos=bos, chat_template=template
-        )
-        return [windows.sampled(request.eval_positions or 0) for windows in slices]
+        if original.prompts:
+            length, count = embedded_texts(suite.seq_len, suite.windows)
+            suite = suite.model_copy(update={"seq_len": length, "windows": count})
+        packer = Packer.of(replace(recipe, seq_len=suite.seq_len), original, template)
+        slices = suite.token_windows(packer)
+        positions = 0 if original.prompts else request.eval_positions or 0
+        return [windows.sampled(positions) for windows in slices]
     if recipe.eval_windows == 0:
         raise UsageError(
             "--eval-windows 0: an empty suite; nothing would be measured.",

@@ -81,6 +81,12 @@ def mean_over_windows(values: Tensor, windows: int, *, seed: int) -> Interval:
     return _mean(WindowBootstrap.seeded(windows, seed), values.reshape(windows, -1))
 
 
+def quantile_over_windows(values: Tensor, level: float, *, seed: int) -> Interval:
+    """Quantile of one value per window with its interval over windows."""
+    bootstrap = WindowBootstrap.seeded(len(values), seed)
+    return _interval(bootstrap.quantiles(values[:, None], [level])[0])
+
+
 def _means(values: Tensor) -> tuple[float, ...]:
     return tuple(values.mean(1).tolist())
 

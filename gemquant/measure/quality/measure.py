@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 
 import torch
@@ -16,6 +17,7 @@ from gemquant.core.artifact.evaluation import LevelEvaluation, TensorCost
 from gemquant.core.protocols import Progress, Silence, Weights
 from gemquant.errors import ArtifactError, GemquantError, UnsupportedError, refuse
 from gemquant.measure.quality.divergence import Table, TokenScores
+from gemquant.measure.quality.embeddings import dense_modules, through_dense
 from gemquant.measure.quality.figures import (
     LayerError,
     layer_error,
@@ -124,7 +126,9 @@ def measure(
     }
     refuse(chain.from_iterable(each.embedding_problems() for each in tracks.values()))
     inputs = streams.original.hidden.clone() if by_layer else None
-    before = _short(streams) if by_layer else None
+    embeds = skeleton.architecture.embeds
+    # What single tensors cost is measured on predictions, of which an embedding model makes none.
+    before = _short(streams) if by_layer and not embeds else None
     for index, parameters in streams.layers(original, progress):
         prefix, names = layer_prefix(index), layer_parameters(original.config, index)
         for track in tracks.values():
@@ -136,15 +140,36 @@ def measure(
                 alone.advance(index, weights)
                 track.observe_own(alone.hidden)
         refuse(chain.from_iterable(each.problems(index) for each in tracks.values()))
+        if inputs is not None:
+            inputs = streams.original.hidden.clone()
         if before is not None:
-            inputs, after = streams.original.hidden.clone(), _short(streams)
+            after = _short(streams)
             for track in tracks.values():
                 weights = layer_weights(track.weights, prefix, names, skeleton)
                 track.tensors.observe(index, before, after.hidden, parameters, weights)
             before = after
+    if embeds:
+        return [_embeddings(each, original, tracks, streams, seed, progress) for each in subjects]
+    return _predictions(
+        original, subjects, tracks, streams, seed=seed, by_layer=by_layer, progress=progress
+    )
+
+
+def _predictions(
+    original: Weights,
+    subjects: Sequence[Subject],
+    tracks: Mapping[str, _Track],
+    streams: EvaluationStreams,
+    *,
+    seed: int,
+    by_layer: bool,
+    progress: Progress,
+) -> list[tuple[LevelEvaluation, ...]]:
+    """The levels of language models, whose layers have all run."""
+    skeleton = streams.original.skeleton
     models = [
         (final_norm(weights, skeleton), head_table(weights, skeleton))
-        for weights in (original, *(weights for _, weights in decoded))
+        for weights in (original, *(track.weights for track in tracks.values()))
     ]
     predictor, *heads = streams.predictors(models)
     compared = streams.compare(predictor, heads, progress) if heads else []
@@ -178,6 +203,47 @@ def measure(
             levels.append(_native(subject, alone_streams, model_pair, seed, progress))
         measured.append(tuple(levels))
     return measured
+
+
+def _embeddings(
+    subject: Subject,
+    original: Weights,
+    tracks: Mapping[str, _Track],
+    streams: EvaluationStreams,
+    seed: int,
+    progress: Progress,
+) -> tuple[LevelEvaluation, ...]:
+    """The levels of an embedding model; one without Dense modules is given the original's."""
+    track, skeleton = tracks.get(subject.name), streams.original.skeleton
+    dense = dense_modules(original, original.config)
+    models = [(final_norm(original, skeleton), dense)]
+    missing: list[Tensor] = []
+    if track is not None:
+        own = dense_modules(track.weights, track.weights.config)
+        missing = [] if own else dense
+        models.append((final_norm(track.weights, skeleton), own or dense))
+    before, *ours = streams.only(None if track is None else track.number).embeddings(models)
+    figures = partial(streams.embedding_figures, before, seed=seed, artifact=subject.name)
+    reference = partial(LevelEvaluation, level="reference", runtime=reference_runtime(skeleton))
+    if track is None:
+        levels = [reference(not_run=subject.unread)]
+    else:
+        levels = [
+            reference(
+                embeddings=figures(ours[0]),
+                layers_accumulated=layer_errors(streams.slices, track.accumulated),
+                layers_own=layer_errors(streams.slices, track.own),
+            )
+        ]
+    if subject.load is None:
+        return tuple(levels)
+    with subject.load() as runtime:
+        native = partial(LevelEvaluation, level="native", runtime=runtime.runtime)
+        if runtime.not_run is not None:
+            return *levels, native(not_run=runtime.not_run)
+        progress.start(f"running {runtime.runtime}", 0)
+        found = through_dense(runtime.embeddings(streams.ids), missing)
+        return *levels, native(embeddings=figures(found))
 
 
 def _short(streams: EvaluationStreams) -> Stream:

@@ -9,11 +9,17 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from gemquant.errors import ArtifactError, RuntimeMissingError
+from gemquant.errors import ArtifactError, RuntimeMissingError, UnsupportedError
 from gemquant.measure.quality.divergence import Logits, Predictor
 from gemquant.measure.quality.streams import EvaluationStreams
-from gemquant.runtimes.runtime import HiddenStatesRuntime, LoadOptions, logits_runtime
+from gemquant.runtimes.runtime import (
+    EmbeddingRuntime,
+    HiddenStatesRuntime,
+    LoadOptions,
+    logits_runtime,
+)
 
 GENERATED_TOKENS = 16
 
@@ -108,6 +114,18 @@ class NativeRuntime:
             first += len(chunk)
             if len(measured):
                 yield Logits(chunk if len(measured) == len(chunk) else chunk[measured])
+
+    def embeddings(self, ids: Tensor) -> Tensor:
+        """Embeddings of texts (texts, tokens) by an embedding model: (texts, features), length 1.
+
+        UnsupportedError if the runtime computes none.
+        """
+        runtime = self._require()
+        if not isinstance(runtime, EmbeddingRuntime):
+            raise UnsupportedError(
+                f"{self.runtime} computes no embeddings here.", hint="Measure without: --no-native"
+            )
+        return normalize(runtime.embeddings(ids))
 
     def generate(self, prompt: list[int]) -> list[int]:
         """Continue a prompt greedily by a few tokens, as a user would first try."""

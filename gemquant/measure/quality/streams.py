@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gemquant.calibration.stream import Stream, embed_windows, stream_layers
 from gemquant.calibration.windows import TokenWindows, stream_digest
-from gemquant.core.artifact.evaluation import SliceEvaluation
+from gemquant.core.artifact.evaluation import EmbeddingEvaluation, SliceEvaluation
 from gemquant.core.protocols import Progress, RowSource, Weights
 from gemquant.errors import UnsupportedError
 from gemquant.measure.quality.divergence import (
@@ -19,6 +19,7 @@ from gemquant.measure.quality.divergence import (
     TokenScores,
     compare_predictions,
 )
+from gemquant.measure.quality.embeddings import compare_embeddings, embedded
 from gemquant.measure.quality.figures import slice_evaluation
 from gemquant.models.skeleton import Skeleton
 from gemquant.models.structure import EMBEDDING, FINAL_NORM, HEAD
@@ -76,6 +77,20 @@ class EvaluationStreams:
             self._head(stream.skeleton.final_norm(norm, stream.hidden), table)
             for stream, (norm, table) in zip(streams, models, strict=True)
         ]
+
+    def embeddings(self, models: Sequence[tuple[Tensor, Sequence[Tensor]]]) -> tuple[Tensor, ...]:
+        """Of the original, then every candidate; a model is (norm weight, its Dense modules)."""
+        streams = [self.original, *self.candidates]
+        return tuple(
+            embedded(stream.skeleton.final_norm(norm, stream.hidden), dense)
+            for stream, (norm, dense) in zip(streams, models, strict=True)
+        )
+
+    def embedding_figures(
+        self, original: Tensor, other: Tensor, *, seed: int, artifact: str = "the artifact"
+    ) -> tuple[EmbeddingEvaluation, ...]:
+        """Compare embeddings (texts, features) of every slice."""
+        return compare_embeddings(self._slices, original, other, seed=seed, artifact=artifact)
 
     def runtime_head(self, hidden: Tensor, table: Table) -> Head:
         """A runtime at its head: its hidden states of the same windows, (windows, tokens, hidden).

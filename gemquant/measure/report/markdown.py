@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gemquant.core.artifact.evaluation import LEVELS
-from gemquant.core.artifact.losses import OVERALL
+from gemquant.core.artifact.losses import overall_legend
 from gemquant.core.tables import Table, escaped, markdown, number
 from gemquant.measure.gate.verdict import SEVERITY, ArtifactVerdict, Check, Outcome, Verdict
 from gemquant.measure.report import tables
@@ -154,7 +154,8 @@ def _overall(page: _Page, comparison: Comparison) -> None:
     for level, table in tables.overall(comparison):
         page.text(f"**Level {level}.** {LEVELS[level]}")
         page.table(table)
-    page.text(OVERALL)
+    evaluations = [each.evaluation for each in comparison.artifacts]
+    page.text(overall_legend(level for each in evaluations for level in each.levels))
     _fronts(page, comparison)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from gemquant.core.artifact.evaluation import ArtifactEvaluation, Level
+from gemquant.core.artifact.evaluation import ArtifactEvaluation, Level, measured_slices
 from gemquant.core.artifact.losses import comparisons, loss_cells, loss_columns
 from gemquant.core.resources import human_bytes
 from gemquant.core.tables import Cell, Column, Table, columns, counted, number, percent
@@ -107,11 +107,13 @@ def by_level_figures(comparison: Comparison) -> Iterator[tuple[Level, Table]]:
     tables: dict[Level, Table] = {}
     for artifact in comparison.artifacts:
         for level in artifact.evaluation.levels:
-            if not level.slices:
+            found = measured_slices(level)
+            if not found:
                 continue
-            head = [*columns("artifact; slice"), *loss_columns()]
+            embeddings = bool(level.embeddings)
+            head = [*columns("artifact; slice"), *loss_columns(embeddings=embeddings)]
             table = tables.setdefault(level.level, Table(head))
-            for each in level.slices:
+            for each in found:
                 table.add_row(artifact.label, each.slice, *loss_cells(each))
     yield from tables.items()
 

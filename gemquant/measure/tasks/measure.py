@@ -54,9 +54,14 @@ class Subjects:
 
 def open_subjects(request: TasksRequest) -> Subjects:
     """Open an artifact and its original; every problem of both at once."""
+    from gemquant.runtimes.text import require_text
+
     problems = ProblemCollector()
     subject = problems.attempt(lambda: Subject.open(request.artifact))
     problems.attempt(lambda: _require_runtime(subject.value, request.runtime))
+    problems.attempt(
+        lambda: require_text(request.artifact, subject.value.path, subject.value.container)
+    )
     checkpoint = problems.attempt(
         lambda: _original(request, subject) if request.with_original else None
     )

@@ -129,8 +129,9 @@ def server_settings(
     """Decide how llama.cpp holds a GGUF for ``parallel`` conversations at once."""
     from gemquant.formats.gguf.tokenizer import unmarked_turns
     from gemquant.runtimes.chat.server import ServerSettings, free_gpu_bytes, require_llamacpp
-    from gemquant.runtimes.text import GGUF_TEMPLATE, config_of_gguf
+    from gemquant.runtimes.text import GGUF_TEMPLATE, config_of_gguf, require_text_gguf
 
+    require_text_gguf(request.model, gguf.metadata)
     require_llamacpp()
     config = config_of_gguf(gguf.metadata)
     template = request.template(
@@ -182,12 +183,13 @@ def _load_folder(
     from gemquant.formats.checkpoint.files import read_json_object
     from gemquant.models.config import text_config
     from gemquant.runtimes.chat.session import TransformersChat
-    from gemquant.runtimes.text import TextInterface
+    from gemquant.runtimes.text import TextInterface, require_text
     from gemquant.runtimes.transformers import Transformers
 
     request.require(())
     if request.mmproj not in {None, "none"}:
         raise UsageError(f"--mmproj {request.mmproj}: {folder} is no GGUF.")
+    require_text(str(folder), folder, manifest.container)
     reason = Transformers.unavailable(manifest.container)
     if reason is not None and manifest.container == "mlx":
         raise UnsupportedError(

@@ -8,7 +8,7 @@ import torch
 from gemquant.calibration.documents import Plain
 from gemquant.calibration.suites import SuiteText, read_suites
 from gemquant.calibration.text import Library
-from gemquant.calibration.windows import TokenWindows
+from gemquant.calibration.windows import Packer, TokenWindows
 from gemquant.errors import CalibrationError, UsageError
 from gemquant.models.chat import ChatTemplate
 from gemquant.models.chat_templates import VARIANTS
@@ -17,10 +17,9 @@ from tests.helpers.tiny_gemma import tiny_tokenizer
 BOS = 2
 
 
-def tokens(suite: SuiteText) -> list[TokenWindows]:
-    return suite.token_windows(
-        tiny_tokenizer(), seed=0, bos=BOS, chat_template=ChatTemplate(VARIANTS["stock"])
-    )
+def tokens(suite: SuiteText, *, seed: int = 0) -> list[TokenWindows]:
+    template = ChatTemplate(VARIANTS["stock"])
+    return suite.token_windows(Packer(tiny_tokenizer(), suite.seq_len, BOS, template, seed))
 
 
 @pytest.mark.parametrize("name", ["default", "long", "multilingual", "chat", "code"])
@@ -75,8 +74,7 @@ def test_a_reduced_suite_is_the_beginning_of_the_whole() -> None:
 
 def test_the_seed_decides_the_order_of_shuffled_text() -> None:
     suite = SuiteText.named("chat").reduced(slices=["questions"], windows=2, seq_len=None)
-    given = {"bos": BOS, "chat_template": ChatTemplate(VARIANTS["stock"])}
-    first, other = (suite.token_windows(tiny_tokenizer(), seed=seed, **given)[0] for seed in (0, 1))
+    first, other = (tokens(suite, seed=seed)[0] for seed in (0, 1))
     assert first.digest != other.digest
 
 

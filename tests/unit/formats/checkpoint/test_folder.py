@@ -67,8 +67,8 @@ def test_another_architecture_lists_the_supported(single: Path) -> None:
     assert isinstance(error, UnsupportedError)
     assert error.message == (
         "architecture LlamaForCausalLM: supported are GemmaForCausalLM, Gemma2ForCausalLM, "
-        "Gemma3ForCausalLM, Gemma3ForConditionalGeneration, Gemma4ForCausalLM, "
-        "Gemma4ForConditionalGeneration, Gemma4UnifiedForCausalLM, "
+        "Gemma3ForCausalLM, Gemma3ForConditionalGeneration, Gemma3TextModel, "
+        "Gemma4ForCausalLM, Gemma4ForConditionalGeneration, Gemma4UnifiedForCausalLM, "
         "Gemma4UnifiedForConditionalGeneration."
     )
 

@@ -95,6 +95,16 @@ def test_only_weights_and_tokenizer_at_the_top_are_fetched() -> None:
     assert list(fetched) == present[:4]
 
 
+def test_the_modules_of_sentence_transformers_are_fetched() -> None:
+    names = ("config_sentence_transformers.json", "modules.json", "sentence_bert_config.json")
+    modules = [*names, "1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"]
+    others = ["onnx/model.onnx", "2_Dense/pytorch_model.bin", "openvino/config.json"]
+    fetched = huggingface_hub.utils.filter_repo_objects(
+        [*modules, *others], allow_patterns=list(MODEL_FILES), ignore_patterns=list(NESTED)
+    )
+    assert list(fetched) == modules
+
+
 def test_a_gated_model_names_the_page_and_the_login() -> None:
     error = hub_errors.GatedRepoError("403", response=response(403))  # type: ignore[arg-type]
     problem = hub_problem(error, "google/gemma-2-2b", None)
