@@ -142,6 +142,7 @@ PARTS = (
         ("lm_eval>=0.4.13,<0.5",),
         "tasks",
     ),
+    Part("Ray", "models", "many machines: gemquant run --engine ray", ("ray>=2.50,<3",), "ray"),
 )
 
 

@@ -112,15 +112,17 @@ def architecture_of_file(raw: Mapping[str, Any]) -> Architecture:
     if isinstance(names, list) and names:
         for name in names:
             if isinstance(name, str) and name in classes:
-                found = classes[name]
-                fits = found.library_type == model_type or types.get(str(model_type)) is found
+                found, typed = classes[name], types.get(str(model_type))
+                if typed is not None and typed.vllm_class == name:
+                    return typed
+                fits = found.library_type == model_type or typed is found
                 if model_type is not None and not fits:
                     raise CheckpointError(
                         f"config.json: model_type {model_type!r} and architectures {name!r} "
                         "contradict each other.",
                         hint=f"Of a {found.name} it is {found.library_type or found.model_type!r}.",
                     )
-                return classes[name]
+                return found
         raise UnsupportedError(
             f"architecture {', '.join(map(str, names))[:200]}: supported are {supported}."
         )

@@ -15,8 +15,19 @@ from gemquant.models.towers import Part
 if TYPE_CHECKING:
     from torch import Tensor
 
+MMPROJ = "mmproj"
+"""How llama.cpp calls a GGUF of towers, and knows it by its name."""
+AUTO, NONE = "auto", "none"
+CHOICES = (AUTO, "F16", "BF16", "Q8_0", NONE)
+"""Types of the file, as options name them."""
+
 Raw = Mapping[str, Any]
 _SIGLIP, _LAYERS = "vision_tower.vision_model.", "encoder.layers.N."
+
+
+def is_mmproj(name: str) -> bool:
+    """Whether a GGUF's name is that of a file of towers."""
+    return MMPROJ in name.lower()
 
 
 def _under(prefix: str, own: str, modules: Mapping[str, str]) -> dict[str, str]:

@@ -168,8 +168,9 @@ def _family(axes: Axes, points: Sequence[_Point], colour: str, marker: str, them
         )
     sizes, losses = [each.size for each in points], [each.kl for each in points]
     axes.scatter(sizes, losses, s=46, color=colour, marker=marker, label=points[0].family, zorder=3)
-    rings = [(each.size, each.kl) for each in points if each.advised]
-    axes.scatter(*zip(*rings, strict=True), s=150, facecolor="none", edgecolor=theme.ink, zorder=2)
+    advised = [each for each in points if each.advised]
+    sizes, losses = [each.size for each in advised], [each.kl for each in advised]
+    axes.scatter(sizes, losses, s=150, facecolor="none", edgecolor=theme.ink, zorder=2)
 
 
 _PLACES = ((9, 5, "left"), (9, -12, "left"), (-9, 5, "right"), (-9, -12, "right"), (9, 14, "left"),

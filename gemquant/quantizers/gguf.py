@@ -21,7 +21,6 @@ from gemquant.errors import (
     refuse,
 )
 from gemquant.formats.gguf.mixtures import FILE_TYPES, file_type, tensor_type
-from gemquant.formats.gguf.mmproj import AUTO, CHOICES
 from gemquant.formats.gguf.names import from_gguf, places
 from gemquant.formats.gguf.types import (
     TypePlan,
@@ -32,6 +31,7 @@ from gemquant.formats.gguf.types import (
     parse_override,
 )
 from gemquant.models.architecture import tensor_shapes
+from gemquant.models.mmproj import AUTO, CHOICES
 from gemquant.models.structure import DENSE_MODULES
 from gemquant.numerics.ggml_types import TYPES, GgmlType
 from gemquant.quantizers import qat as grids

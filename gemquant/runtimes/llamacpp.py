@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from gemquant.core.artifact.manifest import is_mmproj
 from gemquant.errors import ArtifactError, UnsupportedError
+from gemquant.models.mmproj import is_mmproj
 from gemquant.runtimes.llamacpp_library import (
     INSTALL,
     VERSION,

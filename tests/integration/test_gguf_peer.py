@@ -102,7 +102,7 @@ def test_every_byte_is_that_of_llama_cpps_two_steps(
         # What no file quantizes stays as it was converted: of a file in F16 in that type.
         source = convert(model, "f16" if name == "F16" else plain)
         llama.quantize(source, tmp_path / "theirs.gguf", name, QuantizeOptions())
-        (ours,) = (tmp_path / "ours" / name).glob("*.gguf")
+        (ours,) = (tmp_path / "ours" / name).glob("tiny-*.gguf")
         assert ours.read_bytes() == (tmp_path / "theirs.gguf").read_bytes(), name
 
 
@@ -158,7 +158,7 @@ def test_experts_weighed_by_a_file_are_llama_cpps(
     assert run("gguf", str(model), *flags, "-o", "ours").code == 0
     for name in ("Q4_K_M", "Q8_0"):
         llama.quantize(source, tmp_path / "theirs.gguf", name, QuantizeOptions(), importance)
-        (path,) = (tmp_path / "ours" / name).glob("*.gguf")
+        (path,) = (tmp_path / "ours" / name).glob("tiny-*.gguf")
         theirs = gguf.GGUFReader(tmp_path / "theirs.gguf").tensors
         for ours, expected in zip(gguf.GGUFReader(path).tensors, theirs, strict=True):
             assert ours.name == expected.name
@@ -173,7 +173,7 @@ def test_a_wide_per_layer_embedding_in_llama_cpps_type_has_its_bytes(
     flags = ["--type", "Q4_K_M", "--per-layer-embedding-type", "Q6_K", "--no-eval"]
     assert run("gguf", str(model), *flags, "-o", "ours").code == 0
     llama.quantize(convert(model, "bf16"), tmp_path / "theirs.gguf", "Q4_K_M", QuantizeOptions())
-    (ours,) = (tmp_path / "ours").glob("*.gguf")
+    (ours,) = (tmp_path / "ours").glob("tiny-*.gguf")
     assert ours.read_bytes() == (tmp_path / "theirs.gguf").read_bytes()
 
 
@@ -182,11 +182,11 @@ def test_quantizing_again_gives_llama_cpps_bytes(
     run: Run, llama: Llama, model: Path, tmp_path: Path, source: str
 ) -> None:
     assert run("gguf", str(model), "--type", source, "--no-eval", "-o", "first").code == 0
-    (first,) = (tmp_path / "first").glob("*.gguf")
+    (first,) = (tmp_path / "first").glob("tiny-*.gguf")
     assert run("gguf", str(first), "--type", "Q5_K_M", "--no-eval", "-o", "again").code == 0
     options = QuantizeOptions(allow_requantize=True)
     llama.quantize(first, tmp_path / "theirs.gguf", "Q5_K_M", options)
-    (again,) = (tmp_path / "again").glob("*.gguf")
+    (again,) = (tmp_path / "again").glob("tiny-*.gguf")
     assert again.read_bytes() == (tmp_path / "theirs.gguf").read_bytes()
 
 
@@ -198,7 +198,7 @@ def test_types_of_a_model_with_eight_experts_or_more_are_llama_cpps(
     model = write_convertible_gemma(tmp_path / "experts", "gemma4_moe", sizes)
     out = tmp_path / "out"
     assert run("gguf", str(model), "--type", "BF16", "--no-eval", "-o", str(out)).code == 0
-    (source,), config = out.glob("*.gguf"), open_checkpoint(str(model)).config
+    (source,), config = out.glob("tiny-*.gguf"), open_checkpoint(str(model)).config
     for name, file_type in FILE_TYPES.items():
         if name == "Q2_K_S":  # only with an importance matrix
             continue
@@ -223,5 +223,5 @@ def test_the_sample_model_quantized_again_gives_llama_cpps_bytes(
     for name in ("Q4_K_M", "Q5_K_M"):
         options = QuantizeOptions(threads=2, allow_requantize=True)
         llama.quantize(source, tmp_path / "theirs.gguf", name, options)
-        (ours,) = (tmp_path / "ours" / name).glob("*.gguf")
+        (ours,) = (tmp_path / "ours" / name).glob("tiny-*.gguf")
         assert filecmp.cmp(ours, tmp_path / "theirs.gguf", shallow=False), name

@@ -336,15 +336,6 @@ def gguf_files(manifest: Manifest) -> list[str]:
     return sorted(name for name in manifest.files if name.endswith(".gguf") and name != towers)
 
 
-MMPROJ = "mmproj"
-"""How llama.cpp calls a GGUF of towers, and knows it by its name."""
-
-
-def is_mmproj(name: str) -> bool:
-    """Whether a GGUF's name is that of a file of towers."""
-    return MMPROJ in name.lower()
-
-
 def tower_file(manifest: Manifest) -> str | None:
     """The file that holds the towers and nothing else, where the container has one."""
     return next((tower.name for tower in manifest.towers if tower.name in manifest.files), None)

@@ -8,11 +8,11 @@ import re
 import shlex
 from pathlib import Path
 
-from gemquant.core.artifact.manifest import is_mmproj
 from gemquant.core.untrusted import hub_repository, open_regular, user_path
 from gemquant.errors import CheckpointError, GemquantError, command_with, listed
 from gemquant.formats.checkpoint.files import read_json_object
 from gemquant.formats.checkpoint.sample import sample_named
+from gemquant.models.mmproj import is_mmproj
 
 ADAPTER = "adapter_config.json"
 SAMPLE = "sample:"

@@ -33,7 +33,7 @@ from gemquant.formats.gguf.metadata import (
     quantized_metadata,
 )
 from gemquant.formats.gguf.mixtures import FILE_TYPES, file_type
-from gemquant.formats.gguf.mmproj import AUTO, NONE, Mmproj, mmproj_problems, mmproj_record
+from gemquant.formats.gguf.mmproj import Mmproj, mmproj_problems, mmproj_record
 from gemquant.formats.gguf.names import gguf_shapes, places
 from gemquant.formats.gguf.source import GgufWeights
 from gemquant.formats.gguf.tokenizer import TEMPLATE
@@ -46,6 +46,7 @@ from gemquant.formats.gguf.writer import (
 )
 from gemquant.formats.preallocated import FileLayout
 from gemquant.formats.source_model import Origin
+from gemquant.models.mmproj import AUTO, NONE
 from gemquant.models.structure import DENSE_MODULES
 from gemquant.numerics.ggml_types import TYPES
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gemquant.core.artifact import MANIFEST_FILE, Manifest, read_manifest
-from gemquant.core.artifact.manifest import MMPROJ, gguf_files, is_mmproj, tower_file
+from gemquant.core.artifact.manifest import gguf_files, tower_file
 from gemquant.core.untrusted import user_path
 from gemquant.errors import CheckpointError, UnsupportedError, UsageError
 from gemquant.formats.checkpoint.sample import assembled, sample_named
 from gemquant.models.architecture import gguf_architectures
 from gemquant.models.licences import GEMMA_TERMS, licence_named
+from gemquant.models.mmproj import MMPROJ, is_mmproj
 
 SAMPLE = "sample:"
 SUFFIX = ".gguf"

@@ -20,7 +20,6 @@ from gguf import GGML_QUANT_VERSION
 from torch import Tensor
 
 from gemquant.core.artifact import Manifest, TowerRecord
-from gemquant.core.artifact.manifest import MMPROJ, is_mmproj
 from gemquant.errors import (
     ArtifactError,
     CheckpointError,
@@ -37,6 +36,7 @@ from gemquant.formats.gguf.writer import StoredTensor, file_layout
 from gemquant.formats.preallocated import FileLayout
 from gemquant.formats.source_file import SourceFile
 from gemquant.models.architecture import architecture_of
+from gemquant.models.mmproj import MMPROJ, is_mmproj
 from gemquant.models.structure import MmprojFacts, MmprojKey
 from gemquant.numerics.ggml import quantize_rows
 from gemquant.numerics.ggml_types import TYPES, GgmlType
@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from gemquant.formats.checkpoint.towers import Towers
     from gemquant.formats.source_model import Origin
 
-AUTO, NONE = "auto", "none"
-CHOICES = (AUTO, "F16", "BF16", "Q8_0", NONE)
 _WITHOUT = "Convert the text model alone: --mmproj none, or --text-only"
 
 

@@ -15,7 +15,6 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 from torch import Tensor
 
 from gemquant.core.artifact import MANIFEST_FILE, read_manifest, structure_problems
-from gemquant.core.artifact.manifest import is_mmproj
 from gemquant.core.protocols import Layout, PlainSpec, QuantizedSpec
 from gemquant.core.weights import BlockScheme
 from gemquant.errors import (
@@ -39,6 +38,7 @@ from gemquant.models.architecture import (
     tensor_shapes,
 )
 from gemquant.models.experts import separate_stacks
+from gemquant.models.mmproj import is_mmproj
 from gemquant.models.structure import EMBEDDING, HEAD, Stack
 from gemquant.numerics.ggml import dequantize_rows
 from gemquant.numerics.ggml_types import TYPES
