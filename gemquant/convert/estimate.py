@@ -21,6 +21,7 @@ from gemquant.formats.checkpoint.hub import download
 from gemquant.formats.checkpoint.recognition import parse_hub_reference
 from gemquant.models.architecture import architecture_of
 from gemquant.models.config import text_config
+from gemquant.models.mmproj import AUTO
 from gemquant.models.structure import ImageCost, tower_of
 from gemquant.runtimes.chat.presets import kv_cache_bytes
 
@@ -125,13 +126,18 @@ def estimate(
             speed_of(target, each.scheme, request),
             config,
             request,
-            towers if target.npu is None and exporter(each.container).holds_towers else None,
+            towers if target.npu is None and _holds_towers(each) else None,
         )
         for each in candidates
         if each.refused is None
     ]
     made.sort(key=lambda each: -each.candidate.file_bytes)
     return made, [each for each in candidates if each.refused is not None]
+
+
+def _holds_towers(candidate: Candidate) -> bool:
+    """Whether its container does as commands write it by default: a GGUF in its mmproj file."""
+    return exporter(candidate.container, {"mmproj": AUTO}).holds_towers
 
 
 def speed_of(target: Target, scheme: str, request: EstimateRequest) -> Speed:

@@ -43,10 +43,9 @@ def test_towers_are_counted_as_the_tensors_are(run: Run, kind: Kind, tmp_path: P
     rows = json.loads(run("plan", str(folder), "--json").out)["candidates"]
     text = json.loads(run("plan", str(folder), "--json", "--text-only").out)["candidates"]
     for row, alone in zip(rows, text, strict=True):
-        held = 0 if row["container"] == "gguf" else size
-        assert (row["tower_bytes"], alone["tower_bytes"]) == (held, 0)
-        assert row["memory_bytes"] - alone["memory_bytes"] == held + row["image_bytes"]
-    assert {bool(row["image_bytes"]) for row in rows if row["container"] != "gguf"} == {True}
+        assert (row["tower_bytes"], alone["tower_bytes"]) == (size, 0)
+        assert row["memory_bytes"] - alone["memory_bytes"] == size + row["image_bytes"]
+    assert {bool(row["image_bytes"]) for row in rows} == {True}
 
 
 def test_the_towers_of_a_medgemma_are_told_with_what_an_image_costs(
@@ -78,7 +77,7 @@ def test_the_towers_of_a_medgemma_are_told_with_what_an_image_costs(
         "multi_modal_projector": 1152 * 2560 + 1152,
     }
     assert document["image_tokens"] == 256
-    row = next(row for row in document["candidates"] if row["container"] != "gguf")
+    row = document["candidates"][0]
     assert row["tower_bytes"] == 2 * (416_866_032 + 1152 * 2560 + 1152)
     # 64 · 64 patches: the residual, its norm, and the MLP's 4304 before and after GELU.
     assert row["image_bytes"] == 2 * 4096 * (2 * 1152 + 2 * 4304)
