@@ -25,6 +25,7 @@ from gemquant.core.artifact.card import (
     origin,
     recipe_json,
     repository_in,
+    source_note,
 )
 from gemquant.core.artifact.evaluation import LEVELS, measured_slices
 from gemquant.core.artifact.finalize import ABOUT_FILES, IMATRIX_ENDING, PICTURES, manifests_in
@@ -170,6 +171,7 @@ class Collection:
             libraries={k: v for e in self.members for k, v in e.manifest.libraries.items()},
             flat=self.flat,
             imatrix=self.imatrix,
+            source_note=source_note(first),
             folder=name.partition("/")[2],
             terms=licence_of(first).card,
             linears=1,

@@ -37,11 +37,11 @@ CONTEXT = 4096
 USUAL_KL = 0.05
 """Nats per token up to which an artifact is advised for everyday use."""
 BANDS = (
-    (0.01, "nearly the original", "further work, and where size does not matter"),
+    (0.01, "nearly the original", "further work"),
     (USUAL_KL, "close to the original", "everyday use"),
-    (0.2, "noticeably different", "where memory is short"),
-    (LARGE_KL, "very different", "where nothing larger fits"),
-    (math.inf, "lost its way", "experiments alone"),
+    (0.2, "noticeably different", "short memory"),
+    (LARGE_KL, "very different", "nothing larger fits"),
+    (math.inf, "a model that has lost its way", "experiments"),
 )
 """Mean KL divergence below which words hold, and what an artifact is good for then."""
 
@@ -169,7 +169,7 @@ class Member:
         """What its divergence allows, and which other is smaller and closer."""
         if self.figures is None:
             return "not measured"
-        use = next(f"{use}: {words}" for bound, words, use in BANDS if self.kl <= bound)
+        use = next(use for bound, _, use in BANDS if self.kl <= bound)
         better = [e for e in family if e.size <= self.size and e.kl < self.kl]
         best = min(better, key=lambda each: each.kl, default=None)
         return use + (f"; {best.short} is smaller and closer" if best else "")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 NAME = "size-and-loss"
 INSTALL = "pip install 'gemquant[picture]'"
-_VERSION = 1
+_VERSION = 2
 """Rises when the drawing changes."""
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9")
 _ON_DARK = ("#56b4e9", "#f28e2b", "#2fc99a", "#e3a1c6", "#f0e442", "#4f8fd0")
@@ -168,9 +169,9 @@ def _family(axes: Axes, points: Sequence[_Point], colour: str, marker: str, them
         )
     sizes, losses = [each.size for each in points], [each.kl for each in points]
     axes.scatter(sizes, losses, s=46, color=colour, marker=marker, label=points[0].family, zorder=3)
-    advised = [each for each in points if each.advised]
-    sizes, losses = [each.size for each in advised], [each.kl for each in advised]
-    axes.scatter(sizes, losses, s=150, facecolor="none", edgecolor=theme.ink, zorder=2)
+    rings = [each for each in points if each.advised]
+    x, y = [each.size for each in rings], [each.kl for each in rings]
+    axes.scatter(x, y, s=150, facecolor="none", edgecolor=theme.ink, zorder=2)
 
 
 _PLACES = ((9, 5, "left"), (9, -12, "left"), (-9, 5, "right"), (-9, -12, "right"), (9, 14, "left"),
@@ -189,7 +190,8 @@ def _labels(axes: Axes, points: Sequence[_Point]) -> None:
         Bbox.from_bounds(x - 5 * scale, y - 5 * scale, 10 * scale, 10 * scale) for x, y in middles
     ]
     frame = axes.get_window_extent()
-    for point in sorted(points, key=lambda each: each.kl):
+    for number in sorted(range(len(points)), key=lambda each: points[each].kl):
+        point, own = points[number], middles[number]
         best: tuple[float, Any, Any] | None = None
         for turn, (right, up, side) in enumerate(_PLACES):
             text = axes.annotate(
@@ -204,7 +206,9 @@ def _labels(axes: Axes, points: Sequence[_Point]) -> None:
             box = text.get_window_extent()
             covered = sum(bool(box.overlaps(other)) for other in taken)
             outside = not (frame.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y1 <= frame.y1)
-            cost = 10 * covered + 20 * outside + 0.1 * turn
+            far = _distance(box, own)
+            nearer = sum(_distance(box, m) <= far for m in middles if m is not own)
+            cost = 10 * covered + 20 * outside + 15 * nearer + 0.1 * turn
             if best is None or cost < best[0]:
                 if best is not None:
                     best[1].remove()
@@ -213,3 +217,10 @@ def _labels(axes: Axes, points: Sequence[_Point]) -> None:
                 text.remove()
         assert best is not None
         taken.append(best[2])
+
+
+def _distance(box: Any, point: Any) -> float:
+    """From a point to the nearest edge of a box, in pixels."""
+    across = max(box.x0 - point[0], 0, point[0] - box.x1)
+    along = max(box.y0 - point[1], 0, point[1] - box.y1)
+    return math.hypot(across, along)

@@ -125,7 +125,7 @@ def render_card(
         linears=sum(len(scheme.modules) for scheme in manifest.quantization.schemes),
         adapters=adapters(manifest),
         fallbacks=fallbacks_by_reason(manifest),
-        source_note=_source_note(manifest),
+        source_note=source_note(manifest),
         levels=LEVELS,
         brackets=[corners] if (corners := emulated_corners(manifest.certificates)) else [],
         later=[each.section.strip() for each in later if each.section],
@@ -316,7 +316,7 @@ def origin(manifest: Manifest) -> str:
     return _escaped(name)
 
 
-def _source_note(manifest: Manifest) -> str:
+def source_note(manifest: Manifest) -> str:
     """Say so where the weights compared with had been quantized before."""
     ref = manifest.source.ref
     if ref.startswith("sample:") or ref.endswith(".gguf"):

@@ -39,10 +39,8 @@ def test_where_none_is_close_the_closest_is_advised() -> None:
 
 def test_what_another_beats_in_both_is_said() -> None:
     beaten = Measured("beaten", 6, 0.05)
-    assert beaten.good_for([LARGE, USUAL, beaten]) == (
-        "everyday use: close to the original; usual is smaller and closer"
-    )
-    assert USUAL.good_for([LARGE, USUAL, beaten]) == "everyday use: close to the original"
+    assert beaten.good_for([LARGE, USUAL, beaten]) == ("everyday use; usual is smaller and closer")
+    assert USUAL.good_for([LARGE, USUAL, beaten]) == "everyday use"
 
 
 def test_members_are_listed_from_the_largest() -> None:
