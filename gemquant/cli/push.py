@@ -43,7 +43,7 @@ Examples:
 @click.option(
     "--layout",
     type=click.Choice(["files", "folders", "repositories"]),
-    help="Of several artifacts: GGUF files beside one another, a folder each, or a repository "
+    help="Of several artifacts: GGUF files next to one another, a folder each, or a repository "
     "OWNER/FOLDER each.  [default: files where all are GGUF, else folders]",
 )
 @click.option(

@@ -63,8 +63,8 @@ def run_on(
 ) -> list[Artifact]:
     """Make what does not stand yet; a group that fails stops no other.
 
-    UsageError for a cluster that cannot be reached, or whose nodes
-    lack the processors or the memory of a group; at the end, all errors of all groups.
+    UsageError for a cluster that cannot be reached, or whose nodes lack the processors or the
+    memory of a group; at the end, all errors of all groups.
     """
     finished = [
         artifact for each in planned.passes if not each.planned for artifact in each.finished
@@ -155,7 +155,7 @@ def _make(request: RunRequest, title: str, folder: str, mark: str, inbox: Any) -
     except OSError:
         visible = False
     if not visible:
-        node = os.uname().nodename
+        node = socket.gethostname()
         return (
             OutputError(
                 f"{request.folder}: node {node} does not see this folder of {folder}.",
@@ -224,7 +224,7 @@ def _connected(cluster: Cluster) -> Iterator[Any]:
     own = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if alone else {}
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     try:
-        _ring(address)
+        _require_answer(address)
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR", **own)
     except (OSError, ValueError) as error:
         raise UsageError(
@@ -238,7 +238,7 @@ def _connected(cluster: Cluster) -> Iterator[Any]:
         ray.shutdown()
 
 
-def _ring(address: str | None) -> None:
+def _require_answer(address: str | None) -> None:
     """OSError or ValueError where nothing listens; Ray would try for minutes."""
     if address in (None, "auto", "local"):
         return

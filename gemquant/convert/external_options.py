@@ -60,7 +60,7 @@ class OnnxOptions:
 
 @dataclass(frozen=True)
 class ImatrixOptions:
-    """An importance matrix as a file beside the artifacts, which has no options of its own."""
+    """An importance matrix as a file next to the artifacts, which has no options of its own."""
 
     name: ClassVar[str] = "imatrix"
     target: ClassVar[str] = "cpu"

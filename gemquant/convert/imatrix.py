@@ -23,7 +23,7 @@ from gemquant.models.skeleton import Skeleton
 
 @dataclass(frozen=True)
 class ImatrixStep:
-    """A file beside the artifacts of a run; satisfies ``ToolStep``."""
+    """A file next to the artifacts of a run; satisfies ``ToolStep``."""
 
     title: str
     out: Path
@@ -43,7 +43,7 @@ class ImatrixStep:
         return cls(job.title, out, out.exists() and not request.force, job.recipe, request.threads)
 
     def duration(self) -> Duration:
-        """Not predicted: little beside a pass that quantizes."""
+        """Not predicted: little next to a pass that quantizes."""
         return Duration()
 
     def run(self, shared: Path, progress: Progress) -> None:  # noqa: ARG002 (protocol)

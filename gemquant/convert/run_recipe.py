@@ -19,7 +19,7 @@ from gemquant.errors import Attempt, GemquantError, ProblemCollector, UsageError
 PRESETS = Path(__file__).with_name("presets")
 _MAX_BYTES = 1_000_000
 IMATRIX = "imatrix"
-"""The job whose result is a file beside the artifacts."""
+"""The job whose result is a file next to the artifacts."""
 
 _JOB_ONLY = {"quantizer": (str,), "name": (str,)}
 _LIMITS = {"tool_minutes": (int,), "tool_memory": (str,)}

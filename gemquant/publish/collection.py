@@ -100,7 +100,7 @@ class Collection:
 
     @property
     def flat(self) -> bool:
-        """Whether the files lie beside one another."""
+        """Whether the files lie next to one another."""
         return not any(each.place for each in self.members)
 
     @property

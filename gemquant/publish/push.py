@@ -68,7 +68,7 @@ from gemquant.publish.verify import (
 
 MAIN = "main"
 Layout = Literal["files", "folders"]
-"""Of several artifacts in a repository: beside one another, or each in its folder."""
+"""Of several artifacts in a repository: next to one another, or each in its folder."""
 _REVISION = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)*")
 
 
@@ -235,7 +235,7 @@ def folder_name(artifact: Artifact) -> str:
 def _flat_files(
     artifacts: Sequence[Artifact], destination: Destination, present: Mapping[str, Manifest]
 ) -> list[UploadFile]:
-    """The files of all artifacts beside one another, and those that are made for all."""
+    """The files of all artifacts next to one another, and those that are made for all."""
     ours = {scheme_label(each.manifest): each for each in artifacts}
     files = {
         name: UploadFile(name, each.path / name, record.bytes, record.sha256, label)
@@ -272,7 +272,7 @@ def _folder_files(
 def _common_files(
     artifacts: Mapping[str, Artifact], present: Mapping[str, Manifest], destination: Destination
 ) -> list[UploadFile]:
-    """The card, its pictures, and an importance matrix that lies beside the artifacts."""
+    """The card, its pictures, and an importance matrix that lies next to the artifacts."""
     parents = {each.path.resolve().parent for each in artifacts.values()}
     found = sorted(parents.pop().glob(f"*{IMATRIX_ENDING}")) if len(parents) == 1 else []
     matrices = {each.name: each.read_bytes() for each in found[:1]}

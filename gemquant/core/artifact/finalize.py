@@ -38,7 +38,7 @@ MANIFESTS = "manifests"
 PICTURES = tuple(f"size-and-loss{dark}.{kind}" for dark in ("", "-dark") for kind in ("svg", "png"))
 """Pictures of such a repository's card."""
 IMATRIX_ENDING = ".imatrix.gguf"
-"""How the name of an importance matrix ends that lies beside several artifacts."""
+"""How the name of an importance matrix ends that lies next to several artifacts."""
 EVALUATION_FILE = "evaluation.json"
 TASKS_FILE = "tasks.json"
 """What was measured later, as the card shows it."""

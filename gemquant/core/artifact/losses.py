@@ -96,6 +96,12 @@ def loss_columns(*, embeddings: bool = False) -> list[Column]:
     return columns("slice", _EMBEDDED if embeddings else _FIGURES)[1:]
 
 
+def _mean(figures: Iterable[tuple[int, float]]) -> float:
+    """Mean over (count, value), each value as often as it counts."""
+    counted = list(figures)
+    return sum(count * value for count, value in counted) / sum(count for count, _ in counted)
+
+
 @dataclass(frozen=True)
 class OverallEmbeddings:
     """Figures over the texts of all slices; cosine_p01: of the slice where it is lowest."""
@@ -108,11 +114,10 @@ class OverallEmbeddings:
     def of(cls, level: LevelEvaluation) -> OverallEmbeddings:
         """Weigh each slice by its texts."""
         slices = level.embeddings
-        total = sum(each.text_count for each in slices)
         return cls(
-            sum(each.text_count * each.cosine_mean.value for each in slices) / total,
+            _mean((each.text_count, each.cosine_mean.value) for each in slices),
             min(each.cosine_p01.value for each in slices),
-            sum(each.text_count * each.top1.value for each in slices) / total,
+            _mean((each.text_count, each.top1.value) for each in slices),
         )
 
     @property
@@ -145,11 +150,10 @@ class Overall:
     @classmethod
     def of(cls, level: LevelEvaluation) -> Overall:
         """Weigh each slice by its tokens."""
-        total = sum(each.token_count for each in level.slices)
         return cls(
-            sum(each.token_count * each.kl_mean.value for each in level.slices) / total,
+            _mean((each.token_count, each.kl_mean.value) for each in level.slices),
             max(each.kl_p999.value for each in level.slices),
-            sum(each.token_count * each.top1.value for each in level.slices) / total,
+            _mean((each.token_count, each.top1.value) for each in level.slices),
         )
 
     @property
